@@ -1,0 +1,249 @@
+"""Configuration of a familial model: any decoder's config plus the depths of its exits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+EXIT_NORMS = ("own", "shared")
+EXIT_HEADS = ("shared", "own")
+
+# What a process without this package needs to load a checkpoint with `trust_remote_code=True`.
+AUTO_MAP = {
+    "AutoConfig": "configuration_familial.FamilialConfig",
+    "AutoModel": "modeling_familial.FamilialModel",
+    "AutoModelForCausalLM": "modeling_familial.FamilialForCausalLM",
+}
+
+
+def evenly_spaced_exits(num_hidden_layers: int, num_exits: int) -> list[int]:
+    """Place `num_exits` exits at equal distances, the last one at the full depth.
+
+    Args:
+        num_hidden_layers (`int`): Depth of the backbone, in layers.
+        num_exits (`int`): Granularity G, the deepest exit counted.
+
+    Returns:
+        `list[int]`: Strictly increasing depths that end at `num_hidden_layers`.
+
+    Raises:
+        ValueError: If `num_exits` is not between 1 and `num_hidden_layers`.
+
+    Example:
+        >>> evenly_spaced_exits(28, 4)
+        [7, 14, 21, 28]
+    """
+    if not _is_int(num_exits):
+        raise ValueError(f"`num_exits` must be an integer, got {num_exits!r}.")
+    if not 1 <= num_exits <= num_hidden_layers:
+        raise ValueError(
+            f"`num_exits` must be between 1 and the {num_hidden_layers} layers of the backbone, "
+            f"got {num_exits}."
+        )
+    return [round(num_hidden_layers * (k + 1) / num_exits) for k in range(num_exits)]
+
+
+def _of_text_config(name: str) -> property:
+    """A property that reads and writes `text_config`: one source of truth, two addresses."""
+    return property(
+        lambda self: getattr(self.text_config, name),
+        lambda self, value: setattr(self.text_config, name, value),
+        doc=f"`{name}` of `text_config`.",
+    )
+
+
+class FamilialConfig(PreTrainedConfig):
+    r"""Configuration of a [`FamilialModel`] or [`FamilialForCausalLM`].
+
+    A familial model is a decoder with G exits on one shared backbone. The backbone is described by
+    `text_config`, the config of any decoder of transformers; the other fields describe the exits.
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a [`LlamaConfig`]):
+            Config of the backbone. A dict must hold `model_type`.
+        exits (`list[int]`, *optional*):
+            Depth of every exit: the number of backbone layers run before it. Strictly increasing, the
+            last one equal to `num_hidden_layers`. Defaults to 4 evenly spaced exits (or one per layer
+            in a backbone of fewer than 4 layers). `exits=[num_hidden_layers]` is the dense model.
+        num_exit_layers (`int`, *optional*, defaults to 0):
+            Number of private decoder layers of each early exit, run between its tap and its norm.
+        exit_norm (`str`, *optional*, defaults to `"own"`):
+            `"own"`: every early exit has its own norm. `"shared"`: it uses the backbone's final norm.
+        exit_head (`str`, *optional*, defaults to `"shared"`):
+            `"shared"`: every exit uses `lm_head`. `"own"`: every early exit has its own output head.
+        default_exit (`int`, *optional*, defaults to -1):
+            Exit that `forward` and `generate` use when `exit_idx` is not given; an index into `exits`.
+        tie_word_embeddings (`bool`, *optional*):
+            Whether `lm_head` is the input embedding. Defaults to what `text_config` says. Own heads of
+            early exits are never tied.
+
+    Raises:
+        ValueError: If a field is out of its range, or `text_config` is not a decoder's.
+
+    Example:
+        >>> from hf_familial import FamilialConfig
+        >>> config = FamilialConfig(text_config={"model_type": "qwen3", "num_hidden_layers": 8})
+        >>> config.exits
+        [2, 4, 6, 8]
+
+    Reference: granularity G as in "Theoretical Foundations of Scaling Law in Familial Models",
+    arXiv:2512.23407.
+    """
+
+    model_type: ClassVar[str] = "familial"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
+    }
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "exit_losses",
+        "exit_logits",
+        "exit_hidden_states",
+    ]
+
+    text_config: dict | PreTrainedConfig | None = None
+    exits: list[int] | tuple[int, ...] | None = None
+    num_exit_layers: int = 0
+    exit_norm: str = "own"
+    exit_head: str = "shared"
+    default_exit: int = -1
+    tie_word_embeddings: bool | None = None
+
+    vocab_size = _of_text_config("vocab_size")
+    hidden_size = _of_text_config("hidden_size")
+    num_hidden_layers = _of_text_config("num_hidden_layers")
+    num_attention_heads = _of_text_config("num_attention_heads")
+    num_key_value_heads = _of_text_config("num_key_value_heads")
+    head_dim = _of_text_config("head_dim")
+    intermediate_size = _of_text_config("intermediate_size")
+    max_position_embeddings = _of_text_config("max_position_embeddings")
+    initializer_range = _of_text_config("initializer_range")
+    use_cache = _of_text_config("use_cache")
+    pad_token_id = _of_text_config("pad_token_id")
+    bos_token_id = _of_text_config("bos_token_id")
+    eos_token_id = _of_text_config("eos_token_id")
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Build the sub-config, fill in what depends on it, and check."""
+        if not isinstance(self.text_config, (dict, PreTrainedConfig, type(None))):
+            raise ValueError(
+                f"`text_config` must be a config or a dict with `model_type`, got {self.text_config!r}."
+            )
+        if isinstance(self.text_config, dict) and "model_type" not in self.text_config:
+            raise ValueError(
+                "`text_config` must name its architecture: it has no `model_type`, only "
+                f"{sorted(self.text_config)}. Add for example `model_type='llama'`."
+            )
+        super().__post_init__(**kwargs)
+        if self.exits is None:
+            depth = self.num_hidden_layers
+            self.exits = evenly_spaced_exits(depth, min(4, depth))
+        self.exits = list(self.exits)
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        self.check()
+
+    def check(self) -> None:
+        """Check every field against the backbone's config.
+
+        Called at construction, and again by the models, for configs changed since.
+
+        Raises:
+            ValueError: Naming the field, its value and what would be right.
+        """
+        text_config = self.text_config
+        if getattr(text_config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"`{text_config.model_type}` is an encoder-decoder; a familial backbone must be a "
+                "decoder-only language model such as `llama` or `qwen3`."
+            )
+        if text_config.get_text_config(decoder=True) is not text_config:
+            inner = text_config.get_text_config(decoder=True).model_type
+            raise ValueError(
+                f"`{text_config.model_type}` is a composite of several models; pass the config of its "
+                f"language model (`{inner}`) as `text_config`."
+            )
+        check_exits(self.exits, self.num_hidden_layers)
+        if not _is_int(self.num_exit_layers) or self.num_exit_layers < 0:
+            raise ValueError(
+                f"`num_exit_layers` must be an integer of 0 or more, got {self.num_exit_layers!r}."
+            )
+        _check_choice("exit_norm", self.exit_norm, EXIT_NORMS)
+        _check_choice("exit_head", self.exit_head, EXIT_HEADS)
+        if not _is_int(self.default_exit) or not -self.num_exits <= self.default_exit < self.num_exits:
+            raise ValueError(
+                f"`default_exit` must be between {-self.num_exits} and {self.num_exits - 1} for "
+                f"{self.num_exits} exits, got {self.default_exit}."
+            )
+
+    @property
+    def num_exits(self) -> int:
+        """`int`: Granularity G, the number of exits, the deepest one counted."""
+        return len(self.exits)
+
+    def resolve_exit(self, exit_idx: int | None = None) -> int:
+        """Turn an exit index, possibly negative or missing, into one between 0 and G - 1.
+
+        Args:
+            exit_idx (`int`, *optional*): Index into `exits`; `None` means `default_exit`.
+
+        Returns:
+            `int`: The same exit, counted from the shallowest.
+
+        Raises:
+            IndexError: If there is no such exit.
+            TypeError: If `exit_idx` is not an integer.
+        """
+        if exit_idx is None:
+            exit_idx = self.default_exit
+        if not _is_int(exit_idx):
+            raise TypeError(f"`exit_idx` must be an integer, got {exit_idx!r}.")
+        if not -self.num_exits <= exit_idx < self.num_exits:
+            raise IndexError(
+                f"`exit_idx` {exit_idx} is out of range: this family has {self.num_exits} exits, at "
+                f"depths {self.exits}, so `exit_idx` goes from {-self.num_exits} to "
+                f"{self.num_exits - 1}."
+            )
+        return exit_idx % self.num_exits
+
+    def to_dict(self) -> dict[str, Any]:
+        """The serialisable fields, with the `auto_map` under which the classes load as remote code."""
+        return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
+
+
+def check_exits(exits: Sequence[int], num_hidden_layers: int) -> None:
+    """Check the depths of the exits.
+
+    Args:
+        exits (`Sequence[int]`): Depths, in layers.
+        num_hidden_layers (`int`): Depth of the backbone.
+
+    Raises:
+        ValueError: If `exits` is empty, not made of integers, not strictly increasing, below 1, or
+            does not end at `num_hidden_layers`.
+    """
+    right = f"strictly increasing depths from 1 up, ending at `num_hidden_layers` ({num_hidden_layers})"
+    if not exits:
+        raise ValueError(f"`exits` must be {right}, got none.")
+    wrong = [depth for depth in exits if not _is_int(depth)]
+    if wrong:
+        raise ValueError(f"`exits` must be integers, {right}, got {wrong[0]!r} in {list(exits)}.")
+    increasing = all(a < b for a, b in zip(exits, exits[1:], strict=False))
+    if exits[0] < 1 or not increasing or exits[-1] != num_hidden_layers:
+        raise ValueError(f"`exits` must be {right}, got {list(exits)}.")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+
+
+__all__ = ["FamilialConfig", "check_exits", "evenly_spaced_exits"]

@@ -1,0 +1,251 @@
+"""Running part of a host's decoder: views of the backbone over views of the cache.
+
+A view is a shallow copy of the backbone that holds other layers, another norm and a config cut to
+match; its modules are the backbone's own, so nothing is copied and nothing is mutated. No other file
+knows how a view is made.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicCache, StaticCache, StaticLayer
+from transformers.utils.output_capturing import (
+    install_all_output_capturing_hooks,
+    maybe_install_capturing_hooks,
+)
+
+from .contract import IDENTITY, ONE, ZERO, Contract
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive layers to run in one pass of the host's own forward.
+
+    Attributes:
+        layers (`Sequence[nn.Module]`): The layers; the backbone's or private ones.
+        start (`int`): Depth at which they stand: number of layers before them.
+        norm (`nn.Module`, *optional*): Applied to their output; `None` returns the tap.
+        slots (`Sequence[int]`): Index of each layer's slot in the family's cache.
+    """
+
+    layers: Sequence[nn.Module]
+    start: int
+    norm: nn.Module | None
+    slots: Sequence[int]
+
+
+def run_segment(
+    backbone: nn.Module,
+    contract: Contract,
+    segment: Segment,
+    past_key_values: Cache | None = None,
+    **inputs: Any,
+) -> Any:
+    """Run one segment through the host's forward.
+
+    Args:
+        backbone (`PreTrainedModel`): The host's decoder.
+        contract ([`Contract`]): Where it keeps its parts.
+        segment ([`Segment`]): What to run.
+        past_key_values ([`Cache`], *optional*): The family's cache, long enough for the segment's
+            slots (see `grow_cache`). Updated in place.
+        **inputs: What the backbone's forward takes. For `segment.start > 0`: `inputs_embeds`, the tap
+            of shape `(batch, seq, hidden)`, and `position_ids`.
+
+    Returns:
+        `ModelOutput`: As the host returns it, with the family's cache in `past_key_values`.
+
+    Raises:
+        ValueError: If the segment's slots hold different numbers of tokens.
+    """
+    maybe_install_capturing_hooks(backbone)
+    view = segment_view(backbone, contract, segment)
+    if past_key_values is not None:
+        check_lengths(past_key_values, segment.slots)
+        inputs[cache_argument(type(backbone))] = cache_view(past_key_values, segment)
+    outputs = view(**inputs)
+    if past_key_values is not None:
+        outputs[cache_argument(type(backbone))] = past_key_values
+    return outputs
+
+
+def segment_view(backbone: nn.Module, contract: Contract, segment: Segment) -> nn.Module:
+    """A shallow copy of the backbone that holds only the segment."""
+    config = slice_config(backbone.config, segment.start, segment.start + len(segment.layers))
+    path = contract.owner.split(".") if contract.owner else []
+    root = view = _shallow(backbone, config)
+    for name in path:
+        child = _shallow(view._modules[name], config)
+        view._modules[name] = child
+        view = child
+    view._modules[contract.layers] = nn.ModuleList(segment.layers)
+    view._modules[contract.norm] = segment.norm if segment.norm is not None else nn.Identity()
+    if segment.start > 0:
+        for name, kind in contract.once.items():
+            _neutralise(view, name, kind)
+    return root
+
+
+def _shallow(module: nn.Module, config: Any) -> nn.Module:
+    view = copy.copy(module)
+    view.__dict__ = dict(module.__dict__)
+    view.__dict__["_modules"] = dict(module._modules)
+    # accelerate binds `forward` to the original module: a view must use its class's
+    for name in ("forward", "_hf_hook", "_old_forward"):
+        view.__dict__.pop(name, None)
+    view.__dict__["config"] = config
+    return view
+
+
+def _neutralise(view: nn.Module, name: str, kind: str) -> None:
+    """Switch off what the forward does once, before the first layer, if this host does it."""
+    if kind == ONE:
+        for holder in (view, view.config):
+            if name in holder.__dict__:
+                holder.__dict__[name] = 1.0
+    elif kind == ZERO and isinstance(view._modules.get(name), nn.Module):
+        view._modules[name] = _Zeros(view._modules[name])
+    elif kind == IDENTITY and isinstance(view._modules.get(name), nn.Module):
+        view._modules[name] = nn.Identity()
+
+
+class _Zeros(nn.Module):
+    """Stands where an embedding of positions stood: adds nothing."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.dtype = next(embedding.parameters()).dtype
+
+    def forward(self, positions: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros((), dtype=self.dtype, device=positions.device)
+
+
+def slice_config(config: Any, start: int, stop: int) -> Any:
+    """The config of a model made of the layers `[start, stop)` of this one.
+
+    Every per-layer list is cut to match; beyond the depth of the original its last entry repeats.
+
+    Args:
+        config (`PreTrainedConfig`): Config of the backbone; not changed.
+        start (`int`): First layer.
+        stop (`int`): One past the last layer; may exceed the depth of the backbone.
+
+    Returns:
+        `PreTrainedConfig`: A shallow copy.
+    """
+    depth = config.num_hidden_layers
+    sliced = copy.copy(config)
+    sliced.__dict__ = dict(config.__dict__)
+    for name in per_layer_lists(config):
+        values = list(config.__dict__[name])
+        values += values[-1:] * max(0, stop - depth)
+        sliced.__dict__[name] = values[start:stop]
+    sliced.__dict__[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = stop - start
+    return sliced
+
+
+def per_layer_lists(config: Any) -> list[str]:
+    """Names of the config's fields that hold one entry per layer."""
+    return [
+        name
+        for name, value in config.__dict__.items()
+        if isinstance(value, (list, tuple))
+        and len(value) == config.num_hidden_layers
+        and ("layer" in name or name.endswith("_types"))
+    ]
+
+
+def cache_view(cache: Cache, segment: Segment) -> Cache:
+    """A cache that shows one segment's slots where its layers look for them, and hides the others."""
+    hidden: list[Any] = [DummyLayer() for _ in range(segment.start)]
+    layers = hidden + [cache.layers[slot] for slot in segment.slots]
+    attends = any(isinstance(layer, CacheLayerMixin) for layer in layers)
+    return Cache(layers=layers) if attends else _RecurrentCache(layers=layers)
+
+
+class _RecurrentCache(Cache):
+    """Of a segment without attention, which counts no tokens: its masks span the new ones only."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0
+
+
+def grow_cache(cache: Cache, num_slots: int, sources: Sequence[tuple[Any, int]]) -> None:
+    """Append the slots that a cache lacks.
+
+    Args:
+        cache ([`Cache`]): Grown in place, with empty slots of its own kind.
+        num_slots (`int`): Number of slots it must have.
+        sources (`Sequence[tuple[PreTrainedConfig, int]]`): For each slot, a config and the index in it
+            of the layer that the slot serves.
+
+    Raises:
+        ValueError: If it is neither a dynamic nor a static cache.
+    """
+    for config, layer_idx in sources[len(cache.layers) : num_slots]:
+        if cache.layer_class_to_replicate is not None:
+            cache.layers.append(cache.layer_class_to_replicate())
+        elif isinstance(cache, StaticCache):
+            length = max(getattr(layer, "max_cache_len", 0) for layer in cache.layers)
+            fresh = StaticCache(config=config, max_cache_len=length)
+            cache.layers.append(fresh.layers[layer_idx])
+        elif isinstance(cache, DynamicCache):
+            cache.layers.append(DynamicCache(config=config).layers[layer_idx])
+        else:
+            raise ValueError(
+                f"a `{type(cache).__name__}` of {len(cache.layers)} layers cannot be extended to the "
+                f"{num_slots} that this exit needs; use a `DynamicCache` or a `StaticCache`."
+            )
+
+
+def check_lengths(cache: Cache, slots: Sequence[int]) -> None:
+    """Refuse a cache in which some layers have seen fewer positions than others.
+
+    A plain forward on such a cache reads its masks from one layer and is silently wrong.
+
+    Args:
+        cache ([`Cache`]): The family's cache.
+        slots (`Sequence[int]`): The slots that are about to be used together.
+
+    Raises:
+        ValueError: Naming the lengths found.
+    """
+    lengths = {
+        slot: cache.layers[slot].get_seq_length()
+        for slot in slots
+        if isinstance(cache.layers[slot], CacheLayerMixin)
+        and not isinstance(cache.layers[slot], StaticLayer)
+    }
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            "`past_key_values` holds different numbers of tokens per layer "
+            f"({lengths}): a shallower exit ran on it before. Keep one cache per exit, or run the "
+            "missing positions through the deeper layers first."
+        )
+
+
+@lru_cache(maxsize=None)
+def cache_argument(backbone_class: type) -> str:
+    """Name under which this host's forward takes its cache."""
+    parameters = inspect.signature(backbone_class.forward).parameters
+    return "cache_params" if "cache_params" in parameters else "past_key_values"
+
+
+@lru_cache(maxsize=None)
+def forward_arguments(backbone_class: type) -> frozenset[str] | None:
+    """Names that this host's forward takes; `None` if it takes any."""
+    parameters = inspect.signature(backbone_class.forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return frozenset(parameters)
