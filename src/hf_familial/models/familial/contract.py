@@ -6,6 +6,7 @@ layer. A family that differs has a row; one that cannot be cut at a depth has a 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,12 +114,25 @@ class Contract:
         layers (`str`): Name of the list of decoder layers in the owner.
         norm (`str`): Name of the final norm in the owner.
         once (`Mapping[str, str]`): What acts once, before the first layer.
+        cache (`str`): Name of the forward's argument that takes the cache.
+        takes (`frozenset[str]`, *optional*): Names of all its arguments; `None` if it takes any.
     """
 
     owner: str
     layers: str
     norm: str
     once: Mapping[str, str]
+    cache: str
+    takes: frozenset[str] | None
+
+    def accepted(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs that are given and that the host's forward takes; the cache always."""
+        return {
+            name: value
+            for name, value in inputs.items()
+            if value is not None
+            and (self.takes is None or name in self.takes or name == "past_key_values")
+        }
 
 
 def find_contract(backbone: nn.Module) -> Contract:
@@ -150,7 +164,16 @@ def find_contract(backbone: nn.Module) -> Contract:
     norm = next((name for name in names if isinstance(getattr(owner, name, None), nn.Module)), None)
     if norm is None:
         raise refusal(model_type, "it has no final norm for an exit to copy")
-    return Contract(owner=row.owner, layers=layers, norm=norm, once={**ONCE, **row.once})
+    parameters = inspect.signature(type(backbone).forward).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return Contract(
+        owner=row.owner,
+        layers=layers,
+        norm=norm,
+        once={**ONCE, **row.once},
+        cache="cache_params" if "cache_params" in parameters else "past_key_values",
+        takes=None if takes_any else frozenset(parameters),
+    )
 
 
 def logit_ops(config: Any) -> tuple[tuple[str, float], ...]:

@@ -22,10 +22,9 @@ from .losses import balance_loss, multi_exit_loss
 from .outputs import FamilialCausalLMOutput, FamilialModelOutput
 from .segments import (
     Segment,
-    cache_argument,
     check_lengths,
-    forward_arguments,
     grow_cache,
+    hook_private_layers,
     run_segment,
     segment_view,
     slice_config,
@@ -65,9 +64,11 @@ class FamilialModel(FamilialPreTrainedModel):
         ValueError: If the backbone cannot be cut at a depth.
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^exit_heads\."]
+
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
-        config.check()
+        config.check()  # it may have been changed since it was made
         # the default dtype, not the sub-config's: heads and exits are made in it too
         self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.contract = find_contract(self.backbone)
@@ -163,13 +164,15 @@ class FamilialModel(FamilialPreTrainedModel):
             return self._run_backbone(inputs)
         depth, layers = self.config.exits[exit_idx], self._layers
         private = list(self.exits[exit_idx].layers) if exit_idx < len(self.exits) else []
+        if private and (inputs["output_hidden_states"] or inputs["output_attentions"]):
+            hook_private_layers(self.backbone, self.contract, self._private_segment(exit_idx))
         segment = Segment(
             layers=[*layers[:depth], *private],
             start=0,
             norm=self._norm(exit_idx),
             slots=self._slots(exit_idx),
         )
-        return run_segment(self.backbone, self.contract, segment, **self._accepted(inputs))
+        return run_segment(self.backbone, self.contract, segment, **inputs)
 
     def _run_exits(
         self, entry: dict[str, Any], inputs: dict[str, Any]
@@ -205,27 +208,17 @@ class FamilialModel(FamilialPreTrainedModel):
             "output_attentions": None,
             "output_router_logits": None,
         }
-        outputs = run_segment(self.backbone, self.contract, segment, **self._accepted(inputs))
+        outputs = run_segment(self.backbone, self.contract, segment, **inputs)
         return outputs.last_hidden_state
 
     def _run_backbone(self, inputs: dict[str, Any]) -> Any:
         """The host's own forward, untouched: what makes the deepest exit the dense model."""
-        inputs = self._accepted(inputs)
+        inputs = self.contract.accepted(inputs)
         cache = inputs.pop("past_key_values", None)
         if cache is not None:
             check_lengths(cache, range(min(len(cache.layers), self.config.num_hidden_layers)))
-            inputs[cache_argument(type(self.backbone))] = cache
+            inputs[self.contract.cache] = cache
         return self.backbone(**inputs)
-
-    def _accepted(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs that are given and that this host's forward takes."""
-        names = forward_arguments(type(self.backbone))
-        return {
-            name: value
-            for name, value in inputs.items()
-            if value is not None
-            and (names is None or name in names or name == "past_key_values")
-        }
 
     def _positions(self, entry: dict[str, Any], inputs: dict[str, Any]) -> torch.Tensor | None:
         """Position ids for private layers, which cannot count the cache's tokens themselves."""

@@ -8,10 +8,8 @@ knows how a view is made.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -66,15 +64,32 @@ def run_segment(
     Raises:
         ValueError: If the segment's slots hold different numbers of tokens.
     """
-    maybe_install_capturing_hooks(backbone)
+    inputs = contract.accepted(inputs)
+    if _captures(backbone, inputs):
+        # a view that installed them itself would install them twice on the layers it shares
+        maybe_install_capturing_hooks(backbone)
     view = segment_view(backbone, contract, segment)
     if past_key_values is not None:
         check_lengths(past_key_values, segment.slots)
-        inputs[cache_argument(type(backbone))] = cache_view(past_key_values, segment)
+        inputs[contract.cache] = cache_view(past_key_values, segment)
     outputs = view(**inputs)
     if past_key_values is not None:
-        outputs[cache_argument(type(backbone))] = past_key_values
+        outputs[contract.cache] = past_key_values
     return outputs
+
+
+def _captures(backbone: Any, inputs: dict[str, Any]) -> bool:
+    """Whether hidden states, attentions or the like are to be captured on the way."""
+    names = [f"output_{name}" for name in backbone._can_record_outputs or {}]
+    return any(inputs.get(name, getattr(backbone.config, name, False)) for name in names)
+
+
+def hook_private_layers(backbone: nn.Module, contract: Contract, segment: Segment) -> None:
+    """Let private layers be captured like the backbone's own; once is enough."""
+    layers = segment.layers
+    if not getattr(layers[0], "_output_capturing_hooks_installed", False):
+        install_all_output_capturing_hooks(segment_view(backbone, contract, segment))
+        layers[0]._output_capturing_hooks_installed = True
 
 
 def segment_view(backbone: nn.Module, contract: Contract, segment: Segment) -> nn.Module:
@@ -95,8 +110,8 @@ def segment_view(backbone: nn.Module, contract: Contract, segment: Segment) -> n
 
 
 def _shallow(module: nn.Module, config: Any) -> nn.Module:
-    view = copy.copy(module)
-    view.__dict__ = dict(module.__dict__)
+    view = object.__new__(type(module))
+    view.__dict__.update(module.__dict__)
     view.__dict__["_modules"] = dict(module._modules)
     # accelerate binds `forward` to the original module: a view must use its class's
     for name in ("forward", "_hf_hook", "_old_forward"):
@@ -233,19 +248,3 @@ def check_lengths(cache: Cache, slots: Sequence[int]) -> None:
             f"({lengths}): a shallower exit ran on it before. Keep one cache per exit, or run the "
             "missing positions through the deeper layers first."
         )
-
-
-@lru_cache(maxsize=None)
-def cache_argument(backbone_class: type) -> str:
-    """Name under which this host's forward takes its cache."""
-    parameters = inspect.signature(backbone_class.forward).parameters
-    return "cache_params" if "cache_params" in parameters else "past_key_values"
-
-
-@lru_cache(maxsize=None)
-def forward_arguments(backbone_class: type) -> frozenset[str] | None:
-    """Names that this host's forward takes; `None` if it takes any."""
-    parameters = inspect.signature(backbone_class.forward).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return frozenset(parameters)

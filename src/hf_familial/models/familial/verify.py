@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from .contract import Contract, find_contract, logit_ops
 from .exits import read_out
-from .segments import Segment, forward_arguments, grow_cache, run_segment
+from .segments import Segment, grow_cache, run_segment
 
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -178,9 +178,6 @@ class _Probe:
         return self.backbone(input_ids=ids, use_cache=False, **kwargs)
 
     def run(self, segment: Segment, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
-        names = forward_arguments(type(self.backbone))
-        if names is not None:
-            inputs = {k: v for k, v in inputs.items() if k in names or k == "past_key_values"}
         outputs = run_segment(self.backbone, self.contract, segment, use_cache=use_cache, **inputs)
         return outputs.last_hidden_state
 
