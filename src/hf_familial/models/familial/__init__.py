@@ -7,7 +7,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .configuration_familial import FamilialConfig, evenly_spaced_exits
-from .modeling_familial import FamilialForCausalLM, FamilialModel, FamilialPreTrainedModel
+from .modeling_base import FamilialModel, FamilialPreTrainedModel
+from .modeling_familial import FamilialForCausalLM
 from .outputs import FamilialCausalLMOutput, FamilialModelOutput
 
 

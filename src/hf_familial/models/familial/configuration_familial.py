@@ -15,7 +15,7 @@ EXIT_HEADS = ("shared", "own")
 # What a process without this package needs to load a checkpoint with `trust_remote_code=True`.
 AUTO_MAP = {
     "AutoConfig": "configuration_familial.FamilialConfig",
-    "AutoModel": "modeling_familial.FamilialModel",
+    "AutoModel": "modeling_base.FamilialModel",
     "AutoModelForCausalLM": "modeling_familial.FamilialForCausalLM",
 }
 

@@ -1,0 +1,86 @@
+"""Which layers, which norm and which cache slots make up each member of a family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.cache_utils import Cache
+
+from .contract import Contract
+from .segments import Segment, grow_cache, slice_config
+
+
+@dataclass(frozen=True)
+class Members:
+    """The members of a family, as segments of its backbone.
+
+    Attributes:
+        config ([`FamilialConfig`]): Depths of the exits, number of private layers.
+        backbone (`PreTrainedModel`): The host's decoder.
+        contract ([`Contract`]): Where it keeps its layers and norm.
+        exits (`nn.ModuleList`): The modules of the early exits.
+    """
+
+    config: Any
+    backbone: nn.Module
+    contract: Contract
+    exits: nn.ModuleList
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The backbone's layers."""
+        return getattr(self.backbone.get_submodule(self.contract.owner), self.contract.layers)
+
+    def norm(self, exit_idx: int) -> nn.Module:
+        """The norm that an exit reads its tap with: its own, or the backbone's final norm."""
+        own = self.exits[exit_idx].norm if exit_idx < len(self.exits) else None
+        final = getattr(self.backbone.get_submodule(self.contract.owner), self.contract.norm)
+        return final if own is None else own
+
+    def whole(self, exit_idx: int) -> Segment:
+        """All layers of a member, from the embedding to its norm."""
+        layers = list(self.layers[: self.config.exits[exit_idx]])
+        if exit_idx < len(self.exits):
+            layers += self.exits[exit_idx].layers
+        return Segment(layers, start=0, norm=self.norm(exit_idx), slots=self.slots(exit_idx))
+
+    def private(self, exit_idx: int) -> Segment:
+        """The private layers of an early exit and its norm, to be run on its tap."""
+        layers, depth = list(self.exits[exit_idx].layers), self.config.exits[exit_idx]
+        slots = self.slots(exit_idx)[depth:]
+        return Segment(layers, start=depth, norm=self.norm(exit_idx), slots=slots)
+
+    def slots(self, exit_idx: int) -> list[int]:
+        """Cache slots of a member: the backbone's up to its depth, then its private layers' own.
+
+        Private slots stand after all of the backbone's, exit by exit.
+        """
+        slots = list(range(self.config.exits[exit_idx]))
+        if exit_idx < len(self.exits):
+            count = self.config.num_exit_layers
+            first = self.config.num_hidden_layers + exit_idx * count
+            slots += range(first, first + count)
+        return slots
+
+    def grow(self, cache: Cache, exits: Iterable[int]) -> None:
+        """Give a cache every slot that these exits write to.
+
+        Args:
+            cache ([`Cache`]): Grown in place where it is too short.
+            exits (`Iterable[int]`): Indices of the exits to be run.
+
+        Raises:
+            ValueError: If it is of a kind that cannot be extended.
+        """
+        num_slots = 1 + max(slot for exit_idx in exits for slot in self.slots(exit_idx))
+        if len(cache.layers) >= num_slots:
+            return
+        config, count = self.backbone.config, self.config.num_exit_layers
+        sources = [(config, i) for i in range(config.num_hidden_layers)]
+        for depth in self.config.exits[:-1]:
+            member = slice_config(config, 0, depth + count)
+            sources += [(member, depth + j) for j in range(count)]
+        grow_cache(cache, num_slots, sources)

@@ -1,0 +1,252 @@
+"""The headless family: a host's decoder that can stop at, or read from, any of its exits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import resolve_hidden_states_indices
+
+from .configuration_familial import FamilialConfig
+from .contract import find_contract
+from .exits import build_exits
+from .members import Members
+from .outputs import FamilialModelOutput
+from .segments import check_lengths, hook_private_layers, run_segment, segment_view
+
+
+class FamilialPreTrainedModel(PreTrainedModel):
+    """Flags and initialisation shared by the familial models; the backbone brings its own."""
+
+    config: FamilialConfig
+    config_class = FamilialConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        self.base_model.backbone._init_weights(module)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: custom code is not trusted to initialise buffers on load, but ours is the host's own."""
+        return False
+
+
+class FamilialModel(FamilialPreTrainedModel):
+    """A host's decoder with early exits, without heads.
+
+    Args:
+        config ([`FamilialConfig`]): Backbone and exits.
+
+    Raises:
+        ValueError: If the backbone cannot be cut at a depth.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^exit_heads\."]
+
+    def __init__(self, config: FamilialConfig) -> None:
+        super().__init__(config)
+        config.check()  # it may have been changed since it was made
+        # the default dtype, not the sub-config's: heads and exits are made in it too
+        self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
+        self.contract = find_contract(self.backbone)
+        self.exits = build_exits(config, self.backbone, self.contract, keep=False)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.config.num_exit_layers:
+            # some hosts initialise layers from the model that holds them: here, a view does
+            for exit_idx in range(len(self.exits)):
+                private = self.members.private(exit_idx)
+                self.backbone._init_weights(segment_view(self.backbone, self.contract, private))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's token embedding."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's token embedding."""
+        self.backbone.set_input_embeddings(value)
+
+    @can_return_tuple
+    @merge_with_config_defaults
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        exit_idx: int | None = None,
+        output_exits: bool = False,
+        **kwargs: Any,
+    ) -> FamilialModelOutput:
+        r"""Run the backbone up to one exit, or through all of them.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Token ids.
+            attention_mask (`torch.Tensor`, *optional*): As the host takes it.
+            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As the host takes it.
+            past_key_values (`Cache`, *optional*): The family's cache; updated up to the exit.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead of
+                `input_ids`.
+            use_cache (`bool`, *optional*): Whether to return a cache.
+            exit_idx (`int`, *optional*): Exit to stop at; defaults to `config.default_exit`.
+            output_exits (`bool`, *optional*, defaults to `False`): Run to the deepest exit and return
+                the hidden states of all.
+            **kwargs: Passed to the backbone.
+
+        Returns:
+            [`FamilialModelOutput`]: With `output_exits`, the hidden states of every exit.
+
+        Raises:
+            IndexError: If there is no exit `exit_idx`.
+            ValueError: If `past_key_values` was filled to different depths.
+        """
+        exit_idx = self.config.resolve_exit(exit_idx)
+        reached = range(self.config.num_exits) if output_exits else (exit_idx,)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.backbone.config)
+        if past_key_values is not None:
+            self.members.grow(past_key_values, reached)
+        inputs = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            "output_hidden_states": self._requested("output_hidden_states", kwargs),
+            "output_attentions": self._requested("output_attentions", kwargs),
+            **kwargs,
+        }
+        entry = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        if output_exits:
+            outputs, exit_hidden_states = self._run_exits(entry, inputs)
+        else:
+            outputs, exit_hidden_states = self._run_member(exit_idx, entry | inputs), None
+        return FamilialModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=past_key_values,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+            router_logits=outputs.get("router_logits"),
+            exit_hidden_states=exit_hidden_states,
+        )
+
+    def _run_member(self, exit_idx: int, inputs: dict[str, Any]) -> Any:
+        """One pass through the layers below an exit, its private layers and its norm."""
+        cache = inputs["past_key_values"]
+        deepest = exit_idx == self.config.num_exits - 1
+        # a cache with private slots is shown without them, even to the whole backbone
+        if deepest and (cache is None or len(cache.layers) <= self.config.num_hidden_layers):
+            return self._run_backbone(inputs)
+        segment = self.members.whole(exit_idx)
+        if len(segment.layers) > self.config.exits[exit_idx]:
+            if inputs["output_hidden_states"] or inputs["output_attentions"]:
+                hook_private_layers(self.backbone, self.contract, self.members.private(exit_idx))
+        return run_segment(self.backbone, self.contract, segment, **inputs)
+
+    def _run_exits(
+        self, entry: dict[str, Any], inputs: dict[str, Any]
+    ) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        """One pass through the whole backbone, with taps at the early exits."""
+        depths, requested = self.config.exits[:-1], inputs["output_hidden_states"]
+        position_ids = self._positions(entry, inputs)
+        taps = requested if requested is True else [*depths, *_as_list(requested)]
+        outputs = self._run_member(
+            self.config.num_exits - 1, entry | inputs | {"output_hidden_states": taps or None}
+        )
+        hidden_states = outputs.get("hidden_states") or ()
+        readings = [
+            self._read_tap(k, hidden_states[depth], inputs | {"position_ids": position_ids})
+            for k, depth in enumerate(depths)
+        ]
+        if requested is not True:
+            wanted = resolve_hidden_states_indices(
+                self.backbone, _as_list(requested), len(hidden_states)
+            )
+            kept = tuple(h if i in wanted else None for i, h in enumerate(hidden_states))
+            outputs["hidden_states"] = kept if requested else None
+        return outputs, (*readings, outputs.last_hidden_state)
+
+    def _read_tap(self, exit_idx: int, tap: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """From the tap of an early exit to its normed hidden state, shapes `(batch, seq, hidden)`."""
+        if not self.config.num_exit_layers:
+            return self.members.norm(exit_idx)(tap)
+        segment = self.members.private(exit_idx)
+        inputs = inputs | {
+            "inputs_embeds": tap,
+            "output_hidden_states": None,
+            "output_attentions": None,
+            "output_router_logits": None,
+        }
+        outputs = run_segment(self.backbone, self.contract, segment, **inputs)
+        return outputs.last_hidden_state
+
+    def _run_backbone(self, inputs: dict[str, Any]) -> Any:
+        """The host's own forward, untouched: what makes the deepest exit the dense model."""
+        inputs = self.contract.accepted(inputs)
+        cache = inputs.pop("past_key_values", None)
+        if cache is not None:
+            check_lengths(cache, range(min(len(cache.layers), self.config.num_hidden_layers)))
+            inputs[self.contract.cache] = cache
+        return self.backbone(**inputs)
+
+    def _positions(self, entry: dict[str, Any], inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Position ids for private layers, which cannot count the cache's tokens themselves."""
+        if inputs["position_ids"] is not None or not self.config.num_exit_layers:
+            return inputs["position_ids"]
+        shape_of = entry["inputs_embeds"] if entry["input_ids"] is None else entry["input_ids"]
+        cache = inputs["past_key_values"]
+        past = cache.get_seq_length() if cache is not None else 0
+        return (torch.arange(shape_of.shape[1], device=shape_of.device) + past).unsqueeze(0)
+
+    def _requested(self, flag: str, kwargs: dict[str, Any]) -> Any:
+        """What the caller, else the config, else the backbone's config asks to be returned."""
+        value = kwargs.pop(flag, None)
+        configs = (self.config, self.backbone.config)
+        return value if value is not None else any(getattr(c, flag, None) for c in configs) or None
+
+    @property
+    def members(self) -> Members:
+        """[`Members`]: What each member is made of."""
+        return Members(self.config, self.backbone, self.contract, self.exits)
+
+    def member_view(self, exit_idx: int) -> PreTrainedModel:
+        """A member as a model of the host's class that shares its modules: a view, made anew each time.
+
+        Args:
+            exit_idx (`int`): Exit at which the member ends.
+
+        Returns:
+            `PreTrainedModel`: The backbone's class, with the layers below the exit, its private layers
+            and its norm.
+
+        Raises:
+            IndexError: If there is no exit `exit_idx`.
+        """
+        segment = self.members.whole(self.config.resolve_exit(exit_idx))
+        return segment_view(self.backbone, self.contract, segment)
+
+
+def _as_list(indices: Any) -> list[int]:
+    """Indices of hidden states as the host takes them: none, one or several."""
+    if indices is None or isinstance(indices, bool):
+        return []
+    return [indices] if isinstance(indices, int) else list(indices)
+
+
+__all__ = ["FamilialModel", "FamilialPreTrainedModel"]

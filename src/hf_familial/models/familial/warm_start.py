@@ -1,0 +1,90 @@
+"""From a pretrained decoder to a family: its modules, and copies of them for the early exits."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .configuration_familial import FamilialConfig, evenly_spaced_exits
+from .contract import refusal
+from .exits import build_exits
+
+
+def load_host(backbone: Any, **kwargs: Any) -> PreTrainedModel:
+    """The causal LM to start from, loaded or as given.
+
+    Args:
+        backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, folder, or a model.
+        **kwargs: Passed to `AutoModelForCausalLM.from_pretrained`.
+
+    Returns:
+        `PreTrainedModel`: With an output head.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+        TypeError: If `backbone` is neither, or `kwargs` come with a model in memory.
+        ValueError: If the model has no language-model head, or is a family already.
+    """
+    if isinstance(backbone, PreTrainedModel):
+        if kwargs:
+            raise TypeError(
+                f"{sorted(kwargs)} cannot be applied to a model in memory; pass a name or a path."
+            )
+        host = backbone
+    elif isinstance(backbone, (str, os.PathLike)):
+        host = AutoModelForCausalLM.from_pretrained(backbone, **kwargs)
+    else:
+        raise TypeError(
+            "`backbone` must be a name, a path or a causal language model, got "
+            f"{type(backbone).__name__}."
+        )
+    if host.config.model_type == FamilialConfig.model_type:
+        raise ValueError("`backbone` is a family already; load it with `from_pretrained`.")
+    if host.get_output_embeddings() is None:
+        raise refusal(host.config.model_type, f"{type(host).__name__} has no language-model head")
+    return host
+
+
+def family_of(
+    cls: Any,
+    host: PreTrainedModel,
+    exits: list[int] | None,
+    num_exits: int | None,
+    **fields: Any,
+) -> Any:
+    """Build a family around a host's modules, without allocating its weights twice.
+
+    Args:
+        cls (`type`): [`FamilialForCausalLM`].
+        host (`PreTrainedModel`): A causal LM; its modules and config become the family's.
+        exits (`list[int]`, *optional*): Depths.
+        num_exits (`int`, *optional*): Instead of `exits`.
+        **fields: Further fields of [`FamilialConfig`].
+
+    Returns:
+        [`FamilialForCausalLM`]: In the mode of the host.
+
+    Raises:
+        ValueError: If the exits are wrong or the decoder cannot be cut at a depth.
+    """
+    if exits is not None and num_exits is not None:
+        raise ValueError(f"give `exits` or `num_exits`, not both: got {exits} and {num_exits}.")
+    if num_exits is not None:
+        exits = evenly_spaced_exits(host.config.num_hidden_layers, num_exits)
+    config = FamilialConfig(text_config=host.config, exits=exits, dtype=host.dtype, **fields)
+    with torch.device("meta"):
+        family = cls(config)
+    model, base = family.model, host.base_model
+    if type(base) is not type(model.backbone):
+        raise refusal(host.config.model_type, f"{type(host).__name__} has another base model")
+    model.backbone = base
+    model.exits = build_exits(config, base, model.contract, keep=True)
+    family.lm_head = host.get_output_embeddings()
+    family.exit_heads = family.build_exit_heads(keep=True)
+    family.generation_config = host.generation_config
+    family.name_or_path = config.name_or_path = host.name_or_path
+    family.tie_weights()
+    return family.train(host.training)

@@ -1,0 +1,1 @@
+"""Training: arguments, trainer, callbacks, schedules, data."""

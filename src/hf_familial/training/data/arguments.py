@@ -1,0 +1,130 @@
+"""What a user may choose about the training data, and the errors that name a bad choice."""
+
+from dataclasses import dataclass, field
+
+
+# the 256 bytes and the end-of-text token: a byte-level vocabulary cannot be smaller
+MIN_VOCAB_SIZE = 257
+
+
+class DataError(ValueError):
+    """The corpus, or an argument about it, cannot be used as given."""
+
+
+class EmptyCorpusError(DataError):
+    """A split holds no document, or too few tokens for one block."""
+
+
+class MissingColumnError(DataError):
+    """The dataset has no text column of the given name."""
+
+
+class TokenizerError(DataError):
+    """The tokenizer cannot separate documents: it has no end-of-text token."""
+
+
+class UnknownFileTypeError(DataError):
+    """The name of a file does not say how to read it."""
+
+
+@dataclass
+class DataArguments:
+    """Where the text comes from and how it is cut into blocks; parsed by `HfArgumentParser`.
+
+    With neither `dataset_name` nor `train_files` the corpus is the source code of the running
+    Python's standard library: about 30 MB of real text that is on every machine.
+
+    Raises:
+        DataError: If a value is out of range or two choices contradict each other.
+    """
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Name of a dataset on the Hub, or a folder `datasets` reads."},
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of `dataset_name`."}
+    )
+    dataset_train_split: str = field(
+        default="train", metadata={"help": "Split of `dataset_name` to train on."}
+    )
+    dataset_eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split of `dataset_name` to evaluate on; by default some of the train split."
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the corpus lazily, in constant memory."}
+    )
+    stream_eval_documents: int = field(
+        default=500,
+        metadata={"help": "Documents held out of the head of a stream without an eval split."},
+    )
+    train_files: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Text, jsonl or parquet files (.gz too), or folders of them, to train on."
+        },
+    )
+    eval_files: list[str] | None = field(
+        default=None,
+        metadata={"help": "Files or folders to evaluate on; by default some of `train_files`."},
+    )
+    text_column: str = field(
+        default="text", metadata={"help": "Column that holds the text of a document."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Pretrained tokenizer; by default one is trained on the corpus."},
+    )
+    vocab_size: int = field(
+        default=4096, metadata={"help": "Size of a trained vocabulary, at least 257."}
+    )
+    seq_length: int = field(default=256, metadata={"help": "Tokens in one block, at least 2."})
+    eval_fraction: float = field(
+        default=0.02, metadata={"help": "Share of the documents held out, strictly within (0, 1)."}
+    )
+    max_train_bytes: int | None = field(
+        default=None,
+        metadata={"help": "Train on the first documents that fit in these UTF-8 bytes."},
+    )
+    max_eval_tokens: int | None = field(
+        default=1_048_576, metadata={"help": "Most tokens to evaluate on."}
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for tokenizers and blocks; by default `$HF_HOME/hf_familial`."},
+    )
+    tokenizer_seed: int = field(
+        default=0, metadata={"help": "Seed of the sample that a tokenizer is trained on."}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, before anything is read or written."""
+        self._check_ranges()
+        self._check_sources()
+
+    def _check_ranges(self) -> None:
+        if not 0 < self.eval_fraction < 1:
+            raise DataError(
+                f"`eval_fraction` must lie strictly between 0 and 1, got {self.eval_fraction}."
+            )
+        minima = {"seq_length": 2, "vocab_size": MIN_VOCAB_SIZE, "stream_eval_documents": 1}
+        minima |= {"max_train_bytes": 1, "max_eval_tokens": self.seq_length}
+        for name, minimum in minima.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                reason = " (one block of `seq_length`)" if name == "max_eval_tokens" else ""
+                raise DataError(f"`{name}` must be at least {minimum}{reason}, got {value}.")
+
+    def _check_sources(self) -> None:
+        if self.dataset_name is not None and (self.train_files or self.eval_files):
+            raise DataError(
+                "`dataset_name` and `train_files` / `eval_files` are two sources, choose one; got "
+                f"{self.dataset_name!r}, {self.train_files} and {self.eval_files}."
+            )
+        if self.eval_files and not self.train_files:
+            raise DataError(f"`eval_files` needs `train_files`, got only {self.eval_files}.")
+        if self.streaming and self.dataset_name is None and not self.train_files:
+            raise DataError("`streaming` needs `dataset_name` or `train_files`, got neither.")

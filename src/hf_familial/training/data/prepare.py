@@ -1,0 +1,109 @@
+"""The one door: from the user's arguments to blocks ready for a Trainer."""
+
+import logging
+from dataclasses import dataclass
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from .arguments import DataArguments
+from .cache import resolve_cache_dir
+from .corpus import load_corpus
+from .documents import Documents
+from .packing import pack_documents
+from .tokenization import load_or_train_tokenizer
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackedData:
+    """Blocks to train and to evaluate on, columns `input_ids` and `labels`.
+
+    The loss in bits per byte is `loss / ln(2) / eval_bytes_per_token`, the loss in nats per token.
+
+    Args:
+        train (`datasets.Dataset` or `datasets.IterableDataset`): Lazy when streaming.
+        eval (`datasets.Dataset`): Always in full.
+        train_tokens (`int`, *optional*): Tokens in the train blocks; None when streaming.
+        train_dropped_tokens (`int`, *optional*): Tokens left over after the last train block.
+        eval_tokens (`int`): Tokens in the eval blocks.
+        eval_dropped_tokens (`int`): Tokens read but not in an eval block.
+        eval_bytes_per_token (`float`): UTF-8 bytes of text per token of the eval blocks; an end of
+            text counts as a token of no bytes.
+        name (`str`): Name of the corpus, for the record of a run.
+    """
+
+    train: Documents
+    eval: Dataset
+    train_tokens: int | None
+    train_dropped_tokens: int | None
+    eval_tokens: int
+    eval_dropped_tokens: int
+    eval_bytes_per_token: float
+    name: str
+
+
+def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBase]:
+    """Load the corpus, load or train the tokenizer, and pack both splits.
+
+    Call it in every process of a launch: the first one of each machine writes the caches, the
+    others wait and read. Their patience is the process group's timeout, so prepare a very large
+    corpus once in a single process, or stream it.
+
+    Args:
+        args (`DataArguments`): What the user chose.
+
+    Returns:
+        `tuple` of `PackedData` and the tokenizer.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        UnknownFileTypeError: If a file is neither text nor a table.
+        MissingColumnError: If there is no `args.text_column`.
+        TokenizerError: If the tokenizer has no end-of-text token.
+        EmptyCorpusError: If a split has no document or does not fill one block.
+        DataError: If a file is damaged or not UTF-8.
+    """
+    corpus = load_corpus(args)
+    tokenizer = load_or_train_tokenizer(corpus, args)
+    cache_dir = resolve_cache_dir(args.cache_dir)
+    train = pack_documents(corpus.train, tokenizer, args.seq_length, cache_dir=cache_dir)
+    held_out = pack_documents(
+        corpus.eval,
+        tokenizer,
+        args.seq_length,
+        max_tokens=args.max_eval_tokens,
+        lazy=False,
+        cache_dir=cache_dir,
+    )
+    assert isinstance(held_out.blocks, Dataset)
+    assert held_out.num_tokens is not None
+    assert held_out.dropped_tokens is not None
+    assert held_out.num_bytes is not None
+    data = PackedData(
+        train.blocks,
+        held_out.blocks,
+        train.num_tokens,
+        train.dropped_tokens,
+        held_out.num_tokens,
+        held_out.dropped_tokens,
+        held_out.num_bytes / held_out.num_tokens,
+        corpus.name,
+    )
+    _report(data)
+    return data, tokenizer
+
+
+def _report(data: PackedData) -> None:
+    logger.info(
+        "Corpus %s: %s train tokens (%s dropped), %d eval tokens (%d dropped), "
+        "%.3f bytes per eval token.",
+        data.name,
+        data.train_tokens,
+        data.train_dropped_tokens,
+        data.eval_tokens,
+        data.eval_dropped_tokens,
+        data.eval_bytes_per_token,
+    )

@@ -1,0 +1,98 @@
+"""The host's Trainer, with the loss of every exit in its logs and evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_pt_utils import find_batch_size, nested_gather
+from transformers.trainer_utils import EvalLoopOutput
+
+
+class FamilialTrainer(Trainer):
+    """[`~transformers.Trainer`] for families; arguments as there.
+
+    Adds to the logs `exit_0_loss`, `exit_1_loss`, ... (nats per token, averaged over the optimiser steps
+    since the last log and over processes), and to every evaluation `eval_exit_0_loss`, ...; the last is
+    the deepest exit's, the one to compare with a dense run.
+
+    Raises:
+        ValueError: If label smoothing is asked for, which would bypass the loss of every exit but one.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit and "
+                f"leave the others out of the loss, got {self.args.label_smoothing_factor}."
+            )
+        self._exit_losses: torch.Tensor | None = None
+        self._steps_kept: set[int] = set()
+        self._eval_exit_losses: list[torch.Tensor] = []
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The host's loss; keeps the loss of every exit for the logs."""
+        loss, outputs = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        exit_losses = outputs["exit_losses"] if "exit_losses" in outputs else None
+        if exit_losses is not None:
+            self._keep(exit_losses, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _keep(
+        self,
+        exit_losses: torch.Tensor,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> None:
+        if not self.model.training:
+            rows = exit_losses.unsqueeze(0).repeat(find_batch_size(inputs) or 1, 1)
+            self._eval_exit_losses.append(self.gather_function(rows).cpu())
+            return
+        if num_items_in_batch is None:
+            scale = 1 / self.current_gradient_accumulation_steps
+        else:
+            # each process holds its share of a sum over all, as in the host's own loss
+            shared = self.args.average_tokens_across_devices
+            scale = self.accelerator.num_processes if shared else 1
+        self._steps_kept.add(self.state.global_step)
+        kept = self._exit_losses
+        self._exit_losses = exit_losses * scale if kept is None else kept + exit_losses * scale
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the host."""
+        self._forget()
+        return super().train(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in the host, with `exit_<k>_loss` beside every training `loss`."""
+        if "loss" in logs and self._exit_losses is not None:
+            gathered = nested_gather(self._exit_losses, self.args.parallel_mode)
+            means = gathered.view(-1, len(self._exit_losses)).mean(0) / len(self._steps_kept)
+            logs |= {f"exit_{k}_loss": loss for k, loss in enumerate(means.tolist())}
+            self._forget()
+        super().log(logs, start_time)
+
+    def _forget(self) -> None:
+        self._exit_losses = None
+        self._steps_kept = set()
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As in the host, with `<prefix>_exit_<k>_loss` among the metrics."""
+        self._eval_exit_losses = []
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._eval_exit_losses:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            means = torch.cat(self._eval_exit_losses).mean(0).tolist()
+            output.metrics.update({f"{prefix}_exit_{k}_loss": x for k, x in enumerate(means)})
+        return output
