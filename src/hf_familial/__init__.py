@@ -1,6 +1,7 @@
 """Familial models: one training run, many deployable language models."""
 
 from .models.familial import (
+    BackboneReport,
     FamilialCausalLMOutput,
     FamilialConfig,
     FamilialForCausalLM,
@@ -8,12 +9,14 @@ from .models.familial import (
     FamilialModelOutput,
     FamilialPreTrainedModel,
     evenly_spaced_exits,
+    verify_backbone,
 )
 
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BackboneReport",
     "FamilialCausalLMOutput",
     "FamilialConfig",
     "FamilialForCausalLM",
@@ -22,4 +25,5 @@ __all__ = [
     "FamilialPreTrainedModel",
     "__version__",
     "evenly_spaced_exits",
+    "verify_backbone",
 ]

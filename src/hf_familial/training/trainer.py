@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import ProgressCallback, Trainer
 from transformers.trainer_pt_utils import find_batch_size, nested_gather
 from transformers.trainer_utils import EvalLoopOutput
+
+from .progress import ExitProgressCallback
 
 
 class FamilialTrainer(Trainer):
@@ -29,6 +31,9 @@ class FamilialTrainer(Trainer):
                 "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit and "
                 f"leave the others out of the loss, got {self.args.label_smoothing_factor}."
             )
+        # `None` where progress bars are switched off
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(ExitProgressCallback)
         self._exit_losses: torch.Tensor | None = None
         self._steps_kept: set[int] = set()
         self._eval_exit_losses: list[torch.Tensor] = []

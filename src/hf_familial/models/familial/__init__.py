@@ -10,6 +10,7 @@ from .configuration_familial import FamilialConfig, evenly_spaced_exits
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .modeling_familial import FamilialForCausalLM
 from .outputs import FamilialCausalLMOutput, FamilialModelOutput
+from .verify import BackboneReport, verify_backbone
 
 
 AutoConfig.register(FamilialConfig.model_type, FamilialConfig)
@@ -26,6 +27,7 @@ FamilialModel.register_for_auto_class("AutoModel")
 FamilialForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
+    "BackboneReport",
     "FamilialCausalLMOutput",
     "FamilialConfig",
     "FamilialForCausalLM",
@@ -33,4 +35,5 @@ __all__ = [
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
     "evenly_spaced_exits",
+    "verify_backbone",
 ]

@@ -1,17 +1,19 @@
-"""What this package must know about a host's decoder to run part of it: a table of data.
+"""What this package must know of a host's decoder to run part of it, found by one generic rule.
 
-One generic rule finds the layers, the final norm and what the forward does once before the first
-layer. A family that differs has a row; one that cannot be cut at a depth has a reason instead.
+A family that differs has a row in `families.py`; one that cannot be cut at a depth has a reason there.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import MODEL_MAPPING
+
+from .families import ONCE, REFUSED, ROWS, Row
 
 
 # Names that hosts give to the list of layers and to the final norm, most common first.
@@ -28,83 +30,6 @@ NORMS = (
     "ln_out",
 )
 
-# What a forward does once, before the first layer, and a later segment must not do again.
-IDENTITY, ZERO, ONE = "identity", "zero", "one"
-ONCE: Mapping[str, str] = {
-    "wpe": ZERO,
-    "embed_positions": ZERO,
-    "drop": IDENTITY,
-    "emb_dropout": IDENTITY,
-    "embed_dropout": IDENTITY,
-    "embedding_dropout": IDENTITY,
-    "word_embeddings_layernorm": IDENTITY,
-    "embedding_multiplier": ONE,
-}
-
-
-@dataclass(frozen=True)
-class LogitOp:
-    """One operation between the normed hidden state and the logits a host returns.
-
-    Attributes:
-        kind (`str`): `"scale_hidden"` divides the hidden states before the head; `"multiply"` and
-            `"divide"` scale the logits; `"softcap"` is `cap * tanh(logits / cap)`.
-        name (`str`): Field of the backbone's config that holds the number. `None` there: no operation.
-    """
-
-    kind: str
-    name: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one family differs from the generic rule.
-
-    Attributes:
-        owner (`str`): Dotted path, inside the backbone, of the module that owns the layers.
-        norm (`str`): Name of the final norm, when the generic rule would find another module.
-        once (`Mapping[str, str]`): Further modules or numbers that act once, before the first layer.
-        logits (`tuple[LogitOp, ...]`): What the host's causal LM does around its head, in order.
-    """
-
-    owner: str = ""
-    norm: str = ""
-    once: Mapping[str, str] = field(default_factory=dict)
-    logits: tuple[LogitOp, ...] = ()
-
-
-_SOFTCAP = Row(logits=(LogitOp("softcap", "final_logit_softcapping"),))
-_MULTIPLIED = Row(logits=(LogitOp("multiply", "logit_scale"),))
-_DIVIDED = Row(logits=(LogitOp("divide", "logits_scaling"),))
-
-ROWS: Mapping[str, Row] = {
-    "cohere": _MULTIPLIED,
-    "cohere2": _MULTIPLIED,
-    "cohere2_moe": _MULTIPLIED,
-    "cohere_compass": _MULTIPLIED,
-    "falcon_h1": Row(logits=(LogitOp("multiply", "lm_head_multiplier"),)),
-    "gemma2": _SOFTCAP,
-    "gemma3_text": _SOFTCAP,
-    "gemma3n_text": _SOFTCAP,
-    "gemma4_text": _SOFTCAP,
-    "gemma4_unified_text": _SOFTCAP,
-    "granite": _DIVIDED,
-    "granite_swa": _DIVIDED,
-    "granitemoe": _DIVIDED,
-    "granitemoe_swa": _DIVIDED,
-    "granitemoehybrid": _DIVIDED,
-    "granitemoeshared": _DIVIDED,
-    "hyperclovax": Row(logits=(LogitOp("multiply", "logits_scaling"),)),
-    "minicpm3": Row(logits=(LogitOp("scale_hidden", "logits_scaling"),)),
-    "nanochat": _SOFTCAP,
-    "opt": Row(owner="decoder"),
-    "recurrent_gemma": Row(logits=(LogitOp("softcap", "logits_soft_cap"),)),
-    "vaultgemma": _SOFTCAP,
-}
-
-REFUSED: Mapping[str, str] = {}
-
-
 @dataclass(frozen=True)
 class Contract:
     """Where a backbone keeps what a segment needs.
@@ -112,26 +37,40 @@ class Contract:
     Attributes:
         owner (`str`): Dotted path of the module that owns the layers; empty for the backbone itself.
         layers (`str`): Name of the list of decoder layers in the owner.
-        norm (`str`): Name of the final norm in the owner.
+        norm (`str`, *optional*): Name of the final norm in the owner; `None` if the host has none.
+        entry_norm (`bool`): Whether that norm is also applied to the embedding.
         once (`Mapping[str, str]`): What acts once, before the first layer.
-        cache (`str`): Name of the forward's argument that takes the cache.
+        tap_shift (`int`): Index of a tap in `hidden_states`, minus its depth.
+        keep_depth (`bool`): Whether views keep the config's full depth.
+        whole (`str`): Why no segment can go on from a tap alone; empty if one can.
+        cache (`str`, *optional*): Name of the forward's argument that takes the cache; `None` if the
+            host has no cache of transformers' kinds.
         takes (`frozenset[str]`, *optional*): Names of all its arguments; `None` if it takes any.
     """
 
     owner: str
     layers: str
-    norm: str
+    norm: str | None
+    entry_norm: bool
     once: Mapping[str, str]
-    cache: str
+    tap_shift: int
+    keep_depth: bool
+    whole: str
+    cache: str | None
     takes: frozenset[str] | None
 
+    def parts(self, backbone: nn.Module) -> tuple[nn.ModuleList, nn.Module]:
+        """The backbone's layers and its final norm, an identity if the host has none."""
+        owner = backbone.get_submodule(self.owner)
+        norm = nn.Identity() if self.norm is None else getattr(owner, self.norm)
+        return getattr(owner, self.layers), norm
+
     def accepted(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs that are given and that the host's forward takes; the cache always."""
+        """The inputs that are given and that the host's forward takes."""
         return {
             name: value
             for name, value in inputs.items()
-            if value is not None
-            and (self.takes is None or name in self.takes or name == "past_key_values")
+            if value is not None and (self.takes is None or name in self.takes)
         }
 
 
@@ -162,18 +101,44 @@ def find_contract(backbone: nn.Module) -> Contract:
         raise refusal(model_type, f"it has no list of {config.num_hidden_layers} decoder layers")
     names = (row.norm,) if row.norm else NORMS
     norm = next((name for name in names if isinstance(getattr(owner, name, None), nn.Module)), None)
-    if norm is None:
+    if norm is None and row.normed:
         raise refusal(model_type, "it has no final norm for an exit to copy")
     parameters = inspect.signature(type(backbone).forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    cache = next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
     return Contract(
         owner=row.owner,
         layers=layers,
-        norm=norm,
+        norm=norm if row.normed else None,
+        entry_norm=row.entry_norm,
         once={**ONCE, **row.once},
-        cache="cache_params" if "cache_params" in parameters else "past_key_values",
+        tap_shift=row.tap_shift,
+        keep_depth=row.keep_depth,
+        whole=row.whole,
+        cache=cache if row.cached else None,
         takes=None if takes_any else frozenset(parameters),
     )
+
+
+def decoder_of(host: nn.Module) -> nn.Module:
+    """The decoder inside a causal LM: the part that `AutoModel` would build.
+
+    Args:
+        host (`PreTrainedModel`): A causal LM, or a composite that has one inside.
+
+    Returns:
+        `PreTrainedModel`: A module of it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    config = host.config.get_text_config(decoder=True)
+    wanted = MODEL_MAPPING.get(type(config), None)
+    for module in host.modules():
+        if type(module) is wanted:
+            return module
+    name = wanted.__name__ if isinstance(wanted, type) else wanted
+    raise refusal(config.model_type, f"its base model {name} is no part of {type(host).__name__}")
 
 
 def logit_ops(config: Any) -> tuple[tuple[str, float], ...]:

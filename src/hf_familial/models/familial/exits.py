@@ -39,8 +39,7 @@ def build_exits(config: Any, backbone: nn.Module, contract: Contract, keep: bool
     Returns:
         `nn.ModuleList`: One [`Exit`] for each exit but the deepest.
     """
-    owner = backbone.get_submodule(contract.owner)
-    layers, norm = getattr(owner, contract.layers), getattr(owner, contract.norm)
+    layers, norm = contract.parts(backbone)
     return nn.ModuleList(
         Exit(
             norm=copy_module(norm, keep) if config.exit_norm == "own" else None,
@@ -119,6 +118,10 @@ def read_out(
             logits = logits * number
         elif kind == "divide":
             logits = logits / number
-        elif kind == "softcap":
+        elif kind.startswith("softcap"):
+            # in half precision, tanh is coarse near saturation: some hosts leave it for that
+            logits = logits.float() if kind == "softcap_float" else logits
             logits = torch.tanh(logits / number) * number
+        elif kind == "keep":
+            logits = logits[..., : int(number)]
     return logits

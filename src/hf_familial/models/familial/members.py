@@ -32,13 +32,12 @@ class Members:
     @property
     def layers(self) -> nn.ModuleList:
         """The backbone's layers."""
-        return getattr(self.backbone.get_submodule(self.contract.owner), self.contract.layers)
+        return self.contract.parts(self.backbone)[0]
 
     def norm(self, exit_idx: int) -> nn.Module:
         """The norm that an exit reads its tap with: its own, or the backbone's final norm."""
         own = self.exits[exit_idx].norm if exit_idx < len(self.exits) else None
-        final = getattr(self.backbone.get_submodule(self.contract.owner), self.contract.norm)
-        return final if own is None else own
+        return self.contract.parts(self.backbone)[1] if own is None else own
 
     def whole(self, exit_idx: int) -> Segment:
         """All layers of a member, from the embedding to its norm."""

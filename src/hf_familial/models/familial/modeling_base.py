@@ -1,23 +1,23 @@
 """The headless family: a host's decoder that can stop at, or read from, any of its exits."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import resolve_hidden_states_indices
 
 from .configuration_familial import FamilialConfig
-from .contract import find_contract
+from .contract import find_contract, refusal
 from .exits import build_exits
 from .members import Members
 from .outputs import FamilialModelOutput
-from .segments import check_lengths, hook_private_layers, run_segment, segment_view
+from .segments import check_lengths, hook_private_layers, past_length, run_segment, segment_view
 
 
 class FamilialPreTrainedModel(PreTrainedModel):
@@ -61,6 +61,12 @@ class FamilialModel(FamilialPreTrainedModel):
         # the default dtype, not the sub-config's: heads and exits are made in it too
         self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.contract = find_contract(self.backbone)
+        if config.num_exit_layers and self.contract.whole:
+            raise refusal(
+                config.text_config.model_type,
+                f"with private layers, for {self.contract.whole}; `num_exit_layers` must be 0, got "
+                f"{config.num_exit_layers}",
+            )
         self.exits = build_exits(config, self.backbone, self.contract, keep=False)
         self.gradient_checkpointing = False
         self.post_init()
@@ -93,7 +99,7 @@ class FamilialModel(FamilialPreTrainedModel):
         use_cache: bool | None = None,
         exit_idx: int | None = None,
         output_exits: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialModelOutput:
         r"""Run the backbone up to one exit, or through all of them.
 
@@ -119,10 +125,7 @@ class FamilialModel(FamilialPreTrainedModel):
         """
         exit_idx = self.config.resolve_exit(exit_idx)
         reached = range(self.config.num_exits) if output_exits else (exit_idx,)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.backbone.config)
-        if past_key_values is not None:
-            self.members.grow(past_key_values, reached)
+        past_key_values, use_cache = self._cache_for(reached, past_key_values, use_cache)
         inputs = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -146,6 +149,23 @@ class FamilialModel(FamilialPreTrainedModel):
             exit_hidden_states=exit_hidden_states,
         )
 
+    def _cache_for(
+        self, exits: Iterable[int], cache: Cache | None, use_cache: bool | None
+    ) -> tuple[Cache | None, bool | None]:
+        """A cache with a slot for every layer of these exits, where one is wanted."""
+        if self.contract.cache is None:
+            if cache is not None:
+                raise ValueError(
+                    f"`{self.backbone.config.model_type}` cannot use the `past_key_values` given, a "
+                    f"{type(cache).__name__}: call it with `use_cache=False`."
+                )
+            return None, False
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.backbone.config)
+        if cache is not None:
+            self.members.grow(cache, exits)
+        return cache, use_cache
+
     def _run_member(self, exit_idx: int, inputs: dict[str, Any]) -> Any:
         """One pass through the layers below an exit, its private layers and its norm."""
         cache = inputs["past_key_values"]
@@ -165,14 +185,15 @@ class FamilialModel(FamilialPreTrainedModel):
         """One pass through the whole backbone, with taps at the early exits."""
         depths, requested = self.config.exits[:-1], inputs["output_hidden_states"]
         position_ids = self._positions(entry, inputs)
-        taps = requested if requested is True else [*depths, *_as_list(requested)]
+        indices = [depth + self.contract.tap_shift for depth in depths]
+        taps = requested if requested is True else [*indices, *_as_list(requested)]
         outputs = self._run_member(
             self.config.num_exits - 1, entry | inputs | {"output_hidden_states": taps or None}
         )
         hidden_states = outputs.get("hidden_states") or ()
         readings = [
-            self._read_tap(k, hidden_states[depth], inputs | {"position_ids": position_ids})
-            for k, depth in enumerate(depths)
+            self._read_tap(k, hidden_states[index], inputs | {"position_ids": position_ids})
+            for k, index in enumerate(indices)
         ]
         if requested is not True:
             wanted = resolve_hidden_states_indices(
@@ -210,8 +231,7 @@ class FamilialModel(FamilialPreTrainedModel):
         if inputs["position_ids"] is not None or not self.config.num_exit_layers:
             return inputs["position_ids"]
         shape_of = entry["inputs_embeds"] if entry["input_ids"] is None else entry["input_ids"]
-        cache = inputs["past_key_values"]
-        past = cache.get_seq_length() if cache is not None else 0
+        past = past_length(inputs["past_key_values"])
         return (torch.arange(shape_of.shape[1], device=shape_of.device) + past).unsqueeze(0)
 
     def _requested(self, flag: str, kwargs: dict[str, Any]) -> Any:

@@ -1,7 +1,5 @@
 """A family of causal language models: one decoder of transformers with G exits."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -9,16 +7,19 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_familial import FamilialConfig
 from .contract import logit_ops
 from .exits import build_head, copy_module, read_out
+from .families import VERIFIED
 from .losses import balance_loss, multi_exit_loss
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .outputs import FamilialCausalLMOutput
+from .verify import as_host, check_unverified
 from .warm_start import family_of, load_host
 
 
@@ -50,7 +51,11 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         self.lm_head = build_head(config.text_config)
         self.exit_heads = self.build_exit_heads(keep=False)
         self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{self._embedding_name}.weight"}
+        if self.model.contract.cache is None:
+            self.generation_config.use_cache = False
         self.post_init()
+        if config.text_config.model_type not in VERIFIED and self.device.type != "meta":
+            check_unverified(as_host(self), private_layers=bool(config.num_exit_layers))
 
     @classmethod
     def from_backbone(
@@ -64,7 +69,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         exit_head: str = "shared",
         default_exit: int = -1,
         **kwargs: Any,
-    ) -> FamilialForCausalLM:
+    ) -> "FamilialForCausalLM":
         r"""Turn a pretrained decoder into a family.
 
         The deepest exit is the decoder itself, bit for bit. Early exits start from copies: of the final
@@ -135,6 +140,13 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         )
         return embedding
 
+    def _supports_default_dynamic_cache(self) -> bool:
+        # `generate` asks a cache it made for its length, which purely recurrent layers do not count;
+        # one that the first forward makes it does not ask
+        layers = DynamicCache(config=self.config.text_config).layers
+        counts = any(isinstance(layer, CacheLayerMixin) for layer in layers)
+        return counts and self.model.contract.cache is not None
+
     @staticmethod
     def create_masks_for_generate(
         *, attention_mask: torch.Tensor | None = None, **kwargs: Any
@@ -155,7 +167,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         exit_idx: int | None = None,
         output_exits: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialCausalLMOutput:
         r"""Logits of one exit; with `labels`, the loss of all of them.
 

@@ -20,7 +20,8 @@ from transformers.utils.output_capturing import (
     maybe_install_capturing_hooks,
 )
 
-from .contract import IDENTITY, ONE, ZERO, Contract
+from .contract import Contract
+from .families import IDENTITY, OFF, ONE, ZERO
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Segment:
 
 
 def run_segment(
-    backbone: nn.Module,
+    backbone: Any,
     contract: Contract,
     segment: Segment,
     past_key_values: Cache | None = None,
@@ -59,7 +60,7 @@ def run_segment(
             of shape `(batch, seq, hidden)`, and `position_ids`.
 
     Returns:
-        `ModelOutput`: As the host returns it, with the family's cache in `past_key_values`.
+        `ModelOutput`: As the host returns it; what it says of the cache is the view's.
 
     Raises:
         ValueError: If the segment's slots hold different numbers of tokens.
@@ -72,10 +73,7 @@ def run_segment(
     if past_key_values is not None:
         check_lengths(past_key_values, segment.slots)
         inputs[contract.cache] = cache_view(past_key_values, segment)
-    outputs = view(**inputs)
-    if past_key_values is not None:
-        outputs[contract.cache] = past_key_values
-    return outputs
+    return view(**inputs)
 
 
 def _captures(backbone: Any, inputs: dict[str, Any]) -> bool:
@@ -92,27 +90,29 @@ def hook_private_layers(backbone: nn.Module, contract: Contract, segment: Segmen
         layers[0]._output_capturing_hooks_installed = True
 
 
-def segment_view(backbone: nn.Module, contract: Contract, segment: Segment) -> nn.Module:
+def segment_view(backbone: Any, contract: Contract, segment: Segment) -> Any:
     """A shallow copy of the backbone that holds only the segment."""
     config = slice_config(backbone.config, segment.start, segment.start + len(segment.layers))
-    path = contract.owner.split(".") if contract.owner else []
+    if contract.keep_depth:
+        set_depth(config, backbone.config.num_hidden_layers)
     root = view = _shallow(backbone, config)
-    for name in path:
-        child = _shallow(view._modules[name], config)
-        view._modules[name] = child
-        view = child
+    for name in contract.owner.split(".") if contract.owner else []:
+        view._modules[name] = view = _shallow(view._modules[name], config)
     view._modules[contract.layers] = nn.ModuleList(segment.layers)
-    view._modules[contract.norm] = segment.norm if segment.norm is not None else nn.Identity()
+    if contract.norm is not None:
+        view._modules[contract.norm] = _norms(view._modules[contract.norm], contract, segment)
     if segment.start > 0:
         for name, kind in contract.once.items():
             _neutralise(view, name, kind)
     return root
 
 
-def _shallow(module: nn.Module, config: Any) -> nn.Module:
+def _shallow(module: nn.Module, config: Any) -> Any:
+    """A module of the same class that shares everything, in containers of its own."""
     view = object.__new__(type(module))
     view.__dict__.update(module.__dict__)
-    view.__dict__["_modules"] = dict(module._modules)
+    for name in ("_modules", "_parameters", "_buffers"):
+        view.__dict__[name] = dict(module.__dict__[name])
     # accelerate binds `forward` to the original module: a view must use its class's
     for name in ("forward", "_hf_hook", "_old_forward"):
         view.__dict__.pop(name, None)
@@ -120,33 +120,65 @@ def _shallow(module: nn.Module, config: Any) -> nn.Module:
     return view
 
 
-def _neutralise(view: nn.Module, name: str, kind: str) -> None:
-    """Switch off what the forward does once, before the first layer, if this host does it."""
-    if kind == ONE:
-        for holder in (view, view.config):
-            if name in holder.__dict__:
-                holder.__dict__[name] = 1.0
-    elif kind == ZERO and isinstance(view._modules.get(name), nn.Module):
-        view._modules[name] = _Zeros(view._modules[name])
-    elif kind == IDENTITY and isinstance(view._modules.get(name), nn.Module):
-        view._modules[name] = nn.Identity()
+def _norms(final: nn.Module, contract: Contract, segment: Segment) -> nn.Module:
+    """What stands for the final norm: the segment's own, or nothing."""
+    norm = segment.norm if segment.norm is not None else _NoNorm(final)
+    if not contract.entry_norm:
+        return norm
+    return _InTurn(final if segment.start == 0 else _NoNorm(final), norm)
+
+
+class _NoNorm(nn.Module):
+    """Lets the tap through, with the weight whose dtype some hosts ask for."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight = getattr(norm, "weight", None)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states
+
+
+class _InTurn(nn.Module):
+    """Two modules under one name: the first call goes to the first, the next to the second."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.turns = [first, second]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # a view lives for one forward pass, so the turns start anew with each
+        return self.turns.pop(0)(hidden_states)
 
 
 class _Zeros(nn.Module):
     """Stands where an embedding of positions stood: adds nothing."""
 
-    def __init__(self, embedding: nn.Module) -> None:
-        super().__init__()
-        self.dtype = next(embedding.parameters()).dtype
-
     def forward(self, positions: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.zeros((), dtype=self.dtype, device=positions.device)
+        return torch.zeros((), device=positions.device)
+
+
+_NEUTRAL_MODULES = {ZERO: _Zeros, IDENTITY: nn.Identity}
+_NEUTRAL_TENSORS = {ZERO: torch.zeros_like, ONE: torch.ones_like}
+_NEUTRAL_NUMBERS = {IDENTITY: 0.0, ZERO: 0.0, ONE: 1.0, OFF: False}
+
+
+def _neutralise(view: Any, name: str, kind: str) -> None:
+    """Switch off what the forward does once, before the first layer, if this host does it."""
+    if view._modules.get(name) is not None:
+        view._modules[name] = _NEUTRAL_MODULES[kind]()
+    for holder in (view._parameters, view._buffers, view.__dict__, view.config.__dict__):
+        if isinstance(holder.get(name), torch.Tensor):
+            holder[name] = _NEUTRAL_TENSORS[kind](holder[name])
+        elif isinstance(holder.get(name), (int, float)):
+            holder[name] = _NEUTRAL_NUMBERS[kind]
 
 
 def slice_config(config: Any, start: int, stop: int) -> Any:
     """The config of a model made of the layers `[start, stop)` of this one.
 
     Every per-layer list is cut to match; beyond the depth of the original its last entry repeats.
+    Lists of layer indices and offsets in a period of layers are counted from `start`.
 
     Args:
         config (`PreTrainedConfig`): Config of the backbone; not changed.
@@ -163,8 +195,20 @@ def slice_config(config: Any, start: int, stop: int) -> Any:
         values = list(config.__dict__[name])
         values += values[-1:] * max(0, stop - depth)
         sliced.__dict__[name] = values[start:stop]
-    sliced.__dict__[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = stop - start
+    for name, value in config.__dict__.items():
+        if name.endswith("_layer_indices") and value is not None:
+            sliced.__dict__[name] = [i - start for i in value if start <= i < stop]
+        elif name.endswith("_layer_offset"):
+            # counted in a period: layer `start` of the whole is layer 0 here
+            period = config.__dict__[name.removesuffix("offset") + "period"]
+            sliced.__dict__[name] = (value - start) % period
+    set_depth(sliced, stop - start)
     return sliced
+
+
+def set_depth(config: Any, depth: int) -> None:
+    """Write a config's number of layers, under the host's own name for it."""
+    config.__dict__[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = depth
 
 
 def per_layer_lists(config: Any) -> list[str]:
@@ -222,6 +266,13 @@ def grow_cache(cache: Cache, num_slots: int, sources: Sequence[tuple[Any, int]])
                 f"a `{type(cache).__name__}` of {len(cache.layers)} layers cannot be extended to the "
                 f"{num_slots} that this exit needs; use a `DynamicCache` or a `StaticCache`."
             )
+
+
+def past_length(cache: Cache | None) -> int:
+    """Number of tokens a cache has seen; 0 if it holds only recurrent states, which count none."""
+    if cache is None or not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        return 0
+    return cache.get_seq_length()
 
 
 def check_lengths(cache: Cache, slots: Sequence[int]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from .contract import Contract, find_contract, logit_ops
+from .contract import decoder_of, find_contract, logit_ops, refusal
+from .families import VERIFIED
 from .exits import read_out
 from .segments import Segment, grow_cache, run_segment
 
@@ -40,15 +42,25 @@ class BackboneReport:
 
     @property
     def ok(self) -> bool:
-        """`bool`: Whether every check passed."""
-        return all(error <= self.tolerance for error in self.errors.values())
+        """`bool`: Whether it can have exits: `logits`, `taps` and `steps` are right."""
+        return not self.failure("logits", "taps", "steps")
 
     @property
-    def reason(self) -> str:
-        """`str`: The first check that failed and how; empty if none did."""
-        for name, error in self.errors.items():
+    def continues(self) -> bool:
+        """`bool`: Whether segments can go on from taps: private layers work."""
+        return self.ok and not self.failure("segments")
+
+    @property
+    def relays(self) -> bool:
+        """`bool`: Whether they can do so on a cache, several pending positions at once."""
+        return self.continues and not self.failure("relay")
+
+    def failure(self, *checks: str) -> str:
+        """How the first of these checks failed; empty if none did."""
+        for name in checks:
+            error = self.errors[name]
             if not error <= self.tolerance:
-                return self.reasons.get(name) or f"{name}: relative difference {error:.1e}"
+                return f"{name}: {self.reasons.get(name) or f'relative difference {error:.1e}'}"
         return ""
 
 
@@ -60,13 +72,14 @@ def verify_backbone(
 ) -> BackboneReport:
     """Check numerically that a causal LM of transformers can be the backbone of a family.
 
-    Four checks, on random tokens, in evaluation mode:
+    Five checks, on random tokens, in evaluation mode:
 
     - `logits`: final norm, head and the known logit operations give the host's own logits;
-    - `taps`: the first segment ends where the whole forward has its tap;
-    - `segments`: the first segment, then the second on its output, give the whole;
-    - `cache`: the first segment token by token, then the second in chunks of pending positions, both
-      on one cache, give the whole.
+    - `taps`: the first segment with the final norm equals that norm on the tap of the whole forward;
+    - `steps`: the first segment token by token, on a cache, equals the same without;
+    - `segments`: the first segment, then the second on its output, equal the whole;
+    - `relay`: the first segment token by token, then the second in chunks of pending positions, both
+      on one cache, equal the whole.
 
     Args:
         model (`PreTrainedModel`): A causal LM with weights; it is not changed.
@@ -81,34 +94,72 @@ def verify_backbone(
     Raises:
         ValueError: If the backbone has no list of layers or final norm.
     """
-    backbone = model.base_model
-    contract = find_contract(backbone)
+    backbone = decoder_of(model)
     if tolerance is None:
         tolerance = TOLERANCES.get(backbone.dtype, HALF_TOLERANCE)
-    probe = _Probe(model, contract, depth or max(1, backbone.config.num_hidden_layers // 2))
+    probe = _Probe(model, backbone, depth or max(1, backbone.config.num_hidden_layers // 2))
     errors: dict[str, float] = {}
     reasons: dict[str, str] = {}
     with torch.no_grad(), _evaluating(model):
         ids = probe.tokens(seq_length)
-        for check in (probe.logits, probe.taps, probe.segments, probe.cache):
+        for check in (probe.logits, probe.taps, probe.steps, probe.segments, probe.relay):
             try:
                 errors[check.__name__] = check(ids)
             except Exception as error:  # any failure of a host's forward is a finding here
                 errors[check.__name__] = float("inf")
-                reasons[check.__name__] = f"{check.__name__}: {type(error).__name__}: {error}"
+                reasons[check.__name__] = f"{type(error).__name__}: {error}"
     return BackboneReport(backbone.config.model_type, errors, reasons, tolerance)
+
+
+def check_unverified(host: PreTrainedModel, private_layers: bool) -> None:
+    """Refuse a backbone of a type not known to work if it fails the numeric checks.
+
+    Args:
+        host (`PreTrainedModel`): A causal LM with weights.
+        private_layers (`bool`): Whether segments must be able to go on from taps.
+
+    Raises:
+        ValueError: With the name of the type and the check that failed.
+    """
+    model_type = host.config.get_text_config(decoder=True).model_type
+    if model_type in VERIFIED or host.device.type == "meta":
+        return
+    report = verify_backbone(host)
+    if not (report.continues if private_layers else report.ok):
+        raise refusal(model_type, report.failure("logits", "taps", "steps", "segments"))
+
+
+def as_host(family: Any) -> PreTrainedModel:
+    """The host's causal LM around a family's own backbone and shared head.
+
+    Args:
+        family ([`FamilialForCausalLM`]): Its modules are shared, not copied.
+
+    Returns:
+        `PreTrainedModel`: What transformers would build from `config.text_config`.
+    """
+    with torch.device("meta"):
+        host = AutoModelForCausalLM.from_config(copy.deepcopy(family.config.text_config))
+    empty = decoder_of(host)
+    for module in host.modules():
+        for name, child in module.named_children():
+            if child is empty:
+                setattr(module, name, family.model.backbone)
+    host.set_output_embeddings(family.lm_head)
+    return host
 
 
 class _Probe:
     """The checks, each giving its largest relative difference."""
 
-    def __init__(self, model: PreTrainedModel, contract: Contract, depth: int) -> None:
-        self.model, self.backbone, self.contract = model, model.base_model, contract
-        owner = self.backbone.get_submodule(contract.owner)
-        layers, norm = getattr(owner, contract.layers), getattr(owner, contract.norm)
+    def __init__(self, model: PreTrainedModel, backbone: Any, depth: int) -> None:
+        self.model, self.backbone, self.depth = model, backbone, depth
+        self.contract = find_contract(backbone)
+        layers, self.norm = self.contract.parts(backbone)
+        self.num_layers = len(layers)
         self.lower = Segment(list(layers[:depth]), 0, None, range(depth))
-        self.upper = Segment(list(layers[depth:]), depth, norm, range(depth, len(layers)))
-        self.depth = depth
+        self.member = replace(self.lower, norm=self.norm)
+        self.upper = Segment(list(layers[depth:]), depth, self.norm, range(depth, len(layers)))
 
     def tokens(self, seq_length: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -125,65 +176,71 @@ class _Probe:
         return _difference(found, self.model(input_ids=ids, use_cache=False).logits)
 
     def taps(self, ids: torch.Tensor) -> float:
-        hidden_states = self.whole(ids, output_hidden_states=[self.depth]).hidden_states
-        return _difference(self.run(self.lower, input_ids=ids), hidden_states[self.depth])
+        index = self.depth + self.contract.tap_shift
+        tap = self.whole(ids, output_hidden_states=[index]).hidden_states[index]
+        return _difference(self.run(self.member, input_ids=ids), self.norm(tap))
+
+    def steps(self, ids: torch.Tensor) -> float:
+        if self.contract.cache is None:
+            return 0.0
+        starts = [0, *range(ids.shape[1] // 3, ids.shape[1])]
+        found = self.in_pieces(self.member, "input_ids", ids, starts, self.new_cache())
+        return _difference(found, self.run(self.member, input_ids=ids))
 
     def segments(self, ids: torch.Tensor) -> float:
+        if self.contract.whole:
+            raise ValueError(self.contract.whole)
         tap = self.run(self.lower, input_ids=ids)
         found = self.run(self.upper, inputs_embeds=tap, position_ids=_positions(ids))
         return _difference(found, self.whole(ids).last_hidden_state)
 
-    def cache(self, ids: torch.Tensor) -> float:
-        cache = DynamicCache(config=self.backbone.config)
-        config, length = self.backbone.config, ids.shape[1]
-        grow_cache(cache, self.lower_and_upper, [(config, i) for i in range(self.lower_and_upper)])
-        positions = _positions(ids)
-        prompt = length // 3
-        starts = [0, *range(prompt, length)]
-        taps = self.in_pieces(self.lower, "input_ids", ids, positions, starts, cache)
-        chunks = [0, *range(prompt, length, 5)]
-        found = self.in_pieces(self.upper, "inputs_embeds", taps, positions, chunks, cache)
+    def relay(self, ids: torch.Tensor) -> float:
+        if self.contract.whole or self.contract.cache is None:
+            raise ValueError(self.contract.whole or "it has no cache of transformers' kinds")
+        cache, length = self.new_cache(), ids.shape[1]
+        starts, chunks = [0, *range(length // 3, length)], [0, *range(length // 3, length, 5)]
+        taps = self.in_pieces(self.lower, "input_ids", ids, starts, cache)
+        found = self.in_pieces(self.upper, "inputs_embeds", taps, chunks, cache)
         return _difference(found, self.whole(ids).last_hidden_state)
 
-    @property
-    def lower_and_upper(self) -> int:
-        return len(self.lower.layers) + len(self.upper.layers)
+    def new_cache(self) -> DynamicCache:
+        cache, config = DynamicCache(config=self.backbone.config), self.backbone.config
+        grow_cache(cache, self.num_layers, [(config, i) for i in range(self.num_layers)])
+        return cache
 
     def in_pieces(
         self,
         segment: Segment,
         name: str,
         values: torch.Tensor,
-        positions: torch.Tensor,
         starts: list[int],
         cache: DynamicCache,
     ) -> torch.Tensor:
         """Run a segment over pieces of a sequence, on one cache."""
+        positions = _positions(values)
         pieces = zip(starts, [*starts[1:], values.shape[1]], strict=True)
-        return torch.cat(
-            [
-                self.run(
-                    segment,
-                    past_key_values=cache,
-                    use_cache=True,
-                    position_ids=positions[:, a:b],
-                    **{name: values[:, a:b]},
-                )
-                for a, b in pieces
-            ],
-            dim=1,
-        )
+        outputs = [
+            self.run(
+                segment,
+                past_key_values=cache,
+                use_cache=True,
+                position_ids=positions[:, a:b],
+                **{name: values[:, a:b]},
+            )
+            for a, b in pieces
+        ]
+        return torch.cat(outputs, dim=1)
 
     def whole(self, ids: torch.Tensor, **kwargs: Any) -> Any:
-        return self.backbone(input_ids=ids, use_cache=False, **kwargs)
+        return self.backbone(**self.contract.accepted({"use_cache": False, **kwargs}), input_ids=ids)
 
     def run(self, segment: Segment, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
         outputs = run_segment(self.backbone, self.contract, segment, use_cache=use_cache, **inputs)
         return outputs.last_hidden_state
 
 
-def _positions(ids: torch.Tensor) -> torch.Tensor:
-    return torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+def _positions(values: torch.Tensor) -> torch.Tensor:
+    return torch.arange(values.shape[1], device=values.device).unsqueeze(0)
 
 
 def _difference(found: torch.Tensor, right: torch.Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .configuration_familial import FamilialConfig, evenly_spaced_exits
-from .contract import refusal
+from .contract import decoder_of, refusal
 from .exits import build_exits
+from .verify import check_unverified
 
 
 def load_host(backbone: Any, **kwargs: Any) -> PreTrainedModel:
@@ -72,19 +74,22 @@ def family_of(
     """
     if exits is not None and num_exits is not None:
         raise ValueError(f"give `exits` or `num_exits`, not both: got {exits} and {num_exits}.")
+    check_unverified(host, private_layers=bool(fields.get("num_exit_layers")))
+    text_config = host.config.get_text_config(decoder=True)
     if num_exits is not None:
-        exits = evenly_spaced_exits(host.config.num_hidden_layers, num_exits)
-    config = FamilialConfig(text_config=host.config, exits=exits, dtype=host.dtype, **fields)
+        exits = evenly_spaced_exits(text_config.num_hidden_layers, num_exits)
+    config = FamilialConfig(text_config=text_config, exits=exits, dtype=host.dtype, **fields)
     with torch.device("meta"):
         family = cls(config)
-    model, base = family.model, host.base_model
-    if type(base) is not type(model.backbone):
-        raise refusal(host.config.model_type, f"{type(host).__name__} has another base model")
-    model.backbone = base
-    model.exits = build_exits(config, base, model.contract, keep=True)
+    model = family.model
+    model.backbone = decoder_of(host)
+    model.exits = build_exits(config, model.backbone, model.contract, keep=True)
     family.lm_head = host.get_output_embeddings()
     family.exit_heads = family.build_exit_heads(keep=True)
-    family.generation_config = host.generation_config
+    if host.can_generate():
+        family.generation_config = copy.deepcopy(host.generation_config)
+        if model.contract.cache is None:
+            family.generation_config.use_cache = False
     family.name_or_path = config.name_or_path = host.name_or_path
     family.tie_weights()
     return family.train(host.training)

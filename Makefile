@@ -1,0 +1,77 @@
+# Every command below sets up the virtual environment it needs, from a clean clone.
+#
+# Variables:
+#   PYTHON=...    interpreter that makes the environment (3.11 or newer)
+#   VENV=...      folder of the environment (default .venv)
+#   ARGS="..."    passed on to pytest or to the example
+#   OVERRIDE=...  requirements installed last, without the pins of constraints.txt, into a fresh
+#                 environment, such as OVERRIDE="torch==2.11.*" (run `make clean` before changing it)
+VENV ?= .venv
+ARGS ?=
+OVERRIDE ?=
+WORKERS ?= 2
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CONFORMANCE := $(VENV)/.conformance
+PYTEST := $(BIN)/python -m pytest
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+THREADS := $(shell nproc 2>/dev/null || echo 1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow pretrain lint format types check conformance clean
+# a half-made environment must not pass for a whole one
+.DELETE_ON_ERROR:
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
+
+setup: $(INSTALLED)  ## make the virtual environment
+
+# torch first and alone: it is the one package whose build depends on the machine
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || { \
+		echo "error: '$(PYTHON)' cannot make virtual environments (is python3-venv installed?)" >&2; exit 1; }
+	@echo "setting up $(VENV) with $(PYTHON): some minutes the first time"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch -c constraints.txt
+	@$(PIP) -e ".[test,lint,tensorboard]" -c constraints.txt
+	@test -z "$(OVERRIDE)" || $(PIP) --upgrade $(OVERRIDE)
+	@touch $@
+
+$(CONFORMANCE): $(INSTALLED)
+	@$(PIP) -e ".[conformance]" $(if $(OVERRIDE),,-c constraints.txt)
+	@touch $@
+
+test: $(INSTALLED)  ## run the fast tests
+	$(PYTEST) -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED)  ## run all tests, the slow ones too
+	$(PYTEST) -n $(WORKERS) $(ARGS)
+
+pretrain: $(INSTALLED)  ## train a small family (on a GPU where there is one)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no --num_cpu_threads_per_process $(THREADS) examples/pretrain.py $(ARGS)
+
+lint: $(INSTALLED)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)  ## mend style and formatting where that can be done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED)  ## check types
+	$(BIN)/mypy
+
+check: lint types test  ## lint, types and fast tests
+
+conformance: $(CONFORMANCE)  ## run transformers' own model tests on this package's classes
+	$(BIN)/python tests/conformance/run.py -n $(WORKERS) $(ARGS)
+
+clean:  ## remove the environment, caches and build outputs
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	find src tests examples benchmarks scripts -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,223 @@
+"""Pretrain a family: one run, one model per exit.
+
+With no arguments: a Llama of a few million parameters with four exits, on the source code of the
+running Python's own standard library, with a tokenizer trained on it. Nothing is downloaded.
+
+    accelerate launch examples/pretrain.py
+    accelerate launch examples/pretrain.py --dataset_name roneneldan/TinyStories --streaming
+    accelerate launch examples/pretrain.py --train_files notes/ --num_exits 3 --max_steps 500
+    accelerate launch examples/pretrain.py --backbone Qwen/Qwen3-0.6B --exits 8 16 28 --bf16
+    accelerate launch --num_processes 2 --cpu examples/pretrain.py
+    accelerate launch examples/pretrain.py --resume_from_checkpoint last
+
+It leaves in `--output_dir` the checkpoint, the tokenizer, `members.json` (the table it prints) and
+`losses.png` (the loss of every exit over the tokens seen).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+from transformers import (
+    AutoConfig,
+    HfArgumentParser,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
+from hf_familial.training.data import DataArguments, PackedData, prepare_data
+from hf_familial.training.report import member_rows, plot_losses, print_members, save_members
+from hf_familial.training.trainer import FamilialTrainer
+
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 24, 48
+
+
+@dataclass
+class ModelArguments:
+    """The family: a pretrained backbone, or the sizes of a new one, and its exits."""
+
+    backbone: str | None = field(
+        default=None,
+        metadata={"help": "Pretrained decoder or family to go on from; by default a new one."},
+    )
+    model_type: str = field(
+        default="llama", metadata={"help": "Architecture of a new backbone, any of transformers."}
+    )
+    hidden_size: int = field(default=192, metadata={"help": "Width of a new backbone."})
+    num_hidden_layers: int = field(default=8, metadata={"help": "Depth of a new backbone."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Heads of a new backbone."})
+    intermediate_size: int = field(default=512, metadata={"help": "MLP width of a new backbone."})
+    exits: list[int] | None = field(
+        default=None, metadata={"help": "Depth of every exit, the last one the full depth."}
+    )
+    num_exits: int = field(
+        default=4, metadata={"help": "Without --exits: this many, evenly spaced."}
+    )
+    num_exit_layers: int = field(
+        default=0, metadata={"help": "Private decoder layers of each early exit."}
+    )
+    exit_norm: str = field(default="own", metadata={"help": "own or shared"})
+    exit_head: str = field(default="shared", metadata={"help": "shared or own"})
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """The host's training arguments, with the defaults of a run of a few minutes on two cores."""
+
+    output_dir: str | None = field(default="outputs/pretrain")
+    max_steps: int = field(default=600)
+    per_device_train_batch_size: int = field(default=8)
+    per_device_eval_batch_size: int = field(default=16)
+    learning_rate: float = field(default=3e-3)
+    lr_scheduler_type: str = field(default="cosine")
+    warmup_steps: float = field(default=0.05)
+    weight_decay: float = field(default=0.1)
+    adam_beta2: float = field(default=0.95)
+    logging_steps: float = field(default=10)
+    eval_strategy: str = field(default="steps")
+    eval_steps: float | None = field(default=0.25)
+    save_steps: float = field(default=0.25)
+    save_total_limit: int | None = field(default=1)
+
+
+def build_model(
+    args: ModelArguments, tokenizer: PreTrainedTokenizerBase, seq_length: int
+) -> FamilialForCausalLM:
+    """A new family, a pretrained family, or a family around a pretrained decoder."""
+    exit_fields = {
+        "exits": args.exits,
+        "num_exit_layers": args.num_exit_layers,
+        "exit_norm": args.exit_norm,
+        "exit_head": args.exit_head,
+    }
+    if args.backbone is not None:
+        model = load_backbone(args, exit_fields)
+    else:
+        text_config = AutoConfig.for_model(
+            args.model_type,
+            vocab_size=len(tokenizer),
+            hidden_size=args.hidden_size,
+            num_hidden_layers=args.num_hidden_layers,
+            num_attention_heads=args.num_attention_heads,
+            num_key_value_heads=args.num_attention_heads,
+            intermediate_size=args.intermediate_size,
+            max_position_embeddings=max(1024, seq_length),
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        if args.exits is None:
+            exit_fields["exits"] = evenly_spaced_exits(args.num_hidden_layers, args.num_exits)
+        model = FamilialForCausalLM(FamilialConfig(text_config=text_config, **exit_fields))
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"the vocabulary does not match: the tokenizer has {len(tokenizer)} tokens, the "
+            f"embedding of the model only {rows}; use the backbone's own tokenizer."
+        )
+    return model
+
+
+def load_backbone(args: ModelArguments, exit_fields: dict[str, object]) -> FamilialForCausalLM:
+    """Go on from a family as it is, or make one of a decoder."""
+    if AutoConfig.from_pretrained(args.backbone).model_type == FamilialConfig.model_type:
+        return FamilialForCausalLM.from_pretrained(args.backbone)
+    num_exits = args.num_exits if args.exits is None else None
+    return FamilialForCausalLM.from_backbone(args.backbone, num_exits=num_exits, **exit_fields)
+
+
+def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+    """The checkpoint asked for; `last` means the newest one in the output folder."""
+    wanted = args.resume_from_checkpoint
+    if wanted not in ("last", "true", "True"):
+        return wanted
+    folder = Path(args.output_dir)
+    last = get_last_checkpoint(args.output_dir) if folder.is_dir() else None
+    if last is None:
+        raise ValueError(f"nothing to resume: `{args.output_dir}` holds no checkpoint.")
+    return last
+
+
+def show_results(trainer: FamilialTrainer, data: PackedData, seq_length: int) -> None:
+    """Table, picture and samples, in the first process only."""
+    metrics = trainer.evaluate()
+    if not trainer.is_world_process_zero():
+        return
+    args, model, folder = trainer.args, trainer.accelerator.unwrap_model(trainer.model), Path()
+    folder = Path(args.output_dir)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    model.eval()
+    for k, depth in enumerate(model.config.exits):
+        text = Text(sample(model, trainer.processing_class, data, k))
+        console.print(Panel(text, title=f"exit {k} (depth {depth})", title_align="left"))
+    rows = member_rows(model, metrics, seq_length, data.eval_bytes_per_token)
+    print_members(rows, console)
+    save_members(rows, folder / "members.json")
+    tokens = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * seq_length
+    plot_losses(trainer.state.log_history, model.config.exits, tokens, folder / "losses.png")
+    console.print(f"Checkpoint, members.json and losses.png are in {folder}")
+
+
+def sample(
+    model: FamilialForCausalLM, tokenizer: PreTrainedTokenizerBase, data: PackedData, exit_idx: int
+) -> str:
+    """What one exit writes after the first tokens of the evaluation text."""
+    prompt = torch.tensor([data.eval[0]["input_ids"][:PROMPT_TOKENS]], device=model.device)
+    set_seed(0)
+    ids = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        exit_idx=exit_idx,
+        max_new_tokens=SAMPLE_TOKENS,
+        do_sample=True,
+        top_p=0.9,
+        temperature=0.8,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+def main() -> None:
+    """Parse, train, report."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, PretrainingArguments))
+    if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
+        model_args, data_args, args = parser.parse_yaml_file(sys.argv[1])
+    elif len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
+        model_args, data_args, args = parser.parse_json_file(sys.argv[1])
+    else:
+        model_args, data_args, args = parser.parse_args_into_dataclasses()
+    logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
+    checkpoint = checkpoint_to_resume(args)
+    if model_args.backbone is not None and data_args.tokenizer_name is None:
+        data_args.tokenizer_name = model_args.backbone
+    data, tokenizer = prepare_data(data_args)
+    set_seed(args.seed)
+    model = build_model(model_args, tokenizer, data_args.seq_length)
+    trainer = FamilialTrainer(
+        model=model,
+        args=args,
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        processing_class=tokenizer,
+        data_collator=default_data_collator,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    show_results(trainer, data, data_args.seq_length)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Try every causal LM of the installed transformers as a backbone; write docs/backbones.md.
+
+    python scripts/list_backbones.py            # writes the page
+    python scripts/list_backbones.py --check    # fails if the page or `VERIFIED` would change
+
+Every type is built at tiny size (6 layers, cut at 3) and checked by `verify_backbone`; those that pass
+must also make a family whose deepest exit is the host, bit for bit, and generate like it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers.utils import logging
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from backbones import UNRUNNABLE, causal_lm_types, tiny_model  # noqa: E402
+
+from hf_familial import FamilialForCausalLM, verify_backbone  # noqa: E402
+from hf_familial.models.familial.families import VERIFIED  # noqa: E402
+
+
+PAGE = ROOT / "docs" / "backbones.md"
+DEPTH, CUT = 6, 3
+HEADER = """# Backbones
+
+Every causal-LM type of transformers {version}, tried at tiny size ({depth} layers, cut at {cut}) by
+`python scripts/list_backbones.py`. Of {total} types, {works} work as the backbone of a family.
+
+- **exits**: early exits train, load, save and generate; the deepest exit is the host, bit for bit.
+- **private layers**: `num_exit_layers > 0`, for segments can go on from a tap.
+- **relay**: they can do so on a cache, several pending positions in one pass.
+
+A type that is not in this table is checked numerically when a family is made of it, and refused with
+the reason if it cannot be right; `verify_backbone(model)` does the same check at any time.
+
+| type | exits | private layers | relay | why not |
+|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one type can do, and why not more."""
+
+    model_type: str
+    exits: bool = False
+    private_layers: bool = False
+    relay: bool = False
+    reason: str = ""
+
+    def line(self) -> str:
+        """A row of the table."""
+        marks = ["yes" if x else "no" for x in (self.exits, self.private_layers, self.relay)]
+        return f"| `{self.model_type}` | {' | '.join(marks)} | {self.reason} |"
+
+
+def try_type(model_type: str) -> Finding:
+    """Build one type at tiny size and check it."""
+    if model_type in UNRUNNABLE:
+        return Finding(model_type, reason=UNRUNNABLE[model_type])
+    host = tiny_model(model_type, num_hidden_layers=DEPTH)
+    try:
+        report = verify_backbone(host, depth=CUT)
+    except ValueError as error:
+        reason = str(error).split(": ", 1)[1].split(". ")[0]
+        return Finding(model_type, reason=reason)
+    reason = report.failure("logits", "taps", "steps", "segments", "relay")
+    reason = reason.replace("ValueError: ", "").replace("\n", " ")
+    if report.ok:
+        check_family(host, private=report.continues)
+    return Finding(model_type, report.ok, report.continues, report.relays, reason)
+
+
+def check_family(host: transformers.PreTrainedModel, private: bool) -> None:
+    """The deepest exit must be the host, in logits and in what it generates."""
+    ids = torch.randint(8, 100, (2, 12), generator=torch.Generator().manual_seed(1))
+    limits = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.no_grad():
+        logits = host(input_ids=ids, use_cache=False).logits
+        text = host.generate(ids, use_cache=False, **limits)
+        family = FamilialForCausalLM.from_backbone(
+            host, exits=[1, CUT, DEPTH], num_exit_layers=int(private)
+        )
+        assert torch.equal(family(ids, use_cache=False).logits, logits), host.config.model_type
+        assert torch.equal(family.generate(ids, **limits), text), host.config.model_type
+        for exit_idx in range(3):
+            family.generate(ids, exit_idx=exit_idx, **limits)
+
+
+def main() -> int:
+    """Try all types and write the page, or compare with it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    findings = [try_type(t) for t in causal_lm_types() if t != "familial"]
+    works = {f.model_type for f in findings if f.exits}
+    text = HEADER.format(
+        version=transformers.__version__,
+        depth=DEPTH,
+        cut=CUT,
+        total=len(findings),
+        works=len(works),
+    )
+    text += "\n".join(finding.line() for finding in findings) + "\n"
+    relays, private = (sum(getattr(f, a) for f in findings) for a in ("relay", "private_layers"))
+    print(f"{len(findings)} types: {len(works)} have exits, {private} private layers, {relays} relay")
+    for name, types in (("missing from", works - VERIFIED), ("wrongly in", VERIFIED - works)):
+        if types:
+            print(f"{name} VERIFIED: {sorted(types)}")
+    if args.check:
+        return int(works != VERIFIED or PAGE.read_text(encoding="utf-8") != text)
+    PAGE.write_text(text, encoding="utf-8")
+    return int(works != VERIFIED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""Who may import whom: the layers of the package, held by its syntax trees alone."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+SRC = Path(__file__).resolve().parents[1] / "src" / "hf_familial"
+MAX_LINES = 400
+
+# room (a module or folder right below the package) -> the rooms it may import, itself aside
+ROOMS: dict[str, set[str]] = {
+    "models": set(),
+    "runs": set(),
+    "scaling": set(),
+    "flops": {"models", "runs"},
+    "hub": {"models", "runs", "flops"},
+    "evaluation": {"models", "runs", "flops"},
+    "training": {"models", "runs", "flops", "hub", "evaluation"},
+    "generation": {"models", "runs", "flops", "hub", "evaluation"},
+    "isoflop": {"models", "runs", "flops", "hub", "evaluation", "training", "generation"},
+}
+ROOMS["cli"] = set(ROOMS)
+ROOMS["__main__"] = {"cli"}
+
+# rooms whose imports from outside the package and the standard library are counted
+THIRD_PARTY: dict[str, set[str]] = {
+    "models": {"torch", "transformers"},
+    "scaling": {"numpy", "scipy", "matplotlib"},
+}
+
+# folders shipped flat, as remote code: of ours they may write `from .sibling import name` alone
+CLOSED = {"models.familial"}
+
+# what any room outside the closed ones may take from the package itself
+ROOT_NAMES = {"__version__"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import of one file: what it names and when it runs."""
+
+    module: str  # the importing module, relative to the package: "" is the package itself
+    target: str  # absolute dotted name, resolved to a module where the tree holds one
+    line: int
+    eager: bool  # runs when the module is imported
+    sibling: bool  # written `from .name import ...`
+
+
+def modules_of(root: Path) -> dict[str, Path]:
+    """Dotted names below the package ("" for the package itself) and their files."""
+    modules = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+def walk(node: ast.AST, eager: bool = True) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Every import statement below `node`, and whether it runs at import time."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, eager
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from walk(child, eager=False)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from walk(child, eager=False)
+        else:
+            yield from walk(child, eager)
+
+
+def imports_of(root: Path) -> Iterator[Import]:
+    """The imports of every file of the package."""
+    modules, package = modules_of(root), root.name
+    known = {f"{package}.{name}".rstrip(".") for name in modules}
+    for module, path in modules.items():
+        parents = [package, *filter(None, module.split("."))]
+        if path.name != "__init__.py":
+            parents.pop()
+        for node, eager in walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                targets, sibling = [alias.name for alias in node.names], False
+            else:
+                up = parents[: len(parents) - node.level + 1] if node.level else []
+                base = ".".join([*up, *filter(None, [node.module])])
+                targets = [f"{base}.{alias.name}" for alias in node.names]
+                sibling = node.level == 1 and bool(node.module) and "." not in node.module
+                if base in known:
+                    # a name that is no module counts as an import of the module that holds it
+                    targets = [t if t in known or base == package else base for t in targets]
+            for target in dict.fromkeys(targets):
+                yield Import(module, target, node.lineno, eager, sibling)
+
+
+def is_closed(module: str) -> bool:
+    """Whether a module stands in a closed room."""
+    return any(module == room or module.startswith(f"{room}.") for room in CLOSED)
+
+
+def judge(found: Import, package: str) -> str | None:
+    """What is wrong with one import, or None."""
+    room = found.module.split(".")[0]
+    top, *rest = found.target.split(".")
+    if top != package:
+        allowed = THIRD_PARTY.get(room)
+        if allowed is None or top in allowed or top in sys.stdlib_module_names:
+            return None
+        return f"`{room}` may import only {sorted(allowed)} from outside, not `{top}`"
+    if is_closed(found.module):
+        return None if found.sibling else "a closed room imports siblings by `from .name import`"
+    target = rest[0] if rest else ""
+    if not room:  # the package itself: names are lazy, the models alone are not
+        if found.eager and target != "models":
+            return f"the package imports `{target}` eagerly; make the name lazy"
+        return None
+    if target in ROOT_NAMES:
+        return None if room not in THIRD_PARTY else f"`{room}` may not import the package"
+    if target == room or target in ROOMS[room]:
+        return None
+    return f"`{room}` may not import `{target or package}`"
+
+
+def cycles(edges: dict[str, set[str]]) -> list[str]:
+    """The import cycles of a graph of modules, each as `a -> b -> a`."""
+    found: list[str] = []
+    done: set[str] = set()
+
+    def visit(module: str, trail: list[str]) -> None:
+        if module in trail:
+            found.append(" -> ".join([*trail[trail.index(module) :], module]))
+        elif module not in done:
+            for target in sorted(edges.get(module, ())):
+                visit(target, [*trail, module])
+            done.add(module)
+
+    for module in sorted(edges):
+        visit(module, [])
+    return found
+
+
+def violations(root: Path) -> list[str]:
+    """Everything the layers forbid in the package at `root`, one line each."""
+    modules, problems = modules_of(root), []
+    edges: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        room = module.split(".")[0]
+        if room and room not in ROOMS:
+            problems.append(f"{module}: no row for `{room}` in ROOMS")
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > MAX_LINES:
+            problems.append(f"{module}: {lines} lines, more than {MAX_LINES}")
+    for found in imports_of(root):
+        if found.module.split(".")[0] not in {"", *ROOMS}:
+            continue
+        problem = judge(found, root.name)
+        if problem:
+            problems.append(f"{found.module or root.name}:{found.line}: {problem}")
+        target = found.target.removeprefix(root.name).removeprefix(".")
+        if found.eager and found.target.startswith(f"{root.name}.") and target in modules:
+            # `from .name import x` in a package's own __init__ is how it shows its names
+            if target != found.module:
+                edges.setdefault(found.module, set()).add(target)
+    return problems + [f"cycle: {cycle}" for cycle in cycles(edges)]
+
+
+def test_the_package_keeps_its_layers():
+    assert violations(SRC) == []
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Writes a small package `hf_familial` from {path: source} and returns its folder."""
+
+    def write(files: dict[str, str]) -> Path:
+        root = tmp_path / "hf_familial"
+        for name, source in {"__init__.py": "", **files}.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source, encoding="utf-8")
+        return root
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param(
+            {"training/trainer.py": "from ..generation import state", "generation/state.py": ""},
+            "`training` may not import `generation`",
+            id="sideways",
+        ),
+        pytest.param(
+            {"flops.py": "import hf_familial.training.args", "training/args.py": ""},
+            "`flops` may not import `training`",
+            id="upward",
+        ),
+        pytest.param(
+            {"flops.py": "def f():\n    from hf_familial.hub import export", "hub/export.py": ""},
+            "flops:2: `flops` may not import `hub`",
+            id="upward-in-a-function",
+        ),
+        pytest.param(
+            {"hub/push.py": "from .. import evaluation", "evaluation.py": ""},
+            "`hub` may not import `evaluation`",
+            id="same-floor",
+        ),
+        pytest.param(
+            {"training/data.py": "from hf_familial import FamilialConfig"},
+            "`training` may not import `FamilialConfig`",
+            id="lazy-name-of-the-package",
+        ),
+        pytest.param(
+            {"runs.py": "from .flops import count", "flops.py": ""},
+            "`runs` may not import `flops`",
+            id="runs-stand-on-the-ground",
+        ),
+        pytest.param(
+            {"isoflop/sweep.py": "from ..scaling import fit", "scaling/fit.py": ""},
+            "`isoflop` may not import `scaling`",
+            id="nobody-imports-the-island",
+        ),
+        pytest.param(
+            {"scaling/fit.py": "import torch"},
+            "`scaling` may import only ['matplotlib', 'numpy', 'scipy'] from outside, not `torch`",
+            id="island-without-torch",
+        ),
+        pytest.param(
+            {"scaling/fit.py": "from ..runs import read", "runs.py": ""},
+            "`scaling` may not import `runs`",
+            id="island-without-ours",
+        ),
+        pytest.param(
+            {"models/familial/losses.py": "import numpy"},
+            "`models` may import only ['torch', 'transformers'] from outside, not `numpy`",
+            id="closed-room-third-party",
+        ),
+        pytest.param(
+            {
+                "models/familial/a.py": "from hf_familial.models.familial.b import x",
+                "models/familial/b.py": "x = 1",
+            },
+            "a closed room imports siblings by `from .name import`",
+            id="closed-room-absolute",
+        ),
+        pytest.param(
+            {"models/familial/a.py": "from . import b", "models/familial/b.py": ""},
+            "a closed room imports siblings by `from .name import`",
+            id="closed-room-bare-dot",
+        ),
+        pytest.param(
+            {"models/familial/a.py": "from ...flops import x", "flops.py": ""},
+            "a closed room imports siblings by `from .name import`",
+            id="closed-room-parent",
+        ),
+        pytest.param(
+            {"hub/a.py": "from .b import x", "hub/b.py": "from .a import y"},
+            "cycle: hub.a -> hub.b -> hub.a",
+            id="cycle",
+        ),
+        pytest.param(
+            {"hub/__init__.py": "from .a import x", "hub/a.py": "from hf_familial.hub import x"},
+            "cycle: hub -> hub.a -> hub",
+            id="cycle-through-a-package",
+        ),
+        pytest.param(
+            {"__init__.py": "from .training import FamilialTrainer", "training/__init__.py": ""},
+            "the package imports `training` eagerly",
+            id="eager-package",
+        ),
+        pytest.param({"utils.py": ""}, "utils: no row for `utils` in ROOMS", id="unknown-room"),
+        pytest.param({"flops.py": "#\n" * 401}, "flops: 401 lines, more than 400", id="too-long"),
+    ],
+)
+def test_a_violation_is_found(tree, files, expected):
+    found = violations(tree(files))
+    assert any(expected in line for line in found), found
+
+
+def test_a_lawful_tree_passes(tree):
+    root = tree(
+        {
+            "__init__.py": (
+                "from typing import TYPE_CHECKING\n"
+                "from . import models\n"
+                "if TYPE_CHECKING:\n    from .training import FamilialTrainer\n"
+            ),
+            "models/__init__.py": "from .familial import FamilialConfig",
+            "models/familial/__init__.py": "from .exits import FamilialConfig",
+            "models/familial/exits.py": "import math\nimport torch\nfrom .losses import loss",
+            "models/familial/losses.py": "from transformers.utils import logging",
+            "runs.py": "import json",
+            "flops.py": "from hf_familial.models import FamilialConfig\nfrom .runs import read",
+            "hub/__init__.py": "from .push import push",
+            "hub/push.py": "from .. import __version__\nfrom ..flops import count\nimport rich",
+            "training/__init__.py": "from ..hub.push import push",
+            "scaling/__init__.py": "from .fit import fit",
+            "scaling/fit.py": "import numpy as np\nfrom scipy import optimize\nimport dataclasses",
+            "cli.py": "from .scaling import fit\nfrom .training import args\nimport typer",
+        }
+    )
+    assert violations(root) == []
+
+
+def test_a_cycle_that_only_types_see_is_lawful(tree):
+    lazy = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .a import y\n"
+    assert violations(tree({"hub/a.py": "from .b import x", "hub/b.py": lazy})) == []
