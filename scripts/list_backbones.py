@@ -3,8 +3,8 @@
     python scripts/list_backbones.py            # writes the page
     python scripts/list_backbones.py --check    # fails if the page or `VERIFIED` would change
 
-Every type is built at tiny size (6 layers, cut at 3) and checked by `verify_backbone`; those that pass
-must also make a family whose deepest exit is the host, bit for bit, and generate like it.
+Every type is built at tiny size (6 layers, cut at 3) and checked by `verify_backbone`; those that
+pass must also make a family whose deepest exit is the host, bit for bit, and generate like it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Every causal-LM type of transformers {version}, tried at tiny size ({depth} laye
 - **private layers**: `num_exit_layers > 0`, for segments can go on from a tap.
 - **relay**: they can do so on a cache, several pending positions in one pass.
 
-A type that is not in this table is checked numerically when a family is made of it, and refused with
-the reason if it cannot be right; `verify_backbone(model)` does the same check at any time.
+A type that is not in this table is checked numerically when a family is made of it, and refused
+with the reason if it cannot be right; `verify_backbone(model)` does the same check at any time.
 
 | type | exits | private layers | relay | why not |
 |---|---|---|---|---|
@@ -115,7 +115,9 @@ def main() -> int:
     )
     text += "\n".join(finding.line() for finding in findings) + "\n"
     relays, private = (sum(getattr(f, a) for f in findings) for a in ("relay", "private_layers"))
-    print(f"{len(findings)} types: {len(works)} have exits, {private} private layers, {relays} relay")
+    print(
+        f"{len(findings)} types: {len(works)} have exits, {private} private layers, {relays} relay"
+    )
     for name, types in (("missing from", works - VERIFIED), ("wrongly in", VERIFIED - works)):
         if types:
             print(f"{name} VERIFIED: {sorted(types)}")

@@ -33,7 +33,7 @@ class ExitProgressCallback(ProgressCallback):
 
 def _losses(logs: dict[str, Any], prefix: str) -> str:
     """The losses of all exits, shallowest first."""
-    values = []
+    values: list[str] = []
     while (key := f"{prefix}_{len(values)}_loss") in logs:
         values.append(f"{logs[key]:.3f}")
     return " ".join(values)

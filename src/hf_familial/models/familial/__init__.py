@@ -1,4 +1,4 @@
-"""The familial model, registered with the Auto classes of transformers: the only registration there is."""
+"""The familial model, registered with the Auto classes: the only registration there is."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import (

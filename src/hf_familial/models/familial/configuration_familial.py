@@ -66,20 +66,24 @@ class FamilialConfig(PreTrainedConfig):
         text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a [`LlamaConfig`]):
             Config of the backbone. A dict must hold `model_type`.
         exits (`list[int]`, *optional*):
-            Depth of every exit: the number of backbone layers run before it. Strictly increasing, the
-            last one equal to `num_hidden_layers`. Defaults to 4 evenly spaced exits (or one per layer
-            in a backbone of fewer than 4 layers). `exits=[num_hidden_layers]` is the dense model.
+            Depth of every exit: the number of backbone layers run before it. Strictly increasing,
+            the last one equal to `num_hidden_layers`. Defaults to 4 evenly spaced exits (or one per
+            layer in a backbone of fewer than 4 layers). `exits=[num_hidden_layers]` is the dense
+            model.
         num_exit_layers (`int`, *optional*, defaults to 0):
             Number of private decoder layers of each early exit, run between its tap and its norm.
         exit_norm (`str`, *optional*, defaults to `"own"`):
-            `"own"`: every early exit has its own norm. `"shared"`: it uses the backbone's final norm.
+            `"own"`: every early exit has its own norm. `"shared"`: it uses the backbone's final
+            norm.
         exit_head (`str`, *optional*, defaults to `"shared"`):
-            `"shared"`: every exit uses `lm_head`. `"own"`: every early exit has its own output head.
+            `"shared"`: every exit uses `lm_head`. `"own"`: every early exit has its own output
+            head.
         default_exit (`int`, *optional*, defaults to -1):
-            Exit that `forward` and `generate` use when `exit_idx` is not given; an index into `exits`.
+            Exit that `forward` and `generate` use when `exit_idx` is not given; an index into
+            `exits`.
         tie_word_embeddings (`bool`, *optional*):
-            Whether `lm_head` is the input embedding. Defaults to what `text_config` says. Own heads of
-            early exits are never tied.
+            Whether `lm_head` is the input embedding. Defaults to what `text_config` says. Own heads
+            of early exits are never tied.
 
     Raises:
         ValueError: If a field is out of its range, or `text_config` is not a decoder's.
@@ -105,8 +109,9 @@ class FamilialConfig(PreTrainedConfig):
         "exit_hidden_states",
     ]
 
-    text_config: dict | PreTrainedConfig | None = None
-    exits: list[int] | tuple[int, ...] | None = None
+    # never `None` once made: `__post_init__` fills both in
+    text_config: PreTrainedConfig = None
+    exits: list[int] = None  # type: ignore[assignment]
     num_exit_layers: int = 0
     exit_norm: str = "own"
     exit_head: str = "shared"
@@ -131,7 +136,8 @@ class FamilialConfig(PreTrainedConfig):
         """Build the sub-config, fill in what depends on it, and check."""
         if not isinstance(self.text_config, (dict, PreTrainedConfig, type(None))):
             raise ValueError(
-                f"`text_config` must be a config or a dict with `model_type`, got {self.text_config!r}."
+                "`text_config` must be a config or a dict with `model_type`, got "
+                f"{self.text_config!r}."
             )
         if isinstance(self.text_config, dict) and "model_type" not in self.text_config:
             raise ValueError(
@@ -164,8 +170,8 @@ class FamilialConfig(PreTrainedConfig):
         if text_config.get_text_config(decoder=True) is not text_config:
             inner = text_config.get_text_config(decoder=True).model_type
             raise ValueError(
-                f"`{text_config.model_type}` is a composite of several models; pass the config of its "
-                f"language model (`{inner}`) as `text_config`."
+                f"`{text_config.model_type}` is a composite of several models; pass the config of "
+                f"its language model (`{inner}`) as `text_config`."
             )
         check_exits(self.exits, self.num_hidden_layers)
         if not _is_int(self.num_exit_layers) or self.num_exit_layers < 0:
@@ -174,7 +180,10 @@ class FamilialConfig(PreTrainedConfig):
             )
         _check_choice("exit_norm", self.exit_norm, EXIT_NORMS)
         _check_choice("exit_head", self.exit_head, EXIT_HEADS)
-        if not _is_int(self.default_exit) or not -self.num_exits <= self.default_exit < self.num_exits:
+        if (
+            not _is_int(self.default_exit)
+            or not -self.num_exits <= self.default_exit < self.num_exits
+        ):
             raise ValueError(
                 f"`default_exit` must be between {-self.num_exits} and {self.num_exits - 1} for "
                 f"{self.num_exits} exits, got {self.default_exit}."
@@ -204,14 +213,14 @@ class FamilialConfig(PreTrainedConfig):
             raise TypeError(f"`exit_idx` must be an integer, got {exit_idx!r}.")
         if not -self.num_exits <= exit_idx < self.num_exits:
             raise IndexError(
-                f"`exit_idx` {exit_idx} is out of range: this family has {self.num_exits} exits, at "
-                f"depths {self.exits}, so `exit_idx` goes from {-self.num_exits} to "
+                f"`exit_idx` {exit_idx} is out of range: this family has {self.num_exits} exits, "
+                f"at depths {self.exits}, so `exit_idx` goes from {-self.num_exits} to "
                 f"{self.num_exits - 1}."
             )
         return exit_idx % self.num_exits
 
     def to_dict(self) -> dict[str, Any]:
-        """The serialisable fields, with the `auto_map` under which the classes load as remote code."""
+        """The serialisable fields, with the `auto_map` that makes the classes remote code."""
         return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
 
 
@@ -226,7 +235,9 @@ def check_exits(exits: Sequence[int], num_hidden_layers: int) -> None:
         ValueError: If `exits` is empty, not made of integers, not strictly increasing, below 1, or
             does not end at `num_hidden_layers`.
     """
-    right = f"strictly increasing depths from 1 up, ending at `num_hidden_layers` ({num_hidden_layers})"
+    right = (
+        f"strictly increasing depths from 1 up, ending at `num_hidden_layers` ({num_hidden_layers})"
+    )
     if not exits:
         raise ValueError(f"`exits` must be {right}, got none.")
     wrong = [depth for depth in exits if not _is_int(depth)]

@@ -1,6 +1,7 @@
 """What this package must know of a host's decoder to run part of it, found by one generic rule.
 
-A family that differs has a row in `families.py`; one that cannot be cut at a depth has a reason there.
+A family that differs has a row in `families.py`; one that cannot be cut at a depth has a reason
+there.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ NORMS = (
     "ln_out",
 )
 
+
 @dataclass(frozen=True)
 class Contract:
     """Where a backbone keeps what a segment needs.
 
     Attributes:
-        owner (`str`): Dotted path of the module that owns the layers; empty for the backbone itself.
+        owner (`str`): Dotted path of the module that owns the layers; empty for the backbone
+            itself.
         layers (`str`): Name of the list of decoder layers in the owner.
         norm (`str`, *optional*): Name of the final norm in the owner; `None` if the host has none.
         entry_norm (`bool`): Whether that norm is also applied to the embedding.
@@ -43,8 +46,8 @@ class Contract:
         tap_shift (`int`): Index of a tap in `hidden_states`, minus its depth.
         keep_depth (`bool`): Whether views keep the config's full depth.
         whole (`str`): Why no segment can go on from a tap alone; empty if one can.
-        cache (`str`, *optional*): Name of the forward's argument that takes the cache; `None` if the
-            host has no cache of transformers' kinds.
+        cache (`str`, *optional*): Name of the forward's argument that takes the cache; `None` if
+            the host has no cache of transformers' kinds.
         takes (`frozenset[str]`, *optional*): Names of all its arguments; `None` if it takes any.
     """
 
@@ -56,10 +59,10 @@ class Contract:
     tap_shift: int
     keep_depth: bool
     whole: str
-    cache: str | None
+    cache: str
     takes: frozenset[str] | None
 
-    def parts(self, backbone: nn.Module) -> tuple[nn.ModuleList, nn.Module]:
+    def parts(self, backbone: Any) -> tuple[nn.ModuleList, nn.Module]:
         """The backbone's layers and its final norm, an identity if the host has none."""
         owner = backbone.get_submodule(self.owner)
         norm = nn.Identity() if self.norm is None else getattr(owner, self.norm)
@@ -74,7 +77,7 @@ class Contract:
         }
 
 
-def find_contract(backbone: nn.Module) -> Contract:
+def find_contract(backbone: Any) -> Contract:
     """Find the layers and the final norm of a host's decoder.
 
     Args:
@@ -84,8 +87,8 @@ def find_contract(backbone: nn.Module) -> Contract:
         [`Contract`]: The names, ready for `segments.py`.
 
     Raises:
-        ValueError: If the backbone is known not to work or has no list of layers and final norm; the
-            message names it, the reason, and what is supported.
+        ValueError: If the backbone is known not to work or has no list of layers and final norm;
+            the message names it, the reason, and what is supported.
     """
     config = backbone.config
     model_type = config.model_type
@@ -105,7 +108,7 @@ def find_contract(backbone: nn.Module) -> Contract:
         raise refusal(model_type, "it has no final norm for an exit to copy")
     parameters = inspect.signature(type(backbone).forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    cache = next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+    cache = next((name for name in ("past_key_values", "cache_params") if name in parameters), "")
     return Contract(
         owner=row.owner,
         layers=layers,
@@ -115,12 +118,12 @@ def find_contract(backbone: nn.Module) -> Contract:
         tap_shift=row.tap_shift,
         keep_depth=row.keep_depth,
         whole=row.whole,
-        cache=cache if row.cached else None,
+        cache=cache if row.cached else "",
         takes=None if takes_any else frozenset(parameters),
     )
 
 
-def decoder_of(host: nn.Module) -> nn.Module:
+def decoder_of(host: Any) -> Any:
     """The decoder inside a causal LM: the part that `AutoModel` would build.
 
     Args:
@@ -159,8 +162,8 @@ def refusal(model_type: str, reason: str) -> ValueError:
     """The error for a backbone that cannot be right: its name, the reason, what is supported."""
     return ValueError(
         f"`{model_type}` cannot be the backbone of a family: {reason}. Supported are decoder-only "
-        "language models with one list of layers and a final norm, such as llama, qwen3, gemma3_text, "
-        "mixtral or gpt2; docs/backbones.md lists all that were tried."
+        "language models with one list of layers and a final norm, such as llama, qwen3, "
+        "gemma3_text, mixtral or gpt2; docs/backbones.md lists all that were tried."
     )
 
 

@@ -1,4 +1,4 @@
-"""What stands between a tap and the logits: private layers, norm, head and the host's logit operations."""
+"""What stands between a tap and the logits: private layers, norm, head, logit operations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Exit(nn.Module):
     """The modules of one early exit.
 
     Args:
-        norm (`nn.Module`, *optional*): Its own norm; `None` when the backbone's final norm is shared.
+        norm (`nn.Module`, *optional*): Its own norm; `None` when the backbone's final norm is
+            shared.
         layers (`list[nn.Module]`): Its private decoder layers, of the host's own class.
     """
 
@@ -43,9 +44,7 @@ def build_exits(config: Any, backbone: nn.Module, contract: Contract, keep: bool
     return nn.ModuleList(
         Exit(
             norm=copy_module(norm, keep) if config.exit_norm == "own" else None,
-            layers=[
-                _private_layer(layers, depth + j, keep) for j in range(config.num_exit_layers)
-            ],
+            layers=[_private_layer(layers, depth + j, keep) for j in range(config.num_exit_layers)],
         )
         for depth in config.exits[:-1]
     )
@@ -73,7 +72,9 @@ def build_head(text_config: Any) -> nn.Module:
             raise refusal(text_config.model_type, "it has no causal language model") from None
     head = host.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise refusal(text_config.model_type, f"its output head is {type(head).__name__}, not a Linear")
+        raise refusal(
+            text_config.model_type, f"its output head is {type(head).__name__}, not a Linear"
+        )
     return nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
 
 
@@ -87,9 +88,9 @@ def copy_module(module: nn.Module, keep: bool) -> nn.Module:
 
 
 def _private_layer(layers: nn.ModuleList, index: int, keep: bool) -> nn.Module:
-    """A decoder layer like the one at `index`; beyond the last, like the last but numbered `index`."""
+    """A decoder layer like the one at `index`; beyond the last, like the last."""
     source = min(index, len(layers) - 1)
-    layer = copy_module(layers[source], keep)
+    layer: Any = copy_module(layers[source], keep)
     for part in layer.modules():
         if getattr(part, "layer_idx", None) == source:
             part.layer_idx = index

@@ -1,4 +1,4 @@
-"""The families of decoders: how each differs from the generic rule, which work, which cannot and why."""
+"""How each host family differs from the generic rule; which work, which cannot and why."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
-# What a forward does once, before the first layer, and a later segment must not do again: modules to
-# replace by an identity or by zeros, numbers to make neutral, switches to turn off.
+# What a forward does once, before the first layer, and a later segment must not do again: modules
+# to replace by an identity or by zeros, numbers to make neutral, switches to turn off.
 IDENTITY, ZERO, ONE, OFF = "identity", "zero", "one", "off"
 ONCE: Mapping[str, str] = {
     "wpe": ZERO,
@@ -28,9 +28,10 @@ class LogitOp:
 
     Attributes:
         kind (`str`): `"scale_hidden"` divides the hidden states before the head; `"multiply"` and
-            `"divide"` scale the logits; `"softcap"` is `cap * tanh(logits / cap)`, `"softcap_float"`
-            the same in float32; `"keep"` drops the logits from that number on.
-        name (`str`): Field of the backbone's config that holds the number; none there, no operation.
+            `"divide"` scale the logits; `"softcap"` is `cap * tanh(logits / cap)`,
+            `"softcap_float"` the same in float32; `"keep"` drops the logits from that number on.
+        name (`str`): Field of the backbone's config that holds the number; none there, no
+            operation.
     """
 
     kind: str
@@ -123,7 +124,8 @@ ROWS: Mapping[str, Row] = {
     ),
 }
 
-# Types that passed every check of `verify_backbone` at tiny size; others are checked when they are used.
+# Types that passed `verify_backbone` at tiny size (scripts/list_backbones.py); others are checked
+# when they are used.
 VERIFIED: frozenset[str] = frozenset(
     """
     afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba beam biogpt bitnet bloom

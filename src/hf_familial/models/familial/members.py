@@ -25,7 +25,7 @@ class Members:
     """
 
     config: Any
-    backbone: nn.Module
+    backbone: Any
     contract: Contract
     exits: nn.ModuleList
 
@@ -36,19 +36,22 @@ class Members:
 
     def norm(self, exit_idx: int) -> nn.Module:
         """The norm that an exit reads its tap with: its own, or the backbone's final norm."""
-        own = self.exits[exit_idx].norm if exit_idx < len(self.exits) else None
+        own = self._exit(exit_idx).norm if exit_idx < len(self.exits) else None
         return self.contract.parts(self.backbone)[1] if own is None else own
+
+    def _exit(self, exit_idx: int) -> Any:
+        return self.exits[exit_idx]
 
     def whole(self, exit_idx: int) -> Segment:
         """All layers of a member, from the embedding to its norm."""
         layers = list(self.layers[: self.config.exits[exit_idx]])
         if exit_idx < len(self.exits):
-            layers += self.exits[exit_idx].layers
+            layers += self._exit(exit_idx).layers
         return Segment(layers, start=0, norm=self.norm(exit_idx), slots=self.slots(exit_idx))
 
     def private(self, exit_idx: int) -> Segment:
         """The private layers of an early exit and its norm, to be run on its tap."""
-        layers, depth = list(self.exits[exit_idx].layers), self.config.exits[exit_idx]
+        layers, depth = list(self._exit(exit_idx).layers), self.config.exits[exit_idx]
         slots = self.slots(exit_idx)[depth:]
         return Segment(layers, start=depth, norm=self.norm(exit_idx), slots=slots)
 

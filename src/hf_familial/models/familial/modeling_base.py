@@ -39,7 +39,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """No: custom code is not trusted to initialise buffers on load, but ours is the host's own."""
+        """No: the host does not trust custom code to initialise buffers; ours is the host's."""
         return False
 
 
@@ -106,14 +106,16 @@ class FamilialModel(FamilialPreTrainedModel):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Token ids.
             attention_mask (`torch.Tensor`, *optional*): As the host takes it.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As the host takes it.
+            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As the host takes
+                it.
             past_key_values (`Cache`, *optional*): The family's cache; updated up to the exit.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead of
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead
+                of
                 `input_ids`.
             use_cache (`bool`, *optional*): Whether to return a cache.
             exit_idx (`int`, *optional*): Exit to stop at; defaults to `config.default_exit`.
-            output_exits (`bool`, *optional*, defaults to `False`): Run to the deepest exit and return
-                the hidden states of all.
+            output_exits (`bool`, *optional*, defaults to `False`): Run to the deepest exit and
+                return the hidden states of all.
             **kwargs: Passed to the backbone.
 
         Returns:
@@ -153,10 +155,10 @@ class FamilialModel(FamilialPreTrainedModel):
         self, exits: Iterable[int], cache: Cache | None, use_cache: bool | None
     ) -> tuple[Cache | None, bool | None]:
         """A cache with a slot for every layer of these exits, where one is wanted."""
-        if self.contract.cache is None:
+        if self.not contract.cache:
             if cache is not None:
                 raise ValueError(
-                    f"`{self.backbone.config.model_type}` cannot use the `past_key_values` given, a "
+                    f"`{self.backbone.config.model_type}` cannot use `past_key_values`, got a "
                     f"{type(cache).__name__}: call it with `use_cache=False`."
                 )
             return None, False
@@ -204,7 +206,7 @@ class FamilialModel(FamilialPreTrainedModel):
         return outputs, (*readings, outputs.last_hidden_state)
 
     def _read_tap(self, exit_idx: int, tap: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        """From the tap of an early exit to its normed hidden state, shapes `(batch, seq, hidden)`."""
+        """From the tap of an early exit to its normed state, both `(batch, seq, hidden)`."""
         if not self.config.num_exit_layers:
             return self.members.norm(exit_idx)(tap)
         segment = self.members.private(exit_idx)
@@ -246,14 +248,15 @@ class FamilialModel(FamilialPreTrainedModel):
         return Members(self.config, self.backbone, self.contract, self.exits)
 
     def member_view(self, exit_idx: int) -> PreTrainedModel:
-        """A member as a model of the host's class that shares its modules: a view, made anew each time.
+        """A member as a model of the host's class that shares its modules: a view, made anew each
+        time.
 
         Args:
             exit_idx (`int`): Exit at which the member ends.
 
         Returns:
-            `PreTrainedModel`: The backbone's class, with the layers below the exit, its private layers
-            and its norm.
+            `PreTrainedModel`: The backbone's class, with the layers below the exit, its private
+            layers and its norm.
 
         Raises:
             IndexError: If there is no exit `exit_idx`.

@@ -35,8 +35,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
     Example:
         >>> from hf_familial import FamilialConfig, FamilialForCausalLM
         >>> sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-        >>> model = FamilialForCausalLM(FamilialConfig(text_config={"model_type": "llama", **sizes}))
-        >>> model(input_ids, exit_idx=0).logits  # runs one layer of four
+        >>> model = FamilialForCausalLM(FamilialConfig(text_config={"model_type": "llama",
+        **sizes})) >>> model(input_ids, exit_idx=0).logits  # runs one layer of four
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.backbone.embed_tokens.weight"}
@@ -50,8 +50,10 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = build_head(config.text_config)
         self.exit_heads = self.build_exit_heads(keep=False)
-        self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{self._embedding_name}.weight"}
-        if self.model.contract.cache is None:
+        self._tied_weights_keys = {
+            "lm_head.weight": f"model.backbone.{self._embedding_name}.weight"
+        }
+        if self.model.not contract.cache:
             self.generation_config.use_cache = False
         self.post_init()
         if config.text_config.model_type not in VERIFIED and self.device.type != "meta":
@@ -72,14 +74,14 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
     ) -> "FamilialForCausalLM":
         r"""Turn a pretrained decoder into a family.
 
-        The deepest exit is the decoder itself, bit for bit. Early exits start from copies: of the final
-        norm, of the output head where it is their own, and, for private layers, of the backbone layers
-        that follow the exit.
+        The deepest exit is the decoder itself, bit for bit. Early exits start from copies: of the
+        final norm, of the output head where it is their own, and, for private layers, of the
+        backbone layers that follow the exit.
 
         Args:
-            backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, folder, or a causal LM
-                in memory. A model in memory is taken over: the family shares its modules and config
-                (pass a `copy.deepcopy` to keep the two apart).
+            backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, folder, or a
+                causal LM in memory. A model in memory is taken over: the family shares its modules
+                and config (pass a `copy.deepcopy` to keep the two apart).
             exits (`list[int]`, *optional*): Depth of every exit, see [`FamilialConfig`].
             num_exits (`int`, *optional*): Instead of `exits`: G exits, evenly spaced.
             num_exit_layers (`int`, *optional*, defaults to 0): Private layers of each early exit.
@@ -133,19 +135,17 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
             new_num_tokens, pad_to_multiple_of, mean_resizing
         )
         self.exit_heads = nn.ModuleList(
-            self._get_resized_lm_head(
-                head, embedding.weight.shape[0], mean_resizing=mean_resizing
-            )
+            self._get_resized_lm_head(head, embedding.weight.shape[0], mean_resizing=mean_resizing)
             for head in self.exit_heads
         )
         return embedding
 
     def _supports_default_dynamic_cache(self) -> bool:
-        # `generate` asks a cache it made for its length, which purely recurrent layers do not count;
-        # one that the first forward makes it does not ask
+        # `generate` asks a cache of its own making for its length, which purely recurrent layers do
+        # not count; one that the first forward makes it does not ask
         layers = DynamicCache(config=self.config.text_config).layers
         counts = any(isinstance(layer, CacheLayerMixin) for layer in layers)
-        return counts and self.model.contract.cache is not None
+        return counts and self.model.bool(contract.cache)
 
     @staticmethod
     def create_masks_for_generate(
@@ -174,18 +174,21 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Token ids.
             attention_mask (`torch.Tensor`, *optional*): As the host takes it.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As the host takes it.
+            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As the host takes
+                it.
             past_key_values (`Cache`, *optional*): The family's cache; updated up to the exit.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead of
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead
+                of
                 `input_ids`.
-            labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Targets, -100 where there is
-                none; shifted here unless `shift_labels` is given too.
+            labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Targets, -100 where
+                there is none; shifted here unless `shift_labels` is given too.
             use_cache (`bool`, *optional*): Whether to return a cache.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): As in the host.
-            exit_idx (`int`, *optional*): Exit to stop at, with `labels` the only one that has a loss.
-                Defaults to `config.default_exit`, with `labels` to the loss of all exits.
+            exit_idx (`int`, *optional*): Exit to stop at, with `labels` the only one that has a
+                loss. Defaults to `config.default_exit`, with `labels` to the loss of all exits.
             output_exits (`bool`, *optional*, defaults to `False`): Return the logits of all exits.
-            **kwargs: Passed to the backbone and to the loss: `num_items_in_batch`, `shift_labels`, ...
+            **kwargs: Passed to the backbone and to the loss: `num_items_in_batch`, `shift_labels`,
+                ...
 
         Returns:
             [`FamilialCausalLMOutput`]: `loss` is the mean of `exit_losses`, weights 1/G.
@@ -194,8 +197,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
             IndexError: If there is no exit `exit_idx`.
             ValueError: If `past_key_values` was filled to different depths.
         """
-        losses_wanted = labels is not None
-        every_exit = output_exits or (losses_wanted and exit_idx is None)
+        every_exit = output_exits or (labels is not None and exit_idx is None)
         trained = range(self.config.num_exits) if exit_idx is None else None
         exit_idx = self.config.resolve_exit(exit_idx)
         outputs = self.model(
@@ -217,17 +219,21 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         def logits_of(exit_idx_: int) -> torch.Tensor:
             return chosen if exit_idx_ == exit_idx else self._read_out(hidden[exit_idx_], exit_idx_)
 
-        loss = aux_loss = exit_losses = None
-        if losses_wanted:
+        loss: torch.Tensor | None = None
+        aux_loss: torch.Tensor | None = None
+        exit_losses: torch.Tensor | None = None
+        if labels is not None:
             exit_losses = multi_exit_loss(
                 trained or [exit_idx], logits_of, self.loss_function, labels, **kwargs
             )
             loss = exit_losses.mean()
+            exit_losses = exit_losses.detach()
         if outputs.router_logits is not None:
             aux_loss, weight = balance_loss(
                 self.config.text_config, outputs.router_logits, attention_mask
             )
-            loss = loss + weight * aux_loss.to(loss.device) if losses_wanted else None
+            if loss is not None:
+                loss = loss + weight * aux_loss.to(loss.device)
         return FamilialCausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
@@ -236,7 +242,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
-            exit_losses=exit_losses.detach() if losses_wanted else None,
+            exit_losses=exit_losses,
             exit_logits=tuple(map(logits_of, hidden)) if output_exits else None,
         )
 
@@ -252,7 +258,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
             exit_idx (`int`): Exit at which the member ends.
 
         Yields:
-            `nn.Parameter`: Of the backbone below the exit, its private layers, its norm and its head.
+            `nn.Parameter`: Of the backbone below the exit, its private layers, its norm and its
+            head.
 
         Raises:
             IndexError: If there is no exit `exit_idx`.

@@ -1,8 +1,8 @@
 """Running part of a host's decoder: views of the backbone over views of the cache.
 
 A view is a shallow copy of the backbone that holds other layers, another norm and a config cut to
-match; its modules are the backbone's own, so nothing is copied and nothing is mutated. No other file
-knows how a view is made.
+match; its modules are the backbone's own, so nothing is copied and nothing is mutated. No other
+file knows how a view is made.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicCache, StaticCache, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicCache,
+    StaticCache,
+    StaticLayer,
+)
 from transformers.utils.output_capturing import (
     install_all_output_capturing_hooks,
     maybe_install_capturing_hooks,
@@ -56,8 +63,8 @@ def run_segment(
         segment ([`Segment`]): What to run.
         past_key_values ([`Cache`], *optional*): The family's cache, long enough for the segment's
             slots (see `grow_cache`). Updated in place.
-        **inputs: What the backbone's forward takes. For `segment.start > 0`: `inputs_embeds`, the tap
-            of shape `(batch, seq, hidden)`, and `position_ids`.
+        **inputs: What the backbone's forward takes. For `segment.start > 0`: `inputs_embeds`, the
+            tap of shape `(batch, seq, hidden)`, and `position_ids`.
 
     Returns:
         `ModelOutput`: As the host returns it; what it says of the cache is the view's.
@@ -82,12 +89,12 @@ def _captures(backbone: Any, inputs: dict[str, Any]) -> bool:
     return any(inputs.get(name, getattr(backbone.config, name, False)) for name in names)
 
 
-def hook_private_layers(backbone: nn.Module, contract: Contract, segment: Segment) -> None:
+def hook_private_layers(backbone: Any, contract: Contract, segment: Segment) -> None:
     """Let private layers be captured like the backbone's own; once is enough."""
-    layers = segment.layers
-    if not getattr(layers[0], "_output_capturing_hooks_installed", False):
+    first: Any = segment.layers[0]
+    if not getattr(first, "_output_capturing_hooks_installed", False):
         install_all_output_capturing_hooks(segment_view(backbone, contract, segment))
-        layers[0]._output_capturing_hooks_installed = True
+        first._output_capturing_hooks_installed = True
 
 
 def segment_view(backbone: Any, contract: Contract, segment: Segment) -> Any:
@@ -223,7 +230,7 @@ def per_layer_lists(config: Any) -> list[str]:
 
 
 def cache_view(cache: Cache, segment: Segment) -> Cache:
-    """A cache that shows one segment's slots where its layers look for them, and hides the others."""
+    """A cache that shows one segment's slots where its layers look for them, and no others."""
     hidden: list[Any] = [DummyLayer() for _ in range(segment.start)]
     layers = hidden + [cache.layers[slot] for slot in segment.slots]
     attends = any(isinstance(layer, CacheLayerMixin) for layer in layers)
@@ -246,8 +253,8 @@ def grow_cache(cache: Cache, num_slots: int, sources: Sequence[tuple[Any, int]])
     Args:
         cache ([`Cache`]): Grown in place, with empty slots of its own kind.
         num_slots (`int`): Number of slots it must have.
-        sources (`Sequence[tuple[PreTrainedConfig, int]]`): For each slot, a config and the index in it
-            of the layer that the slot serves.
+        sources (`Sequence[tuple[PreTrainedConfig, int]]`): For each slot, a config and the index in
+            it of the layer that the slot serves.
 
     Raises:
         ValueError: If it is neither a dynamic nor a static cache.
@@ -263,8 +270,8 @@ def grow_cache(cache: Cache, num_slots: int, sources: Sequence[tuple[Any, int]])
             cache.layers.append(DynamicCache(config=config).layers[layer_idx])
         else:
             raise ValueError(
-                f"a `{type(cache).__name__}` of {len(cache.layers)} layers cannot be extended to the "
-                f"{num_slots} that this exit needs; use a `DynamicCache` or a `StaticCache`."
+                f"a `{type(cache).__name__}` of {len(cache.layers)} layers cannot be extended to "
+                f"the {num_slots} that this exit needs; use a `DynamicCache` or a `StaticCache`."
             )
 
 

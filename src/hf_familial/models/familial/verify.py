@@ -1,4 +1,4 @@
-"""A numeric proof that a backbone can be cut: segments against the whole, with and without cache."""
+"""A numeric check that a backbone can be cut: segments against the whole, cache included."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from .contract import decoder_of, find_contract, logit_ops, refusal
-from .families import VERIFIED
 from .exits import read_out
+from .families import VERIFIED
 from .segments import Segment, grow_cache, run_segment
 
 
@@ -75,17 +75,19 @@ def verify_backbone(
     Five checks, on random tokens, in evaluation mode:
 
     - `logits`: final norm, head and the known logit operations give the host's own logits;
-    - `taps`: the first segment with the final norm equals that norm on the tap of the whole forward;
+    - `taps`: the first segment with the final norm equals that norm on the tap of the whole
+      forward;
     - `steps`: the first segment token by token, on a cache, equals the same without;
     - `segments`: the first segment, then the second on its output, equal the whole;
-    - `relay`: the first segment token by token, then the second in chunks of pending positions, both
-      on one cache, equal the whole.
+    - `relay`: the first segment token by token, then the second in chunks of pending positions,
+      both on one cache, equal the whole.
 
     Args:
         model (`PreTrainedModel`): A causal LM with weights; it is not changed.
         depth (`int`, *optional*): Depth of the cut, in layers; defaults to half the backbone.
         tolerance (`float`, *optional*): Largest relative difference allowed. Defaults to 1e-4 in
-            float32, 1e-6 in float64, 5e-2 in half precision, where rounding depends on the batching.
+            float32, 1e-6 in float64, 5e-2 in half precision, where rounding depends on the
+            batching.
         seq_length (`int`, *optional*, defaults to 24): Number of tokens per row; two rows are run.
 
     Returns:
@@ -94,7 +96,7 @@ def verify_backbone(
     Raises:
         ValueError: If the backbone has no list of layers or final norm.
     """
-    backbone = decoder_of(model)
+    backbone: Any = decoder_of(model)
     if tolerance is None:
         tolerance = TOLERANCES.get(backbone.dtype, HALF_TOLERANCE)
     probe = _Probe(model, backbone, depth or max(1, backbone.config.num_hidden_layers // 2))
@@ -181,7 +183,7 @@ class _Probe:
         return _difference(self.run(self.member, input_ids=ids), self.norm(tap))
 
     def steps(self, ids: torch.Tensor) -> float:
-        if self.contract.cache is None:
+        if self.not contract.cache:
             return 0.0
         starts = [0, *range(ids.shape[1] // 3, ids.shape[1])]
         found = self.in_pieces(self.member, "input_ids", ids, starts, self.new_cache())
@@ -195,7 +197,7 @@ class _Probe:
         return _difference(found, self.whole(ids).last_hidden_state)
 
     def relay(self, ids: torch.Tensor) -> float:
-        if self.contract.whole or self.contract.cache is None:
+        if self.contract.whole or self.not contract.cache:
             raise ValueError(self.contract.whole or "it has no cache of transformers' kinds")
         cache, length = self.new_cache(), ids.shape[1]
         starts, chunks = [0, *range(length // 3, length)], [0, *range(length // 3, length, 5)]
@@ -232,7 +234,9 @@ class _Probe:
         return torch.cat(outputs, dim=1)
 
     def whole(self, ids: torch.Tensor, **kwargs: Any) -> Any:
-        return self.backbone(**self.contract.accepted({"use_cache": False, **kwargs}), input_ids=ids)
+        return self.backbone(
+            **self.contract.accepted({"use_cache": False, **kwargs}), input_ids=ids
+        )
 
     def run(self, segment: Segment, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
         outputs = run_segment(self.backbone, self.contract, segment, use_cache=use_cache, **inputs)
