@@ -155,7 +155,7 @@ class FamilialModel(FamilialPreTrainedModel):
         self, exits: Iterable[int], cache: Cache | None, use_cache: bool | None
     ) -> tuple[Cache | None, bool | None]:
         """A cache with a slot for every layer of these exits, where one is wanted."""
-        if self.not contract.cache:
+        if not self.contract.cache:
             if cache is not None:
                 raise ValueError(
                     f"`{self.backbone.config.model_type}` cannot use `past_key_values`, got a "

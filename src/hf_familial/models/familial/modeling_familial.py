@@ -53,7 +53,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         self._tied_weights_keys = {
             "lm_head.weight": f"model.backbone.{self._embedding_name}.weight"
         }
-        if self.model.not contract.cache:
+        if not self.model.contract.cache:
             self.generation_config.use_cache = False
         self.post_init()
         if config.text_config.model_type not in VERIFIED and self.device.type != "meta":
@@ -145,7 +145,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         # not count; one that the first forward makes it does not ask
         layers = DynamicCache(config=self.config.text_config).layers
         counts = any(isinstance(layer, CacheLayerMixin) for layer in layers)
-        return counts and self.model.bool(contract.cache)
+        return counts and bool(self.model.contract.cache)
 
     @staticmethod
     def create_masks_for_generate(

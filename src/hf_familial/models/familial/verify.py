@@ -183,7 +183,7 @@ class _Probe:
         return _difference(self.run(self.member, input_ids=ids), self.norm(tap))
 
     def steps(self, ids: torch.Tensor) -> float:
-        if self.not contract.cache:
+        if not self.contract.cache:
             return 0.0
         starts = [0, *range(ids.shape[1] // 3, ids.shape[1])]
         found = self.in_pieces(self.member, "input_ids", ids, starts, self.new_cache())
@@ -197,7 +197,7 @@ class _Probe:
         return _difference(found, self.whole(ids).last_hidden_state)
 
     def relay(self, ids: torch.Tensor) -> float:
-        if self.contract.whole or self.not contract.cache:
+        if self.contract.whole or not self.contract.cache:
             raise ValueError(self.contract.whole or "it has no cache of transformers' kinds")
         cache, length = self.new_cache(), ids.shape[1]
         starts, chunks = [0, *range(length // 3, length)], [0, *range(length // 3, length, 5)]

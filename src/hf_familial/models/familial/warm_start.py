@@ -88,7 +88,7 @@ def family_of(
     family.exit_heads = family.build_exit_heads(keep=True)
     if host.can_generate():
         family.generation_config = copy.deepcopy(host.generation_config)
-        if model.not contract.cache:
+        if not model.contract.cache:
             family.generation_config.use_cache = False
     family.name_or_path = config.name_or_path = host.name_or_path
     family.tie_weights()
