@@ -1,4 +1,11 @@
-"""Familial models: one training run, many deployable language models."""
+"""Familial models: one training run, many deployable language models.
+
+Importing this package registers the familial model with the Auto classes of transformers; the rest is
+imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .models.familial import (
     BackboneReport,
@@ -13,7 +20,13 @@ from .models.familial import (
 )
 
 
+if TYPE_CHECKING:
+    from .training.trainer import FamilialTrainer
+
+
 __version__ = "0.1.0.dev0"
+
+_LAZY = {"FamilialTrainer": ".training.trainer"}
 
 __all__ = [
     "BackboneReport",
@@ -23,7 +36,18 @@ __all__ = [
     "FamilialModel",
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
+    "FamilialTrainer",
     "__version__",
     "evenly_spaced_exits",
     "verify_backbone",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

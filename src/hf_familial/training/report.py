@@ -9,7 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -71,7 +75,7 @@ def member_rows(
                 flops_per_token=measure_flops_per_token(model, k, seq_length),
                 eval_loss=loss,
                 # a diverged loss is shown as such rather than as an overflow
-                perplexity=math.exp(loss) if loss < 700 else math.inf,
+                perplexity=math.inf if loss > 700 else math.exp(loss),
                 bits_per_byte=loss / math.log(2) / bytes_per_token,
             )
         )
@@ -85,9 +89,11 @@ def print_members(rows: Sequence[MemberRow], console: Console | None = None) -> 
         rows (`Sequence[MemberRow]`): Shallowest first.
         console (`rich.console.Console`, *optional*): Where to; standard output by default.
     """
-    table = Table(title="Members", title_justify="left")
-    names = ("exit", "depth", "parameters", "w/o embeddings", "FLOPs/token")
-    for name in (*names, "eval loss", "perplexity", "bits/byte"):
+    # fits 80 columns up to members of 10 billion parameters
+    table = Table(title="Members", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    table.pad_edge, table.collapse_padding = False, True
+    names = ("exit", "depth", "parameters", "without\nembeddings", "FLOPs\n/token")
+    for name in (*names, "eval\nloss", "perplexity", "bits\n/byte"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -96,9 +102,9 @@ def print_members(rows: Sequence[MemberRow], console: Console | None = None) -> 
             f"{row.parameters:,}",
             f"{row.non_embedding:,}",
             f"{row.flops_per_token:.3g}",
-            f"{row.eval_loss:.4f}",
-            f"{row.perplexity:.2f}",
-            f"{row.bits_per_byte:.3f}",
+            f"{row.eval_loss:#.5g}",
+            f"{row.perplexity:.2f}" if row.perplexity < 1e6 else f"{row.perplexity:.3g}",
+            f"{row.bits_per_byte:#.4g}",
         )
     (console or Console()).print(table)
 
@@ -110,7 +116,12 @@ def save_members(rows: Sequence[MemberRow], path: Path) -> None:
         rows (`Sequence[MemberRow]`): Shallowest first.
         path (`Path`): File to write.
     """
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    # JSON has no infinity: a number that is not finite becomes null
+    members = [
+        {name: value if math.isfinite(value) else None for name, value in asdict(row).items()}
+        for row in rows
+    ]
+    path.write_text(json.dumps(members, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def plot_losses(
@@ -129,18 +140,26 @@ def plot_losses(
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for k, depth in enumerate(depths):
-        # from light to dark with the depth, readable in print too
-        colour = (0.05, 0.3, 0.55, 0.35 + 0.65 * (k + 1) / len(depths))
-        for key, style in ((f"exit_{k}_loss", "-"), (f"eval_exit_{k}_loss", "o")):
-            points = [(row["step"] * tokens_per_step, row[key]) for row in log_history if key in row]
-            if points:
-                label = f"exit {k} (depth {depth})" if style == "-" else None
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=label)
+    # lightness falls with the depth, so the exits differ without colour too
+    colours = colormaps["viridis"](np.linspace(0, 0.85, len(depths)))[::-1]
+    for k, (depth, colour) in enumerate(zip(depths, colours, strict=True)):
+        training = _points(log_history, f"exit_{k}_loss", tokens_per_step)
+        evaluation = _points(log_history, f"eval_exit_{k}_loss", tokens_per_step)
+        axes.plot(*training, color=colour, label=f"exit {k} (depth {depth})", zorder=2)
+        dots = {"linestyle": "", "marker": "o", "markeredgecolor": "white", "zorder": 3}
+        axes.plot(*evaluation, color=colour, **dots)
     axes.set(xlabel="tokens seen", ylabel="loss (nats per token)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_title("Loss of every exit: lines in training, dots in evaluation", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+    axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _points(
+    log_history: Sequence[Mapping[str, Any]], key: str, tokens_per_step: int
+) -> tuple[list[int], list[float]]:
+    """Tokens seen, and the values logged under `key`."""
+    rows = [row for row in log_history if key in row]
+    return [row["step"] * tokens_per_step for row in rows], [row[key] for row in rows]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import ProgressCallback, Trainer
-from transformers.trainer_pt_utils import find_batch_size, nested_gather
+from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import EvalLoopOutput
 
 from .progress import ExitProgressCallback
@@ -51,28 +51,33 @@ class FamilialTrainer(Trainer):
         )
         exit_losses = outputs["exit_losses"] if "exit_losses" in outputs else None
         if exit_losses is not None:
-            self._keep(exit_losses, inputs, num_items_in_batch)
+            self._keep(exit_losses, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _keep(
-        self,
-        exit_losses: torch.Tensor,
-        inputs: dict[str, Any],
-        num_items_in_batch: torch.Tensor | int | None,
+        self, exit_losses: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> None:
+        # one row per replica under DataParallel, in one vector
+        exit_losses = exit_losses.view(max(1, self.args.n_gpu), -1).mean(0)
+        exit_losses = exit_losses * self._host_scale(num_items_in_batch)
         if not self.model.training:
-            rows = exit_losses.unsqueeze(0).repeat(find_batch_size(inputs) or 1, 1)
+            # repeated as the host repeats its own loss, or they would be averaged with other weights
+            rows = exit_losses.repeat(self.args.eval_batch_size, 1)
             self._eval_exit_losses.append(self.gather_function(rows).cpu())
             return
-        if num_items_in_batch is None:
-            scale = 1 / self.current_gradient_accumulation_steps
-        else:
-            # each process holds its share of a sum over all, as in the host's own loss
-            shared = self.args.average_tokens_across_devices
-            scale = self.accelerator.num_processes if shared else 1
         self._steps_kept.add(self.state.global_step)
         kept = self._exit_losses
-        self._exit_losses = exit_losses * scale if kept is None else kept + exit_losses * scale
+        self._exit_losses = exit_losses if kept is None else kept + exit_losses
+
+    def _host_scale(self, num_items_in_batch: torch.Tensor | int | None) -> float:
+        """What the host multiplies a model's loss by before it logs it."""
+        if num_items_in_batch is None:
+            return 1 / self.current_gradient_accumulation_steps if self.model.training else 1.0
+        if not self.args.average_tokens_across_devices:
+            return 1.0
+        # each process, or replica, holds its share of a sum over all
+        processes = self.accelerator.num_processes // self.get_tp_size()
+        return self.args.n_gpu if self.args.n_gpu > 1 else processes
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in the host."""

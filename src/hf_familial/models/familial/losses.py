@@ -1,44 +1,127 @@
-"""The multi-exit loss: one token-correct cross entropy per exit, their mean with equal weights."""
+"""The multi-exit loss: one token-correct cross entropy per exit, and their weighted mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from .linear_loss import linear_cross_entropy
 
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an exit predicts from: logits that exist already, or what it takes to make them.
+
+    Attributes:
+        hidden_states (`torch.Tensor` of shape `(batch, seq, hidden)`): After the exit's norm.
+        head (`nn.Module`): Its output head.
+        make_logits (`Callable`): Gives its logits, shape `(batch, seq, vocab)`.
+        wanted (`bool`): Whether the caller wants the logits as well, so that they exist anyway.
+    """
+
+    hidden_states: torch.Tensor
+    head: nn.Module
+    make_logits: Callable[[], torch.Tensor]
+    wanted: bool
+
+    @property
+    def fusable(self) -> bool:
+        """`bool`: Whether the head is a plain linear map that nothing else takes part in."""
+        hooked = self.head._forward_hooks or self.head._forward_pre_hooks
+        wrapped = hooked or hasattr(self.head, "_hf_hook")
+        return type(self.head) is nn.Linear and not wrapped and not self.wanted
+
+
+@torch.compiler.disable
 def multi_exit_loss(
-    exits: Sequence[int],
-    logits_of: Callable[[int], torch.Tensor],
+    readings: Mapping[int, Reading],
+    ops: tuple[tuple[str, float], ...],
     loss_function: Callable[..., torch.Tensor],
     labels: torch.Tensor,
+    exit_weights: Sequence[float] | None = None,
     **kwargs: Any,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy of every exit, each over the same tokens and the same denominator.
 
-    The training loss is their mean, weights 1/G (arXiv:2512.23407).
+    Without `exit_weights` the loss is their mean, weights 1/G (arXiv:2512.23407). Exits whose
+    logits nobody wants are read in chunks (`linear_loss.py`), the others by the host's loss.
 
     Args:
-        exits (`Sequence[int]`): Indices of the exits that have a loss, shallowest first.
-        logits_of (`Callable`): Gives the logits of an exit, shape `(batch, seq, vocab)`.
+        readings (`Mapping[int, Reading]`): By index of the exit, shallowest first.
+        ops (`tuple[tuple[str, float], ...]`): What the host does around its head, see `logit_ops`.
         loss_function (`Callable`): The host's causal-LM loss.
         labels (`torch.Tensor` of shape `(batch, seq)`): Token ids, -100 where there is no target;
-            shifted by the loss function unless `shift_labels` is among `kwargs`.
+            shifted here unless `shift_labels` is among `kwargs`.
+        exit_weights (`Sequence[float]`, *optional*): Weight of each exit's loss in the sum.
         **kwargs: For the loss function: `num_items_in_batch`, the number of targets over all
             accumulated batches, `shift_labels`, `ignore_index`.
 
     Returns:
-        `torch.Tensor` of shape `(len(exits),)`: Loss of every exit, in nats per token.
+        `tuple[torch.Tensor, torch.Tensor]`: The loss, of shape `()`, and the loss of every exit, of
+        shape `(len(readings),)` and without a graph; both in nats per token.
+
+    Raises:
+        ValueError: If there is not one weight per exit.
     """
-    losses = []
-    for exit_idx in exits:
-        logits = logits_of(exit_idx)
-        losses.append(
-            loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+    if exit_weights is None:
+        exit_weights = [1 / len(readings)] * len(readings)
+    if len(exit_weights) != len(readings):
+        raise ValueError(
+            f"`exit_weights` must hold one weight for each of {len(readings)} exits, got "
+            f"{list(exit_weights)}."
         )
-    return torch.stack(losses)
+    weights = dict(zip(readings, exit_weights, strict=True))
+    plain = loss_function is ForCausalLMLoss
+    fused = [k for k, reading in readings.items() if plain and reading.fusable]
+    losses: dict[int, torch.Tensor] = {}
+    total: Any = 0.0
+    for k, reading in readings.items():
+        if k not in fused:
+            logits = reading.make_logits()
+            loss = loss_function(
+                logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs
+            )
+            total, losses[k] = total + weights[k] * loss, loss.detach()
+    if fused:
+        targets, denominator, ignore_index = _targets(labels, **kwargs)
+        loss, exit_losses = linear_cross_entropy(
+            [readings[k].hidden_states.flatten(0, -2) for k in fused],
+            [readings[k].head for k in fused],  # type: ignore[misc]
+            targets,
+            denominator,
+            [weights[k] for k in fused],
+            ops,
+            ignore_index,
+        )
+        total = total + loss
+        losses |= dict(zip(fused, exit_losses, strict=True))
+    return total, torch.stack([losses[k].float() for k in readings])
+
+
+def _targets(
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Flat targets and what their summed losses are divided by, as the host's loss has them."""
+    if shift_labels is None:
+        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    targets = shift_labels.reshape(-1)
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != ignore_index).sum()
+    denominator = torch.as_tensor(num_items_in_batch, device=labels.device, dtype=torch.float32)
+    return targets, denominator, ignore_index
 
 
 def balance_loss(

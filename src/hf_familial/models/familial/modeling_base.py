@@ -110,8 +110,7 @@ class FamilialModel(FamilialPreTrainedModel):
                 it.
             past_key_values (`Cache`, *optional*): The family's cache; updated up to the exit.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead
-                of
-                `input_ids`.
+                of `input_ids`.
             use_cache (`bool`, *optional*): Whether to return a cache.
             exit_idx (`int`, *optional*): Exit to stop at; defaults to `config.default_exit`.
             output_exits (`bool`, *optional*, defaults to `False`): Run to the deepest exit and

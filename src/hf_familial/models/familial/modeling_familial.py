@@ -1,7 +1,8 @@
 """A family of causal language models: one decoder of transformers with G exits."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .configuration_familial import FamilialConfig
 from .contract import logit_ops
 from .exits import build_head, copy_module, read_out
 from .families import VERIFIED
-from .losses import balance_loss, multi_exit_loss
+from .losses import Reading, balance_loss, multi_exit_loss
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .outputs import FamilialCausalLMOutput
 from .verify import as_host, check_unverified
@@ -167,6 +168,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         exit_idx: int | None = None,
         output_exits: bool = False,
+        skip_logits: bool = False,
+        exit_weights: Sequence[float] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialCausalLMOutput:
         r"""Logits of one exit; with `labels`, the loss of all of them.
@@ -178,8 +181,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
                 it.
             past_key_values (`Cache`, *optional*): The family's cache; updated up to the exit.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead
-                of
-                `input_ids`.
+                of `input_ids`.
             labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Targets, -100 where
                 there is none; shifted here unless `shift_labels` is given too.
             use_cache (`bool`, *optional*): Whether to return a cache.
@@ -187,19 +189,21 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
             exit_idx (`int`, *optional*): Exit to stop at, with `labels` the only one that has a
                 loss. Defaults to `config.default_exit`, with `labels` to the loss of all exits.
             output_exits (`bool`, *optional*, defaults to `False`): Return the logits of all exits.
-            **kwargs: Passed to the backbone and to the loss: `num_items_in_batch`, `shift_labels`,
-                ...
+            skip_logits (`bool`, *optional*, defaults to `False`): Return no logits: then the loss
+                needs no more memory than a chunk of them, however many exits there are.
+            exit_weights (`Sequence[float]` of length G, *optional*): Weight of each exit's loss;
+                defaults to 1/G each.
+            **kwargs: Passed to the backbone and to the loss: `num_items_in_batch`, `shift_labels`.
 
         Returns:
-            [`FamilialCausalLMOutput`]: `loss` is the mean of `exit_losses`, weights 1/G.
+            [`FamilialCausalLMOutput`]: `loss` is the weighted sum of `exit_losses`.
 
         Raises:
             IndexError: If there is no exit `exit_idx`.
             ValueError: If `past_key_values` was filled to different depths.
         """
         every_exit = output_exits or (labels is not None and exit_idx is None)
-        trained = range(self.config.num_exits) if exit_idx is None else None
-        exit_idx = self.config.resolve_exit(exit_idx)
+        chosen = self.config.resolve_exit(exit_idx)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -207,27 +211,27 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            exit_idx=exit_idx,
+            exit_idx=chosen,
             output_exits=every_exit,
             **kwargs,
         )
         reached = outputs.exit_hidden_states if every_exit else (outputs.last_hidden_state,)
-        first = 0 if every_exit else exit_idx
+        first = 0 if every_exit else chosen
         hidden = {first + i: slice_logits_to_keep(h, logits_to_keep) for i, h in enumerate(reached)}
-        chosen = self._read_out(hidden[exit_idx], exit_idx)
-
-        def logits_of(exit_idx_: int) -> torch.Tensor:
-            return chosen if exit_idx_ == exit_idx else self._read_out(hidden[exit_idx_], exit_idx_)
-
+        wanted = hidden if output_exits else [] if skip_logits else [chosen]
+        logits = {k: self._read_out(hidden[k], k) for k in wanted}
         loss: torch.Tensor | None = None
-        aux_loss: torch.Tensor | None = None
         exit_losses: torch.Tensor | None = None
         if labels is not None:
-            exit_losses = multi_exit_loss(
-                trained or [exit_idx], logits_of, self.loss_function, labels, **kwargs
+            loss, exit_losses = self._loss(
+                hidden if exit_idx is None else [chosen],
+                hidden,
+                logits,
+                labels,
+                exit_weights,
+                **kwargs,
             )
-            loss = exit_losses.mean()
-            exit_losses = exit_losses.detach()
+        aux_loss: torch.Tensor | None = None
         if outputs.router_logits is not None:
             aux_loss, weight = balance_loss(
                 self.config.text_config, outputs.router_logits, attention_mask
@@ -237,14 +241,35 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         return FamilialCausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
-            logits=chosen,
+            logits=logits.get(chosen),
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
             exit_losses=exit_losses,
-            exit_logits=tuple(map(logits_of, hidden)) if output_exits else None,
+            exit_logits=tuple(logits.values()) if output_exits else None,
         )
+
+    def _loss(
+        self,
+        trained: Iterable[int],
+        hidden: Mapping[int, torch.Tensor],
+        logits: Mapping[int, torch.Tensor],
+        labels: torch.Tensor,
+        exit_weights: Sequence[float] | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss over the trained exits, and the loss of each."""
+
+        def make_logits(k: int) -> torch.Tensor:
+            return logits[k] if k in logits else self._read_out(hidden[k], k)
+
+        readings = {
+            k: Reading(hidden[k], self.head(k), partial(make_logits, k), wanted=k in logits)
+            for k in trained
+        }
+        ops = logit_ops(self.config.text_config)
+        return multi_exit_loss(readings, ops, self.loss_function, labels, exit_weights, **kwargs)
 
     def head(self, exit_idx: int) -> nn.Module:
         """The output head that an exit reads with: its own, or the shared `lm_head`."""
