@@ -1,7 +1,7 @@
 """Familial models: one training run, many deployable language models.
 
-Importing this package registers the familial model with the Auto classes of transformers; the rest is
-imported when it is first asked for.
+Importing this package registers the familial model with the Auto classes of transformers; the rest
+is imported when it is first asked for.
 """
 
 from importlib import import_module
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .models.familial import (
     BackboneReport,
+    Distillation,
     FamilialCausalLMOutput,
     FamilialConfig,
     FamilialForCausalLM,
@@ -21,15 +22,20 @@ from .models.familial import (
 
 
 if TYPE_CHECKING:
+    from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
 
 __version__ = "0.1.0.dev0"
 
-_LAZY = {"FamilialTrainer": ".training.trainer"}
+_LAZY = {
+    "FamilialTrainer": ".training.trainer",
+    "FamilialTrainingArguments": ".training.args",
+}
 
 __all__ = [
     "BackboneReport",
+    "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
     "FamilialForCausalLM",
@@ -37,6 +43,7 @@ __all__ = [
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
     "FamilialTrainer",
+    "FamilialTrainingArguments",
     "__version__",
     "evenly_spaced_exits",
     "verify_backbone",

@@ -7,6 +7,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .configuration_familial import FamilialConfig, evenly_spaced_exits
+from .linear_loss import Distillation
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .modeling_familial import FamilialForCausalLM
 from .outputs import FamilialCausalLMOutput, FamilialModelOutput
@@ -28,6 +29,7 @@ FamilialForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
     "BackboneReport",
+    "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
     "FamilialForCausalLM",

@@ -20,6 +20,24 @@ CPU_ROWS, ACCELERATOR_ROWS = 512, 4096
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """Self-distillation: early exits also learn the deepest exit's distribution.
+
+    Adds `weight * temperature**2 * KL(deepest || exit)` to each early exit's loss, summed over
+    the same tokens and divided by the same number; the deepest exit gets no gradient from it.
+
+    Attributes:
+        weight (`float`): Of the divergence, beside the cross entropy's 1.
+        temperature (`float`): Divides the logits of both.
+
+    Reference: Hinton et al., arXiv:1503.02531; between exits: Zhang et al., arXiv:1905.08094.
+    """
+
+    weight: float
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class LossPlan:
     """What stays fixed over one loss.
 
@@ -29,6 +47,7 @@ class LossPlan:
         ops (`tuple[tuple[str, float], ...]`): What the host does around its head, see `logit_ops`.
         rows (`int`): Rows of logits made at once.
         dtype (`torch.dtype`): Of the matmuls.
+        distillation ([`Distillation`], *optional*): What the last exit teaches the others.
     """
 
     heads: tuple[int, ...]
@@ -36,6 +55,7 @@ class LossPlan:
     ops: tuple[tuple[str, float], ...]
     rows: int
     dtype: torch.dtype
+    distillation: Distillation | None
 
 
 def linear_cross_entropy(
@@ -47,6 +67,7 @@ def linear_cross_entropy(
     ops: tuple[tuple[str, float], ...] = (),
     ignore_index: int = -100,
     row_weights: torch.Tensor | None = None,
+    distillation: Distillation | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy of several exits over the same targets, without their logits.
 
@@ -62,6 +83,7 @@ def linear_cross_entropy(
         ops (`tuple[tuple[str, float], ...]`, *optional*): What the host does around its head.
         ignore_index (`int`, *optional*, defaults to -100): Target of a row that has none.
         row_weights (`torch.Tensor` of shape `(rows,)`, *optional*): Weight of each row's loss.
+        distillation ([`Distillation`], *optional*): What the last exit teaches the others.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The weighted sum, of shape `()`, to call `backward` on
@@ -79,6 +101,7 @@ def linear_cross_entropy(
         ops=tuple(ops),
         rows=CPU_ROWS if device.type == "cpu" else ACCELERATOR_ROWS,
         dtype=dtype,
+        distillation=distillation,
     )
     if row_weights is not None:
         row_weights = row_weights[kept].float()
@@ -105,25 +128,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
         count = len(plan.heads)
         hidden, parameters = tensors[:count], tensors[count:]
         needs = ctx.needs_input_grad[5:]
-        accumulators = [
-            torch.zeros_like(p, dtype=torch.float32) if need and p is not None else None
-            for p, need in zip(parameters, needs[count:], strict=True)
+        gradients = [
+            torch.zeros_like(t, dtype=torch.float32 if i >= count else None)
+            if need and t is not None
+            else None
+            for i, (t, need) in enumerate(zip(tensors, needs, strict=True))
         ]
-        losses, gradients = [], []
-        for k, states in enumerate(hidden):
-            assert states is not None
-            head = slice(2 * plan.heads[k], 2 * plan.heads[k] + 2)
-            chunks = _Chunks(plan, states, kept, targets, row_weights, parameters[head])
-            loss, gradient = chunks.run(plan.weights[k], needs[k], accumulators[head])
-            losses.append(loss / denominator)
-            gradients.append(gradient)
+        heads = [_Head.of(parameters, gradients[count:], head, plan) for head in plan.heads]
+        sums = torch.zeros((2, count), device=kept.device)
+        for first in range(0, len(kept), plan.rows):
+            chunk = slice(first, first + plan.rows)
+            weights = None if row_weights is None else row_weights[chunk]
+            rows = _Rows(plan, kept[chunk], targets[chunk], weights)
+            # the deepest first, for it teaches
+            for k in reversed(range(count)):
+                states = hidden[k]
+                assert states is not None
+                sums[:, k] += rows.run(states, gradients[k], heads[k], plan.weights[k])
         # of the summed, not the mean loss: in half precision the mean's would vanish
-        ctx.gradients, ctx.denominator = [*gradients, *accumulators], denominator
+        ctx.gradients, ctx.denominator = gradients, denominator
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
-        exit_losses = torch.stack(losses)
-        total = (exit_losses * exit_losses.new_tensor(plan.weights)).sum()
-        ctx.mark_non_differentiable(exit_losses)
-        return total, exit_losses
+        cross_entropies, objectives = sums / denominator
+        ctx.mark_non_differentiable(cross_entropies)
+        return (objectives * objectives.new_tensor(plan.weights)).sum(), cross_entropies
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -142,51 +169,85 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Chunks:
-    """One exit's rows, taken a chunk at a time."""
+class _Head:
+    """An output head in the matmuls' dtype, and where its gradient goes."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    weight_gradient: torch.Tensor | None
+    bias_gradient: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        parameters: Sequence[torch.Tensor | None],
+        gradients: Sequence[torch.Tensor | None],
+        head: int,
+        plan: LossPlan,
+    ) -> _Head:
+        """The head at one place among the parameters given."""
+        pair = slice(2 * head, 2 * head + 2)
+        weight, bias = (None if p is None else p.to(plan.dtype) for p in parameters[pair])
+        assert weight is not None
+        return cls(weight, bias, *gradients[pair])
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Float32 logits of new memory, for inputs of shape `(rows, hidden)`."""
+        return nn.functional.linear(inputs, self.weight, self.bias).float()
+
+    def collect(self, slope: torch.Tensor, inputs: torch.Tensor) -> None:
+        """Add one chunk's gradient, from the slope at its logits, shape `(rows, columns)`."""
+        columns = slope.shape[1]
+        if self.weight_gradient is not None:
+            _accumulate(self.weight_gradient[:columns], slope, inputs)
+        if self.bias_gradient is not None:
+            self.bias_gradient[:columns] += slope.sum(0, dtype=torch.float32)
+
+
+@dataclass
+class _Rows:
+    """One chunk of rows, read by one exit after the other, the deepest first."""
 
     plan: LossPlan
-    states: torch.Tensor
     kept: torch.Tensor
     targets: torch.Tensor
-    row_weights: torch.Tensor | None
-    head: Sequence[torch.Tensor | None]
+    weights: torch.Tensor | None
+    teacher: torch.Tensor | None = None
 
     def run(
-        self, weight: float, needs_grad: bool, accumulators: Sequence[torch.Tensor | None]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Summed loss; gradient of the states, and of the head into the accumulators."""
+        self, states: torch.Tensor, gradient: torch.Tensor | None, head: _Head, weight: float
+    ) -> torch.Tensor:
+        """Summed cross entropy and objective, of shape `(2,)`; gradients into their places."""
         plan = self.plan
-        matrix, bias = (None if p is None else p.to(plan.dtype) for p in self.head)
-        assert matrix is not None
-        total = torch.zeros((), dtype=torch.float32, device=self.states.device)
-        gradient = torch.zeros_like(self.states) if needs_grad else None
-        for first in range(0, len(self.kept), plan.rows):
-            rows = self.kept[first : first + plan.rows]
-            inputs = _scaled(self.states[rows].to(plan.dtype), plan.ops)
-            loss, slope = self.slope(nn.functional.linear(inputs, matrix, bias).float(), first)
-            total += loss.sum()
-            if gradient is None and accumulators[0] is None and accumulators[1] is None:
-                continue
-            slope = slope.mul_(weight).to(plan.dtype)
-            columns = slope.shape[1]
+        inputs = _scaled(states[self.kept].to(plan.dtype), plan.ops)
+        logits = _transform(head.logits(inputs), plan.ops)
+        loss, slope = _softmax_loss(logits, self.targets)
+        objective = self.distil(logits, loss, slope)
+        if self.weights is not None:
+            loss, objective = loss * self.weights, objective * self.weights
+            slope.mul_(self.weights.unsqueeze(1))
+        wanted = (gradient, head.weight_gradient, head.bias_gradient)
+        if weight and any(g is not None for g in wanted):
+            slope = _transform_slope(slope, logits, plan.ops).mul_(weight).to(plan.dtype)
             if gradient is not None:
-                gradient[rows] = _scaled(slope @ matrix[:columns], plan.ops).to(gradient.dtype)
-            if accumulators[0] is not None:
-                _accumulate(accumulators[0][:columns], slope, inputs)
-            if accumulators[1] is not None:
-                accumulators[1][:columns] += slope.sum(0, dtype=torch.float32)
-        return total, gradient
+                into = _scaled(slope @ head.weight[: slope.shape[1]], plan.ops)
+                gradient[self.kept] = into.to(gradient.dtype)
+            head.collect(slope, inputs)
+        return torch.stack((loss.sum(), objective.sum()))
 
-    def slope(self, logits: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss of every row of a chunk, and its slope at the head's output."""
-        chunk = slice(first, first + self.plan.rows)
-        logits = _transform(logits, self.plan.ops)
-        loss, slope = _softmax_loss(logits, self.targets[chunk])
-        if self.row_weights is not None:
-            loss = loss * self.row_weights[chunk]
-            slope.mul_(self.row_weights[chunk].unsqueeze(1))
-        return loss, _transform_slope(slope, logits, self.plan.ops)
+    def distil(self, logits: torch.Tensor, loss: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        """Add the divergence from the deepest exit to loss and slope; the first call is its own."""
+        how = self.plan.distillation
+        if how is None:
+            return loss
+        cold = torch.log_softmax(logits / how.temperature, dim=1)
+        if self.teacher is None:
+            self.teacher = cold
+            return loss
+        probabilities = self.teacher.exp()
+        divergence = (probabilities * (self.teacher - cold)).sum(1)
+        slope.add_(cold.exp_().sub_(probabilities), alpha=how.weight * how.temperature)
+        return loss + how.weight * how.temperature**2 * divergence
 
 
 def _scaled(states: torch.Tensor, ops: tuple[tuple[str, float], ...]) -> torch.Tensor:

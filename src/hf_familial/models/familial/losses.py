@@ -11,7 +11,7 @@ from torch import nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from .linear_loss import linear_cross_entropy
+from .linear_loss import Distillation, linear_cross_entropy
 
 
 IGNORE_INDEX = -100
@@ -34,11 +34,10 @@ class Reading:
     wanted: bool
 
     @property
-    def fusable(self) -> bool:
+    def linear(self) -> bool:
         """`bool`: Whether the head is a plain linear map that nothing else takes part in."""
         hooked = self.head._forward_hooks or self.head._forward_pre_hooks
-        wrapped = hooked or hasattr(self.head, "_hf_hook")
-        return type(self.head) is nn.Linear and not wrapped and not self.wanted
+        return type(self.head) is nn.Linear and not hooked and not hasattr(self.head, "_hf_hook")
 
 
 @torch.compiler.disable
@@ -48,6 +47,7 @@ def multi_exit_loss(
     loss_function: Callable[..., torch.Tensor],
     labels: torch.Tensor,
     exit_weights: Sequence[float] | None = None,
+    distillation: Distillation | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy of every exit, each over the same tokens and the same denominator.
@@ -62,6 +62,7 @@ def multi_exit_loss(
         labels (`torch.Tensor` of shape `(batch, seq)`): Token ids, -100 where there is no target;
             shifted here unless `shift_labels` is among `kwargs`.
         exit_weights (`Sequence[float]`, *optional*): Weight of each exit's loss in the sum.
+        distillation ([`Distillation`], *optional*): What the deepest exit teaches the others.
         **kwargs: For the loss function: `num_items_in_batch`, the number of targets over all
             accumulated batches, `shift_labels`, `ignore_index`.
 
@@ -70,7 +71,8 @@ def multi_exit_loss(
         shape `(len(readings),)` and without a graph; both in nats per token.
 
     Raises:
-        ValueError: If there is not one weight per exit.
+        ValueError: If there is not one weight per exit, or distillation is asked for with heads
+            that cannot be read in chunks.
     """
     if exit_weights is None:
         exit_weights = [1 / len(readings)] * len(readings)
@@ -81,7 +83,15 @@ def multi_exit_loss(
         )
     weights = dict(zip(readings, exit_weights, strict=True))
     plain = loss_function is ForCausalLMLoss
-    fused = [k for k, reading in readings.items() if plain and reading.fusable]
+    # a teacher and its students are read together, whoever wants their logits as well
+    whole = distillation is not None and len(readings) > 1
+    fused = [
+        k
+        for k, reading in readings.items()
+        if plain and reading.linear and (whole or not reading.wanted)
+    ]
+    if whole and len(fused) < len(readings):
+        raise ValueError("distillation needs plain linear heads and the host's own loss function.")
     losses: dict[int, torch.Tensor] = {}
     total: Any = 0.0
     for k, reading in readings.items():
@@ -101,6 +111,7 @@ def multi_exit_loss(
             [weights[k] for k in fused],
             ops,
             ignore_index,
+            distillation=distillation if whole else None,
         )
         total = total + loss
         losses |= dict(zip(fused, exit_losses, strict=True))

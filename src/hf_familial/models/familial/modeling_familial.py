@@ -17,6 +17,7 @@ from .configuration_familial import FamilialConfig
 from .contract import logit_ops
 from .exits import build_head, copy_module, read_out
 from .families import VERIFIED
+from .linear_loss import Distillation
 from .losses import Reading, balance_loss, multi_exit_loss
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .outputs import FamilialCausalLMOutput
@@ -170,6 +171,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         output_exits: bool = False,
         skip_logits: bool = False,
         exit_weights: Sequence[float] | None = None,
+        distillation: Distillation | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialCausalLMOutput:
         r"""Logits of one exit; with `labels`, the loss of all of them.
@@ -193,6 +195,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
                 needs no more memory than a chunk of them, however many exits there are.
             exit_weights (`Sequence[float]` of length G, *optional*): Weight of each exit's loss;
                 defaults to 1/G each.
+            distillation ([`Distillation`], *optional*): What the deepest exit teaches the others.
             **kwargs: Passed to the backbone and to the loss: `num_items_in_batch`, `shift_labels`.
 
         Returns:
@@ -228,7 +231,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
                 hidden,
                 logits,
                 labels,
-                exit_weights,
+                exit_weights=exit_weights,
+                distillation=distillation,
                 **kwargs,
             )
         aux_loss: torch.Tensor | None = None
@@ -256,7 +260,6 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         hidden: Mapping[int, torch.Tensor],
         logits: Mapping[int, torch.Tensor],
         labels: torch.Tensor,
-        exit_weights: Sequence[float] | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss over the trained exits, and the loss of each."""
@@ -269,7 +272,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
             for k in trained
         }
         ops = logit_ops(self.config.text_config)
-        return multi_exit_loss(readings, ops, self.loss_function, labels, exit_weights, **kwargs)
+        return multi_exit_loss(readings, ops, self.loss_function, labels, **kwargs)
 
     def head(self, exit_idx: int) -> nn.Module:
         """The output head that an exit reads with: its own, or the shared `lm_head`."""
