@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 
-# rows of logits made at once; on a CPU they should stay in its caches, an accelerator wants more
-CPU_ROWS, ACCELERATOR_ROWS = 512, 4096
+# logits made at once, rows times vocabulary: a CPU wants them in its caches, a GPU wants more
+CPU_CHUNK, ACCELERATOR_CHUNK = 2**21, 2**27
+MIN_ROWS, MAX_ROWS = 128, 4096
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def linear_cross_entropy(
         heads=tuple(unique.index(head) for head in heads),
         weights=tuple(float(weight) for weight in weights),
         ops=tuple(ops),
-        rows=CPU_ROWS if device.type == "cpu" else ACCELERATOR_ROWS,
+        rows=_chunk_rows(unique[0].weight.shape[0], device),
         dtype=dtype,
         distillation=distillation,
     )
@@ -110,6 +111,12 @@ def linear_cross_entropy(
         return _LinearCrossEntropy.apply(
             plan, kept, targets[kept], denominator, row_weights, *hidden_states, *parameters
         )
+
+
+def _chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of logits to make at once."""
+    chunk = CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
+    return min(MAX_ROWS, max(MIN_ROWS, chunk // vocab_size))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
