@@ -1,0 +1,186 @@
+"""The chunked loss against sums of cross entropies from whole logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hf_familial import Distillation
+from hf_familial.models.familial import linear_loss
+from hf_familial.models.familial.exits import read_out
+from hf_familial.models.familial.linear_loss import linear_cross_entropy
+
+
+ROWS, WIDTH, VOCAB, EXITS = 90, 16, 50, 3
+WEIGHTS = (0.2, 0.3, 0.5)
+OPS = {
+    "plain": (),
+    "divide": (("divide", 3.0),),
+    "softcap": (("softcap", 5.0),),
+    "multiply+softcap": (("multiply", 0.5), ("softcap", 4.0)),
+    "scaled+keep": (("scale_hidden", 2.0), ("keep", 45.0)),
+}
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small chunks, so that every test crosses their borders."""
+    monkeypatch.setattr(linear_loss, "_chunk_rows", lambda vocab_size, device: 32)
+
+
+def make_case(own_heads: bool = False, bias: bool = False, dtype: torch.dtype = torch.float32):
+    """Hidden states, heads and targets, a third of them ignored."""
+    torch.manual_seed(0)
+    heads = [nn.Linear(WIDTH, VOCAB, bias=bias, dtype=dtype) for _ in range(EXITS)]
+    heads = heads if own_heads else heads[:1] * EXITS
+    for head in heads:
+        nn.init.normal_(head.weight, std=0.5)
+    hidden = [torch.randn(ROWS, WIDTH, dtype=dtype, requires_grad=True) for _ in range(EXITS)]
+    targets = torch.randint(0, 45, (ROWS,))
+    targets[torch.rand(ROWS) < 0.3] = -100
+    return hidden, heads, targets, (targets != -100).sum().float()
+
+
+def naive(hidden, heads, targets, denominator, ops=(), row_weights=None, distillation=None):
+    """The same from whole logits."""
+    kept, losses, total = (targets != -100).float(), [], 0.0
+    weights = kept if row_weights is None else kept * row_weights
+    logits = [read_out(h, head, ops).float() for h, head in zip(hidden, heads, strict=True)]
+    for k, z in enumerate(logits):
+        loss = F.cross_entropy(z, targets, ignore_index=-100, reduction="none")
+        objective = loss
+        if distillation is not None and k < EXITS - 1:
+            t = distillation.temperature
+            teacher = F.log_softmax(logits[-1].detach() / t, -1)
+            kl = F.kl_div(F.log_softmax(z / t, -1), teacher, log_target=True, reduction="none")
+            objective = loss + distillation.weight * t**2 * kl.sum(-1)
+        losses.append((loss * weights).sum() / denominator)
+        total = total + WEIGHTS[k] * (objective * weights).sum() / denominator
+    return total, torch.stack(losses)
+
+
+def assert_same(hidden, heads, expected, found, tolerance: float) -> None:
+    """Equal loss, per-exit losses and gradients."""
+    parameters = [*hidden, *(p for head in dict.fromkeys(heads) for p in head.parameters())]
+    torch.testing.assert_close(found[0], expected[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found[1], expected[1], rtol=tolerance, atol=tolerance)
+    right = torch.autograd.grad(expected[0], parameters)
+    ours = torch.autograd.grad(found[0], parameters)
+    for a, b in zip(right, ours, strict=True):
+        assert (a - b).float().norm() <= tolerance * a.float().norm()
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
+@pytest.mark.parametrize("own_heads", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("ops", OPS.values(), ids=OPS)
+def test_equals_whole_logits(ops, own_heads: bool, bias: bool) -> None:
+    hidden, heads, targets, denominator = make_case(own_heads, bias)
+    expected = naive(hidden, heads, targets, denominator, ops)
+    found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, ops)
+    assert_same(hidden, heads, expected, found, 1e-6)
+
+
+def test_row_weights() -> None:
+    hidden, heads, targets, denominator = make_case()
+    row_weights = torch.rand(ROWS)
+    expected = naive(hidden, heads, targets, denominator, row_weights=row_weights)
+    found = linear_cross_entropy(
+        hidden, heads, targets, denominator, WEIGHTS, row_weights=row_weights
+    )
+    assert_same(hidden, heads, expected, found, 1e-6)
+
+
+@pytest.mark.parametrize("ops", OPS.values(), ids=OPS)
+def test_distillation(ops) -> None:
+    hidden, heads, targets, denominator = make_case()
+    how = Distillation(weight=0.7, temperature=2.0)
+    expected = naive(hidden, heads, targets, denominator, ops, distillation=how)
+    found = linear_cross_entropy(
+        hidden, heads, targets, denominator, WEIGHTS, ops, distillation=how
+    )
+    assert_same(hidden, heads, expected, found, 1e-6)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    hidden, heads, targets, denominator = make_case()
+    hidden = [(h.detach() * 1e3).requires_grad_() for h in hidden]
+    expected = naive(hidden, heads, targets, denominator)
+    found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    assert_same(hidden, heads, expected, found, 1e-5)
+
+
+def test_rows_without_target_are_never_read() -> None:
+    hidden, heads, targets, denominator = make_case()
+    poisoned = [h.detach().clone() for h in hidden]
+    for h in poisoned:
+        h[targets == -100] = float("nan")
+        h.requires_grad_()
+    total, _ = linear_cross_entropy(poisoned, heads, targets, denominator, WEIGHTS)
+    total.backward()
+    assert torch.isfinite(total)
+    assert torch.isfinite(heads[0].weight.grad).all()
+    assert all((h.grad[targets == -100] == 0).all() for h in poisoned)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_few_rows(rows: int) -> None:
+    hidden, heads, targets, _ = make_case()
+    kept = torch.full_like(targets, -100)
+    kept[:rows] = 3
+    denominator = torch.tensor(8.0)
+    expected = naive(hidden, heads, kept, denominator)
+    found = linear_cross_entropy(hidden, heads, kept, denominator, WEIGHTS)
+    assert_same(hidden, heads, expected, found, 1e-6)
+
+
+def test_exit_of_weight_zero_costs_no_gradient_but_has_one() -> None:
+    hidden, heads, targets, denominator = make_case(own_heads=True)
+    total, losses = linear_cross_entropy(hidden, heads, targets, denominator, (0.0, 0.5, 0.5))
+    total.backward()
+    assert losses[0] > 0
+    assert (heads[0].weight.grad == 0).all()
+    assert (hidden[0].grad == 0).all()
+
+
+def test_frozen_head_and_states_get_none() -> None:
+    hidden, heads, targets, denominator = make_case()
+    heads[0].weight.requires_grad_(False)
+    total, _ = linear_cross_entropy(
+        [hidden[0].detach(), *hidden[1:]], heads, targets, denominator, WEIGHTS
+    )
+    total.backward()
+    assert heads[0].weight.grad is None
+    assert hidden[0].grad is None
+    assert hidden[1].grad is not None
+
+
+def test_without_gradients() -> None:
+    hidden, heads, targets, denominator = make_case()
+    with torch.no_grad():
+        found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    expected = naive(hidden, heads, targets, denominator)
+    torch.testing.assert_close(found[1], expected[1])
+
+
+def test_autocast_and_half_parameters() -> None:
+    hidden, heads, targets, denominator = make_case()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    assert_same(hidden, heads, naive(hidden, heads, targets, denominator), found, 3e-2)
+    hidden, heads, targets, denominator = make_case(dtype=torch.bfloat16)
+    found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    assert_same(hidden, heads, naive(hidden, heads, targets, denominator), found, 3e-2)
+    assert found[0].dtype == torch.float32
+
+
+def test_upstream_gradient_scales_and_second_backward_is_refused() -> None:
+    hidden, heads, targets, denominator = make_case()
+    once, _ = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    (gradient,) = torch.autograd.grad(once, hidden[:1])
+    total, _ = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    (tripled,) = torch.autograd.grad(3 * total, hidden[:1], retain_graph=True)
+    torch.testing.assert_close(tripled, 3 * gradient)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        total.backward()
