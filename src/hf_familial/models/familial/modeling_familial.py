@@ -295,6 +295,20 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         exit_idx = self.config.resolve_exit(exit_idx)
         return _unique(self.model.member_view(exit_idx), self.head(exit_idx))
 
+    def exit_module_names(self) -> list[str]:
+        """Names of the modules that only early exits have: norms, private layers, own heads.
+
+        Returns:
+            `list[str]`: Dotted names, as peft's `modules_to_save` takes them (it cannot take the
+            lists that hold these modules).
+        """
+        names = []
+        early: Any
+        for k, early in enumerate(self.model.exits):
+            names += [f"model.exits.{k}.layers.{j}" for j in range(len(early.layers))]
+            names += [f"model.exits.{k}.norm"] if early.norm is not None else []
+        return names + [f"exit_heads.{k}" for k in range(len(self.exit_heads))]
+
     def _read_out(self, hidden_states: torch.Tensor, exit_idx: int) -> torch.Tensor:
         ops = logit_ops(self.config.text_config)
         return read_out(hidden_states, self.head(exit_idx), ops)
