@@ -22,6 +22,7 @@ from .models.familial import (
 
 
 if TYPE_CHECKING:
+    from .evaluation import evaluate_exits
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
+    "evaluate_exits": ".evaluation",
     "FamilialTrainer": ".training.trainer",
     "FamilialTrainingArguments": ".training.args",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "FamilialTrainer",
     "FamilialTrainingArguments",
     "__version__",
+    "evaluate_exits",
     "evenly_spaced_exits",
     "verify_backbone",
 ]

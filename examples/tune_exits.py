@@ -1,0 +1,174 @@
+"""Turn a pretrained decoder into a family and tune its exits.
+
+    accelerate launch examples/tune_exits.py --backbone HuggingFaceTB/SmolLM2-135M
+    accelerate launch examples/tune_exits.py --backbone folder --exits 10 15 20 30 --train lora
+    accelerate launch examples/tune_exits.py --backbone folder --distillation_weight 1 --max_steps
+    500
+
+`--train exits` (the default) freezes the backbone: only norms, private layers and own heads of the
+early exits learn, and the deepest exit stays what it was, bit for bit. `--train lora` adds low-rank
+updates of the backbone through peft; `--train full` trains everything.
+
+The text is that of `pretrain.py` (by default Python's own standard library). It prints loss and
+agreement with the deepest exit before and after, on text held out from tuning, and leaves in
+`--output_dir` the family (or the adapter), the table as JSON and a picture.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from transformers import (
+    AutoConfig,
+    HfArgumentParser,
+    PreTrainedModel,
+    default_data_collator,
+    set_seed,
+)
+
+from hf_familial import (
+    FamilialForCausalLM,
+    FamilialTrainer,
+    FamilialTrainingArguments,
+    evaluate_exits,
+)
+from hf_familial.evaluation import ExitEvaluation
+from hf_familial.training.data import DataArguments, PackedData, prepare_data
+from hf_familial.training.tuning import train_exits_only
+
+
+@dataclass
+class TuningArguments:
+    """The decoder, its exits, and what learns."""
+
+    backbone: str = field(metadata={"help": "Pretrained decoder, by name or folder."})
+    exits: list[int] | None = field(
+        default=None,
+        metadata={"help": "Depth of every exit; by default a third, a half, two thirds and all."},
+    )
+    num_exit_layers: int = field(
+        default=1, metadata={"help": "Private layers of each early exit, copied from the backbone."}
+    )
+    exit_head: str = field(default="shared", metadata={"help": "shared or own"})
+    train: str = field(default="exits", metadata={"help": "exits, lora or full"})
+    lora_rank: int = field(default=8, metadata={"help": "Rank of the updates with --train lora."})
+    lora_targets: str = field(
+        default=r"model\.backbone\..*\.(q_proj|k_proj|v_proj|o_proj)",
+        metadata={"help": "Regular expression of the modules with --train lora."},
+    )
+    eval_batches: int = field(
+        default=16, metadata={"help": "Batches of held-out text to measure on."}
+    )
+
+
+@dataclass
+class TuneTrainingArguments(FamilialTrainingArguments):
+    """The training arguments, with the defaults of a short tuning."""
+
+    output_dir: str | None = field(default="outputs/tune_exits")
+    max_steps: int = field(default=200)
+    per_device_train_batch_size: int = field(default=4)
+    per_device_eval_batch_size: int = field(default=4)
+    learning_rate: float = field(default=5e-4)
+    lr_scheduler_type: str = field(default="cosine")
+    warmup_steps: float = field(default=0.05)
+    logging_steps: float = field(default=10)
+    save_strategy: str = field(default="no")
+
+
+def default_exits(num_hidden_layers: int) -> list[int]:
+    """Depths at a third, a half, two thirds and the whole of a backbone."""
+    shares = (1 / 3, 1 / 2, 2 / 3, 1)
+    return sorted({max(1, round(num_hidden_layers * share)) for share in shares})
+
+
+def trainable(model: FamilialForCausalLM, args: TuningArguments) -> PreTrainedModel:
+    """The model with what should learn switched on, wrapped by peft for `lora`."""
+    if args.train == "exits":
+        train_exits_only(model)
+        return model
+    if args.train == "full":
+        return model
+    if args.train != "lora":
+        raise ValueError(f"`train` must be exits, lora or full, got {args.train!r}.")
+    config = LoraConfig(
+        r=args.lora_rank,
+        target_modules=args.lora_targets,
+        modules_to_save=model.exit_module_names(),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def measure(
+    model: FamilialForCausalLM, data: PackedData, args: TuningArguments, batch_size: int
+) -> ExitEvaluation:
+    """Quality of every exit on held-out text."""
+    return evaluate_exits(
+        model,
+        data.eval,
+        batch_size=batch_size,
+        max_batches=args.eval_batches,
+        bytes_per_token=data.eval_bytes_per_token,
+    )
+
+
+def print_table(before: pd.DataFrame, after: pd.DataFrame) -> None:
+    """Loss and agreement of every exit, before and after."""
+    table = Table(title="Held-out text, before and after tuning", title_justify="left")
+    for name in ("exit", "depth", "loss", "after", "agreement", "after", "bits/byte", "after"):
+        table.add_column(name, justify="right")
+    for (_, old), (_, new) in zip(before.iterrows(), after.iterrows(), strict=True):
+        pairs = [("loss", ".3f"), ("agreement", ".1%"), ("bits_per_byte", ".3f")]
+        cells = [format(row[key], style) for key, style in pairs for row in (old, new)]
+        table.add_row(str(int(old.exit_idx)), str(int(old.depth)), *cells)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def main() -> None:
+    """Parse, measure, tune, measure again."""
+    parser = HfArgumentParser((TuningArguments, DataArguments, TuneTrainingArguments))
+    tuning, data_args, args = parser.parse_args_into_dataclasses()
+    logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
+    data_args.tokenizer_name = data_args.tokenizer_name or tuning.backbone
+    data, tokenizer = prepare_data(data_args)
+    set_seed(args.seed)
+    text_config = AutoConfig.from_pretrained(tuning.backbone).get_text_config(decoder=True)
+    exits = tuning.exits or default_exits(text_config.num_hidden_layers)
+    model = FamilialForCausalLM.from_backbone(
+        tuning.backbone,
+        exits=exits,
+        num_exit_layers=tuning.num_exit_layers,
+        exit_head=tuning.exit_head,
+    )
+    before = measure(model, data, tuning, args.eval_batch_size)
+    trainer = FamilialTrainer(
+        model=trainable(model, tuning),
+        args=args,
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        processing_class=tokenizer,
+        data_collator=default_data_collator,
+    )
+    trainer.train()
+    trainer.save_model()
+    after = measure(model, data, tuning, args.eval_batch_size)
+    if trainer.is_world_process_zero():
+        folder = Path(args.output_dir)
+        print_table(before.to_pandas(), after.to_pandas())
+        result = {"before": before.to_dict(), "after": after.to_dict()}
+        (folder / "exits.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        after.plot(folder / "exits.png")
+        print(f"Family, exits.json and exits.png are in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""From rows of a dataset to batches of tensors with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from ..models.familial.losses import IGNORE_INDEX
+
+
+Row = Mapping[str, Any]
+Collator = Callable[[list[Row]], Mapping[str, Any]]
+
+
+def iter_batches(
+    dataset: Iterable[Row],
+    batch_size: int,
+    max_batches: int | None,
+    data_collator: Collator | None,
+) -> Iterator[dict[str, Any]]:
+    """Batches of a dataset, in its order, read no further than asked for.
+
+    Args:
+        dataset (`Iterable`): Rows with `input_ids`, and perhaps `labels` and `attention_mask`.
+        batch_size (`int`): Rows in a batch.
+        max_batches (`int`, *optional*): Most batches to read.
+        data_collator (`Callable`, *optional*): Makes a batch of rows; defaults to [`pad_rows`].
+
+    Yields:
+        `dict[str, Any]`: With `input_ids` and `labels`, both of shape `(batch, seq)`.
+
+    Raises:
+        ValueError: If rows, or what the collator makes of them, have no `input_ids`.
+    """
+    rows = islice(dataset, None if max_batches is None else max_batches * batch_size)
+    while chunk := list(islice(rows, batch_size)):
+        yield with_labels((data_collator or pad_rows)(chunk))
+
+
+def pad_rows(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """The default collator: pads on the right, and masks only where there is something to mask.
+
+    Args:
+        rows (`Sequence[Mapping]`): Each with `input_ids`, one sequence; other columns than `labels`
+            and `attention_mask` are left out.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `input_ids`, `labels` and, where positions are masked,
+        `attention_mask`, each of shape `(batch, seq)`.
+
+    Raises:
+        ValueError: If a row has no `input_ids`, or columns of different lengths.
+    """
+    tensors = [_row_tensors(row) for row in rows]
+    ids, labels, mask = (
+        pad_sequence([row[i] for row in tensors], batch_first=True, padding_value=value)
+        for i, value in enumerate((0, IGNORE_INDEX, 0))
+    )
+    batch = {"input_ids": ids, "labels": labels}
+    return batch if bool(mask.all()) else batch | {"attention_mask": mask}
+
+
+def with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch, with the labels that follow from its tokens if it has none of its own.
+
+    Args:
+        batch (`Mapping[str, Any]`): What a collator returned.
+
+    Returns:
+        `dict[str, Any]`: With `labels` of shape `(batch, seq)`, not shifted.
+
+    Raises:
+        ValueError: If it has no `input_ids`.
+    """
+    batch = dict(batch)
+    if "input_ids" not in batch:
+        raise ValueError(f"`data_collator` must return `input_ids`, got {sorted(batch)}.")
+    if batch.get("labels") is None:
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        if mask is None or mask.shape != ids.shape:
+            mask = torch.ones_like(ids)
+        batch["labels"] = own_labels(ids, mask)
+    return batch
+
+
+def own_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Every token as a label, but those that are masked or would be predicted from a masked one.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(..., seq)`): Token ids.
+        attention_mask (`torch.Tensor` of shape `(..., seq)`): 0 for padding.
+
+    Returns:
+        `torch.Tensor` of shape `(..., seq)`: Not shifted, -100 where there is none.
+    """
+    masked = attention_mask == 0
+    labels = input_ids.masked_fill(masked, IGNORE_INDEX)
+    labels[..., 1:].masked_fill_(masked[..., :-1], IGNORE_INDEX)
+    return labels
+
+
+def _row_tensors(row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, labels and mask of a row."""
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            "`dataset` must hold rows with a column `input_ids`, such as {'input_ids': [1, 2]}, "
+            f"got a {type(row).__name__}."
+        )
+    if row.get("input_ids") is None:
+        raise ValueError(f"`dataset` must have a column `input_ids`, got {sorted(row)}.")
+    ids = torch.as_tensor(row["input_ids"], dtype=torch.long)
+    mask, labels = (
+        None if row.get(name) is None else torch.as_tensor(row[name], dtype=torch.long)
+        for name in ("attention_mask", "labels")
+    )
+    mask = torch.ones_like(ids) if mask is None else mask
+    labels = own_labels(ids, mask) if labels is None else labels
+    shapes = [tuple(tensor.shape) for tensor in (ids, labels, mask)]
+    if ids.ndim != 1 or len(set(shapes)) > 1:
+        raise ValueError(
+            "`input_ids`, `labels` and `attention_mask` of a row must be flat and of one length, "
+            f"got shapes {shapes}."
+        )
+    return ids, labels, mask

@@ -1,0 +1,45 @@
+"""Agreement of an exit with the deepest one, as a metric of the `evaluate` library."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+
+INPUTS = """
+Args:
+    predictions (`list[int]`): The most probable token of an exit, at every position.
+    references (`list[int]`): The most probable token of the deepest exit, at the same positions.
+
+Returns:
+    `dict`: `exit_agreement`, the share of positions where the two are one, between 0 and 1.
+"""
+
+CITATION = """\
+@inproceedings{schuster2022calm,
+  title={Confident Adaptive Language Modeling},
+  author={Schuster, Tal and Fisch, Adam and Gupta, Jai and Dehghani, Mostafa and Bahri, Dara and
+          Tran, Vinh Q. and Tay, Yi and Metzler, Donald},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2022}
+}
+"""
+
+
+class ExitAgreement(evaluate.Metric):
+    """Share of positions where an exit and the deepest one hold the same token most probable."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        token = datasets.Value("int64")
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": token, "references": token}),
+            reference_urls=["https://arxiv.org/abs/2207.07061"],
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        agreed = np.asarray(predictions) == np.asarray(references)
+        return {"exit_agreement": float(agreed.mean())}

@@ -1,0 +1,1 @@
+"""All measures of all exits, as a module of the `evaluate` library."""

@@ -1,0 +1,1 @@
+"""Expected calibration error, as a module of the `evaluate` library."""

@@ -1,0 +1,53 @@
+"""Expected calibration error, as a metric of the `evaluate` library."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from hf_familial.evaluation.calibration import expected_calibration_error
+
+
+INPUTS = """
+Args:
+    predictions (`list[int]`): The most probable token, or class, at every position.
+    references (`list[int]`): The right one.
+    confidences (`list[float]`): Probability of the prediction, between 0 and 1.
+    num_bins (`int`, *optional*, defaults to 15): Bins of equal width.
+
+Returns:
+    `dict`: `expected_calibration_error`, between 0 (calibrated) and 1.
+"""
+
+CITATION = """\
+@inproceedings{guo2017calibration,
+  title={On Calibration of Modern Neural Networks},
+  author={Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
+  booktitle={International Conference on Machine Learning},
+  year={2017}
+}
+"""
+
+
+class ExpectedCalibrationError(evaluate.Metric):
+    """Mean distance between accuracy and confidence, over bins of confidence of equal width."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        token, number = datasets.Value("int64"), datasets.Value("float64")
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {"predictions": token, "references": token, "confidences": number}
+            ),
+            reference_urls=["https://arxiv.org/abs/1706.04599"],
+        )
+
+    def _compute(
+        self, predictions: Any, references: Any, confidences: Any, num_bins: int = 15
+    ) -> dict[str, float]:
+        correct = np.asarray(predictions) == np.asarray(references)
+        error = expected_calibration_error(confidences, correct, num_bins)
+        return {"expected_calibration_error": error}

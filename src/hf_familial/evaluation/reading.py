@@ -1,0 +1,98 @@
+"""What an exit predicts, read from its hidden states a chunk of rows at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..models.familial.exits import read_out
+from .calibration import CalibrationBins
+
+
+# numbers in a chunk of logits: a CPU wants them in its caches, an accelerator wants more
+CPU_CHUNK, ACCELERATOR_CHUNK = 2**22, 2**27
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one exit predicts at some positions.
+
+    Attributes:
+        losses (`numpy.ndarray` of shape `(rows,)`): Cross entropy, in nats, float32.
+        tokens (`numpy.ndarray` of shape `(rows,)`): The most probable token.
+        confidences (`numpy.ndarray` of shape `(rows,)`): Its probability, float32.
+    """
+
+    losses: np.ndarray
+    tokens: np.ndarray
+    confidences: np.ndarray
+
+
+def read_predictions(
+    hidden_states: torch.Tensor,
+    head: nn.Module,
+    ops: tuple[tuple[str, float], ...],
+    positions: torch.Tensor,
+    targets: torch.Tensor,
+) -> Predictions:
+    """Read an exit at some positions; its logits exist a chunk of rows at a time.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(rows, hidden)`): After the exit's norm.
+        head (`nn.Module`): Its output head.
+        ops (`tuple[tuple[str, float], ...]`): What the host does around its head, see `logit_ops`.
+        positions (`torch.Tensor` of shape `(n,)`): Rows to read, one or more.
+        targets (`torch.Tensor` of shape `(n,)`): Token that follows each.
+
+    Returns:
+        [`Predictions`]: At the positions.
+    """
+    device = hidden_states.device
+    chunk = CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
+    rows = max(1, chunk // head.out_features)  # type: ignore[operator]
+    chunks = zip(positions.to(device).split(rows), targets.split(rows), strict=True)
+    read = [_read_chunk(read_out(hidden_states[at], head, ops), wanted) for at, wanted in chunks]
+    losses, tokens, confidences = (np.concatenate(part) for part in zip(*read, strict=True))
+    return Predictions(losses, tokens, confidences)
+
+
+def _read_chunk(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, ...]:
+    """Losses, top tokens and their probabilities, from logits of shape `(rows, vocab)`."""
+    logits = logits.float()
+    targets = targets.to(logits.device).unsqueeze(1)
+    normaliser = logits.logsumexp(dim=1)
+    losses = normaliser - logits.gather(1, targets).squeeze(1)
+    largest, tokens = logits.max(dim=1)
+    # rounding may put a certain prediction a hair above 1
+    confidences = (largest - normaliser).exp().clamp(max=1)
+    return tuple(tensor.cpu().numpy() for tensor in (losses, tokens, confidences))
+
+
+class ExitTally:
+    """Sums over the predictions of one exit, a batch at a time, in float64.
+
+    Args:
+        num_bins (`int`): Bins of the calibration error.
+    """
+
+    def __init__(self, num_bins: int) -> None:
+        self.count, self.loss, self.correct, self.agreed = 0, 0.0, 0, 0
+        self.bins = CalibrationBins(num_bins)
+
+    def add(self, predictions: Predictions, targets: np.ndarray, deepest: np.ndarray) -> None:
+        """Add predictions.
+
+        Args:
+            predictions ([`Predictions`]): Of the exit.
+            targets (`numpy.ndarray` of shape `(rows,)`): The right tokens.
+            deepest (`numpy.ndarray` of shape `(rows,)`): The deepest exit's top tokens.
+        """
+        correct = predictions.tokens == targets
+        self.count += len(targets)
+        self.loss += float(predictions.losses.sum(dtype=np.float64))
+        self.correct += int(correct.sum())
+        self.agreed += int((predictions.tokens == deepest).sum())
+        self.bins.add(predictions.confidences, correct)
