@@ -6,9 +6,14 @@ running Python's own standard library, with a tokenizer trained on it. Nothing i
     accelerate launch examples/pretrain.py
     accelerate launch examples/pretrain.py --dataset_name roneneldan/TinyStories --streaming
     accelerate launch examples/pretrain.py --train_files notes/ --num_exits 3 --max_steps 500
-    accelerate launch examples/pretrain.py --backbone Qwen/Qwen3-0.6B --exits 8 16 28 --bf16
-    accelerate launch --num_processes 2 --cpu examples/pretrain.py
+    accelerate launch examples/pretrain.py --backbone Qwen/Qwen3-0.6B --exits 8 16 28 --bf16 \\
+        --learning_rate 1e-4 --dataset_name roneneldan/TinyStories --streaming
+    accelerate launch examples/pretrain.py pretrain.yaml --max_steps 500
     accelerate launch examples/pretrain.py --resume_from_checkpoint last
+
+Two processes on the CPU, which `accelerate launch --cpu` alone would not start:
+
+    accelerate launch --multi_gpu --num_processes 2 examples/pretrain.py --use_cpu
 
 It leaves in `--output_dir` the checkpoint, the tokenizer, `members.json` (the table it prints) and
 `losses.png` (the loss of every exit over the tokens seen).
@@ -16,12 +21,15 @@ It leaves in `--output_dir` the checkpoint, the tokenizer, `members.json` (the t
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
@@ -71,57 +79,83 @@ class ModelArguments:
     exit_norm: str = field(default="own", metadata={"help": "own or shared"})
     exit_head: str = field(default="shared", metadata={"help": "shared or own"})
 
+    def __post_init__(self) -> None:
+        """Refuse a wrong architecture or wrong exits, before any text is read."""
+        if self.backbone is None:
+            self.family_config()
+
+    def family_config(self, **fields: object) -> FamilialConfig:
+        """The config of a new family; `fields` are further ones of its backbone."""
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        fields |= {name: getattr(self, name) for name in sizes}
+        fields["num_key_value_heads"] = self.num_attention_heads
+        exits = self.exits or evenly_spaced_exits(self.num_hidden_layers, self.num_exits)
+        text_config = AutoConfig.for_model(self.model_type, **fields)
+        return FamilialConfig(text_config=text_config, **(self.exit_fields() | {"exits": exits}))
+
+    def exit_fields(self) -> dict[str, Any]:
+        """What a family is told of its exits."""
+        names = ("exits", "num_exit_layers", "exit_norm", "exit_head")
+        return {name: getattr(self, name) for name in names}
+
+
+def of_host(name: str, default: object) -> Any:
+    """One of the host's training arguments, with another default and its own help."""
+    return field(default=default, metadata=TrainingArguments.__dataclass_fields__[name].metadata)
+
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
     """The host's training arguments, with the defaults of a run of a few minutes on two cores."""
 
-    output_dir: str | None = field(default="outputs/pretrain")
-    max_steps: int = field(default=600)
-    per_device_train_batch_size: int = field(default=8)
-    per_device_eval_batch_size: int = field(default=16)
-    learning_rate: float = field(default=3e-3)
-    lr_scheduler_type: str = field(default="cosine")
-    warmup_steps: float = field(default=0.05)
-    weight_decay: float = field(default=0.1)
-    adam_beta2: float = field(default=0.95)
-    logging_steps: float = field(default=10)
-    eval_strategy: str = field(default="steps")
-    eval_steps: float | None = field(default=0.25)
-    save_steps: float = field(default=0.25)
-    save_total_limit: int | None = field(default=1)
+    output_dir: str | None = of_host("output_dir", "outputs/pretrain")
+    max_steps: int = of_host("max_steps", 600)
+    per_device_train_batch_size: int = of_host("per_device_train_batch_size", 8)
+    per_device_eval_batch_size: int = of_host("per_device_eval_batch_size", 16)
+    learning_rate: float = of_host("learning_rate", 3e-3)
+    lr_scheduler_type: str = of_host("lr_scheduler_type", "cosine")
+    warmup_steps: float = of_host("warmup_steps", 0.05)
+    weight_decay: float = of_host("weight_decay", 0.1)
+    adam_beta2: float = of_host("adam_beta2", 0.95)
+    logging_steps: float = of_host("logging_steps", 10)
+    eval_strategy: str = of_host("eval_strategy", "steps")
+    eval_steps: float | None = of_host("eval_steps", 0.25)
+    save_steps: float = of_host("save_steps", 0.25)
+    save_total_limit: int | None = of_host("save_total_limit", 1)
+    dataloader_pin_memory: bool = of_host("dataloader_pin_memory", torch.accelerator.is_available())
+    ddp_find_unused_parameters: bool | None = of_host("ddp_find_unused_parameters", False)
+
+
+def command_line() -> list[str]:
+    """The arguments given; a YAML or JSON file may stand before them, and they win over it."""
+    given = sys.argv[1:]
+    if not given or not given[0].endswith((".yaml", ".yml", ".json")):
+        return given
+    fields = yaml.safe_load(Path(given[0]).read_text(encoding="utf-8")) or {}
+    from_file = []
+    for name, value in fields.items():
+        values = value if isinstance(value, list) else [value]
+        texts = [json.dumps(v) if isinstance(v, dict) else str(v) for v in values]
+        from_file += [f"--{name}", *texts] if value is not None else []
+    return from_file + given[1:]
 
 
 def build_model(
     args: ModelArguments, tokenizer: PreTrainedTokenizerBase, seq_length: int
 ) -> FamilialForCausalLM:
     """A new family, a pretrained family, or a family around a pretrained decoder."""
-    exit_fields = {
-        "exits": args.exits,
-        "num_exit_layers": args.num_exit_layers,
-        "exit_norm": args.exit_norm,
-        "exit_head": args.exit_head,
-    }
     if args.backbone is not None:
-        model = load_backbone(args, exit_fields)
+        model = load_backbone(args)
     else:
-        text_config = AutoConfig.for_model(
-            args.model_type,
+        config = args.family_config(
             vocab_size=len(tokenizer),
-            hidden_size=args.hidden_size,
-            num_hidden_layers=args.num_hidden_layers,
-            num_attention_heads=args.num_attention_heads,
-            num_key_value_heads=args.num_attention_heads,
-            intermediate_size=args.intermediate_size,
             max_position_embeddings=max(1024, seq_length),
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        if args.exits is None:
-            exit_fields["exits"] = evenly_spaced_exits(args.num_hidden_layers, args.num_exits)
-        model = FamilialForCausalLM(FamilialConfig(text_config=text_config, **exit_fields))
+        model = FamilialForCausalLM(config)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
@@ -131,24 +165,33 @@ def build_model(
     return model
 
 
-def load_backbone(args: ModelArguments, exit_fields: dict[str, object]) -> FamilialForCausalLM:
+def load_backbone(args: ModelArguments) -> FamilialForCausalLM:
     """Go on from a family as it is, or make one of a decoder."""
-    if AutoConfig.from_pretrained(args.backbone).model_type == FamilialConfig.model_type:
-        return FamilialForCausalLM.from_pretrained(args.backbone)
-    num_exits = args.num_exits if args.exits is None else None
-    return FamilialForCausalLM.from_backbone(args.backbone, num_exits=num_exits, **exit_fields)
+    config = AutoConfig.from_pretrained(args.backbone)
+    # weights to be trained are kept in full precision; --bf16 computes in half
+    if config.model_type != FamilialConfig.model_type:
+        num_exits = args.num_exits if args.exits is None else None
+        return FamilialForCausalLM.from_backbone(
+            args.backbone, num_exits=num_exits, dtype=torch.float32, **args.exit_fields()
+        )
+    if args.exits not in (None, config.exits):
+        raise ValueError(
+            f"`{args.backbone}` is a family with exits {config.exits}; leave out --exits."
+        )
+    return FamilialForCausalLM.from_pretrained(args.backbone, dtype=torch.float32)
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """The checkpoint asked for; `last` means the newest one in the output folder."""
     wanted = args.resume_from_checkpoint
-    if wanted not in ("last", "true", "True"):
-        return wanted
-    folder = Path(args.output_dir)
-    last = get_last_checkpoint(args.output_dir) if folder.is_dir() else None
-    if last is None:
-        raise ValueError(f"nothing to resume: `{args.output_dir}` holds no checkpoint.")
-    return last
+    if wanted in ("last", "true", "True"):
+        folder = Path(args.output_dir)
+        wanted = get_last_checkpoint(args.output_dir) if folder.is_dir() else None
+        if wanted is None:
+            raise ValueError(f"nothing to resume: `{folder}` holds no checkpoint.")
+    if wanted is not None and not Path(wanted).is_dir():
+        raise ValueError(f"nothing to resume: there is no folder `{wanted}`.")
+    return wanted
 
 
 def show_results(trainer: FamilialTrainer, data: PackedData, seq_length: int) -> None:
@@ -156,7 +199,7 @@ def show_results(trainer: FamilialTrainer, data: PackedData, seq_length: int) ->
     metrics = trainer.evaluate()
     if not trainer.is_world_process_zero():
         return
-    args, model, folder = trainer.args, trainer.accelerator.unwrap_model(trainer.model), Path()
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     folder = Path(args.output_dir)
     console = Console(width=None if sys.stdout.isatty() else 120)
     model.eval()
@@ -192,14 +235,11 @@ def sample(
 
 def main() -> None:
     """Parse, train, report."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, PretrainingArguments))
-    if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-        model_args, data_args, args = parser.parse_yaml_file(sys.argv[1])
-    elif len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
-        model_args, data_args, args = parser.parse_json_file(sys.argv[1])
-    else:
-        model_args, data_args, args = parser.parse_args_into_dataclasses()
-    logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
+    classes = (ModelArguments, DataArguments, PretrainingArguments)
+    parser = HfArgumentParser(classes, description=__doc__.splitlines()[0])
+    model_args, data_args, args = parser.parse_args_into_dataclasses(command_line())
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_familial").setLevel("INFO" if args.should_log else "WARNING")
     checkpoint = checkpoint_to_resume(args)
     if model_args.backbone is not None and data_args.tokenizer_name is None:
         data_args.tokenizer_name = model_args.backbone
@@ -217,6 +257,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     show_results(trainer, data, data_args.seq_length)
+    trainer.end()
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def measure_flops_per_token(model: FamilialForCausalLM, exit_idx: int, seq_lengt
         seq_length (`int`): Number of tokens in the sequence; attention grows with it.
 
     Returns:
-        `float`: FLOPs per token: every matmul and attention as torch's `FlopCounterMode` counts them
-        (a multiply-add is two), the head included, causal attention counted in full.
+        `float`: FLOPs per token: every matmul and attention as torch's `FlopCounterMode` counts
+        them (a multiply-add is two), the head included, causal attention counted in full.
     """
     ids = torch.zeros((1, seq_length), dtype=torch.long, device=model.device)
     with torch.no_grad(), _counter() as counter:

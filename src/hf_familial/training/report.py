@@ -30,7 +30,7 @@ class MemberRow:
         depth (`int`): Backbone layers below it.
         parameters (`int`): All parameters it needs, each shared one once.
         non_embedding (`int`): The same without token embedding and output head.
-        flops_per_token (`float`): FLOPs of a forward pass per token, at the training sequence length.
+        flops_per_token (`float`): FLOPs of a forward pass per token, at the training length.
         eval_loss (`float`): Nats per token.
         perplexity (`float`): `exp(eval_loss)`.
         bits_per_byte (`float`): Loss in bits per byte of the evaluation text.
@@ -146,8 +146,7 @@ def plot_losses(
         training = _points(log_history, f"exit_{k}_loss", tokens_per_step)
         evaluation = _points(log_history, f"eval_exit_{k}_loss", tokens_per_step)
         axes.plot(*training, color=colour, label=f"exit {k} (depth {depth})", zorder=2)
-        dots = {"linestyle": "", "marker": "o", "markeredgecolor": "white", "zorder": 3}
-        axes.plot(*evaluation, color=colour, **dots)
+        axes.plot(*evaluation, "o", color=colour, markeredgecolor="white", zorder=3)
     axes.set(xlabel="tokens seen", ylabel="loss (nats per token)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_title("Loss of every exit: lines in training, dots in evaluation", loc="left")

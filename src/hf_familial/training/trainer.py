@@ -16,20 +16,21 @@ from .progress import ExitProgressCallback
 class FamilialTrainer(Trainer):
     """[`~transformers.Trainer`] for families; arguments as there.
 
-    Adds to the logs `exit_0_loss`, `exit_1_loss`, ... (nats per token, averaged over the optimiser steps
-    since the last log and over processes), and to every evaluation `eval_exit_0_loss`, ...; the last is
-    the deepest exit's, the one to compare with a dense run.
+    Adds to the logs `exit_0_loss`, `exit_1_loss`, ... (nats per token, averaged over the optimiser
+    steps since the last log and over processes), and to every evaluation `eval_exit_0_loss`, ...;
+    the last is the deepest exit's, the one to compare with a dense run.
 
     Raises:
-        ValueError: If label smoothing is asked for, which would bypass the loss of every exit but one.
+        ValueError: If label smoothing is asked for, which would bypass the loss of all exits but
+            one.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor:
             raise ValueError(
-                "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit and "
-                f"leave the others out of the loss, got {self.args.label_smoothing_factor}."
+                "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit "
+                f"and leave the others out of the loss, got {self.args.label_smoothing_factor}."
             )
         # `None` where progress bars are switched off
         if self.pop_callback(ProgressCallback) is not None:
@@ -61,7 +62,7 @@ class FamilialTrainer(Trainer):
         exit_losses = exit_losses.view(max(1, self.args.n_gpu), -1).mean(0)
         exit_losses = exit_losses * self._host_scale(num_items_in_batch)
         if not self.model.training:
-            # repeated as the host repeats its own loss, or they would be averaged with other weights
+            # repeated as the host repeats its own loss, to be averaged with the same weights
             rows = exit_losses.repeat(self.args.eval_batch_size, 1)
             self._eval_exit_losses.append(self.gather_function(rows).cpu())
             return
