@@ -44,6 +44,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
+from hf_familial.training.args import FamilialTrainingArguments
 from hf_familial.training.data import DataArguments, PackedData, prepare_data
 from hf_familial.training.report import member_rows, plot_losses, print_members, save_members
 from hf_familial.training.trainer import FamilialTrainer
@@ -105,7 +106,7 @@ def of_host(name: str, default: object) -> Any:
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
+class PretrainingArguments(FamilialTrainingArguments):
     """The host's training arguments, with the defaults of a run of a few minutes on two cores."""
 
     output_dir: str | None = of_host("output_dir", "outputs/pretrain")

@@ -10,12 +10,14 @@ from transformers import ProgressCallback, Trainer
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import EvalLoopOutput
 
+from .args import FamilialTrainingArguments
 from .progress import ExitProgressCallback
 
 
 class FamilialTrainer(Trainer):
-    """[`~transformers.Trainer`] for families; arguments as there.
+    """[`~transformers.Trainer`] for families; arguments as there, or [`FamilialTrainingArguments`].
 
+    Training makes no logits, so memory does not grow with the number of exits.
     Adds to the logs `exit_0_loss`, `exit_1_loss`, ... (nats per token, averaged over the optimiser
     steps since the last log and over processes), and to every evaluation `eval_exit_0_loss`, ...;
     the last is the deepest exit's, the one to compare with a dense run.
@@ -46,7 +48,9 @@ class FamilialTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The host's loss; keeps the loss of every exit for the logs."""
+        """The host's loss of the exits' objective; keeps the loss of every exit for the logs."""
+        if self.model.training and self.compute_loss_func is None:
+            inputs = inputs | self._objective()
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
@@ -54,6 +58,16 @@ class FamilialTrainer(Trainer):
         if exit_losses is not None:
             self._keep(exit_losses, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _objective(self) -> dict[str, Any]:
+        """What the model is told about the loss of this optimiser step."""
+        objective: dict[str, Any] = {"skip_logits": True}
+        if isinstance(self.args, FamilialTrainingArguments):
+            exits = self.model.config.exits
+            schedule = self.args.schedule(exits, self.state.max_steps)
+            objective["exit_weights"] = schedule.at(self.state.global_step)
+            objective["distillation"] = self.args.distillation()
+        return objective
 
     def _keep(
         self, exit_losses: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
