@@ -29,6 +29,7 @@ ROOMS["__main__"] = {"cli"}
 
 # rooms whose imports from outside the package and the standard library are counted
 THIRD_PARTY: dict[str, set[str]] = {
+    "runs": set(),
     "models": {"torch", "transformers"},
     "scaling": {"numpy", "scipy", "matplotlib"},
 }
@@ -228,6 +229,11 @@ def tree(tmp_path):
             {"scaling/fit.py": "import torch"},
             "`scaling` may import only ['matplotlib', 'numpy', 'scipy'] from outside, not `torch`",
             id="island-without-torch",
+        ),
+        pytest.param(
+            {"runs.py": "import torch"},
+            "`runs` may import only [] from outside, not `torch`",
+            id="runs-on-the-standard-library",
         ),
         pytest.param(
             {"scaling/fit.py": "from ..runs import read", "runs.py": ""},

@@ -10,7 +10,9 @@ from transformers import ProgressCallback, Trainer
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..flops import training_flops_per_token
 from .args import FamilialTrainingArguments
+from .callbacks import FlopCounterCallback, RunRecordCallback
 from .progress import ExitProgressCallback
 
 
@@ -97,7 +99,19 @@ class FamilialTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in the host."""
         self._forget()
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        except Exception:
+            for callback in self._callbacks(RunRecordCallback):
+                callback.on_failure(self.args, self.state)
+            raise
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """FLOPs of forward and backward: every exit, private layers, every head, attention."""
+        ids = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return training_flops_per_token(model, ids.shape[1]).per_token * ids.numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in the host, with `exit_<k>_loss` beside every training `loss`."""
@@ -106,7 +120,13 @@ class FamilialTrainer(Trainer):
             means = gathered.view(-1, len(self._exit_losses)).mean(0) / len(self._steps_kept)
             logs |= {f"exit_{k}_loss": loss for k, loss in enumerate(means.tolist())}
             self._forget()
+        if "loss" in logs:
+            for callback in self._callbacks(FlopCounterCallback):
+                logs |= callback.measure(self.args, self.state)
         super().log(logs, start_time)
+
+    def _callbacks(self, kind: type) -> list[Any]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, kind)]
 
     def _forget(self) -> None:
         self._exit_losses = None

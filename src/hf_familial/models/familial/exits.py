@@ -80,7 +80,9 @@ def build_head(text_config: Any) -> nn.Module:
 
 def copy_module(module: nn.Module, keep: bool) -> nn.Module:
     """A deep copy of a host's module, with its values or to be initialised anew."""
-    copied = copy.deepcopy(module)
+    # the config stays shared: what is set on the model must reach the copies too
+    configs = [part.config for part in module.modules() if hasattr(part, "config")]
+    copied = copy.deepcopy(module, {id(config): config for config in configs})
     if not keep:
         for part in copied.modules():
             part.__dict__.pop("_is_hf_initialized", None)

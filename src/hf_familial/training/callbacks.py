@@ -1,0 +1,245 @@
+"""Callbacks that count FLOPs, stop at a budget of them, and write one row of runs.jsonl."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from .. import __version__
+from ..runs import RunRecordError, append_run, read_runs
+from .budget import flops_per_step, sequence_length, steps_for_budget, unwrap
+from .record import make_record
+
+
+logger = logging.getLogger(__name__)
+
+
+class FlopCounterCallback(TrainerCallback):
+    """Logs the FLOPs trained so far, their rate, and the share of the hardware's peak (MFU).
+
+    Adds to every training log `flops`, `flops_per_second` and, where the peak is known, `mfu`. It
+    reads `state.total_flos`: what the trainer counts. Time spent in evaluations and in saving is
+    left out of the rate.
+
+    Args:
+        peak_flops (`float`, *optional*): FLOPs per second of one device at its best.
+    """
+
+    def __init__(self, peak_flops: float | None = None) -> None:
+        if peak_flops is not None and not 0 < peak_flops < math.inf:
+            raise ValueError(f"`peak_flops` must be positive FLOPs per second, got {peak_flops}.")
+        self.peak_flops = peak_flops
+        self._since, self._busy, self._counted = 0.0, 0.0, 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._since, self._busy, self._counted = time.perf_counter(), 0.0, state.total_flos
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the time since the last step."""
+        now = time.perf_counter()
+        self._busy, self._since = self._busy + now - self._since, now
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave out the time of the evaluation."""
+        self._since = time.perf_counter()
+
+    on_save = on_evaluate
+
+    def measure(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
+        """What belongs in the log of a training step; starts the next interval.
+
+        Args:
+            args ([`~transformers.TrainingArguments`]): Number of devices.
+            state ([`~transformers.TrainerState`]): After the trainer stored its FLOPs.
+
+        Returns:
+            `dict[str, float]`: `flops`, `flops_per_second` and, with a known peak, `mfu`.
+        """
+        # on an accelerator the steps end here, where the host has waited for their loss
+        self.on_step_end(args, state, None)
+        rate = (state.total_flos - self._counted) / max(self._busy, 1e-9)
+        self._busy, self._counted = 0.0, state.total_flos
+        values = {"flops": float(state.total_flos), "flops_per_second": rate}
+        if self.peak_flops is not None:
+            values["mfu"] = rate / (self.peak_flops * args.world_size * max(1, args.n_gpu))
+        return values
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the measures where the trainer has not: to the history and to later callbacks."""
+        if logs is not None and "loss" in logs and "flops" not in logs:
+            values = self.measure(args, state)
+            logs |= values
+            state.log_history[-1] |= values
+
+
+class FlopBudgetCallback(TrainerCallback):
+    """Ends training at the optimiser step that reaches a budget of FLOPs.
+
+    The learning rate's schedule must end there too: set `args.max_steps` with `steps_for_budget`
+    before training. Every step is taken to hold a full batch of full sequences.
+
+    Args:
+        budget (`float`): FLOPs of the whole run, resumed parts counted.
+        seq_length (`int`, *optional*): Tokens of every sequence; read off the first row of the
+            training data by default.
+    """
+
+    def __init__(self, budget: float, seq_length: int | None = None) -> None:
+        self.budget, self.seq_length, self.steps = budget, seq_length, 0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refuse a schedule that ends elsewhere.
+
+        Raises:
+            ValueError: If the run is more than one step longer or shorter than the budget.
+        """
+        length = self.seq_length or sequence_length(train_dataloader)
+        per_step = flops_per_step(unwrap(model), args, length)
+        self.steps = steps_for_budget(self.budget, per_step)
+        if abs(state.max_steps - self.steps) > 1:
+            raise ValueError(
+                f"`max_steps` must be {self.steps} for a budget of {self.budget:.4g} FLOPs at "
+                f"{per_step:.4g} a step, or the learning rate would not end with it; got "
+                f"{state.max_steps}. Set it with `steps_for_budget`."
+            )
+        # the host ends a run, with its last log, evaluation and checkpoint, where this says
+        state.max_steps = min(state.max_steps, self.steps)
+
+
+class RunRecordCallback(TrainerCallback, ExportableState):
+    """Appends one row of runs.jsonl when training ends, in the first process only.
+
+    The last step is logged, and evaluated if the run evaluates at all, so that the row has its
+    losses. A run taken up from a checkpoint keeps its `run_id` and adds to its `wall_s`; one that
+    the file already has as finished is not written again.
+
+    Args:
+        path (`str`): File of the runs.
+        run_id (`str`, *optional*): Names the run; drawn by default.
+        data (`str`, *optional*): What it is trained on.
+        seq_length (`int`, *optional*): Tokens of every sequence; read off the first row of the
+            training data by default.
+        code_version (`str`, *optional*): Defaults to this package's version.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        run_id: str | None = None,
+        data: str = "",
+        seq_length: int | None = None,
+        code_version: str = __version__,
+    ) -> None:
+        self.path, self.run_id, self.data = str(path), run_id, data
+        self.seq_length, self.code_version = seq_length, code_version
+        self._name: str | None = None
+        self._family: Any = None
+        self._wall_before, self._began = 0.0, 0.0
+        self._open = False
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        names = ("path", "run_id", "data", "seq_length", "code_version")
+        kept = {"_name": self._name, "_wall_before": self._wall()}
+        return {"args": {name: getattr(self, name) for name in names}, "attributes": kept}
+
+    def _wall(self) -> float:
+        return self._wall_before + (time.perf_counter() - self._began if self._open else 0.0)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Start the clock; take up name and time from the checkpoint."""
+        # the host looks for this entry when it saves, also after a run that had none
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, {})
+        kept = saved.get("attributes", {}) if isinstance(saved, Mapping) else {}
+        if not state.global_step:
+            kept = {}
+        self._wall_before = kept.get("_wall_before", 0.0)
+        self._name = self.run_id or kept.get("_name") or uuid.uuid4().hex
+        self.seq_length = self.seq_length or sequence_length(train_dataloader)
+        self._family, self._began, self._open = unwrap(model).config, time.perf_counter(), True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for the losses of the last step."""
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_evaluate |= args.eval_strategy == "steps"
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the row."""
+        finished = state.global_step >= state.max_steps
+        self._write(args, state, "finished" if finished else "stopped")
+
+    def on_failure(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Write the row of a run that raised; for the trainer to call, since the host does not.
+
+        Args:
+            args ([`~transformers.TrainingArguments`]): Of the trainer.
+            state ([`~transformers.TrainerState`]): Of the trainer.
+        """
+        self._write(args, state, "failed")
+
+    def _write(self, args: TrainingArguments, state: TrainerState, status: str) -> None:
+        if not self._open:
+            return
+        wall, self._open = self._wall(), False
+        if not state.is_world_process_zero:
+            return
+        if _has_finished(self.path, self._name):
+            logger.warning("%s has the finished run %s; not written again.", self.path, self._name)
+            return
+        record = make_record(
+            self._family,
+            args,
+            state,
+            self.seq_length or 0,
+            wall,
+            status,
+            run_id=str(self._name),
+            data=self.data,
+            code_version=self.code_version,
+        )
+        append_run(self.path, record)
+
+
+def _has_finished(path: str, run_id: str | None) -> bool:
+    try:
+        records = read_runs(path)
+    except (FileNotFoundError, RunRecordError):
+        # a wrong line of another run must not cost this one its row
+        return False
+    return any(record.run_id == run_id and record.status == "finished" for record in records)
