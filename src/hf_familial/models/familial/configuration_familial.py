@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 from transformers import AutoConfig
@@ -145,10 +146,13 @@ class FamilialConfig(PreTrainedConfig):
                 f"{sorted(self.text_config)}. Add for example `model_type='llama'`."
             )
         super().__post_init__(**kwargs)
+        self._check_text_config()
         if self.exits is None:
             depth = self.num_hidden_layers
             self.exits = evenly_spaced_exits(depth, min(4, depth))
-        self.exits = list(self.exits)
+        if not isinstance(self.exits, Iterable):
+            raise ValueError(f"`exits` must be a list of depths, got {self.exits!r}.")
+        self.exits = [int(depth) if _is_int(depth) else depth for depth in self.exits]
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self.check()
@@ -161,18 +165,7 @@ class FamilialConfig(PreTrainedConfig):
         Raises:
             ValueError: Naming the field, its value and what would be right.
         """
-        text_config = self.text_config
-        if getattr(text_config, "is_encoder_decoder", False):
-            raise ValueError(
-                f"`{text_config.model_type}` is an encoder-decoder; a familial backbone must be a "
-                "decoder-only language model such as `llama` or `qwen3`."
-            )
-        if text_config.get_text_config(decoder=True) is not text_config:
-            inner = text_config.get_text_config(decoder=True).model_type
-            raise ValueError(
-                f"`{text_config.model_type}` is a composite of several models; pass the config of "
-                f"its language model (`{inner}`) as `text_config`."
-            )
+        self._check_text_config()
         check_exits(self.exits, self.num_hidden_layers)
         if not _is_int(self.num_exit_layers) or self.num_exit_layers < 0:
             raise ValueError(
@@ -187,6 +180,21 @@ class FamilialConfig(PreTrainedConfig):
             raise ValueError(
                 f"`default_exit` must be between {-self.num_exits} and {self.num_exits - 1} for "
                 f"{self.num_exits} exits, got {self.default_exit}."
+            )
+
+    def _check_text_config(self) -> None:
+        """The backbone must be one decoder."""
+        text_config = self.text_config
+        if getattr(text_config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"`{text_config.model_type}` is an encoder-decoder; a familial backbone must be a "
+                "decoder-only language model such as `llama` or `qwen3`."
+            )
+        if text_config.get_text_config(decoder=True) is not text_config:
+            inner = text_config.get_text_config(decoder=True).model_type
+            raise ValueError(
+                f"`{text_config.model_type}` is a composite of several models; pass the config of "
+                f"its language model (`{inner}`) as `text_config`."
             )
 
     @property
@@ -217,7 +225,22 @@ class FamilialConfig(PreTrainedConfig):
                 f"at depths {self.exits}, so `exit_idx` goes from {-self.num_exits} to "
                 f"{self.num_exits - 1}."
             )
-        return exit_idx % self.num_exits
+        return int(exit_idx) % self.num_exits
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the host, for a family's config only.
+
+        Raises:
+            ValueError: If it is the config of another architecture.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"this is a `{model_type}`, not a family: `FamilialForCausalLM.from_backbone` "
+                "makes a family of it."
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The serialisable fields, with the `auto_map` that makes the classes remote code."""
@@ -249,7 +272,7 @@ def check_exits(exits: Sequence[int], num_hidden_layers: int) -> None:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -136,6 +136,8 @@ def decoder_of(host: Any) -> Any:
         ValueError: If there is none.
     """
     config = host.config.get_text_config(decoder=True)
+    if config.model_type in REFUSED:
+        raise refusal(config.model_type, REFUSED[config.model_type])
     wanted = MODEL_MAPPING.get(type(config), None)
     for module in host.modules():
         if type(module) is wanted:

@@ -151,7 +151,12 @@ def balance_loss(
     Reference: Switch Transformers, arXiv:2101.03961, equations 4 to 6.
     """
     names = ("num_local_experts", "num_experts", "n_routed_experts")
-    num_experts = next(getattr(config, name) for name in names if hasattr(config, name))
+    num_experts = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+    if num_experts is None:
+        raise ValueError(
+            f"`{config.model_type}` has router logits but none of {names} in its config: train it "
+            "with `output_router_logits=False`."
+        )
     loss = load_balancing_loss_func(
         tuple(router_logits), num_experts, config.num_experts_per_tok, attention_mask
     )

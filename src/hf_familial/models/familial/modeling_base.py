@@ -17,7 +17,14 @@ from .contract import find_contract, refusal
 from .exits import build_exits
 from .members import Members
 from .outputs import FamilialModelOutput
-from .segments import check_lengths, hook_private_layers, past_length, run_segment, segment_view
+from .segments import (
+    check_lengths,
+    hook_private_layers,
+    is_recurrent,
+    past_length,
+    run_segment,
+    segment_view,
+)
 
 
 class FamilialPreTrainedModel(PreTrainedModel):
@@ -134,8 +141,13 @@ class FamilialModel(FamilialPreTrainedModel):
             "use_cache": use_cache,
             "output_hidden_states": self._requested("output_hidden_states", kwargs),
             "output_attentions": self._requested("output_attentions", kwargs),
+            "output_router_logits": self._requested("output_router_logits", kwargs),
             **kwargs,
         }
+        if past_key_values is not None and is_recurrent(past_key_values):
+            # these hosts mask the padding of a prompt only, never of the tokens after it
+            states = past_key_values.layers[0].has_previous_state
+            inputs["attention_mask"] = None if any(states.values()) else attention_mask
         entry = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         if output_exits:
             outputs, exit_hidden_states = self._run_exits(entry, inputs)
@@ -163,6 +175,11 @@ class FamilialModel(FamilialPreTrainedModel):
             return None, False
         if use_cache and cache is None:
             cache = DynamicCache(config=self.backbone.config)
+        if cache is not None and not isinstance(getattr(cache, "layers", None), list):
+            raise ValueError(
+                "`past_key_values` must be a `DynamicCache` or a `StaticCache` of transformers, "
+                f"got a {type(cache).__name__}."
+            )
         if cache is not None:
             self.members.grow(cache, exits)
         return cache, use_cache
@@ -176,8 +193,7 @@ class FamilialModel(FamilialPreTrainedModel):
             return self._run_backbone(inputs)
         segment = self.members.whole(exit_idx)
         if len(segment.layers) > self.config.exits[exit_idx]:
-            if inputs["output_hidden_states"] or inputs["output_attentions"]:
-                hook_private_layers(self.backbone, self.contract, self.members.private(exit_idx))
+            self._hook_private(exit_idx, inputs)
         return run_segment(self.backbone, self.contract, segment, **inputs)
 
     def _run_exits(
@@ -192,8 +208,9 @@ class FamilialModel(FamilialPreTrainedModel):
             self.config.num_exits - 1, entry | inputs | {"output_hidden_states": taps or None}
         )
         hidden_states = outputs.get("hidden_states") or ()
+        inputs = inputs | {"position_ids": position_ids}
         readings = [
-            self._read_tap(k, hidden_states[index], inputs | {"position_ids": position_ids})
+            self._read_tap(k, hidden_states[index], inputs, outputs)
             for k, index in enumerate(indices)
         ]
         if requested is not True:
@@ -204,7 +221,9 @@ class FamilialModel(FamilialPreTrainedModel):
             outputs["hidden_states"] = kept if requested else None
         return outputs, (*readings, outputs.last_hidden_state)
 
-    def _read_tap(self, exit_idx: int, tap: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    def _read_tap(
+        self, exit_idx: int, tap: torch.Tensor, inputs: dict[str, Any], whole: Any
+    ) -> torch.Tensor:
         """From the tap of an early exit to its normed state, both `(batch, seq, hidden)`."""
         if not self.config.num_exit_layers:
             return self.members.norm(exit_idx)(tap)
@@ -213,10 +232,19 @@ class FamilialModel(FamilialPreTrainedModel):
             "inputs_embeds": tap,
             "output_hidden_states": None,
             "output_attentions": None,
-            "output_router_logits": None,
         }
+        self._hook_private(exit_idx, inputs)
         outputs = run_segment(self.backbone, self.contract, segment, **inputs)
+        if inputs["output_router_logits"]:
+            # private routers are balanced with the backbone's
+            whole["router_logits"] = (*whole["router_logits"], *outputs["router_logits"])
         return outputs.last_hidden_state
+
+    def _hook_private(self, exit_idx: int, inputs: dict[str, Any]) -> None:
+        """Before anything of private layers is captured."""
+        names = ("output_hidden_states", "output_attentions", "output_router_logits")
+        if any(inputs[name] for name in names):
+            hook_private_layers(self.backbone, self.contract, self.members.private(exit_idx))
 
     def _run_backbone(self, inputs: dict[str, Any]) -> Any:
         """The host's own forward, untouched: what makes the deepest exit the dense model."""
@@ -232,6 +260,8 @@ class FamilialModel(FamilialPreTrainedModel):
         if inputs["position_ids"] is not None or not self.config.num_exit_layers:
             return inputs["position_ids"]
         shape_of = entry["inputs_embeds"] if entry["input_ids"] is None else entry["input_ids"]
+        if shape_of is None:
+            return None  # the host says what is missing
         past = past_length(inputs["past_key_values"])
         return (torch.arange(shape_of.shape[1], device=shape_of.device) + past).unsqueeze(0)
 

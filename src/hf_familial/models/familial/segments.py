@@ -19,8 +19,8 @@ from transformers.cache_utils import (
     CacheLayerMixin,
     DummyLayer,
     DynamicCache,
+    LinearAttentionCacheLayerMixin,
     StaticCache,
-    StaticLayer,
 )
 from transformers.utils.output_capturing import (
     install_all_output_capturing_hooks,
@@ -277,9 +277,14 @@ def grow_cache(cache: Cache, num_slots: int, sources: Sequence[tuple[Any, int]])
 
 def past_length(cache: Cache | None) -> int:
     """Number of tokens a cache has seen; 0 if it holds only recurrent states, which count none."""
-    if cache is None or not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
-        return 0
-    return cache.get_seq_length()
+    return 0 if cache is None or is_recurrent(cache) else cache.get_seq_length()
+
+
+def is_recurrent(cache: Cache) -> bool:
+    """Whether a cache holds recurrent states only, in every layer."""
+    return bool(cache.layers) and not any(
+        isinstance(layer, (CacheLayerMixin, DummyLayer)) for layer in cache.layers
+    )
 
 
 def check_lengths(cache: Cache, slots: Sequence[int]) -> None:
@@ -294,15 +299,21 @@ def check_lengths(cache: Cache, slots: Sequence[int]) -> None:
     Raises:
         ValueError: Naming the lengths found.
     """
+    if torch.compiler.is_compiling():
+        return
     lengths = {
-        slot: cache.layers[slot].get_seq_length()
+        slot: int(cache.layers[slot].get_seq_length())
         for slot in slots
         if isinstance(cache.layers[slot], CacheLayerMixin)
-        and not isinstance(cache.layers[slot], StaticLayer)
     }
-    if len(set(lengths.values())) > 1:
+    started = {
+        any(cache.layers[slot].has_previous_state.values())
+        for slot in slots
+        if isinstance(cache.layers[slot], LinearAttentionCacheLayerMixin)
+    }
+    if len(set(lengths.values())) > 1 or len(started) > 1:
         raise ValueError(
             "`past_key_values` holds different numbers of tokens per layer "
-            f"({lengths}): a shallower exit ran on it before. Keep one cache per exit, or run the "
-            "missing positions through the deeper layers first."
+            f"({lengths or started}): a shallower exit ran on it before. Keep one cache per exit, "
+            "or run the missing positions through the deeper layers first."
         )

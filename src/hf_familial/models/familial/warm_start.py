@@ -78,7 +78,16 @@ def family_of(
     text_config = host.config.get_text_config(decoder=True)
     if num_exits is not None:
         exits = evenly_spaced_exits(text_config.num_hidden_layers, num_exits)
-    config = FamilialConfig(text_config=text_config, exits=exits, dtype=host.dtype, **fields)
+    # a config writes its own choice of kernels, here none, over its sub-config's
+    attention, experts = text_config._attn_implementation, text_config._experts_implementation
+    config = FamilialConfig(
+        text_config=text_config,
+        exits=exits,
+        dtype=host.dtype,
+        attn_implementation=attention,
+        **fields,
+    )
+    text_config._experts_implementation = experts
     with torch.device("meta"):
         family = cls(config)
     model = family.model
