@@ -52,6 +52,7 @@ test: $(INSTALLED)  ## run the fast tests
 test-slow: $(INSTALLED)  ## run all tests, the slow ones too
 	$(PYTEST) -n $(WORKERS) $(ARGS)
 
+pretrain: export OMP_WAIT_POLICY := passive
 pretrain: $(INSTALLED)  ## train a small family (on a GPU where there is one)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no --num_cpu_threads_per_process $(THREADS) examples/pretrain.py $(ARGS)

@@ -100,9 +100,16 @@ class ModelArguments:
         return {name: getattr(self, name) for name in names}
 
 
-def of_host(name: str, default: object) -> Any:
-    """One of the host's training arguments, with another default and its own help."""
-    return field(default=default, metadata=TrainingArguments.__dataclass_fields__[name].metadata)
+def of_host(name: str, default: object, host: type = TrainingArguments) -> Any:
+    """One of the host's arguments, with another default and its own help."""
+    return field(default=default, metadata=host.__dataclass_fields__[name].metadata)
+
+
+@dataclass
+class PretrainingData(DataArguments):
+    """The data arguments, with an evaluation that takes seconds."""
+
+    max_eval_tokens: int | None = of_host("max_eval_tokens", 65_536, DataArguments)
 
 
 @dataclass
@@ -110,7 +117,7 @@ class PretrainingArguments(FamilialTrainingArguments):
     """The host's training arguments, with the defaults of a run of a few minutes on two cores."""
 
     output_dir: str | None = of_host("output_dir", "outputs/pretrain")
-    max_steps: int = of_host("max_steps", 600)
+    max_steps: int = of_host("max_steps", 400)
     per_device_train_batch_size: int = of_host("per_device_train_batch_size", 8)
     per_device_eval_batch_size: int = of_host("per_device_eval_batch_size", 16)
     learning_rate: float = of_host("learning_rate", 3e-3)
@@ -120,8 +127,8 @@ class PretrainingArguments(FamilialTrainingArguments):
     adam_beta2: float = of_host("adam_beta2", 0.95)
     logging_steps: float = of_host("logging_steps", 10)
     eval_strategy: str = of_host("eval_strategy", "steps")
-    eval_steps: float | None = of_host("eval_steps", 0.25)
-    save_steps: float = of_host("save_steps", 0.25)
+    eval_steps: float | None = of_host("eval_steps", 0.5)
+    save_steps: float = of_host("save_steps", 0.5)
     save_total_limit: int | None = of_host("save_total_limit", 1)
     dataloader_pin_memory: bool = of_host("dataloader_pin_memory", torch.accelerator.is_available())
     ddp_find_unused_parameters: bool | None = of_host("ddp_find_unused_parameters", False)
@@ -195,17 +202,29 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     return wanted
 
 
+def last_metrics(trainer: FamilialTrainer) -> dict[str, float]:
+    """The evaluation of the last step, made now if there was none."""
+    last = [row for row in trainer.state.log_history if "eval_exit_0_loss" in row][-1:]
+    if last and last[0]["step"] == trainer.state.global_step:
+        return last[0]
+    return trainer.evaluate()
+
+
 def show_results(trainer: FamilialTrainer, data: PackedData, seq_length: int) -> None:
-    """Table, picture and samples, in the first process only."""
-    metrics = trainer.evaluate()
+    """Samples, table and picture; the first process shows them."""
+    metrics = last_metrics(trainer)
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    model.eval()
+    # in every process: where the weights are sharded, all take part in generating
+    samples = [
+        sample(model, trainer.processing_class, data, k) for k in range(len(model.config.exits))
+    ]
     if not trainer.is_world_process_zero():
         return
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     folder = Path(args.output_dir)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    model.eval()
     for k, depth in enumerate(model.config.exits):
-        text = Text(sample(model, trainer.processing_class, data, k))
+        text = Text(samples[k])
         console.print(Panel(text, title=f"exit {k} (depth {depth})", title_align="left"))
     rows = member_rows(model, metrics, seq_length, data.eval_bytes_per_token)
     print_members(rows, console)
@@ -236,7 +255,7 @@ def sample(
 
 def main() -> None:
     """Parse, train, report."""
-    classes = (ModelArguments, DataArguments, PretrainingArguments)
+    classes = (ModelArguments, PretrainingData, PretrainingArguments)
     parser = HfArgumentParser(classes, description=__doc__.splitlines()[0])
     model_args, data_args, args = parser.parse_args_into_dataclasses(command_line())
     logging.basicConfig(format="%(message)s")

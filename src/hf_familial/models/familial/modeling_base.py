@@ -41,6 +41,11 @@ class FamilialPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def __init__(self, config: FamilialConfig) -> None:
+        super().__init__(config)
+        # FSDP2 changes the class; the code to save with a checkpoint is still found by this
+        self.__module__ = type(self).__module__
+
     def _init_weights(self, module: nn.Module) -> None:
         self.base_model.backbone._init_weights(module)
 

@@ -44,7 +44,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.backbone.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
-    _fsdp_plan = {"lm_head": "keep_full_weight"}
+    _fsdp_plan = {"lm_head": "keep_full_weight", "model.exits.*.layers.*": "free_full_weight"}
 
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
