@@ -107,9 +107,10 @@ def of_host(name: str, default: object, host: type = TrainingArguments) -> Any:
 
 @dataclass
 class PretrainingData(DataArguments):
-    """The data arguments, with an evaluation that takes seconds."""
+    """The data arguments, with an evaluation that is broad but takes seconds."""
 
-    max_eval_tokens: int | None = of_host("max_eval_tokens", 65_536, DataArguments)
+    eval_fraction: float = of_host("eval_fraction", 0.05, DataArguments)
+    max_eval_tokens: int | None = of_host("max_eval_tokens", 131_072, DataArguments)
 
 
 @dataclass
