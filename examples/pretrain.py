@@ -118,7 +118,7 @@ class PretrainingArguments(FamilialTrainingArguments):
     """The host's training arguments, with the defaults of a run of a few minutes on two cores."""
 
     output_dir: str | None = of_host("output_dir", "outputs/pretrain")
-    max_steps: int = of_host("max_steps", 400)
+    max_steps: int = of_host("max_steps", 350)
     per_device_train_batch_size: int = of_host("per_device_train_batch_size", 8)
     per_device_eval_batch_size: int = of_host("per_device_eval_batch_size", 16)
     learning_rate: float = of_host("learning_rate", 3e-3)
