@@ -33,16 +33,8 @@ def rows(count: int) -> Dataset:
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()})
 
 
-class CountingTrainer(FamilialTrainer):
-    """Counts the FLOPs of a family, as the trainer is to do."""
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
-        ids = inputs["input_ids"]
-        return training_flops_per_token(self.model, ids.shape[1]).per_token * ids.numel()
-
-
 def trainer_of(
-    folder: Path, *callbacks: TrainerCallback, kind: Any = CountingTrainer, **choices: Any
+    folder: Path, *callbacks: TrainerCallback, kind: Any = FamilialTrainer, **choices: Any
 ) -> FamilialTrainer:
     defaults = {
         "max_steps": 4,
@@ -120,20 +112,20 @@ def test_without_a_peak_there_is_no_mfu(tmp_path: Path) -> None:
         FlopCounterCallback(0)
 
 
-def test_a_trainer_may_ask_before_it_logs(tmp_path: Path) -> None:
-    callback, seen = FlopCounterCallback(), []
+def test_reporters_see_the_rate_too(tmp_path: Path) -> None:
+    seen = []
 
-    class Asking(CountingTrainer):
-        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    class Reporter(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs) -> None:
             if "loss" in logs:
-                logs |= callback.measure(self.args, self.state)
                 seen.append(logs["flops_per_second"])
-            super().log(logs, start_time)
 
-    trainer = trainer_of(tmp_path, callback, kind=Asking)
+    trainer = trainer_of(tmp_path, Reporter())
+    trainer.add_callback(FlopCounterCallback())
     trainer.train()
     history = [row for row in trainer.state.log_history if "loss" in row]
     assert [row["flops_per_second"] for row in history] == seen
+    assert all(rate > 0 for rate in seen)
 
 
 def test_evaluations_do_not_slow_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
