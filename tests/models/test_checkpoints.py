@@ -272,10 +272,7 @@ def test_a_warm_start_keeps_the_hosts_attention(how, tmp_path):
     "private",
     [
         0,
-        pytest.param(
-            1,
-            marks=(),
-        ),
+        1,
     ],
 )
 def test_attention_can_be_changed_later(private, tmp_path):

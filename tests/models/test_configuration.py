@@ -125,10 +125,7 @@ def test_wrong_text_configs_are_refused(text_config, message):
     "exits",
     [
         [2],
-        pytest.param(
-            None,
-            marks=(),
-        ),
+        None,
     ],
 )
 @pytest.mark.parametrize(

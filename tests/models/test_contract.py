@@ -81,13 +81,7 @@ def test_a_backbone_that_cannot_go_on_from_a_tap_has_exits_still(model_type):
 
 @pytest.mark.parametrize(
     "model_type",
-    [
-        pytest.param(
-            name,
-            marks=() if name == "prophetnet" else (),
-        )
-        for name in sorted(REFUSED)
-    ],
+    sorted(REFUSED),
 )
 def test_a_known_misfit_is_refused_with_its_reason(model_type):
     host = tiny_model(model_type)

@@ -197,15 +197,7 @@ def test_one_exit_balances_experts_as_the_host(model_type, masked):
 
 @pytest.mark.parametrize(
     ("private", "exit_idx"),
-    [(0, 0), (0, 1), (0, 2), (1, 2)]
-    + [
-        pytest.param(
-            1,
-            k,
-            marks=(),
-        )
-        for k in (0, 1)
-    ],
+    [(0, 0), (0, 1), (0, 2), (1, 2)] + [(1, k) for k in (0, 1)],
 )
 def test_a_member_balances_the_experts_it_has(exit_idx, private):
     family = tiny_family("mixtral", EXITS, num_exit_layers=private)

@@ -316,17 +316,14 @@ def test_beam_search_is_the_truncated_hosts(model_type, exit_idx):
     )
 
 
-MASK_STAYS = ()
-
-
 @pytest.mark.parametrize(
     "model_type",
     [
         "mamba2",
         "recurrent_gemma",
         "jamba",
-        pytest.param("mamba", marks=MASK_STAYS),
-        pytest.param("falcon_mamba", marks=MASK_STAYS),
+        "mamba",
+        "falcon_mamba",
     ],
 )
 def test_padded_texts_on_recurrent_hosts(model_type):
@@ -492,12 +489,9 @@ def test_a_misspelt_argument_of_generate_is_refused():
         family_of("llama").generate(token_ids(), exit_index=0, **GREEDY)
 
 
-NO_POSITIONS = ()
-
-
 @pytest.mark.parametrize(
     ("private", "labels"),
-    [(0, None), (1, None), (0, token_ids()), pytest.param(1, token_ids(), marks=NO_POSITIONS)],
+    [(0, None), (1, None), (0, token_ids()), (1, token_ids())],
     ids=["plain", "private", "labels", "private-labels"],
 )
 def test_no_input_is_refused(private, labels):
