@@ -27,7 +27,7 @@ OPS = {
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small chunks, so that every test crosses their borders."""
-    monkeypatch.setattr(linear_loss, "_chunk_rows", lambda vocab_size, device: 32)
+    monkeypatch.setattr(linear_loss, "chunk_rows", lambda vocab_size, device: 32)
 
 
 def make_case(own_heads: bool = False, bias: bool = False, dtype: torch.dtype = torch.float32):

@@ -9,11 +9,8 @@ import torch
 from torch import nn
 
 from ..models.familial.exits import read_out
+from ..models.familial.linear_loss import chunk_rows
 from .calibration import CalibrationBins
-
-
-# numbers in a chunk of logits: a CPU wants them in its caches, an accelerator wants more
-CPU_CHUNK, ACCELERATOR_CHUNK = 2**22, 2**27
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,7 @@ def read_predictions(
         [`Predictions`]: At the positions.
     """
     device = hidden_states.device
-    chunk = CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
-    rows = max(1, chunk // head.out_features)  # type: ignore[operator]
+    rows = chunk_rows(head.out_features, device)  # type: ignore[arg-type]
     chunks = zip(positions.to(device).split(rows), targets.split(rows), strict=True)
     read = [_read_chunk(read_out(hidden_states[at], head, ops), wanted) for at, wanted in chunks]
     losses, tokens, confidences = (np.concatenate(part) for part in zip(*read, strict=True))

@@ -42,6 +42,8 @@ class FamilialTrainer(Trainer):
         self._exit_losses: torch.Tensor | None = None
         self._steps_kept: set[int] = set()
         self._eval_exit_losses: list[torch.Tensor] = []
+        # by sequence length: asked for at every step, while the config stays the same
+        self._flops_per_token: dict[int, float] = {}
 
     def compute_loss(
         self,
@@ -109,9 +111,12 @@ class FamilialTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """FLOPs of forward and backward: every exit, private layers, every head, attention."""
         ids = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
-        model = self.accelerator.unwrap_model(self.model)
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return training_flops_per_token(model, ids.shape[1]).per_token * ids.numel()
+        length = ids.shape[1]
+        if length not in self._flops_per_token:
+            model = self.accelerator.unwrap_model(self.model)
+            model = model.get_base_model() if hasattr(model, "get_base_model") else model
+            self._flops_per_token[length] = training_flops_per_token(model, length).per_token
+        return self._flops_per_token[length] * ids.numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in the host, with `exit_<k>_loss` beside every training `loss`."""

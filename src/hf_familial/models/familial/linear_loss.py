@@ -100,7 +100,7 @@ def linear_cross_entropy(
         heads=tuple(unique.index(head) for head in heads),
         weights=tuple(float(weight) for weight in weights),
         ops=tuple(ops),
-        rows=_chunk_rows(unique[0].weight.shape[0], device),
+        rows=chunk_rows(unique[0].weight.shape[0], device),
         dtype=dtype,
         distillation=distillation,
     )
@@ -113,8 +113,16 @@ def linear_cross_entropy(
         )
 
 
-def _chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """Rows of logits to make at once."""
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of logits to make at once.
+
+    Args:
+        vocab_size (`int`): Columns of a row.
+        device (`torch.device`): Where they are made.
+
+    Returns:
+        `int`: Rows of a chunk.
+    """
     chunk = CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
     return min(MAX_ROWS, max(MIN_ROWS, chunk // vocab_size))
 
