@@ -1,0 +1,6 @@
+"""The command line: `hf-familial`."""
+
+from .app import app, main
+
+
+__all__ = ["app", "main"]
