@@ -149,6 +149,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_offset": 0},
     "laguna": {"layer_types": SLIDING_FULL, "num_attention_heads_per_layer": (4, 2)},
+    "lfm2": {"layer_types": ("conv", "full_attention")},
     "lfm2_moe": {"layer_types": ("conv", "full_attention")},
     "llama4_text": {"no_rope_layers": (1, 0), "interleave_moe_layer_step": 2, "floor_scale": 4},
     "longcat_flash": {"zero_expert_num": 2},

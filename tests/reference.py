@@ -68,6 +68,27 @@ def stir(family: FamilialForCausalLM, seed: int = 2) -> FamilialForCausalLM:
     return family
 
 
+def endless(model: Any) -> Any:
+    """A model whose `generate` ends no text early."""
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def agreeing(family: FamilialForCausalLM, share: float = 0.5) -> FamilialForCausalLM:
+    """Let exits agree with the deepest now and then: the layers above the first say less."""
+    with torch.no_grad():
+        for layer in family.model.members.layers[family.config.exits[0] :]:
+            for parameter in layer.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(share)
+        for k in range(family.config.num_exits - 1):
+            norm, deepest = family.model.members.norm(k), family.model.members.norm(-1)
+            for own, shared in zip(norm.parameters(), deepest.parameters(), strict=True):
+                own.copy_(shared)
+    return family
+
+
 def truncated_config(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
     """The config of a stock model of `depth` layers that are the first of this one's.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .models.familial import (
     BackboneReport,
+    ConfidenceRelay,
     Distillation,
     FamilialCausalLMOutput,
     FamilialConfig,
@@ -16,7 +17,15 @@ from .models.familial import (
     FamilialModel,
     FamilialModelOutput,
     FamilialPreTrainedModel,
+    FixedExit,
+    HandoffRelay,
+    RelayCache,
+    RelayOutput,
+    RelayPolicy,
+    RelayStats,
+    SpeculativeRelay,
     evenly_spaced_exits,
+    relay_decode,
     verify_backbone,
 )
 
@@ -37,6 +46,7 @@ _LAZY = {
 
 __all__ = [
     "BackboneReport",
+    "ConfidenceRelay",
     "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
@@ -46,9 +56,17 @@ __all__ = [
     "FamilialPreTrainedModel",
     "FamilialTrainer",
     "FamilialTrainingArguments",
+    "FixedExit",
+    "HandoffRelay",
+    "RelayCache",
+    "RelayOutput",
+    "RelayPolicy",
+    "RelayStats",
+    "SpeculativeRelay",
     "__version__",
     "evaluate_exits",
     "evenly_spaced_exits",
+    "relay_decode",
     "verify_backbone",
 ]
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import (
     copy_of,
+    endless,
     gradients,
     greedy,
     logits,
@@ -44,12 +45,6 @@ def family_of(model_type, **fields):
     return family
 
 
-def endless(model):
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model
-
-
 def left_padded(ids):
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
@@ -63,7 +58,7 @@ def caches_of(family):
         "dynamic": lambda: DynamicCache(config=family.config),
         "static": lambda: StaticCache(config=family.config, max_cache_len=32),
     }
-    if family.config.text_config.model_type not in ("falcon_h1",):
+    if family.config.text_config.model_type not in ("falcon_h1", "lfm2"):
         makers["dynamic-without-config"] = DynamicCache
     return makers
 

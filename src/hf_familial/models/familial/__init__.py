@@ -10,7 +10,17 @@ from .configuration_familial import FamilialConfig, evenly_spaced_exits
 from .linear_loss import Distillation
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .modeling_familial import FamilialForCausalLM
-from .outputs import FamilialCausalLMOutput, FamilialModelOutput
+from .outputs import FamilialCausalLMOutput, FamilialModelOutput, RelayOutput, RelayStats
+from .relay import relay_decode
+from .relay_cache import RelayCache
+from .relay_policies import (
+    ConfidenceRelay,
+    FixedExit,
+    HandoffRelay,
+    RelayPolicy,
+    SpeculativeRelay,
+    confidence,
+)
 from .verify import BackboneReport, verify_backbone
 
 
@@ -29,6 +39,7 @@ FamilialForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
     "BackboneReport",
+    "ConfidenceRelay",
     "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
@@ -36,6 +47,15 @@ __all__ = [
     "FamilialModel",
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
+    "FixedExit",
+    "HandoffRelay",
+    "RelayCache",
+    "RelayOutput",
+    "RelayPolicy",
+    "RelayStats",
+    "SpeculativeRelay",
+    "confidence",
     "evenly_spaced_exits",
+    "relay_decode",
     "verify_backbone",
 ]

@@ -55,6 +55,11 @@ class Members:
         slots = self.slots(exit_idx)[depth:]
         return Segment(layers, start=depth, norm=self.norm(exit_idx), slots=slots)
 
+    def trunk(self, start: int, stop: int) -> Segment:
+        """The backbone's layers `[start, stop)`, from tap to tap."""
+        layers = list(self.layers[start:stop])
+        return Segment(layers, start=start, norm=None, slots=range(start, stop))
+
     def slots(self, exit_idx: int) -> list[int]:
         """Cache slots of a member: the backbone's up to its depth, then its private layers' own.
 

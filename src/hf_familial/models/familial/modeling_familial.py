@@ -20,7 +20,9 @@ from .families import VERIFIED
 from .linear_loss import Distillation
 from .losses import Reading, balance_loss, multi_exit_loss
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
-from .outputs import FamilialCausalLMOutput
+from .outputs import FamilialCausalLMOutput, RelayOutput
+from .relay import relay_decode, with_stop_strings
+from .relay_policies import RelayPolicy, SpeculativeRelay
 from .verify import as_host, check_unverified
 from .warm_start import family_of, load_host
 
@@ -308,6 +310,59 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
             names += [f"model.exits.{k}.layers.{j}" for j in range(len(early.layers))]
             names += [f"model.exits.{k}.norm"] if early.norm is not None else []
         return names + [f"exit_heads.{k}" for k in range(len(self.exit_heads))]
+
+    def relay_generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        relay: RelayPolicy | SpeculativeRelay | None = None,
+        streamer: Any = None,
+        **kwargs: Any,
+    ) -> RelayOutput | torch.Tensor:
+        r"""Generate by relay: a shallow exit starts, deeper layers take over where they must.
+
+        Exact: what a deeper exit reads is what it would read had it run from the start, and nothing
+        is computed twice.
+
+        Args:
+            inputs (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The prompt, padded on
+                the left; or `input_ids` among `kwargs`.
+            relay ([`RelayPolicy`] or [`SpeculativeRelay`], *optional*): When to go deeper; defaults
+                to `SpeculativeRelay()`, which writes the text of the deepest exit.
+            streamer (`BaseStreamer`, *optional*): As for `generate`.
+            **kwargs: As for `generate`: `generation_config`, `logits_processor`,
+                `stopping_criteria`, `max_new_tokens`, `return_dict_in_generate`, ...
+
+        Returns:
+            [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: As `generate`
+            returns, with `relay_stats`.
+
+        Raises:
+            ValueError: If the host cannot go on from a tap, or the way of decoding asked for cannot
+                be relayed.
+            IndexError: If the relay asks for an exit that is not there.
+
+        Example:
+            >>> model.relay_generate(**inputs, relay=hff.SpeculativeRelay(draft_exit=0))
+        """
+        stop_strings, tokenizer = kwargs.pop("stop_strings", None), kwargs.pop("tokenizer", None)
+        if stop_strings is not None:
+            criteria = kwargs.get("stopping_criteria")
+            kwargs["stopping_criteria"] = with_stop_strings(criteria, stop_strings, tokenizer)
+        if streamer is not None:
+            # `generate` puts the prompt, but does not hand the streamer to a callable
+            kwargs["relay_streamer"] = streamer
+        return self.generate(
+            inputs, custom_generate=relay_decode, relay=relay, streamer=streamer, **kwargs
+        )
+
+    def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                "`assistant_early_exit` is not for families: it shortens the config while it runs. "
+                "Use `relay_generate(relay=SpeculativeRelay(draft_exit=...))`, which drafts at a "
+                "trained exit and recomputes nothing."
+            )
+        return super()._get_candidate_generator(generation_config, *args, **kwargs)
 
     def _read_out(self, hidden_states: torch.Tensor, exit_idx: int) -> torch.Tensor:
         ops = logit_ops(self.config.text_config)

@@ -83,6 +83,46 @@ def run_segment(
     return view(**inputs)
 
 
+class SegmentRunner:
+    """One segment on one cache, to be run many times: its views are made once.
+
+    Args:
+        backbone (`PreTrainedModel`): The host's decoder.
+        contract ([`Contract`]): Where it keeps its parts.
+        segment ([`Segment`]): What to run.
+        cache ([`Cache`]): The family's cache, long enough for the segment's slots.
+    """
+
+    def __init__(self, backbone: Any, contract: Contract, segment: Segment, cache: Cache) -> None:
+        self.backbone, self.contract, self.segment = backbone, contract, segment
+        self.layers = [cache.layers[slot] for slot in segment.slots]
+        self._cache = cache_view(cache, segment)
+        self._view = segment_view(backbone, contract, segment)
+
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        """Run it; inputs as in `run_segment`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, seq, hidden)`: The tap, or what the norm makes of it.
+        """
+        view = self._view
+        if self.contract.entry_norm:  # such a view lives for one pass
+            view = segment_view(self.backbone, self.contract, self.segment)
+        if self._started():
+            # purely recurrent layers mask the padding of a prompt only, never of what follows
+            inputs.pop("attention_mask", None)
+        inputs = self.contract.accepted(inputs)
+        inputs[self.contract.cache] = self._cache
+        return view(**inputs, use_cache=True).last_hidden_state
+
+    def _started(self) -> bool:
+        """Whether all its layers are recurrent, and have a state."""
+        return all(
+            not isinstance(layer, CacheLayerMixin) and any(layer.has_previous_state.values())
+            for layer in self.layers
+        )
+
+
 def _captures(backbone: Any, inputs: dict[str, Any]) -> bool:
     """Whether hidden states, attentions or the like are to be captured on the way."""
     names = [f"output_{name}" for name in backbone._can_record_outputs or {}]

@@ -1,0 +1,252 @@
+"""The loop behind `relay_generate`, a callable for `generate(custom_generate=relay_decode)`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.generation import GenerationMode, StoppingCriteriaList
+from transformers.generation.stopping_criteria import StopStringCriteria
+
+from .outputs import RelayOutput, RelayStats
+from .relay_cache import RelayCache
+from .relay_policies import RelayPolicy, SpeculativeRelay, check_chain
+from .relay_text import Block, RelayText
+from .speculative import Speculation
+
+
+def relay_decode(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    relay: RelayPolicy | SpeculativeRelay | None = None,
+    relay_streamer: Any = None,
+    **model_kwargs: Any,
+) -> RelayOutput | torch.Tensor:
+    """Decode by relay; a decoding method for `generate(custom_generate=relay_decode, relay=...)`.
+
+    Args:
+        model ([`FamilialForCausalLM`]): The family.
+        input_ids (`torch.LongTensor` of shape `(batch, seq)`): The prompt.
+        logits_processor (`LogitsProcessorList`): As `generate` prepares it.
+        stopping_criteria (`StoppingCriteriaList`): As `generate` prepares it.
+        generation_config (`GenerationConfig`): As `generate` prepares it.
+        relay ([`RelayPolicy`] or [`SpeculativeRelay`], *optional*): When to go deeper; defaults to
+            `SpeculativeRelay()`.
+        relay_streamer (`BaseStreamer`, *optional*): What `generate` does not hand to a callable as
+            `streamer`.
+        **model_kwargs: As `generate` prepares them: `past_key_values`, `attention_mask`,
+            `position_ids`.
+
+    Returns:
+        [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: As `generate` returns.
+
+    Raises:
+        ValueError: If the host, the cache or the way of decoding cannot be relayed.
+        IndexError: If the relay asks for an exit that is not there.
+    """
+    began = time.perf_counter()
+    relay = SpeculativeRelay() if relay is None else relay
+    if not isinstance(relay, (RelayPolicy, SpeculativeRelay)):
+        raise ValueError(
+            "`relay` must be a `SpeculativeRelay`, `ConfidenceRelay`, `HandoffRelay`, `FixedExit` "
+            f"or a `RelayPolicy` of your own, got {type(relay).__name__}."
+        )
+    _check_mode(generation_config, model_kwargs)
+    exits = check_chain(relay.exits(model.config.num_exits), model.config.num_exits)
+    drafts = isinstance(relay, SpeculativeRelay)
+    cache = RelayCache(model, exits, model_kwargs.get("past_key_values"), rollback=drafts)
+    text = RelayText(
+        input_ids, logits_processor, stopping_criteria, generation_config, relay_streamer
+    )
+    decide: Decisions | Speculation
+    if isinstance(relay, SpeculativeRelay):
+        decide = Speculation(relay, exits, cache, text)
+    else:
+        decide = Decisions(relay, exits, cache, text)
+    inputs = _first_inputs(input_ids, cache.length, model_kwargs)
+    while not text.done:
+        text.write(decide(**inputs))
+        inputs = {"input_ids": text.input_ids[:, -1:]}
+    if relay_streamer is not None:
+        relay_streamer.end()
+    if not generation_config.return_dict_in_generate:
+        return text.input_ids
+    stats = _stats(model, exits, cache, text, decide, time.perf_counter() - began)
+    return RelayOutput(
+        sequences=text.input_ids,
+        scores=None if text.scores is None else tuple(text.scores),
+        logits=None if text.logits is None else tuple(text.logits),
+        past_key_values=_returned_cache(model, cache, text),
+        relay_stats=stats,
+    )
+
+
+class Decisions:
+    """Makes tokens one by one, each at the first exit that is sure of it.
+
+    Args:
+        relay ([`RelayPolicy`]): The policy.
+        exits (`tuple[int, ...]`): Its exits, shallowest first.
+        cache ([`RelayCache`]): Over them.
+        text ([`RelayText`]): What is written so far, and how tokens are chosen.
+    """
+
+    def __init__(
+        self, relay: RelayPolicy, exits: tuple[int, ...], cache: RelayCache, text: RelayText
+    ) -> None:
+        self.relay, self.exits, self.cache, self.text = relay, exits, cache, text
+        self.state = relay.new_state(len(text.input_ids))
+        self.rounds = self.drafted = self.accepted = 0
+
+    def __call__(self, **inputs: Any) -> Block:
+        """One token for every row; `inputs` are for `RelayCache.feed`."""
+        self.rounds += 1
+        self.cache.feed(**inputs)
+        open_rows, chosen = self.text.unfinished, None
+        for k in self.exits:
+            last = k == self.exits[-1]
+            if not last and not self.relay.asks(k, self.state):
+                continue
+            self.cache.catch_up(k)
+            logits = self.cache.logits(k)[:, -1].float()
+            sure = None if last else self.relay.sure(k, logits, self.state)
+            leaving = open_rows if sure is None else open_rows & sure
+            chosen = _merge(chosen, leaving, k, logits)
+            if last or not (open_rows := open_rows & ~leaving).any():
+                break
+        assert chosen is not None
+        logits, sources = chosen
+        scores = self.text.process(self.text.input_ids, logits)
+        tokens = self.text.choose(scores)
+        return Block(tokens, sources[:, None], [scores], [logits])
+
+
+def _merge(
+    chosen: tuple[torch.Tensor, torch.Tensor] | None,
+    leaving: torch.Tensor,
+    exit_idx: int,
+    logits: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and exits of the rows so far, with those that leave at this exit."""
+    here = torch.full_like(leaving, exit_idx, dtype=torch.long)
+    if chosen is None:
+        return logits, here
+    return (
+        torch.where(leaving[:, None], logits, chosen[0]),
+        torch.where(leaving, here, chosen[1]),
+    )
+
+
+def _check_mode(generation_config: Any, model_kwargs: dict[str, Any]) -> None:
+    """Refuse what a relay does not do, before anything runs."""
+    mode = generation_config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(
+            "a relay decodes greedily or by sampling, got generation mode "
+            f"`{mode.value}`: leave out `num_beams` and what else asks for it."
+        )
+    if model_kwargs.get("use_cache") is False:
+        raise ValueError("a relay lives in the cache: leave out `use_cache=False`.")
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(generation_config, name, False):
+            raise ValueError(f"a relay does not record them: leave out `{name}=True`.")
+
+
+def _first_inputs(
+    input_ids: torch.Tensor, past: int, model_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """What the first pass takes: the part of the prompt that the cache has not seen."""
+    mask, positions = (model_kwargs.get(name) for name in ("attention_mask", "position_ids"))
+    embeds = model_kwargs.get("inputs_embeds")
+    if embeds is None and input_ids.shape[1] <= past:
+        raise ValueError(
+            f"`input_ids` must go beyond `past_key_values`, which holds {past} tokens; got "
+            f"{input_ids.shape[1]}. Give the whole text, as for `generate`."
+        )
+    new = embeds.shape[1] if embeds is not None else input_ids.shape[1] - past
+    inputs = {"inputs_embeds": embeds} if embeds is not None else {"input_ids": input_ids[:, past:]}
+    if positions is not None:
+        inputs["position_ids"] = positions[:, -new:]
+    if mask is not None:
+        inputs["attention_mask"] = mask
+    return inputs
+
+
+def _returned_cache(model: Any, cache: RelayCache, text: RelayText) -> Any:
+    """An ordinary cache of the text but its last token, as `generate` returns; `None` if ragged."""
+    if cache.exits[-1] != model.config.num_exits - 1:
+        return None
+    new = text.input_ids.shape[1] - text.prompt_length
+    excess = cache.length - (cache.prompt_end + new - 1)
+    if excess:
+        cache.crop(excess)
+    return cache.to_plain()
+
+
+def _stats(
+    model: Any,
+    exits: Sequence[int],
+    cache: RelayCache,
+    text: RelayText,
+    decide: Decisions | Speculation,
+    seconds: float,
+) -> RelayStats:
+    """What the relay did, from the counts it kept."""
+    depths = [0, *(model.config.exits[k] for k in exits)]
+    layers = [b - a for a, b in zip(depths, depths[1:], strict=False)]
+    passes = sum(n * positions for n, positions in zip(layers, cache.ran, strict=True))
+    whole = depths[-1] * (cache.length - cache.first)
+    sources = torch.stack(text.sources, 1)
+    rows = len(text.input_ids)
+    flops = [2 * _size(cache.segment_layers(i)) for i in range(len(exits))]
+    spent = sum(f * n for f, n in zip(flops, cache.ran, strict=True))
+    heads = [2 * _size([model.head(k)]) for k in exits]
+    reads = sum(f * n for f, n in zip(heads, cache.reads, strict=True))
+    dense = (cache.length - cache.first) * sum(flops) + sources.shape[1] * heads[-1]
+    return RelayStats(
+        token_exits=sources,
+        exits=tuple(exits),
+        positions=tuple(cache.ran),
+        layer_passes=passes,
+        plain_layer_passes=whole,
+        flops=rows * (spent + reads),
+        plain_flops=rows * dense,
+        rounds=decide.rounds,
+        drafted=decide.drafted,
+        accepted=decide.accepted,
+        seconds=seconds,
+    )
+
+
+def _size(modules: Sequence[nn.Module]) -> int:
+    """Number of weights in matrices: each is multiplied and added once per position."""
+    weights = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
+    return sum(p.numel() for p in weights.values())
+
+
+def with_stop_strings(
+    stopping_criteria: Any, stop_strings: Any, tokenizer: Any
+) -> StoppingCriteriaList:
+    """Stopping criteria with stop strings among them, which `generate` cannot make for a callable.
+
+    Args:
+        stopping_criteria (`StoppingCriteriaList`, *optional*): Those given.
+        stop_strings (`str` or `list[str]`): What ends a text.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+
+    Returns:
+        `StoppingCriteriaList`: A new list.
+
+    Raises:
+        ValueError: If there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise ValueError("`stop_strings` needs `tokenizer=...`, got none.")
+    criterion = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
+    return StoppingCriteriaList([*(stopping_criteria or []), criterion])

@@ -1,0 +1,415 @@
+"""Keys, values and pending taps of a relay: no other file touches them.
+
+Positions run through the layers in segments, each from the tap of the one before. A segment that is
+not wanted yet waits: its positions are pending, their taps are kept, and a later pass runs all of
+them at once. Nothing below is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from .contract import logit_ops
+from .exits import read_out
+from .segments import SegmentRunner
+
+
+class RelayCache:
+    """The state of a relay over some exits of a family.
+
+    Args:
+        model ([`FamilialForCausalLM`]): The family.
+        exits (`Sequence[int]`): Indices of the exits to be read, in any order.
+        cache ([`DynamicCache`], *optional*): To go on from: filled to the full depth, or empty.
+        rollback (`bool`, *optional*, defaults to `False`): Whether `crop` will be called.
+        max_pending (`int`, *optional*, defaults to 256): Pending positions, beyond those of the
+            first call of `feed`, at which all of them run to the deepest of the exits.
+
+    Attributes:
+        exits (`tuple[int, ...]`): Shallowest first.
+        cache ([`DynamicCache`]): The family's cache; of different lengths per layer.
+        ran (`list[int]`): Number of positions that each exit's segment has run, in all.
+        reads (`list[int]`): Number of positions that each exit was read at.
+        first (`int`): Positions that the cache held at the start.
+        prompt_end (`int`): Positions seen after the first call of `feed` or `push`.
+
+    Raises:
+        ValueError: If the host cannot go on from a tap, or the cache cannot be used.
+        IndexError: If there is no such exit.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        exits: Sequence[int],
+        cache: DynamicCache | None = None,
+        *,
+        rollback: bool = False,
+        max_pending: int = 256,
+    ) -> None:
+        self.model, self.rollback, self.max_pending = model, rollback, max_pending
+        self.exits = tuple(sorted({model.config.resolve_exit(k) for k in exits}))
+        self.contract = model.model.contract
+        check_relay(model)
+        self.cache = self._prepared(cache)
+        members, backbone = model.model.members, model.model.backbone
+        depths = [0, *(model.config.exits[k] for k in self.exits)]
+        early = [k < model.config.num_exits - 1 for k in self.exits]
+        self._norms = [members.norm(k) for k in self.exits]
+        self._trunk = [
+            SegmentRunner(backbone, self.contract, members.trunk(*span), self.cache)
+            for span in zip(depths, depths[1:], strict=False)
+        ]
+        private = [bool(model.config.num_exit_layers) and is_early for is_early in early]
+        self._branches = [
+            SegmentRunner(backbone, self.contract, members.private(k), self.cache) if own else None
+            for k, own in zip(self.exits, private, strict=True)
+        ]
+        self.first = past_positions(self.cache)
+        count = len(self.exits)
+        self._done, self._read = [self.first] * count, [self.first] * count
+        self._taps: list[torch.Tensor | None] = [None] * count
+        self._states: list[torch.Tensor | None] = [None] * count
+        self.ran, self.reads = [0] * count, [0] * count
+        self.prompt_end = 0
+        self.position_ids: torch.Tensor | None = None
+        self.attention_mask: torch.Tensor | None = None
+        if rollback:
+            self._record_past(True)
+
+    def _prepared(self, cache: DynamicCache | None) -> DynamicCache:
+        config = self.model.config
+        if cache is None:
+            cache = DynamicCache(config=self.model.model.backbone.config)
+        check_cache(cache)
+        if (
+            past_positions(cache)
+            and config.num_exit_layers
+            and self.exits[0] < config.num_exits - 1
+        ):
+            raise ValueError(
+                "a relay cannot go on from `past_key_values` when exits have private layers: their "
+                "keys and values of the past are not in it. Give it the whole text instead."
+            )
+        self.model.model.members.grow(cache, self.exits)
+        if self.rollback and any(
+            isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers
+        ):
+            raise ValueError(
+                f"`{config.text_config.model_type}` has recurrent layers, whose state cannot be "
+                "taken back: drafts that may be rejected cannot run on it. Use a relay that never "
+                "takes a token back, such as `ConfidenceRelay`."
+            )
+        return cache
+
+    @property
+    def length(self) -> int:
+        """Number of positions seen."""
+        return self._done[0]
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        """Number of positions that each exit's depth has seen, by index of the exit."""
+        return dict(zip(self.exits, self._done, strict=True))
+
+    def pending(self, exit_idx: int) -> int:
+        """Number of positions that have not reached an exit's depth yet."""
+        return self.length - self.lengths[self.model.config.resolve_exit(exit_idx)]
+
+    def feed(
+        self,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> None:
+        """Run new positions through the first segment.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The new tokens.
+            inputs_embeds (`torch.Tensor` of shape `(batch, seq, hidden)`, *optional*): Instead.
+            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Of the new
+                tokens; counted on from the last ones by default.
+            attention_mask (`torch.Tensor` of shape `(batch, seq)`, or `(batch, past + seq)` at the
+                first call, *optional*): 0 for padding; by default there is none.
+        """
+        given: Any = input_ids if input_ids is not None else inputs_embeds
+        batch, new = given.shape[:2]
+        self._extend(batch, new, given.device, position_ids, attention_mask)
+        self._run(0, new, **{"inputs_embeds" if input_ids is None else "input_ids": given})
+        if self.length - self._done[-1] > self.prompt_end - self.first + self.max_pending:
+            self.catch_up(self.exits[-1])
+
+    def push(
+        self,
+        taps: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> None:
+        """Take taps of the first exit that were made elsewhere: they become pending here.
+
+        The first segment is never run then, and its keys and values stay empty.
+
+        Args:
+            taps (`torch.Tensor` of shape `(batch, seq, hidden)`): Of the new positions.
+            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As in `feed`.
+            attention_mask (`torch.Tensor`, *optional*): As in `feed`.
+        """
+        batch, new = taps.shape[:2]
+        self._extend(batch, new, taps.device, position_ids, attention_mask)
+        self._keep(0, taps)
+        self._done[0] += new
+
+    def catch_up(self, exit_idx: int) -> None:
+        """Run every pending position to the depth of an exit, segment by segment.
+
+        Args:
+            exit_idx (`int`): One of `exits`.
+        """
+        for i in range(1, self.exits.index(self.model.config.resolve_exit(exit_idx)) + 1):
+            new = self._done[i - 1] - self._done[i]
+            if new:
+                taps = self._taps[i - 1]
+                assert taps is not None
+                self._run(i, new, inputs_embeds=taps[:, -new:])
+
+    def taps(self, exit_idx: int, last: int) -> torch.Tensor:
+        """Taps of the last positions that have reached an exit.
+
+        Args:
+            exit_idx (`int`): One of `exits`.
+            last (`int`): How many; pending ones, or not more than its last pass ran.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, last, hidden)`: Before any norm.
+        """
+        taps = self._taps[self.exits.index(self.model.config.resolve_exit(exit_idx))]
+        assert taps is not None
+        return taps[:, -last:]
+
+    def logits(self, exit_idx: int, last: int = 1) -> torch.Tensor:
+        """Read the last positions that have reached an exit.
+
+        Args:
+            exit_idx (`int`): One of `exits`, caught up.
+            last (`int`, *optional*, defaults to 1): How many; not more than its last pass ran.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, last, vocab)`: As the exit's member gives them.
+        """
+        i = self.exits.index(self.model.config.resolve_exit(exit_idx))
+        ops = logit_ops(self.model.config.text_config)
+        self.reads[i] += last
+        return read_out(self._normed(i, last), self.model.head(self.exits[i]), ops)
+
+    def _normed(self, i: int, last: int) -> torch.Tensor:
+        """States of an exit after its private layers and norm, shape `(batch, last, hidden)`."""
+        taps, branch = self._taps[i], self._branches[i]
+        assert taps is not None
+        if branch is None:
+            return self._norms[i](taps[:, -last:])
+        new = self._done[i] - self._read[i]
+        if new:
+            self._states[i] = branch(
+                inputs_embeds=taps[:, -new:], **self._inputs(self._read[i], new)
+            )
+            self._read[i] += new
+        states = self._states[i]
+        assert states is not None
+        return states[:, -last:]
+
+    def segment_layers(self, i: int) -> Sequence[torch.nn.Module]:
+        """The backbone layers that lead to the i-th of the exits from the one before."""
+        return self._trunk[i].segment.layers
+
+    def crop(self, count: int) -> None:
+        """Forget the last positions everywhere, however deep they got.
+
+        Args:
+            count (`int`): How many.
+        """
+        length = self.length - count
+        for i, runner in enumerate(self._trunk):
+            _crop(runner.layers, self._done[i] - length)
+            branch = self._branches[i]
+            if branch is not None:
+                _crop(branch.layers, self._read[i] - length)
+            excess = max(0, self._done[i] - length)
+            self._taps[i] = _without_last(self._taps[i], excess)
+            self._states[i] = _without_last(self._states[i], max(0, self._read[i] - length))
+            self._done[i] = min(self._done[i], length)
+            self._read[i] = min(self._read[i], length)
+        if count:
+            assert self.position_ids is not None
+            self.position_ids = self.position_ids[:, :-count]
+            if self.attention_mask is not None:
+                self.attention_mask = self.attention_mask[:, :-count]
+
+    def settle(self) -> None:
+        """Drop what only a crop of positions seen so far would need: they are certain now."""
+        for layer in self.cache.layers:
+            if isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
+                if layer.record_past and layer.get_seq_length() >= layer.sliding_window:
+                    layer.crop(0)
+
+    def to_plain(self) -> DynamicCache:
+        """Complete the keys and values of every backbone layer and hand back an ordinary cache.
+
+        Returns:
+            [`DynamicCache`]: Of one length in every layer; private layers of early exits left out.
+        """
+        config = self.model.config
+        if self.exits[-1] != config.num_exits - 1:
+            raise ValueError(
+                f"this relay ends at exit {self.exits[-1]}: the layers above have not run. Only "
+                "one that reaches the deepest exit has a plain cache."
+            )
+        self.catch_up(-1)
+        if self.rollback:
+            self.settle()
+            self._record_past(False)
+        del self.cache.layers[config.num_hidden_layers :]
+        return self.cache
+
+    def _extend(
+        self,
+        batch: int,
+        new: int,
+        device: torch.device,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> None:
+        """Positions and padding of `new` more columns."""
+        self.prompt_end = self.prompt_end or self.length + new
+        if position_ids is None:
+            last: Any = self.first - 1 if self.position_ids is None else self.position_ids[:, -1:]
+            position_ids = last + torch.arange(1, new + 1, device=device).expand(batch, new)
+        old = self.position_ids
+        self.position_ids = position_ids if old is None else torch.cat((old, position_ids), 1)
+        if attention_mask is None and self.attention_mask is not None:
+            attention_mask = self.attention_mask.new_ones((batch, new))
+        if attention_mask is not None and attention_mask.shape[1] == new:
+            seen = self.attention_mask
+            if seen is None:
+                seen = attention_mask.new_ones((batch, self.length))
+            attention_mask = torch.cat((seen, attention_mask), 1)
+        self.attention_mask = attention_mask
+
+    def _run(self, i: int, new: int, **entry: torch.Tensor) -> None:
+        """One pass of a segment over the positions that follow those it has done."""
+        self._keep(i, self._trunk[i](**entry, **self._inputs(self._done[i], new)))
+        self._done[i] += new
+        self.ran[i] += new
+
+    def _inputs(self, start: int, new: int) -> dict[str, Any]:
+        """Positions and mask of `new` columns from `start` on, and all before."""
+        assert self.position_ids is not None
+        first = start - self.first
+        inputs: dict[str, Any] = {"position_ids": self.position_ids[:, first : first + new]}
+        if self.attention_mask is not None:
+            inputs["attention_mask"] = self.attention_mask[:, : start + new]
+        return inputs
+
+    def _keep(self, i: int, taps: torch.Tensor) -> None:
+        """Add new taps of an exit and drop those that every reader has had."""
+        readers = [self._done[i]]
+        if i + 1 < len(self.exits):
+            readers.append(self._done[i + 1])
+        if self._branches[i] is not None:
+            readers.append(self._read[i])
+        waiting, old = self._done[i] - min(readers), self._taps[i]
+        if waiting and old is not None:
+            taps = torch.cat((old[:, -waiting:], taps), 1)
+        self._taps[i] = taps
+
+    def _record_past(self, on: bool) -> None:
+        """Whether windowed layers keep what a crop may need."""
+        for layer in self.cache.layers:
+            if hasattr(layer, "record_past"):
+                layer.record_past = on
+
+
+def check_relay(model: Any) -> None:
+    """Refuse a host whose layers cannot go on from a tap.
+
+    Args:
+        model ([`FamilialForCausalLM`]): The family.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    contract, name = model.model.contract, model.config.text_config.model_type
+    reason = contract.whole or ("" if contract.cache else "it has no cache")
+    if reason:
+        raise ValueError(
+            f"`{name}` cannot be relayed: {reason}. `generate(exit_idx=...)` runs one member of it."
+        )
+
+
+def check_cache(cache: Any) -> None:
+    """Refuse a cache that cannot be of different lengths, or taken back.
+
+    Args:
+        cache ([`Cache`]): What the caller or `generate` made.
+
+    Raises:
+        ValueError: If it is not a plain [`DynamicCache`].
+    """
+    plain = isinstance(cache, DynamicCache) and not getattr(cache, "offloading", False)
+    kinds = (DynamicLayer, LinearAttentionCacheLayerMixin)
+    odd = [] if not plain else [la for la in cache.layers if not isinstance(la, kinds)]
+    if not plain or odd:
+        name = type(odd[0] if odd else cache).__name__
+        raise ValueError(
+            f"a relay needs a `DynamicCache` in the device's memory, got {name}: leave out "
+            "`cache_implementation`, or give `past_key_values=DynamicCache(config=...)`."
+        )
+
+
+def past_positions(cache: DynamicCache) -> int:
+    """Number of positions that every layer of a cache has seen.
+
+    Args:
+        cache ([`DynamicCache`]): Filled by a plain forward, or empty.
+
+    Returns:
+        `int`: 0 for a new cache.
+
+    Raises:
+        ValueError: If its layers differ.
+    """
+    lengths = {la.get_seq_length() for la in cache.layers if isinstance(la, CacheLayerMixin)}
+    if len(lengths) > 1:
+        raise ValueError(
+            "a relay can go on from `past_key_values` only if every layer holds the same number of "
+            f"tokens, got {sorted(lengths)}: use the cache of the deepest exit."
+        )
+    return lengths.pop() if lengths else 0
+
+
+def _crop(layers: Sequence[Any], excess: int) -> None:
+    """Take the last positions out of cache layers."""
+    for layer in layers:
+        if excess <= 0 or not isinstance(layer, CacheLayerMixin) or not layer.is_initialized:
+            continue
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            # its own crop also drops what a later, longer crop may need: `settle` does that
+            DynamicLayer.crop(layer, -excess)
+            layer.cumulative_length -= excess
+        else:
+            layer.crop(-excess)
+
+
+def _without_last(tensor: torch.Tensor | None, count: int) -> torch.Tensor | None:
+    """A buffer without its last columns."""
+    return tensor if tensor is None or not count else tensor[:, : max(0, tensor.shape[1] - count)]
