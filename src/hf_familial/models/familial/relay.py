@@ -18,6 +18,10 @@ from .relay_text import Block, RelayText
 from .speculative import Speculation
 
 
+# bytes of weights up to which a copy is made without being asked
+LEAN_LIMIT = 2 * 2**30
+
+
 def relay_decode(
     model: Any,
     input_ids: torch.Tensor,
@@ -26,6 +30,7 @@ def relay_decode(
     generation_config: Any,
     relay: RelayPolicy | SpeculativeRelay | None = None,
     relay_streamer: Any = None,
+    lean: bool | None = None,
     **model_kwargs: Any,
 ) -> RelayOutput | torch.Tensor:
     """Decode by relay; a decoding method for `generate(custom_generate=relay_decode, relay=...)`.
@@ -40,6 +45,9 @@ def relay_decode(
             `SpeculativeRelay()`.
         relay_streamer (`BaseStreamer`, *optional*): What `generate` does not hand to a callable as
             `streamer`.
+        lean (`bool`, *optional*): Whether to decode by lean passes (`lean.py`) where there are
+            some: faster on a CPU, for a second copy of the weights that run. By default on a CPU,
+            for weights of at most 2 GiB.
         **model_kwargs: As `generate` prepares them: `past_key_values`, `attention_mask`,
             `position_ids`.
 
@@ -60,7 +68,9 @@ def relay_decode(
     _check_mode(generation_config, model_kwargs)
     exits = check_chain(relay.exits(model.config.num_exits), model.config.num_exits)
     drafts = isinstance(relay, SpeculativeRelay)
-    cache = RelayCache(model, exits, model_kwargs.get("past_key_values"), rollback=drafts)
+    past = model_kwargs.get("past_key_values")
+    lean = pays(model) if lean is None else lean
+    cache = RelayCache(model, exits, past, rollback=drafts, lean=lean)
     text = RelayText(
         input_ids, logits_processor, stopping_criteria, generation_config, relay_streamer
     )
@@ -85,6 +95,12 @@ def relay_decode(
         past_key_values=_returned_cache(model, cache, text),
         relay_stats=stats,
     )
+
+
+def pays(model: Any) -> bool:
+    """Whether lean passes are worth a copy of the weights: on a CPU, for a small model."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return model.device.type == "cpu" and size <= LEAN_LIMIT
 
 
 class Decisions:

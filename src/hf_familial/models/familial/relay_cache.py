@@ -21,6 +21,9 @@ from transformers.cache_utils import (
 
 from .contract import logit_ops
 from .exits import read_out
+from .lean import MAX_TOKENS
+from .lean_cache import growing
+from .relay_checks import check_cache, check_relay, past_positions
 from .segments import SegmentRunner
 
 
@@ -32,6 +35,8 @@ class RelayCache:
         exits (`Sequence[int]`): Indices of the exits to be read, in any order.
         cache ([`DynamicCache`], *optional*): To go on from: filled to the full depth, or empty.
         rollback (`bool`, *optional*, defaults to `False`): Whether `crop` will be called.
+        lean (`bool`, *optional*, defaults to `False`): Whether to use lean passes where there are
+            some (`lean.py`), at the cost of a copy of the weights.
         max_pending (`int`, *optional*, defaults to 256): Pending positions, beyond those of the
             first call of `feed`, at which all of them run to the deepest of the exits.
 
@@ -55,6 +60,7 @@ class RelayCache:
         cache: DynamicCache | None = None,
         *,
         rollback: bool = False,
+        lean: bool = False,
         max_pending: int = 256,
     ) -> None:
         self.model, self.rollback, self.max_pending = model, rollback, max_pending
@@ -75,6 +81,9 @@ class RelayCache:
             SegmentRunner(backbone, self.contract, members.private(k), self.cache) if own else None
             for k, own in zip(self.exits, private, strict=True)
         ]
+        self._ops = logit_ops(model.config.text_config)
+        self._heads = [model.head(k) for k in self.exits]
+        self._lean, self._lean_heads = self._lean_passes() if lean else ({}, {})
         self.first = past_positions(self.cache)
         count = len(self.exits)
         self._done, self._read = [self.first] * count, [self.first] * count
@@ -82,6 +91,7 @@ class RelayCache:
         self._states: list[torch.Tensor | None] = [None] * count
         self.ran, self.reads = [0] * count, [0] * count
         self.prompt_end = 0
+        # None while all rows count on from the first position
         self.position_ids: torch.Tensor | None = None
         self.attention_mask: torch.Tensor | None = None
         if rollback:
@@ -102,6 +112,7 @@ class RelayCache:
                 "keys and values of the past are not in it. Give it the whole text instead."
             )
         self.model.model.members.grow(cache, self.exits)
+        growing(cache)
         if self.rollback and any(
             isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers
         ):
@@ -111,6 +122,19 @@ class RelayCache:
                 "takes a token back, such as `ConfidenceRelay`."
             )
         return cache
+
+    def _lean_passes(self) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Lean passes of segments and of exits without private layers, where there are some."""
+        lean, backbone = self.model.model.lean, self.model.model.backbone
+        runners, heads = {}, {}
+        for i, runner in enumerate(self._trunk):
+            found = lean.runner(backbone, self.contract, runner.segment, runner.layers)
+            if found is not None:
+                runners[i] = found
+            head = lean.head(self._norms[i], self._heads[i], self._ops)
+            if head is not None and self._branches[i] is None:
+                heads[i] = head
+        return runners, heads
 
     @property
     def length(self) -> int:
@@ -208,9 +232,11 @@ class RelayCache:
             `torch.Tensor` of shape `(batch, last, vocab)`: As the exit's member gives them.
         """
         i = self.exits.index(self.model.config.resolve_exit(exit_idx))
-        ops = logit_ops(self.model.config.text_config)
         self.reads[i] += last
-        return read_out(self._normed(i, last), self.model.head(self.exits[i]), ops)
+        taps = self._taps[i]
+        if i in self._lean_heads and taps is not None:
+            return self._lean_heads[i](taps[:, -last:])
+        return read_out(self._normed(i, last), self._heads[i], self._ops)
 
     def _normed(self, i: int, last: int) -> torch.Tensor:
         """States of an exit after its private layers and norm, shape `(batch, last, hidden)`."""
@@ -249,11 +275,10 @@ class RelayCache:
             self._states[i] = _without_last(self._states[i], max(0, self._read[i] - length))
             self._done[i] = min(self._done[i], length)
             self._read[i] = min(self._read[i], length)
-        if count:
-            assert self.position_ids is not None
+        if count and self.position_ids is not None:
             self.position_ids = self.position_ids[:, :-count]
-            if self.attention_mask is not None:
-                self.attention_mask = self.attention_mask[:, :-count]
+        if count and self.attention_mask is not None:
+            self.attention_mask = self.attention_mask[:, :-count]
 
     def settle(self) -> None:
         """Drop what only a crop of positions seen so far would need: they are certain now."""
@@ -291,11 +316,14 @@ class RelayCache:
     ) -> None:
         """Positions and padding of `new` more columns."""
         self.prompt_end = self.prompt_end or self.length + new
-        if position_ids is None:
-            last: Any = self.first - 1 if self.position_ids is None else self.position_ids[:, -1:]
-            position_ids = last + torch.arange(1, new + 1, device=device).expand(batch, new)
+        counted = torch.arange(self.length, self.length + new, device=device).expand(batch, new)
         old = self.position_ids
-        self.position_ids = position_ids if old is None else torch.cat((old, position_ids), 1)
+        if old is not None and position_ids is None:
+            position_ids = counted - self.length + old[:, -1:] + 1
+        if position_ids is not None and (old is not None or not torch.equal(position_ids, counted)):
+            if old is None:
+                old = torch.arange(self.first, self.length, device=device).expand(batch, -1)
+            self.position_ids = torch.cat((old, position_ids.expand(batch, new)), 1)
         if attention_mask is None and self.attention_mask is not None:
             attention_mask = self.attention_mask.new_ones((batch, new))
         if attention_mask is not None and attention_mask.shape[1] == new:
@@ -307,15 +335,26 @@ class RelayCache:
 
     def _run(self, i: int, new: int, **entry: torch.Tensor) -> None:
         """One pass of a segment over the positions that follow those it has done."""
-        self._keep(i, self._trunk[i](**entry, **self._inputs(self._done[i], new)))
+        inputs = self._inputs(self._done[i], new)
+        if i in self._lean and new <= MAX_TOKENS and "attention_mask" not in inputs:
+            states = entry.get("inputs_embeds")
+            if states is None:
+                states = self.model.get_input_embeddings()(entry["input_ids"])
+            positions = None if self.position_ids is None else inputs["position_ids"]
+            taps = self._lean[i](states, self._trunk[i].layers, positions)
+        else:
+            taps = self._trunk[i](**entry, **inputs)
+        self._keep(i, taps)
         self._done[i] += new
         self.ran[i] += new
 
     def _inputs(self, start: int, new: int) -> dict[str, Any]:
         """Positions and mask of `new` columns from `start` on, and all before."""
-        assert self.position_ids is not None
-        first = start - self.first
-        inputs: dict[str, Any] = {"position_ids": self.position_ids[:, first : first + new]}
+        if self.position_ids is None:
+            positions = torch.arange(start, start + new, device=self.model.device).unsqueeze(0)
+        else:
+            positions = self.position_ids[:, start - self.first : start - self.first + new]
+        inputs: dict[str, Any] = {"position_ids": positions}
         if self.attention_mask is not None:
             inputs["attention_mask"] = self.attention_mask[:, : start + new]
         return inputs
@@ -337,64 +376,6 @@ class RelayCache:
         for layer in self.cache.layers:
             if hasattr(layer, "record_past"):
                 layer.record_past = on
-
-
-def check_relay(model: Any) -> None:
-    """Refuse a host whose layers cannot go on from a tap.
-
-    Args:
-        model ([`FamilialForCausalLM`]): The family.
-
-    Raises:
-        ValueError: With the reason.
-    """
-    contract, name = model.model.contract, model.config.text_config.model_type
-    reason = contract.whole or ("" if contract.cache else "it has no cache")
-    if reason:
-        raise ValueError(
-            f"`{name}` cannot be relayed: {reason}. `generate(exit_idx=...)` runs one member of it."
-        )
-
-
-def check_cache(cache: Any) -> None:
-    """Refuse a cache that cannot be of different lengths, or taken back.
-
-    Args:
-        cache ([`Cache`]): What the caller or `generate` made.
-
-    Raises:
-        ValueError: If it is not a plain [`DynamicCache`].
-    """
-    plain = isinstance(cache, DynamicCache) and not getattr(cache, "offloading", False)
-    kinds = (DynamicLayer, LinearAttentionCacheLayerMixin)
-    odd = [] if not plain else [la for la in cache.layers if not isinstance(la, kinds)]
-    if not plain or odd:
-        name = type(odd[0] if odd else cache).__name__
-        raise ValueError(
-            f"a relay needs a `DynamicCache` in the device's memory, got {name}: leave out "
-            "`cache_implementation`, or give `past_key_values=DynamicCache(config=...)`."
-        )
-
-
-def past_positions(cache: DynamicCache) -> int:
-    """Number of positions that every layer of a cache has seen.
-
-    Args:
-        cache ([`DynamicCache`]): Filled by a plain forward, or empty.
-
-    Returns:
-        `int`: 0 for a new cache.
-
-    Raises:
-        ValueError: If its layers differ.
-    """
-    lengths = {la.get_seq_length() for la in cache.layers if isinstance(la, CacheLayerMixin)}
-    if len(lengths) > 1:
-        raise ValueError(
-            "a relay can go on from `past_key_values` only if every layer holds the same number of "
-            f"tokens, got {sorted(lengths)}: use the cache of the deepest exit."
-        )
-    return lengths.pop() if lengths else 0
 
 
 def _crop(layers: Sequence[Any], excess: int) -> None:
