@@ -1,5 +1,6 @@
 """examples/relay_generate.py: as a new user runs it."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,14 @@ import pytest
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "relay_generate.py"
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(EXAMPLE), *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def example():
+    """The example as a module."""
+    spec = importlib.util.spec_from_file_location("relay_generate", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -28,13 +29,14 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
             "drafts accepted; the text is the same",
         ),
         (["--relay", "confidence", "--target", "0.9"], "held-out tokens: agreement 0.9"),
+        (["--relay", "handoff"], "exit 2 (depth 4)"),
     ],
 )
-def test_it_compares_with_generate(words, expected):
-    done = run("--smoke", "--max_new_tokens", "8", "--repeats", "1", *words)
-    assert done.returncode == 0, done.stderr
-    assert expected in " ".join(done.stdout.split())
-    assert "against plain generate at full depth" in done.stdout
+def test_it_compares_with_generate(example, capsys, words, expected):
+    example.main(["--smoke", "--max_new_tokens", "8", "--repeats", "1", *words])
+    shown = capsys.readouterr().out
+    assert expected in " ".join(shown.split())
+    assert "against plain generate at full depth" in shown
 
 
 @pytest.mark.parametrize(
@@ -42,11 +44,23 @@ def test_it_compares_with_generate(words, expected):
     [
         ([], "`--model` is missing"),
         (["--smoke", "--relay", "magic"], "must be speculative, confidence, handoff or fixed"),
-        (["--smoke", "--draft_exit", "7"], "error: "),
+        (["--smoke", "--draft_length", "many"], "must be auto or a number"),
+        (["--smoke", "--relay", "confidence", "--texts", "nowhere"], "file or a folder"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(words, expected):
-    done = run(*words)
+def test_what_is_wrong(example, words, expected):
+    with pytest.raises((ValueError, OSError), match=expected):
+        example.main(words)
+
+
+def test_an_error_is_one_line():
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), "--smoke", "--draft_exit", "7"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 1
-    assert expected in done.stderr
+    assert "error: " in done.stderr
     assert "Traceback" not in done.stderr

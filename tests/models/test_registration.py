@@ -63,6 +63,11 @@ assert type(AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)) is 
 write = pipeline("text-generation", model=sys.argv[1], trust_remote_code=True)
 text = write("w9 w10", max_new_tokens=3, exit_idx=0)[0]["generated_text"]
 assert text.startswith("w9 w10"), text
+import torch
+
+ids = torch.tensor([[9, 10, 11]])
+plain = model.generate(ids, max_new_tokens=6, do_sample=False)
+assert torch.equal(model.relay_generate(ids, max_new_tokens=6, do_sample=False), plain)
 model.save_pretrained(sys.argv[3])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[3], trust_remote_code=True)
 loaded = {name for name, module in sys.modules.items() if module is not None}

@@ -40,6 +40,7 @@ DRAFTS = {
     "one": SpeculativeRelay(0, draft_length=1),
     "three": SpeculativeRelay(0, draft_length=3),
     "auto": SpeculativeRelay(0),
+    "any-exit": SpeculativeRelay("auto"),
     "middle": SpeculativeRelay(1, draft_length=4),
     "chain": SpeculativeRelay((0, 1), draft_length=2),
     "shallow": SpeculativeRelay(0, draft_length=2, exit_idx=1),
@@ -96,7 +97,7 @@ def test_two_hundred_prompts(model_type, batch):
     for seed in range(0, 200, batch):
         ids = token_ids(batch, 6 + seed % 11, seed=seed)
         plain = family.generate(ids, max_new_tokens=24, do_sample=False)
-        relay = list(DRAFTS.values())[seed // batch % 5]
+        relay = list(DRAFTS.values())[seed // batch % 6]
         found = family.relay_generate(ids, relay=relay, **ASKED | {"max_new_tokens": 24})
         assert torch.equal(found.sequences, plain), seed
         drafted += found.relay_stats.drafted
@@ -162,7 +163,8 @@ def slow_confidence_relay(family, ids, thresholds, steps):
 def test_confidence_is_the_oracles(model_type, private):
     family, ids = family_of(model_type, num_exit_layers=private), token_ids(3, 12)
     thresholds = {
-        k: logits(family, ids, exit_idx=k).softmax(-1).amax(-1).quantile(0.61).item() for k in (0, 1)
+        k: logits(family, ids, exit_idx=k).softmax(-1).amax(-1).quantile(0.61).item()
+        for k in (0, 1)
     }
     found = family.relay_generate(ids, relay=ConfidenceRelay(thresholds), **ASKED)
     texts, exits = slow_confidence_relay(family, ids, thresholds, NEW)
@@ -230,6 +232,21 @@ def test_drafts_that_agree_are_all_accepted():
     assert (stats.acceptance, stats.tokens_per_round) == (1.0, 5.0)
     assert stats.token_exits[0].tolist() == [0, 0, 0, 0, 2] * 3
     assert stats.positions == (26, 26)
+
+
+def test_the_draft_exit_that_pays_is_found():
+    """Exit 0 is never right, exit 1 always: after a trial of both, the second drafts."""
+    family, ids = endless(tiny_family("llama", [1, 2, 8], depth=8)), token_ids(1, 12)
+    agreeing(family, share=1.0)
+    with torch.no_grad():
+        for layer in family.model.members.layers[2:]:
+            for parameter in layer.parameters():
+                parameter.mul_(float(parameter.dim() < 2))
+    asked = ASKED | {"max_new_tokens": 100}
+    stats = family.relay_generate(ids, relay=SpeculativeRelay("auto"), **asked).relay_stats
+    late = stats.token_exits[0, 50:]
+    assert (late == 1).sum() > 0.5 * len(late)
+    assert (late == 0).sum() < 0.1 * len(late)
 
 
 def test_auto_stops_drafting_what_is_never_accepted():
@@ -536,6 +553,7 @@ def test_the_hosts_early_exit_points_to_ours():
     "make",
     [
         lambda: SpeculativeRelay(draft_length=0),
+        lambda: SpeculativeRelay("deep"),
         lambda: SpeculativeRelay(draft_length="some"),
         lambda: ConfidenceRelay("high"),
         lambda: ConfidenceRelay(float("nan")),

@@ -30,8 +30,8 @@ class Acceptance:
         i = _bucket(confidence)
         return self.right[i] / self.seen[i]
 
-    def observe(self, confidence: float, accepted: bool) -> None:
-        """Learn from one draft that was checked."""
+    def observe(self, confidence: float, accepted: float) -> None:
+        """Learn from one draft that was checked: 1 if it was right, 0 if not."""
         i = _bucket(confidence)
         self.right[i] = self.right[i] * FORGET_ACCEPTANCE + accepted
         self.seen[i] = self.seen[i] * FORGET_ACCEPTANCE + 1.0
@@ -172,6 +172,14 @@ class DraftLength:
             self._rate = None
         elif not self._trial:
             self._next_rest = FIRST_REST
+
+    def learn_next(self, accepted: float) -> None:
+        """Learn from the draft that was not worth running, of which the check told as well.
+
+        Args:
+            accepted (`float`): Share of the rows in which it was right.
+        """
+        self.acceptance.observe(self._confidences[-1], accepted)
 
     def start_clock(self) -> None:
         """Before a pass that is to be timed."""

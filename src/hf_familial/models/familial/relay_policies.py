@@ -235,8 +235,9 @@ class SpeculativeRelay:
     positions may round a tie otherwise), sampled text has its distribution.
 
     Attributes:
-        draft_exit (`int` or `Sequence[int]`): Exit that drafts; several make a chain, in which each
-            checks the drafts of the one before.
+        draft_exit (`int`, `Sequence[int]` or `"auto"`): Exit that drafts; several make a chain, in
+            which each checks the drafts of the one before; `"auto"` tries all shallower ones and
+            goes on with the one that yields most tokens per time.
         draft_length (`int`, `"auto"`): Tokens drafted before a check; by default as many as pay,
             from the acceptance and the cost seen so far, and none where none pay.
         exit_idx (`int`): Exit whose text is wanted.
@@ -247,7 +248,7 @@ class SpeculativeRelay:
     Reference: Leviathan et al., arXiv:2211.17192; Elhoushi et al., arXiv:2404.16710.
     """
 
-    draft_exit: int | Sequence[int] = 0
+    draft_exit: int | Sequence[int] | str = 0
     draft_length: int | str = "auto"
     exit_idx: int = -1
 
@@ -256,6 +257,10 @@ class SpeculativeRelay:
         whole = isinstance(length, int) and not isinstance(length, bool) and length >= 1
         if length != "auto" and not whole:
             raise ValueError(f'`draft_length` must be "auto" or 1 or more, got {length!r}.')
+        if isinstance(self.draft_exit, str) and self.draft_exit != "auto":
+            raise ValueError(
+                f'`draft_exit` must be "auto", an exit or several, got {self.draft_exit!r}.'
+            )
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
         """The exits that draft, then the one that decides.
@@ -263,10 +268,13 @@ class SpeculativeRelay:
         Raises:
             ValueError: If they do not go deeper one after the other.
         """
-        drafts = [self.draft_exit] if isinstance(self.draft_exit, int) else list(self.draft_exit)
-        chain = tuple(
-            k % num_exits if -num_exits <= k < num_exits else k for k in [*drafts, self.exit_idx]
-        )
+        last = self.exit_idx % num_exits if abs(self.exit_idx) <= num_exits else self.exit_idx
+        drafts: Sequence[Any]
+        if isinstance(self.draft_exit, int):
+            drafts = [self.draft_exit]
+        else:
+            drafts = range(last) if self.draft_exit == "auto" else self.draft_exit
+        chain = tuple(k % num_exits if -num_exits <= k < num_exits else k for k in (*drafts, last))
         if len(chain) < 2 or any(a >= b for a, b in zip(chain, chain[1:], strict=False)):
             raise ValueError(
                 f"`draft_exit` must be shallower than `exit_idx`, each deeper than the one before; "

@@ -15,6 +15,8 @@ from .relay_text import Block, RelayText
 
 # tokens that an exit in the middle of a chain collects before the next one checks them
 COLLECTED = 6
+# rounds in which each exit that may draft is tried at first, and after how many it is tried again
+TRIAL, AGAIN = 6, 32
 
 
 @dataclass
@@ -28,12 +30,15 @@ class Proposal:
             `(batch, vocab)`; only when sampling.
         sources (`torch.LongTensor` of shape `(batch, count)`): Exit that each token came from.
         ran (`bool`): Whether the last token has run too, so that the check yields one more.
+        next (`torch.LongTensor` of shape `(batch, 1)`, *optional*): A draft that was not worth
+            running; the check tells for nothing whether it was right.
     """
 
     tokens: torch.Tensor
     scores: list[torch.Tensor]
     sources: torch.Tensor
     ran: bool
+    next: torch.Tensor | None = None
 
 
 class Speculation:
@@ -53,8 +58,20 @@ class Speculation:
         depths = [cache.model.config.exits[k] for k in exits]
         fixed = relay.draft_length if isinstance(relay.draft_length, int) else None
         # a clock would make sampled text depend on the machine's mood
-        self.length = DraftLength(depths[0] / depths[1], fixed, timed=not text.do_sample)
+        timed = not text.do_sample
+        self.chosen_freely = relay.draft_exit == "auto" and len(exits) > 2
+        above = depths[1] if not self.chosen_freely else depths[-1]
+        drafting = exits[:-1] if self.chosen_freely else exits[:1]
+        self.lengths = [
+            DraftLength(depth / above, fixed, timed) for depth in depths[: len(drafting)]
+        ]
+        self.arm = 0
         self.rounds = self.drafted = self.accepted = 0
+
+    @property
+    def length(self) -> DraftLength:
+        """Of the exit that drafts in this round."""
+        return self.lengths[self.arm]
 
     def __call__(self, **inputs: Any) -> Block:
         """One round.
@@ -63,10 +80,24 @@ class Speculation:
             **inputs: For `RelayCache.feed`: the tokens that have not run yet, positions, mask.
         """
         top = len(self.exits) - 1
-        proposal = self._propose(top - 1, self.text.input_ids, inputs, self.text.room)
+        if self.chosen_freely:
+            self.arm = self._best_arm()
+            proposal = self._draft(self.text.input_ids, inputs, self.text.room)
+        else:
+            proposal = self._propose(top - 1, self.text.input_ids, inputs, self.text.room)
         block, _ = self._check(top, self.text.input_ids, proposal, self.text.wants_scores)
         self.cache.settle()
         return block
+
+    def _best_arm(self) -> int:
+        """The exit that yields most tokens per time; the others are tried now and then."""
+        count = len(self.lengths)
+        if self.rounds < TRIAL * count:
+            return self.rounds // TRIAL
+        turn, place = divmod(self.rounds, AGAIN)
+        if place < 2:
+            return turn % count
+        return max(range(count), key=lambda i: self.lengths[i].rate)
 
     def _propose(
         self, level: int, ids: torch.Tensor, inputs: dict[str, Any], room: int
@@ -92,15 +123,16 @@ class Speculation:
 
     def _draft(self, ids: torch.Tensor, inputs: dict[str, Any], room: int) -> Proposal:
         """Tokens of the shallowest exit, one after the other, all of which have run."""
-        clock, exit_idx = self.length, self.exits[0]
+        clock, exit_idx = self.length, self.exits[self.arm]
         tokens: list[torch.Tensor] = []
         scores: list[torch.Tensor] = []
         fixed = room if clock.fixed is None else clock.fixed
-        drafts = clock.drafts()
+        drafts, unused = clock.drafts(), None
         while True:
             clock.start_clock()
             before = self.cache.length
             self.cache.feed(**inputs)
+            self.cache.catch_up(exit_idx)
             if self.cache.length == before + 1:
                 clock.fed()
             if not drafts or len(tokens) >= min(fixed, room - 1):
@@ -111,12 +143,13 @@ class Speculation:
             sure = processed.softmax(-1).gather(1, drawn)[self.text.unfinished].min().item()
             clock.read()
             if not clock.goes_on(sure):
+                unused = drawn
                 break
             tokens.append(drawn)
             scores.append(processed)
             ids, inputs = torch.cat((ids, drawn), 1), {"input_ids": drawn}
         drafted = torch.cat(tokens, 1) if tokens else ids[:, :0]
-        return Proposal(drafted, scores, torch.full_like(drafted, exit_idx), ran=True)
+        return Proposal(drafted, scores, torch.full_like(drafted, exit_idx), True, unused)
 
     def _check(
         self, level: int, ids: torch.Tensor, proposal: Proposal, keep: bool
@@ -131,11 +164,15 @@ class Speculation:
         scores = self._scores(ids, proposal.tokens, logits)
         tokens, reached, right = self._accept(proposal, scores)
         number = tokens.shape[1]  # syncs
-        if level == 1 and pending == columns:
+        lowest = level == 1 or self.chosen_freely
+        if lowest and pending == columns:
             self.length.checked(columns)
         self.cache.crop(max(0, columns - number))
-        if level == 1:
+        if lowest:
             self.length.finish(count, reached, number)
+            if proposal.next is not None and reached == count and not self.text.do_sample:
+                same_next = (proposal.next == tokens[:, -1:])[self.text.unfinished]
+                self.length.learn_next(float(same_next.float().mean()))
             self.rounds, self.drafted = self.rounds + 1, self.drafted + count
             self.accepted += reached
         sources = torch.full_like(tokens, exit_idx)
