@@ -41,6 +41,7 @@ from hf_familial import (
     evaluate_exits,
 )
 from hf_familial.evaluation import ExitEvaluation
+from hf_familial.training.budget import tokens_per_step
 from hf_familial.training.data import DataArguments, PackedData, prepare_data
 from hf_familial.training.tuning import train_exits_only
 
@@ -158,13 +159,16 @@ def main() -> None:
         processing_class=tokenizer,
         data_collator=default_data_collator,
     )
-    trainer.train()
+    training = trainer.train().metrics
+    training["train_tokens"] = trainer.state.global_step * tokens_per_step(
+        args, data_args.seq_length
+    )
     trainer.save_model()
     after = measure(model, data, tuning, args.eval_batch_size)
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir)
         print_table(before.to_pandas(), after.to_pandas())
-        result = {"before": before.to_dict(), "after": after.to_dict()}
+        result = {"before": before.to_dict(), "after": after.to_dict(), "training": training}
         (folder / "exits.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         after.plot(folder / "exits.png")
         print(f"Family, exits.json and exits.png are in {folder}")

@@ -135,6 +135,32 @@ def test_few_rows(rows: int) -> None:
     assert_same(hidden, heads, expected, found, 1e-6)
 
 
+@pytest.mark.parametrize("how", [None, Distillation(1.0, 2.0)], ids=["plain", "distillation"])
+def test_empty_batch(how) -> None:
+    _, heads, targets, _ = make_case()
+    hidden = [torch.zeros(0, WIDTH, requires_grad=True) for _ in range(EXITS)]
+    total, losses = linear_cross_entropy(
+        hidden, heads, targets[:0], torch.tensor(8.0), WEIGHTS, distillation=how
+    )
+    total.backward()
+    assert total == 0
+    assert torch.equal(losses, torch.zeros(EXITS))
+    assert not heads[0].weight.grad.any()
+    assert all(h.grad.shape == h.shape for h in hidden)
+
+
+def test_a_broken_exit_breaks_its_own_states_only() -> None:
+    hidden, heads, targets, denominator = make_case(own_heads=True)
+    with torch.no_grad():
+        hidden[1][targets != -100] = float("nan")
+    total, losses = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    total.backward()
+    assert losses.isnan().tolist() == [False, True, False]
+    # the memory that exits share carries nothing over
+    for broken, head in zip((False, True, False), heads, strict=True):
+        assert head.weight.grad.isnan().any().item() == broken
+
+
 def test_exit_of_weight_zero_costs_no_gradient_but_has_one() -> None:
     hidden, heads, targets, denominator = make_case(own_heads=True)
     total, losses = linear_cross_entropy(hidden, heads, targets, denominator, (0.0, 0.5, 0.5))

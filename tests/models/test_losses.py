@@ -147,6 +147,54 @@ def test_padding_is_masked():
     torch.testing.assert_close(padded.exit_losses, right.exit_losses)
 
 
+def test_a_row_without_a_target_changes_nothing():
+    family = tiny_family("llama", EXITS)
+    ids = token_ids(3, 12)
+    labels = labels_of(ids)
+    labels[1] = -100
+    family(ids[[0, 2]], labels=labels[[0, 2]]).loss.backward()
+    right = gradients(family)
+    family.zero_grad()
+    output = family(ids, labels=labels)
+    output.loss.backward()
+    torch.testing.assert_close(output.exit_losses, right_losses(family, ids, labels))
+    for name, gradient in gradients(family).items():
+        torch.testing.assert_close(gradient, right[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fields", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("ids", [token_ids(2, 6), token_ids(1, 1)], ids=["batch", "token"])
+def test_a_share_without_a_target_adds_nothing(ids, fields):
+    """Of a batch whose other shares have targets: another process, another micro batch."""
+    family = tiny_family("llama", EXITS, **fields)
+    labels = torch.full_like(ids, -100)
+    output = family(ids, labels=labels, num_items_in_batch=5, use_cache=False, skip_logits=True)
+    assert output.loss == 0
+    assert torch.equal(output.exit_losses, torch.zeros(3))
+    output.loss.backward()
+    # a gradient of 0 and not none, so that processes agree on who has one
+    found = gradients(family)
+    assert all(not gradient.any() for gradient in found.values())
+    assert len(found) == len(list(family.parameters()))
+
+
+def test_one_target():
+    family = tiny_family("llama", EXITS)
+    ids = token_ids(1, 2)
+    output = family(ids, labels=ids)
+    torch.testing.assert_close(output.exit_losses, right_losses(family, ids, ids))
+
+
+def test_a_broken_exit_is_seen_and_leaves_the_others():
+    family = tiny_family("llama", EXITS)
+    with torch.no_grad():
+        family.model.exits[1].norm.weight.fill_(float("nan"))
+    ids = token_ids()
+    output = family(ids, labels=ids)
+    assert output.loss.isnan()
+    assert output.exit_losses.isnan().tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
 @pytest.mark.parametrize("fields", MODES.values(), ids=MODES)
 def test_packed_sequences_are_the_separate_ones(model_type, fields):

@@ -47,6 +47,7 @@ def trainer_of(
     model: FamilialForCausalLM | None = None,
     callbacks: list[TrainerCallback] | None = None,
     compute_metrics: Any = None,
+    data: Dataset = TRAIN,
     **choices: Any,
 ) -> FamilialTrainer:
     defaults = {
@@ -64,7 +65,7 @@ def trainer_of(
     return FamilialTrainer(
         model=model or family_of(),
         args=TrainingArguments(str(folder), **(defaults | choices)),
-        train_dataset=TRAIN,
+        train_dataset=data,
         eval_dataset=EVAL,
         data_collator=default_data_collator,
         callbacks=callbacks,
@@ -199,6 +200,44 @@ def test_a_second_training_forgets_the_first(tmp_path: Path) -> None:
     trainer.train()
     (row,) = training_rows(trainer)
     assert exit_losses_of(row) == pytest.approx(oracle(model, TRAIN[[0, 1]]).tolist(), rel=2e-6)
+
+
+def test_the_log_shows_which_exit_broke(tmp_path: Path) -> None:
+    model = family_of()
+    with torch.no_grad():
+        model.model.exits[1].norm.weight.fill_(float("nan"))
+    trainer = trainer_of(tmp_path, model, max_steps=1)
+    trainer.train()
+    (row,) = training_rows(trainer)
+    assert np.isnan(exit_losses_of(row)).tolist() == [False, True, False]
+    assert row["loss"] == 0  # the host's filter of what is not finite
+
+
+def test_micro_batches_without_a_target(tmp_path: Path) -> None:
+    """The first of two has none: the step is that of the second alone."""
+    rows = TRAIN.to_dict()
+    idle = Dataset.from_dict(
+        {
+            "input_ids": rows["input_ids"][:4],
+            "labels": [[-100] * LENGTH] * 2 + rows["labels"][2:4],
+        }
+    )
+    trained = []
+    for data, accumulation in [(idle, 2), (idle.select([2, 3]), 1)]:
+        trainer = trainer_of(
+            tmp_path,
+            data=data,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            optim="sgd",
+            max_grad_norm=0,
+        )
+        trainer.train()
+        trained.append((trainer.model.state_dict(), exit_losses_of(training_rows(trainer)[0])))
+    (found, losses), (right, expected) = trained
+    assert losses == pytest.approx(expected, rel=1e-6)
+    for name, value in right.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
 
 
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ class FamilialTrainer(Trainer):
     Training makes no logits, so memory does not grow with the number of exits.
     Adds to the logs `exit_0_loss`, `exit_1_loss`, ... (nats per token, averaged over the optimiser
     steps since the last log and over processes), and to every evaluation `eval_exit_0_loss`, ...;
-    the last is the deepest exit's, the one to compare with a dense run.
+    the last is the deepest exit's, the one to compare with a dense run. A loss that is not finite
+    is logged as it is, so that the exit that broke shows; `logging_nan_inf_filter` keeps it from
+    `loss` alone.
 
     Raises:
         ValueError: If label smoothing is asked for, which would bypass the loss of all exits but
@@ -76,8 +78,8 @@ class FamilialTrainer(Trainer):
     def _keep(
         self, exit_losses: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> None:
-        # one row per replica under DataParallel, in one vector
-        exit_losses = exit_losses.view(max(1, self.args.n_gpu), -1).mean(0)
+        # one row per replica under DataParallel, in one vector; FSDP2 may have rounded them
+        exit_losses = exit_losses.float().view(max(1, self.args.n_gpu), -1).mean(0)
         exit_losses = exit_losses * self._host_scale(num_items_in_batch)
         if not self.model.training:
             # repeated as the host repeats its own loss, to be averaged with the same weights

@@ -16,7 +16,7 @@ from torch import nn
 
 
 # logits made at once, rows times vocabulary: a CPU wants them in its caches, a GPU wants more
-CPU_CHUNK, ACCELERATOR_CHUNK = 2**21, 2**27
+CPU_CHUNK, ACCELERATOR_CHUNK = 2**23, 2**27
 MIN_ROWS, MAX_ROWS = 128, 4096
 
 
@@ -150,11 +150,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for i, (t, need) in enumerate(zip(tensors, needs, strict=True))
         ]
         heads = [_Head.of(parameters, gradients[count:], head, plan) for head in plan.heads]
+        scratch = _Scratch.of(heads[0], plan, min(plan.rows, len(kept)))
         sums = torch.zeros((2, count), device=kept.device)
         for first in range(0, len(kept), plan.rows):
             chunk = slice(first, first + plan.rows)
             weights = None if row_weights is None else row_weights[chunk]
-            rows = _Rows(plan, kept[chunk], targets[chunk], weights)
+            rows = _Rows(plan, scratch, kept[chunk], targets[chunk], weights)
             # the deepest first, for it teaches
             for k in reversed(range(count)):
                 states = hidden[k]
@@ -206,17 +207,74 @@ class _Head:
         assert weight is not None
         return cls(weight, bias, *gradients[pair])
 
-    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Float32 logits of new memory, for inputs of shape `(rows, hidden)`."""
-        return nn.functional.linear(inputs, self.weight, self.bias).float()
+    def logits(self, inputs: torch.Tensor, scratch: _Scratch) -> torch.Tensor:
+        """Float32 logits in the scratch, for inputs of shape `(rows, hidden)`."""
+        made = scratch.product[: len(inputs)]
+        if self.bias is None:
+            torch.mm(inputs, self.weight.T, out=made)
+        else:
+            torch.addmm(self.bias, inputs, self.weight.T, out=made)
+        logits = scratch.logits[: len(inputs)]
+        return logits if logits.dtype == made.dtype else logits.copy_(made)
 
-    def collect(self, slope: torch.Tensor, inputs: torch.Tensor) -> None:
+    def collect(
+        self, slope: torch.Tensor, inputs: torch.Tensor, weight: float, scratch: _Scratch
+    ) -> None:
         """Add one chunk's gradient, from the slope at its logits, shape `(rows, columns)`."""
         columns = slope.shape[1]
         if self.weight_gradient is not None:
-            _accumulate(self.weight_gradient[:columns], slope, inputs)
+            into = self.weight_gradient[:columns]
+            if slope.dtype == into.dtype:
+                into.addmm_(slope.T, inputs, alpha=weight)
+            else:
+                into.add_(torch.mm(slope.T, inputs, out=scratch.step(into, slope)), alpha=weight)
         if self.bias_gradient is not None:
-            self.bias_gradient[:columns] += slope.sum(0, dtype=torch.float32)
+            self.bias_gradient[:columns].add_(slope.sum(0, dtype=torch.float32), alpha=weight)
+
+
+@dataclass
+class _Scratch:
+    """Memory that all chunks of all exits use in turn; new memory costs a page fault a page.
+
+    Attributes:
+        product (`torch.Tensor` of shape `(rows, vocab)`): In the matmuls' dtype.
+        logits (`torch.Tensor` of shape `(rows, vocab)`): Float32, the same memory if it can be.
+        slope (`torch.Tensor` of shape `(rows, columns)`, *optional*): Float32, where slopes cannot
+            be written over their logits.
+        update (`torch.Tensor` of shape `(columns, hidden)`, *optional*): In the matmuls' dtype.
+    """
+
+    product: torch.Tensor
+    logits: torch.Tensor
+    slope: torch.Tensor | None = None
+    update: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, head: _Head, plan: LossPlan, rows: int) -> _Scratch:
+        """Memory for the logits of some rows."""
+        product = head.weight.new_empty(rows, head.weight.shape[0])
+        whole = product.dtype == torch.float32
+        logits = product if whole else product.new_empty(product.shape, dtype=torch.float32)
+        scratch = cls(product, logits)
+        if plan.distillation or any(kind.startswith("softcap") for kind, _ in plan.ops):
+            scratch.slope = torch.empty_like(_kept_columns(logits, plan.ops))
+        return scratch
+
+    def slope_of(self, logits: torch.Tensor) -> torch.Tensor:
+        """A copy of transformed logits, or themselves if nobody reads them again."""
+        return logits if self.slope is None else self.slope[: len(logits)].copy_(logits)
+
+    def for_matmuls(self, slope: torch.Tensor) -> torch.Tensor:
+        """A slope in the matmuls' dtype."""
+        if slope.dtype == self.product.dtype:
+            return slope
+        return self.product[: slope.shape[0], : slope.shape[1]].copy_(slope)
+
+    def step(self, into: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        """Memory for what one chunk adds to the gradient of a head."""
+        if self.update is None:
+            self.update = slope.new_empty(into.shape)
+        return self.update
 
 
 @dataclass
@@ -224,10 +282,11 @@ class _Rows:
     """One chunk of rows, read by one exit after the other, the deepest first."""
 
     plan: LossPlan
+    scratch: _Scratch
     kept: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor | None
-    teacher: torch.Tensor | None = None
+    teacher: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def run(
         self, states: torch.Tensor, gradient: torch.Tensor | None, head: _Head, weight: float
@@ -235,19 +294,20 @@ class _Rows:
         """Summed cross entropy and objective, of shape `(2,)`; gradients into their places."""
         plan = self.plan
         inputs = _scaled(states[self.kept].to(plan.dtype), plan.ops)
-        logits = _transform(head.logits(inputs), plan.ops)
-        loss, slope = _softmax_loss(logits, self.targets)
+        logits = _transform(head.logits(inputs, self.scratch), plan.ops)
+        slope = self.scratch.slope_of(logits)
+        loss = _softmax_loss(slope, self.targets)
         objective = self.distil(logits, loss, slope)
         if self.weights is not None:
             loss, objective = loss * self.weights, objective * self.weights
             slope.mul_(self.weights.unsqueeze(1))
         wanted = (gradient, head.weight_gradient, head.bias_gradient)
         if weight and any(g is not None for g in wanted):
-            slope = _transform_slope(slope, logits, plan.ops).mul_(weight).to(plan.dtype)
+            slope = self.scratch.for_matmuls(_transform_slope(slope, logits, plan.ops))
             if gradient is not None:
                 into = _scaled(slope @ head.weight[: slope.shape[1]], plan.ops)
-                gradient[self.kept] = into.to(gradient.dtype)
-            head.collect(slope, inputs)
+                gradient[self.kept] = into.to(gradient.dtype).mul_(weight)
+            head.collect(slope, inputs, weight, self.scratch)
         return torch.stack((loss.sum(), objective.sum()))
 
     def distil(self, logits: torch.Tensor, loss: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
@@ -257,10 +317,10 @@ class _Rows:
             return loss
         cold = torch.log_softmax(logits / how.temperature, dim=1)
         if self.teacher is None:
-            self.teacher = cold
+            self.teacher = cold, cold.exp()
             return loss
-        probabilities = self.teacher.exp()
-        divergence = (probabilities * (self.teacher - cold)).sum(1)
+        teacher, probabilities = self.teacher
+        divergence = (teacher - cold).mul_(probabilities).sum(1)
         slope.add_(cold.exp_().sub_(probabilities), alpha=how.weight * how.temperature)
         return loss + how.weight * how.temperature**2 * divergence
 
@@ -282,7 +342,13 @@ def _transform(logits: torch.Tensor, ops: tuple[tuple[str, float], ...]) -> torc
             logits.div_(number)
         elif kind.startswith("softcap"):
             logits.div_(number).tanh_().mul_(number)
-        elif kind == "keep":
+    return _kept_columns(logits, ops)
+
+
+def _kept_columns(logits: torch.Tensor, ops: tuple[tuple[str, float], ...]) -> torch.Tensor:
+    """The columns that are tokens."""
+    for kind, number in ops:
+        if kind == "keep":
             logits = logits[:, : int(number)]
     return logits
 
@@ -301,20 +367,11 @@ def _transform_slope(
     return slope
 
 
-def _softmax_loss(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of every row, and its slope at the logits: softmax minus one at the target."""
-    target_logits = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
-    largest, where = logits.max(dim=1)
-    slope = torch.softmax(logits, dim=1)
-    # the largest probability never underflows, so the normaliser comes without a second pass of exp
-    normaliser = largest - slope.gather(1, where.unsqueeze(1)).squeeze(1).log()
-    slope.scatter_add_(1, targets.unsqueeze(1), slope.new_full((len(targets), 1), -1.0))
-    return normaliser - target_logits, slope
-
-
-def _accumulate(accumulator: torch.Tensor, slope: torch.Tensor, inputs: torch.Tensor) -> None:
-    """Add `slope.T @ inputs`, shape `(vocab, hidden)`, in float32."""
-    if slope.dtype == accumulator.dtype:
-        accumulator.addmm_(slope.T, inputs)
-    else:
-        accumulator += slope.T @ inputs
+def _softmax_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Loss of every row; overwrites logits with their slope: softmax minus one at the target."""
+    at = targets.unsqueeze(1)
+    target_logits = logits.gather(1, at)
+    largest = logits.amax(dim=1, keepdim=True)
+    normaliser = logits.sub_(largest).exp_().sum(dim=1, keepdim=True)
+    logits.div_(normaliser).scatter_add_(1, at, logits.new_full(at.shape, -1.0))
+    return (largest - target_logits + normaliser.log()).squeeze(1)

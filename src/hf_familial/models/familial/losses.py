@@ -35,9 +35,22 @@ class Reading:
 
     @property
     def linear(self) -> bool:
-        """`bool`: Whether the head is a plain linear map that nothing else takes part in."""
-        hooked = self.head._forward_hooks or self.head._forward_pre_hooks
-        return type(self.head) is nn.Linear and not hooked and not hasattr(self.head, "_hf_hook")
+        """`bool`: Whether the head is a plain linear map that nothing but FSDP2 takes part in."""
+        # FSDP2 puts one hook of each kind on what it shards
+        own = 1 if sharded_linear(self.head) else 0
+        hooks = max(len(self.head._forward_hooks), len(self.head._forward_pre_hooks))
+        plain = own or type(self.head) is nn.Linear
+        return bool(plain) and hooks <= own and not hasattr(self.head, "_hf_hook")
+
+
+def sharded_linear(head: nn.Module) -> bool:
+    """Whether `head` is a linear map that FSDP2 shards as a unit, alone or with other modules."""
+    if type(head) is nn.Linear or not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    # of a class that `fully_shard` makes on the fly
+    return isinstance(head, FSDPModule) and nn.Linear in type(head).__bases__
 
 
 @torch.compiler.disable
@@ -103,19 +116,56 @@ def multi_exit_loss(
             total, losses[k] = total + weights[k] * loss, loss.detach()
     if fused:
         targets, denominator, ignore_index = _targets(labels, **kwargs)
-        loss, exit_losses = linear_cross_entropy(
-            [readings[k].hidden_states.flatten(0, -2) for k in fused],
-            [readings[k].head for k in fused],  # type: ignore[misc]
-            targets,
-            denominator,
-            [weights[k] for k in fused],
-            ops,
-            ignore_index,
-            distillation=distillation if whole else None,
-        )
+        heads: list[Any] = [readings[k].head for k in fused]
+
+        def read(*hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return linear_cross_entropy(
+                hidden_states,
+                heads,
+                targets,
+                denominator,
+                [weights[k] for k in fused],
+                ops,
+                ignore_index,
+                distillation=distillation if whole else None,
+            )
+
+        hidden_states = [readings[k].hidden_states.flatten(0, -2) for k in fused]
+        loss, exit_losses = with_whole_heads(heads, read)(*hidden_states)
         total = total + loss
         losses |= dict(zip(fused, exit_losses, strict=True))
     return total, torch.stack([losses[k].float() for k in readings])
+
+
+def with_whole_heads(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Callable[..., Any]:
+    """Make `read` a forward pass of every head that FSDP2 shards, which gathers its weight.
+
+    Args:
+        heads (`Sequence[nn.Module]`): The same object where it is shared.
+        read (`Callable`): Takes the hidden states, by position.
+
+    Returns:
+        `Callable`: Called as `read` is; all heads are whole inside, and left as they were.
+    """
+    for head in dict.fromkeys(heads):
+        if sharded_linear(head):
+            read = _as_forward_of(head, read)
+    return read
+
+
+def _as_forward_of(head: nn.Module, read: Callable[..., Any]) -> Callable[..., Any]:
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    def gathered(*hidden_states: torch.Tensor) -> Any:
+        # a method for the time of this call
+        vars(head)["_read"] = read
+        register_fsdp_forward_method(head, "_read")
+        try:
+            return vars(head)["_read"](*hidden_states)
+        finally:
+            del vars(head)["_read"]
+
+    return gathered
 
 
 def _targets(
