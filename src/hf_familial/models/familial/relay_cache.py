@@ -11,19 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import (
-    CacheLayerMixin,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
 from .contract import logit_ops
 from .exits import read_out
 from .lean import MAX_TOKENS
 from .lean_cache import growing
 from .relay_checks import check_cache, check_relay, past_positions
+from .rollback import crop, record_past, settle
 from .segments import SegmentRunner
 
 
@@ -37,6 +32,7 @@ class RelayCache:
         rollback (`bool`, *optional*, defaults to `False`): Whether `crop` will be called.
         lean (`bool`, *optional*, defaults to `False`): Whether to use lean passes where there are
             some (`lean.py`), at the cost of a copy of the weights.
+        reads (`Sequence[int]`, *optional*): Those of the exits that will be read; by default all.
         max_pending (`int`, *optional*, defaults to 256): Pending positions, beyond those of the
             first call of `feed`, at which all of them run to the deepest of the exits.
 
@@ -61,6 +57,7 @@ class RelayCache:
         *,
         rollback: bool = False,
         lean: bool = False,
+        reads: Sequence[int] | None = None,
         max_pending: int = 256,
     ) -> None:
         self.model, self.rollback, self.max_pending = model, rollback, max_pending
@@ -76,7 +73,11 @@ class RelayCache:
             SegmentRunner(backbone, self.contract, members.trunk(*span), self.cache)
             for span in zip(depths, depths[1:], strict=False)
         ]
-        private = [bool(model.config.num_exit_layers) and is_early for is_early in early]
+        wanted = self.exits if reads is None else [model.config.resolve_exit(k) for k in reads]
+        private = [
+            bool(model.config.num_exit_layers) and is_early and k in wanted
+            for k, is_early in zip(self.exits, early, strict=True)
+        ]
         self._branches = [
             SegmentRunner(backbone, self.contract, members.private(k), self.cache) if own else None
             for k, own in zip(self.exits, private, strict=True)
@@ -95,7 +96,7 @@ class RelayCache:
         self.position_ids: torch.Tensor | None = None
         self.attention_mask: torch.Tensor | None = None
         if rollback:
-            self._record_past(True)
+            record_past(self.cache.layers, True)
 
     def _prepared(self, cache: DynamicCache | None) -> DynamicCache:
         config = self.model.config
@@ -266,10 +267,10 @@ class RelayCache:
         """
         length = self.length - count
         for i, runner in enumerate(self._trunk):
-            _crop(runner.layers, self._done[i] - length)
+            crop(runner.layers, self._done[i] - length)
             branch = self._branches[i]
             if branch is not None:
-                _crop(branch.layers, self._read[i] - length)
+                crop(branch.layers, self._read[i] - length)
             excess = max(0, self._done[i] - length)
             self._taps[i] = _without_last(self._taps[i], excess)
             self._states[i] = _without_last(self._states[i], max(0, self._read[i] - length))
@@ -282,16 +283,16 @@ class RelayCache:
 
     def settle(self) -> None:
         """Drop what only a crop of positions seen so far would need: they are certain now."""
-        for layer in self.cache.layers:
-            if isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
-                if layer.record_past and layer.get_seq_length() >= layer.sliding_window:
-                    layer.crop(0)
+        settle(self.cache.layers)
 
     def to_plain(self) -> DynamicCache:
         """Complete the keys and values of every backbone layer and hand back an ordinary cache.
 
         Returns:
             [`DynamicCache`]: Of one length in every layer; private layers of early exits left out.
+
+        Raises:
+            ValueError: If the layers above the last exit, or below taps from elsewhere, never ran.
         """
         config = self.model.config
         if self.exits[-1] != config.num_exits - 1:
@@ -302,8 +303,9 @@ class RelayCache:
         self.catch_up(-1)
         if self.rollback:
             self.settle()
-            self._record_past(False)
+            record_past(self.cache.layers, False)
         del self.cache.layers[config.num_hidden_layers :]
+        past_positions(self.cache)  # of one length, or taps came from elsewhere
         return self.cache
 
     def _extend(
@@ -370,25 +372,6 @@ class RelayCache:
         if waiting and old is not None:
             taps = torch.cat((old[:, -waiting:], taps), 1)
         self._taps[i] = taps
-
-    def _record_past(self, on: bool) -> None:
-        """Whether windowed layers keep what a crop may need."""
-        for layer in self.cache.layers:
-            if hasattr(layer, "record_past"):
-                layer.record_past = on
-
-
-def _crop(layers: Sequence[Any], excess: int) -> None:
-    """Take the last positions out of cache layers."""
-    for layer in layers:
-        if excess <= 0 or not isinstance(layer, CacheLayerMixin) or not layer.is_initialized:
-            continue
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            # its own crop also drops what a later, longer crop may need: `settle` does that
-            DynamicLayer.crop(layer, -excess)
-            layer.cumulative_length -= excess
-        else:
-            layer.crop(-excess)
 
 
 def _without_last(tensor: torch.Tensor | None, count: int) -> torch.Tensor | None:

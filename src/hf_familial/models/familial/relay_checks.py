@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers.cache_utils import (
     CacheLayerMixin,
+    DummyLayer,
     DynamicCache,
     DynamicLayer,
     LinearAttentionCacheLayerMixin,
@@ -39,7 +40,7 @@ def check_cache(cache: Any) -> None:
         ValueError: If it is not a plain [`DynamicCache`].
     """
     plain = isinstance(cache, DynamicCache) and not getattr(cache, "offloading", False)
-    kinds = (DynamicLayer, LinearAttentionCacheLayerMixin)
+    kinds = (DynamicLayer, LinearAttentionCacheLayerMixin, DummyLayer)
     odd = [] if not plain else [la for la in cache.layers if not isinstance(la, kinds)]
     if not plain or odd:
         name = type(odd[0] if odd else cache).__name__

@@ -120,6 +120,7 @@ class SegmentRunner:
         return all(
             not isinstance(layer, CacheLayerMixin) and any(layer.has_previous_state.values())
             for layer in self.layers
+            if not isinstance(layer, DummyLayer)  # keeps nothing, as that of a lone MLP
         )
 
 
