@@ -5,18 +5,22 @@ from typing import Any
 import pytest
 import torch
 from backbones import MUST_WORK, tiny_config
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from reference import tiny_family
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
-from hf_familial import flops as flops_module
 from hf_familial.flops import (
     CPU_ATTENTION,
     FlopCount,
+    approximate_training_flops,
     count_family,
     count_parameters,
+    phantom,
+    training,
     training_flops_per_token,
 )
+from hf_familial.training.tuning import train_exits_only
 
 
 EXITS, LENGTH = [1, 2, 4], 16
@@ -32,14 +36,14 @@ def config_of(model_type: str, **fields: Any) -> FamilialConfig:
     return FamilialConfig(text_config=tiny_config(model_type), exits=EXITS, **fields)
 
 
-def family_of(config: FamilialConfig) -> FamilialForCausalLM:
+def family_of(config: FamilialConfig) -> Any:
     """A family with weights, with kernels of which torch knows the FLOPs."""
     for part in (config, config.text_config):
         part._attn_implementation = part._experts_implementation = "eager"
     return FamilialForCausalLM(config)
 
 
-def real_flops(family: FamilialForCausalLM, fused: bool, batch: int = 2) -> float:
+def real_flops(family: Any, fused: bool, batch: int = 2) -> float:
     """FLOPs per token that torch sees in one step on the CPU, every position having a target."""
     ids = torch.randint(8, 120, (batch, LENGTH))
     # torch does not know the product that adds to its output in place
@@ -69,11 +73,72 @@ def test_the_count_of_other_hosts(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", MUST_WORK)
-def test_the_count_is_exact_for(model_type: str) -> None:
-    counted = training_flops_per_token(config_of(model_type, exit_head="own"), LENGTH)
-    assert counted.exact
-    heads = 3 * 2 * len(EXITS) * 128 * 32
-    assert counted.per_token > heads
+def test_the_count_is_that_of_every_host(model_type: str) -> None:
+    family = family_of(config_of(model_type, exit_head="own"))
+    counted = training_flops_per_token(family, LENGTH)
+    assert counted == FlopCount(real_flops(family, fused=False), exact=True)
+
+
+TUNED = ["llama", "gpt2", "qwen3_moe"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("model_type", TUNED)
+def test_training_exits_only_leaves_the_backbone_forward(model_type: str, variant: str) -> None:
+    family = family_of(config_of(model_type, **VARIANTS[variant]))
+    train_exits_only(family)
+    counted = training_flops_per_token(family, LENGTH, train="exits")
+    assert counted == FlopCount(real_flops(family, fused=False), exact=True)
+    # forward of all, and of the early exits at least what leads back to their norms
+    assert counted.per_token < training_flops_per_token(family, LENGTH).per_token
+
+
+@pytest.mark.parametrize("model_type", TUNED)
+def test_lora_pays_for_adapters_and_for_the_way_back(model_type: str) -> None:
+    family = family_of(config_of(model_type))
+    lora = LoraConfig(r=4, target_modules="all-linear" if model_type == "gpt2" else ["q_proj"])
+    counted = training_flops_per_token(family, LENGTH, train=lora)
+    full = training_flops_per_token(family, LENGTH).per_token
+    assert counted == FlopCount(real_flops(get_peft_model(family, lora), fused=False), exact=True)
+    assert full / 3 < counted.per_token < full
+
+
+def test_what_learns_must_be_known_and_there() -> None:
+    config = config_of("llama", exit_norm="shared")
+    with pytest.raises(ValueError, match="`train` must be one of all, exits, or a .*'heads'"):
+        training_flops_per_token(config, 8, train="heads")
+    with pytest.raises(TypeError, match="got PromptTuningConfig"):
+        training_flops_per_token(config, 8, train=PromptTuningConfig(num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="leaves nothing to learn"):
+        training_flops_per_token(config, 8, train="exits")
+
+
+def test_six_nd_shows_its_error() -> None:
+    config = config_of("llama")
+    exact = training_flops_per_token(config, LENGTH).per_token
+    sizes = count_family(config)
+    found = approximate_training_flops(config, 1e6, LENGTH)
+    assert found.flops == 6e6 * sizes["non_embedding"]
+    assert found.exact_flops == 1e6 * exact
+    assert found.relative_error == pytest.approx(6 * sizes["non_embedding"] / exact - 1)
+    # three heads of 128 x 32 beside 4 small layers
+    assert -0.5 < found.relative_error < -0.2
+    assert f"{found.relative_error:+.1%}" in str(found)
+    total = approximate_training_flops(config, 1e6, LENGTH, convention="total")
+    assert total.flops == 6e6 * sizes["total"]
+    with pytest.raises(ValueError, match="`convention` must be one of total, .*'N'"):
+        approximate_training_flops(config, 1e6, LENGTH, convention="N")
+    with pytest.raises(ValueError, match="`tokens` must be positive, got 0"):
+        approximate_training_flops(config, 0, LENGTH)
+
+
+def test_families_on_one_backbone_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: dict[Any, Any] = {}
+    monkeypatch.setattr(training, "_COUNTS", counts)
+    for exits in ([4], [1, 4], [1, 2, 3, 4]):
+        config = FamilialConfig(text_config=tiny_config("llama"), exits=exits)
+        training_flops_per_token(config, 12)
+    assert len(counts) == 1
 
 
 def test_the_dense_model_costs_less_than_a_family() -> None:
@@ -104,8 +169,8 @@ def test_attention_costs_the_same_whatever_runs_it() -> None:
 def test_recurrent_hosts_are_extrapolated(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = FamilialConfig(text_config=tiny_config(model_type, 2), exits=[1, 2])
     quick = training_flops_per_token(config, 70)
-    monkeypatch.setattr(flops_module, "RECURRENT", frozenset())
-    monkeypatch.setattr(flops_module, "_COUNTS", {})
+    monkeypatch.setattr(phantom, "RECURRENT", frozenset())
+    monkeypatch.setattr(training, "_COUNTS", {})
     assert training_flops_per_token(config, 70) == quick
 
 
@@ -127,8 +192,8 @@ def test_the_estimate_is_the_count(
     def fails(*args: Any) -> int:
         raise RuntimeError
 
-    monkeypatch.setattr(flops_module, "_run", fails)
-    monkeypatch.setattr(flops_module, "_COUNTS", {})
+    monkeypatch.setattr(training, "_run", fails)
+    monkeypatch.setattr(training, "_COUNTS", {})
     estimated = training_flops_per_token(config, LENGTH)
     assert estimated == FlopCount(counted.per_token, exact=False)
 

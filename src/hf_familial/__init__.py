@@ -32,6 +32,13 @@ from .models.familial import (
 
 if TYPE_CHECKING:
     from .evaluation import evaluate_exits
+    from .generation import RelayState, RelayStateError, ShallowSide, deep_side, upper_part
+    from .generation.calibration import calibrate
+    from .hub.choose import ExitChoice, NoExitFitsError, choose_exit
+    from .hub.describe import FamilyDescription, describe
+    from .hub.export import export_exit, export_family
+    from .hub.importers import from_layerskip, import_ruyi
+    from .hub.push import push_exits_to_hub, push_family_to_hub
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
@@ -39,15 +46,33 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
+    "calibrate": ".generation.calibration",
+    "choose_exit": ".hub.choose",
+    "deep_side": ".generation",
+    "describe": ".hub.describe",
     "evaluate_exits": ".evaluation",
+    "ExitChoice": ".hub.choose",
+    "export_exit": ".hub.export",
+    "export_family": ".hub.export",
     "FamilialTrainer": ".training.trainer",
     "FamilialTrainingArguments": ".training.args",
+    "FamilyDescription": ".hub.describe",
+    "from_layerskip": ".hub.importers",
+    "import_ruyi": ".hub.importers",
+    "NoExitFitsError": ".hub.choose",
+    "push_exits_to_hub": ".hub.push",
+    "push_family_to_hub": ".hub.push",
+    "RelayState": ".generation",
+    "RelayStateError": ".generation",
+    "ShallowSide": ".generation",
+    "upper_part": ".generation",
 }
 
 __all__ = [
     "BackboneReport",
     "ConfidenceRelay",
     "Distillation",
+    "ExitChoice",
     "FamilialCausalLMOutput",
     "FamilialConfig",
     "FamilialForCausalLM",
@@ -56,17 +81,33 @@ __all__ = [
     "FamilialPreTrainedModel",
     "FamilialTrainer",
     "FamilialTrainingArguments",
+    "FamilyDescription",
     "FixedExit",
     "HandoffRelay",
+    "NoExitFitsError",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",
+    "RelayState",
+    "RelayStateError",
     "RelayStats",
+    "ShallowSide",
     "SpeculativeRelay",
     "__version__",
+    "calibrate",
+    "choose_exit",
+    "deep_side",
+    "describe",
     "evaluate_exits",
     "evenly_spaced_exits",
+    "export_exit",
+    "export_family",
+    "from_layerskip",
+    "import_ruyi",
+    "push_exits_to_hub",
+    "push_family_to_hub",
     "relay_decode",
+    "upper_part",
     "verify_backbone",
 ]
 

@@ -50,8 +50,16 @@ def evenly_spaced_exits(num_hidden_layers: int, num_exits: int) -> list[int]:
 
 def _of_text_config(name: str) -> property:
     """A property that reads and writes `text_config`: one source of truth, two addresses."""
+
+    def read(self: "FamilialConfig") -> Any:
+        try:
+            return getattr(self.text_config, name)
+        except RuntimeError as error:
+            # a host whose layers differ in it has no one answer, and must not look as if it had
+            raise AttributeError(str(error)) from error
+
     return property(
-        lambda self: getattr(self.text_config, name),
+        read,
         lambda self, value: setattr(self.text_config, name, value),
         doc=f"`{name}` of `text_config`.",
     )

@@ -115,6 +115,10 @@ def read_out(
     for kind, number in ops:
         if kind == "scale_hidden":
             hidden_states = hidden_states / number
+    weight = getattr(head, "weight", None)
+    if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+        # some hosts keep the residual in float32 and narrow it here
+        hidden_states = hidden_states.to(weight.dtype)
     logits = head(hidden_states)
     for kind, number in ops:
         if kind == "multiply":

@@ -1,5 +1,6 @@
 """The headless family: a host's decoder that can stop at, or read from, any of its exits."""
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,9 +13,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import resolve_hidden_states_indices
 
+from .checkpoints import load_cut, may_split, save_by_segment
 from .configuration_familial import FamilialConfig
 from .contract import find_contract, refusal
 from .exits import build_exits
+from .lean import Lean
 from .members import Members
 from .outputs import FamilialModelOutput
 from .segments import (
@@ -50,6 +53,63 @@ class FamilialPreTrainedModel(PreTrainedModel):
         self.base_model.backbone._init_weights(module)
 
     @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        max_exit: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in the host; with `max_exit`, the family cut at that exit.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder, or id of a repository.
+            *model_args: As in the host.
+            max_exit (`int`, *optional*): Exit that becomes the deepest one. Only the tensors of the
+                exits up to it are read, and of a repository only the files that hold them.
+            **kwargs: As in the host.
+
+        Returns:
+            [`FamilialPreTrainedModel`]
+
+        Raises:
+            IndexError: If there is no exit `max_exit`.
+            OSError: If there is no such checkpoint.
+            ValueError: If the family cannot be cut at `max_exit`.
+        """
+        load = super().from_pretrained
+        if max_exit is None:
+            return load(pretrained_model_name_or_path, *model_args, **kwargs)
+        return load_cut(load, pretrained_model_name_or_path, max_exit, *model_args, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *args: Any,
+        by_segment: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As in the host, with one group of files for each segment.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder.
+            *args: As in the host.
+            by_segment (`bool`, *optional*): Whether the weights of each segment and its exit go
+                into files of their own, so that a shallow member needs only the first ones.
+                Defaults to doing so from 100 MB of weights on; adapters, variants and distributed
+                checkpoints are never split so.
+            **kwargs: As in the host.
+
+        Raises:
+            OSError: If something cannot be written.
+        """
+        save = super().save_pretrained
+        if args or not may_split(self, kwargs, by_segment):
+            save(save_directory, *args, **kwargs)
+        else:
+            save_by_segment(save, self, save_directory, **kwargs)
+
+    @classmethod
     def is_custom_code(cls) -> bool:
         """No: the host does not trust custom code to initialise buffers; ours is the host's."""
         return False
@@ -73,6 +133,7 @@ class FamilialModel(FamilialPreTrainedModel):
         # the default dtype, not the sub-config's: heads and exits are made in it too
         self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.contract = find_contract(self.backbone)
+        self.lean = Lean()
         if config.num_exit_layers and self.contract.whole:
             raise refusal(
                 config.text_config.model_type,

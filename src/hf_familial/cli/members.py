@@ -1,0 +1,273 @@
+"""`hf-familial describe`, `export` and `push`: the members of a family."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .app import app
+
+
+if TYPE_CHECKING:
+    from ..hub.describe import FamilyDescription
+    from ..hub.push import Pushed
+
+
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+Source = Annotated[str, typer.Argument(metavar="PATH_OR_REPO", help="A family.")]
+Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+ShardSize = Annotated[str, typer.Option(help="Size of a file of weights, at most.")]
+
+
+@app.command()
+def describe(
+    path_or_repo: Source,
+    context: Annotated[int | None, typer.Option(help="Tokens of text.")] = None,
+    dtype: Dtype = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Say which member fits in it: 2GB, 512MiB, ...")
+    ] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="Say which member needs no more FLOPs per token.")
+    ] = None,
+    revision: Revision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What every member weighs and costs; no weights are downloaded."""
+    from ..hub.choose import judge_exits, pick_exit
+    from ..hub.describe import describe
+
+    limits = (None if memory is None else parse_size(memory), flops)
+    family = describe(path_or_repo, context=context, dtype=dtype, revision=revision)
+    verdicts = () if limits == (None, None) else judge_exits(family, *limits)
+    if as_json:
+        chosen = next((v.exit_idx for v in reversed(verdicts) if v.fits), None)
+        extra = {"fits": chosen} if verdicts else {}
+        typer.echo(json.dumps(family.to_dict() | extra, indent=2))
+        return
+    print_family(family)
+    if verdicts:
+        choice = pick_exit(family, verdicts)
+        typer.echo(f"\n{choice}\n\nThe deepest that fits is exit {choice.exit_idx}.")
+
+
+@app.command()
+def export(
+    path_or_repo: Source,
+    out: Annotated[str, typer.Argument(help="Folder to write.")],
+    exit_idx: Annotated[
+        str, typer.Option("--exit", metavar="K|all", help="Exit; `all`: one folder for each.")
+    ] = "all",
+    format: Annotated[str, typer.Option(help="plain or familial.")] = "plain",  # noqa: A002
+    dtype: Dtype = None,
+    max_shard_size: ShardSize = "5GB",
+    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+    revision: Revision = None,
+) -> None:
+    """Write members as checkpoints of their own."""
+    from ..hub.export import export_exit, export_family
+
+    options: dict[str, Any] = {
+        "format": format,
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+        "overwrite": overwrite,
+        "revision": revision,
+    }
+    exits = parse_exits(exit_idx)
+    with plain_errors():
+        if exits is None:
+            reports = export_family(path_or_repo, out, **options)
+        elif len(exits) == 1:
+            reports = [export_exit(path_or_repo, exits[0], out, **options)]
+        else:
+            reports = export_family(path_or_repo, out, exits=exits, **options)
+    for report in reports:
+        typer.echo(
+            f"exit {report.exit_idx}: {report.architecture} of {report.depth} layers, "
+            f"{report.nbytes:,} bytes of {report.dtype}, in {report.path}"
+        )
+
+
+@app.command()
+def push(
+    path_or_repo: Source,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the Hub.")],
+    exits: Annotated[
+        str, typer.Option(metavar="K,...|all|none", help="Members to push, each a plain model.")
+    ] = "all",
+    family: Annotated[bool, typer.Option(help="Push the whole family too, to REPO.")] = False,
+    layout: Annotated[str, typer.Option(help="repos or revisions.")] = "repos",
+    private: Annotated[bool, typer.Option("--private", help="Make new ones private.")] = False,
+    collection: Annotated[bool, typer.Option(help="Gather the members in a collection.")] = True,
+    base_model: Annotated[str | None, typer.Option(help="What the family was made of.")] = None,
+    dtype: Dtype = None,
+    max_shard_size: ShardSize = "5GB",
+) -> None:
+    """Push members to the Hub; what is there already is left as it is."""
+    from ..hub.push import push_exits_to_hub, push_family_to_hub
+
+    options: dict[str, Any] = {
+        # not `False`: an organisation may make its repositories private by default
+        "private": private or None,
+        "base_model": base_model,
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+    }
+    wanted = [] if exits == "none" else parse_exits(exits)
+    if not family and wanted == []:
+        raise ValueError("nothing to push: `--exits none` goes with `--family`.")
+    pushed: list[Pushed] = []
+    slug = None
+    with plain_errors():
+        if family:
+            pushed += push_family_to_hub(path_or_repo, repo_id, **options).pushed
+        if wanted != []:
+            options |= {"exits": wanted, "layout": layout, "collection": collection}
+            report = push_exits_to_hub(path_or_repo, repo_id, **options)
+            pushed, slug = [*pushed, *report.pushed], report.collection
+    for row in pushed:
+        what = "family" if row.exit_idx is None else f"exit {row.exit_idx}"
+        where = row.place.repo_id + (f"@{row.place.revision}" if row.place.revision else "")
+        did = f"{len(row.uploaded)} files in one commit" if row.changed else "up to date"
+        typer.echo(f"{what}: {where}, {did}")
+    if slug:
+        typer.echo(f"collection: {slug}")
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """An exit that is out of range is the user's error, told in one line."""
+    try:
+        yield
+    except IndexError as error:
+        raise ValueError(str(error)) from None
+
+
+def parse_exits(words: str) -> list[int] | None:
+    """`all` as `None`, else numbers between commas.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if words == "all":
+        return None
+    if not re.fullmatch(r"-?\d+(,-?\d+)*", words):
+        raise ValueError(f"exits must be `all` or numbers such as 0,-1, got {words!r}.")
+    return [int(word) for word in words.split(",")]
+
+
+def parse_size(words: str) -> int:
+    """Bytes, from a number and a unit: `512MiB`, `2GB`, `1e9`.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kKMGT]i?)?B?\s*", words)
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if match is None or not number > 0:
+        raise ValueError(f"a size must look like 2GB or 512MiB, got {words!r}.")
+    unit = match[2] or ""
+    return int(number * UNITS["k" if unit == "K" else unit])
+
+
+def print_family(family: FamilyDescription) -> None:
+    """The table: with lines on a terminal, bare where it is piped."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    stored = "" if family.stored_bytes is None else f", {size(family.stored_bytes)} stored"
+    console.print(
+        f"{family.name}: {len(family.exits)} exits on {family.backbone}, "
+        f"{family.parameters:,} parameters{stored}\n"
+        f"FLOPs per token, KV bytes per token, cache: at {family.context:,} tokens, batch 1, "
+        f"{family.dtype}; loss in nats per token",
+        markup=False,
+        soft_wrap=True,
+    )
+    # fits 80 columns
+    table = Table(
+        box=box.SIMPLE_HEAD if sys.stdout.isatty() else None,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+        padding=(0, 0 if sys.stdout.isatty() else 1),
+    )
+    for name in HEADINGS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for cells in rows_of(family):
+        table.add_row(*cells)
+    console.print(table)
+    if not all(row.exact for row in family.exits):
+        console.print("FLOPs and cache are estimates: this host does not run without data.")
+
+
+HEADINGS = (
+    "exit",
+    "depth",
+    "params",
+    "no emb.",
+    "fp32",
+    "bf16",
+    "prefill",
+    "decode",
+    "KV/tok",
+    "cache",
+    "loss",
+)
+
+
+def rows_of(family: FamilyDescription) -> Iterator[Sequence[str]]:
+    """The cells of the table, one row per exit."""
+    for row in family.exits:
+        yield (
+            str(row.exit_idx),
+            str(row.depth),
+            count(row.parameters),
+            count(row.non_embedding),
+            size(row.weight_bytes["float32"]),
+            size(row.weight_bytes["bfloat16"]),
+            count(row.prefill_flops_per_token),
+            count(row.decode_flops_per_token),
+            "-" if row.kv_bytes_per_token is None else f"{row.kv_bytes_per_token:,}",
+            size(row.cache_bytes),
+            "-" if row.eval_loss is None else f"{row.eval_loss:.4f}",
+        )
+
+
+def count(number: float | None) -> str:
+    """A number with three digits and a decimal prefix."""
+    return _scaled(number, ("k", "M", "G", "T", "P", "E"), 1000)
+
+
+def size(number: int | None) -> str:
+    """A number of bytes with three digits and a binary prefix."""
+    return _scaled(number, ("KiB", "MiB", "GiB", "TiB", "PiB"), 1024)
+
+
+def _scaled(number: float | None, prefixes: Sequence[str], step: int) -> str:
+    if number is None:
+        return "-"
+    scaled, prefix = float(number), ""
+    for prefix in ("", *prefixes):
+        if scaled < 999.5 or prefix == prefixes[-1]:
+            break
+        scaled /= step
+    # three digits, without an exponent
+    return (
+        f"{scaled:.{max(0, 2 - (len(str(int(scaled))) - 1))}f}{prefix}" if prefix else f"{scaled:g}"
+    )

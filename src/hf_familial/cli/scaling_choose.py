@@ -1,0 +1,122 @@
+"""Commands of the scaling-law fitter that choose: compare laws, advise on an architecture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .app import app
+from .scaling_options import (
+    AsJson,
+    Columns,
+    Delta,
+    LossChoice,
+    Objective,
+    Size,
+    Statuses,
+    choice_of,
+    fit_or_law,
+    law_of,
+    numbers,
+    pairs,
+)
+
+
+if TYPE_CHECKING:
+    from ..scaling.candidates import Candidate
+
+# of a candidate: what is no variable of its law
+TRAITS = ("stored", "active", "error")
+
+
+@app.command("compare")
+def compare_command(
+    runs: Annotated[Path, typer.Argument(help="CSV, JSON lines, a JSON list or parquet.")],
+    laws: Annotated[str, typer.Option(help="Names of laws, parted by commas.")] = (
+        "familial,familial_e_inside,familial_n_only,hoffmann"
+    ),
+    objective: Objective = "log_huber",
+    delta: Delta = 1e-3,
+    size: Size = "total",
+    loss: LossChoice = "mean",
+    column: Columns = None,
+    status: Statuses = "finished",
+    as_json: AsJson = False,
+) -> None:
+    """Fit several laws to the same runs; judge them by the runs they did not see."""
+    from ..scaling.columns import read_runs
+    from ..scaling.compare import compare
+    from ..scaling.examine import comparison_tables
+    from . import scaling_views as views
+
+    forms = [law_of(name) for name in laws.split(",")]
+    reading = read_runs(runs, forms, choice_of(size, loss, column, status))
+    found = compare(reading.data, forms, objective, delta)  # type: ignore[arg-type]
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
+        return
+    for title, rows in comparison_tables(found).items():
+        views.show_rows(title, rows)
+    views.show_notes(reading.notes, "Reading")
+    views.show_notes(found.notes, "Notes", style="yellow")
+
+
+@app.command("advise")
+def advise_command(
+    candidates: Annotated[
+        list[str],
+        typer.Argument(
+            help="A fit.json or a law for each architecture, with what is particular to it, as "
+            "moe.json:S=0.9,stored=8 or family.json:branch=branch.json."
+        ),
+    ],
+    unique_tokens: Annotated[float, typer.Option(help="Different training tokens there are.")],
+    flops: Annotated[float, typer.Option(help="Compute budget, as 1e22.")],
+    memory: Annotated[str, typer.Option(help="Bytes for weights on each device, as 4e9,16e9.")],
+    inference_tokens: Annotated[
+        float, typer.Option(help="Tokens to be served, on each device; the budget pays for them.")
+    ] = 0.0,
+    epochs: Annotated[float, typer.Option(help="How often a token may be seen.")] = 4.0,
+    bytes_per_parameter: Annotated[float, typer.Option(help="2 for bfloat16.")] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Say which architecture to train, how sure that is, and what would change the answer."""
+    from ..scaling.advise import advise
+    from . import scaling_views as views
+
+    answer = advise(
+        unique_tokens=unique_tokens,
+        training_flops=flops,
+        candidates=[_candidate(word) for word in candidates],
+        memory=numbers(memory, "--memory 4e9,16e9"),
+        inference_tokens=inference_tokens,
+        epochs=epochs,
+        bytes_per_parameter=bytes_per_parameter,
+    )
+    if as_json:
+        typer.echo(json.dumps(answer.to_dict(), allow_nan=False))
+    else:
+        views.show_advice(answer)
+
+
+def _candidate(word: str) -> Candidate:
+    """A candidate as `moe.json:S=0.9,stored=8`."""
+    from ..scaling.candidates import Candidate
+
+    source, colon, words = word.rpartition(":")
+    if not colon or "=" not in words:
+        source, words = word, ""
+    parts = [part for part in words.split(",") if part]
+    branch = [part.removeprefix("branch=") for part in parts if part.startswith("branch=")]
+    others = [part for part in parts if not part.startswith("branch=")]
+    given = pairs(others, float, f"{source}:S=0.9,stored=8") or {}
+    return Candidate(
+        name=Path(source).stem,
+        source=fit_or_law(source),
+        given={name: value for name, value in given.items() if name not in TRAITS},
+        branch=fit_or_law(branch[0]) if branch else None,
+        **{name: given[name] for name in TRAITS if name in given},  # type: ignore[arg-type]
+    )

@@ -1,0 +1,106 @@
+"""Options that the commands of the fitter share, and what their words stand for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+
+if TYPE_CHECKING:
+    from ..scaling import Fit, Law
+    from ..scaling.columns import Choice
+    from ..scaling.predict import Known
+
+T = TypeVar("T")
+
+Size = Annotated[
+    str, typer.Option("--size", help="What N counts in runs.jsonl: total, non_embedding, active.")
+]
+LossChoice = Annotated[
+    str,
+    typer.Option(
+        "--loss",
+        help="mean, final, exit0 and so on, each with eval_ before it; exits for one row per exit; "
+        "or a column.",
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="Column of a variable, as N=my_column; repeat for more."),
+]
+Statuses = Annotated[str, typer.Option("--status", help="Runs to keep, where there is a status.")]
+Objective = Annotated[str, typer.Option(help="log_huber, huber or mse.")]
+Delta = Annotated[float, typer.Option(help="Where Huber's function turns linear.")]
+Level = Annotated[float, typer.Option(min=0.5, max=0.9999, help="Coverage of the intervals.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def law_of(name: str) -> Law:
+    """A law by name; near names where there is none."""
+    from ..scaling import UnknownLawError, get_law
+    from ..scaling.laws import ALIASES, LAWS
+
+    try:
+        return get_law(name)
+    except UnknownLawError:
+        near = difflib.get_close_matches(name.lower(), [*LAWS, *ALIASES], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UnknownLawError(
+            f"no law is called {name!r}; {hint}`hf-familial fit --law list` prints them all."
+        ) from None
+
+
+def fit_or_law(name: str) -> Fit | Known:
+    """A fit in a file, or a law with its published values."""
+    from ..scaling.predict import Known
+    from ..scaling.study import read_study
+
+    if Path(name).exists() or name.endswith(".json") or "/" in name:
+        return read_study(name).fit
+    return Known.published(law_of(name))
+
+
+def choice_of(size: str, loss: str, columns: list[str] | None, status: str) -> Choice:
+    """What to take from a table, as the options say."""
+    from ..scaling.columns import Choice
+
+    names = pairs(columns, str, "--column N=my_column") or {}
+    return Choice(size, loss, names, tuple(status.split(",")))
+
+
+def pairs(
+    words: Iterable[str] | None, kind: Callable[[str], T], example: str
+) -> dict[str, T] | None:
+    """`name=value` options."""
+    if not words:
+        return None
+    try:
+        split = [word.split("=", 1) for word in words]
+        return {name.strip(): kind(value.strip()) for name, value in split}
+    except ValueError:
+        raise ValueError(f"write {example}, got {' '.join(words)!r}.") from None
+
+
+def span(word: str) -> tuple[float, float]:
+    """Two ends, as `0:1`."""
+    low, high = word.split(":")
+    return float(low), float(high)
+
+
+def numbers(words: str, example: str) -> list[float]:
+    """Numbers parted by commas."""
+    try:
+        return [float(word) for word in words.split(",")]
+    except ValueError:
+        raise ValueError(f"write {example}, got {words!r}.") from None
+
+
+def version() -> str:
+    """Of the package."""
+    from .. import __version__
+
+    return __version__

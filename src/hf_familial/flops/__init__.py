@@ -1,0 +1,57 @@
+"""Parameters, FLOPs and cache of a family and its members, from its config alone.
+
+A multiply-add is two FLOPs; every exit and every head counts; attention counts every pair of
+positions. Nothing is allocated: a family without weights runs once, and its operations are counted.
+"""
+
+from .counting import CPU_ATTENTION, FORMULAS, Flops, FlopTally
+from .counting import counter as _counter
+from .forward import ForwardFlops, forward_flops, measure_flops_per_token
+from .members import CacheSize, MemberFlops, cache_sizes, member_flops
+from .parameters import (
+    CONVENTIONS,
+    FamilyParameters,
+    ParameterCount,
+    count_family,
+    count_parameters,
+    family_parameters,
+)
+from .phantom import RECURRENT, SHORT
+from .phantom import fake as _fake
+from .phantom import phantom as _phantom
+from .training import (
+    Approximation,
+    FlopCount,
+    approximate_training_flops,
+    training_flops_per_token,
+)
+
+
+__all__ = [
+    "CONVENTIONS",
+    "CPU_ATTENTION",
+    "FORMULAS",
+    "RECURRENT",
+    "SHORT",
+    "Approximation",
+    "CacheSize",
+    "FamilyParameters",
+    "FlopCount",
+    "FlopTally",
+    "Flops",
+    "ForwardFlops",
+    "MemberFlops",
+    "ParameterCount",
+    "_counter",
+    "_fake",
+    "_phantom",
+    "approximate_training_flops",
+    "cache_sizes",
+    "count_family",
+    "count_parameters",
+    "family_parameters",
+    "forward_flops",
+    "measure_flops_per_token",
+    "member_flops",
+    "training_flops_per_token",
+]

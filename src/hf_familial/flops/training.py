@@ -1,0 +1,241 @@
+"""FLOPs of a training step of a family: all of it, its exits only, or LoRA."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..models.familial import FamilialConfig, FamilialForCausalLM
+from .counting import counter
+from .forward import estimated
+from .parameters import CONVENTIONS, family_parameters
+from .phantom import config_of, extrapolated, fake, phantom, walks
+
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+# what learns, apart from adapters
+TRAINED = ("all", "exits")
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs of a training step.
+
+    Attributes:
+        per_token (`float`): FLOPs per token.
+        exact (`bool`): Whether every operation was counted; otherwise it is an estimate from the
+            parameters that a token meets, and attention over all pairs of positions.
+    """
+
+    per_token: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """FLOPs of a run by C = 6ND, beside the exact count.
+
+    Attributes:
+        flops (`float`): 6ND.
+        exact_flops (`float`): What the run costs.
+        convention (`str`): How N was counted; see [`ParameterCount`].
+    """
+
+    flops: float
+    exact_flops: float
+    convention: str
+
+    @property
+    def relative_error(self) -> float:
+        """`flops / exact_flops - 1`: negative where 6ND says too little."""
+        return self.flops / self.exact_flops - 1
+
+    def __str__(self) -> str:
+        return (
+            f"6ND = {self.flops:.3e} FLOPs with N = {self.convention}, {self.relative_error:+.1%} "
+            f"against {self.exact_flops:.3e} counted"
+        )
+
+
+_COUNTS: dict[tuple[str, int, str], FlopCount] = {}
+
+
+def training_flops_per_token(
+    model_or_config: FamilialForCausalLM | FamilialConfig,
+    seq_length: int,
+    train: str | LoraConfig = "all",
+) -> FlopCount:
+    """Count the FLOPs of a training step per token, from the config alone.
+
+    A family without weights runs forward and backward once, and torch's `FlopCounterMode` counts: a
+    multiply-add is two FLOPs; the backbone, every exit's private layers and every exit's head
+    count; every position has a target; attention is counted in full, without the savings of causal,
+    windowed or recomputing kernels; of routed experts, those that a token is sent to. Recomputed
+    activations and the optimiser do not count. A matmul costs as much again for each gradient that
+    is wanted: of its weights, and of its input (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
+
+    Args:
+        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
+        seq_length (`int`): Tokens in a sequence.
+        train (`str` or `peft.LoraConfig`, *optional*, defaults to `"all"`): What learns: all
+            parameters; `"exits"`, the modules that only early exits have, so that the backbone runs
+            forward alone; or the adapters of a LoRA (Hu et al. 2021, arXiv:2106.09685).
+
+    Returns:
+        [`FlopCount`]: Kept for the next call with equal arguments.
+
+    Raises:
+        TypeError: If it is not a family, or `train` is something else.
+        ValueError: If `seq_length` is not positive, `train` is unknown or leaves nothing to learn,
+            or the family cannot be built.
+
+    Example:
+        >>> count = training_flops_per_token(model, seq_length=2048)
+        >>> step = count.per_token * tokens_per_step  # FLOPs
+    """
+    config = config_of(model_or_config)
+    if seq_length < 1:
+        raise ValueError(f"`seq_length` must be 1 or more, got {seq_length}.")
+    _check_train(train)
+    if train == "all" and config.num_exits > 1 and not config.num_exit_layers:
+        # exits without layers cost a head each: families on one backbone are counted once
+        dense = training_flops_per_token(_dense(config), seq_length)
+        return replace(dense, per_token=dense.per_token + (config.num_exits - 1) * _head(config))
+    key = (config.to_json_string(use_diff=False), seq_length, _key(train))
+    if key not in _COUNTS:
+        _COUNTS[key] = _count(config, seq_length, train)
+    return _COUNTS[key]
+
+
+def approximate_training_flops(
+    model_or_config: FamilialForCausalLM | FamilialConfig,
+    tokens: float,
+    seq_length: int,
+    convention: str = "non_embedding",
+) -> Approximation:
+    """The usual C = 6ND, and how far it is from the count.
+
+    Attention and heads are left out (or, if N counts them, the head once and the embedding, which
+    is no matmul, as one): at small widths that is most of the cost, and it grows with the number
+    of exits.
+
+    Args:
+        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
+        tokens (`float`): Training tokens D.
+        seq_length (`int`): Tokens in a sequence, for the exact count.
+        convention (`str`, *optional*, defaults to `"non_embedding"`): How N is counted: a field of
+            [`ParameterCount`].
+
+    Returns:
+        [`Approximation`]: It prints with its error.
+
+    Raises:
+        ValueError: If `convention` is unknown or `tokens` is not positive.
+
+    Reference: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(
+            f"`convention` must be one of {', '.join(CONVENTIONS)}, got {convention!r}."
+        )
+    if not tokens > 0:
+        raise ValueError(f"`tokens` must be positive, got {tokens}.")
+    size = getattr(family_parameters(model_or_config).family, convention)
+    exact = training_flops_per_token(model_or_config, seq_length).per_token * tokens
+    return Approximation(6.0 * size * tokens, exact, convention)
+
+
+def _check_train(train: Any) -> None:
+    right = f"`train` must be one of {', '.join(TRAINED)}, or a peft LoraConfig"
+    if not isinstance(train, str) and getattr(train, "peft_type", None) != "LORA":
+        raise TypeError(f"{right}, got {type(train).__name__}.")
+    if isinstance(train, str) and train not in TRAINED:
+        raise ValueError(f"{right}, got {train!r}.")
+
+
+def _key(train: str | LoraConfig) -> str:
+    if isinstance(train, str):
+        return train
+    # sets have no order of their own
+    return json.dumps(train.to_dict(), sort_keys=True, default=lambda v: sorted(map(str, v)))
+
+
+def _dense(config: FamilialConfig) -> FamilialConfig:
+    """The family of the deepest exit alone, on the same backbone."""
+    fields = {"exits": [config.num_hidden_layers], "exit_head": "shared", "default_exit": -1}
+    return FamilialConfig.from_dict(config.to_dict() | fields)
+
+
+def _head(config: FamilialConfig) -> int:
+    """FLOPs per token of a head, forward and for both gradients."""
+    sizes = family_parameters(_dense(config))
+    return 3 * sizes.head_flops
+
+
+def _count(config: FamilialConfig, seq_length: int, train: str | LoraConfig) -> FlopCount:
+    # the caller may be evaluating
+    with torch.inference_mode(False), torch.enable_grad():
+        family: Any = _learning(phantom(config), train)
+        try:
+            with fake(family):
+                if walks(config, seq_length):
+                    total = extrapolated(lambda length: _run(family, length), seq_length)
+                else:
+                    total = _run(family, seq_length)
+        except Exception:
+            # whatever a host's forward raises where it wants to look at values
+            return FlopCount(_estimate(config, seq_length, train) / seq_length, exact=False)
+    return FlopCount(total / seq_length, exact=True)
+
+
+def _learning(family: FamilialForCausalLM, train: str | LoraConfig) -> FamilialForCausalLM:
+    """The same family; of its parameters those that learn require a gradient."""
+    if not isinstance(train, str):
+        from peft import inject_adapter_in_model  # takes a second to import
+
+        with torch.device("meta"):
+            inject_adapter_in_model(train, family, low_cpu_mem_usage=True)
+    elif train == "exits":
+        names = family.exit_module_names()
+        if not names:
+            raise ValueError(
+                "`train='exits'` leaves nothing to learn: the early exits of this family have no "
+                "module of their own."
+            )
+        family.requires_grad_(False)
+        for name in names:
+            family.get_submodule(name).requires_grad_(True)
+    return family
+
+
+def _run(family: FamilialForCausalLM, seq_length: int) -> int:
+    """FLOPs of forward and backward through every exit's logits, for one sequence."""
+    ids = torch.zeros((1, seq_length), dtype=torch.long)
+    with counter() as count:
+        outputs = family(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            use_cache=False,
+            output_exits=True,
+        )
+        sum(logits.sum() for logits in outputs.exit_logits).backward()
+    return count.get_total_flops()
+
+
+def _estimate(config: FamilialConfig, seq_length: int, train: str | LoraConfig) -> float:
+    """Forward, and as much again for each kind of gradient."""
+    forward = estimated(phantom(config), seq_length, 0)
+    if train == "all":
+        return 3 * forward.all_exits.total
+    if train == "exits":
+        heads = 2 if config.exit_head == "own" else 1
+        early = sum(2 * f.total for f in forward.private)
+        return forward.all_exits.total + early + sum(heads * h.total for h in forward.heads[:-1])
+    # adapters are small beside what they adapt, whose inputs alone need gradients
+    return 2 * forward.all_exits.total

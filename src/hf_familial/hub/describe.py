@@ -1,0 +1,230 @@
+"""Which member fits? What every member of a family weighs and costs, known without its weights."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..flops import count_family, member_flops
+from ..models.familial import FamilialConfig, FamilialForCausalLM
+from .records import read_losses
+from .source import StoredTensor, find_source
+
+
+# dtypes that a member's size is told in
+DTYPES = ("float32", "bfloat16", "float16")
+LONGEST_CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class ExitDescription:
+    """One member: what it weighs and what it costs to run.
+
+    Attributes:
+        exit_idx (`int`): Index into `config.exits`, 0 the shallowest.
+        depth (`int`): Backbone layers below it.
+        parameters (`int`): All that it needs, each shared one once.
+        non_embedding (`int`): The same without token embedding and output head.
+        weight_bytes (`Mapping[str, int]`): Size of all its parameters in each dtype.
+        stored_bytes (`int`, *optional*): Size of its tensors in the checkpoint's files, in the
+            dtypes that they have there.
+        prefill_flops_per_token (`float`): FLOPs per token of reading `context` tokens; the head
+            reads every position.
+        decode_flops_per_token (`float`, *optional*): FLOPs of one more token after them; `None`
+            where the host has no cache of transformers' kinds.
+        cache_bytes (`int`, *optional*): Size of the cache of one text of `context` tokens: keys,
+            values, states.
+        kv_bytes_per_token (`int`, *optional*): Growth of that cache by one more token.
+        exact (`bool`): Whether FLOPs and cache were counted operation by operation, not estimated.
+        eval_loss (`float`, *optional*): Nats per token, where the checkpoint records it.
+    """
+
+    exit_idx: int
+    depth: int
+    parameters: int
+    non_embedding: int
+    weight_bytes: Mapping[str, int]
+    stored_bytes: int | None
+    prefill_flops_per_token: float
+    decode_flops_per_token: float | None
+    cache_bytes: int | None
+    kv_bytes_per_token: int | None
+    exact: bool
+    eval_loss: float | None
+
+
+@dataclass(frozen=True)
+class FamilyDescription:
+    """What [`describe`] returns.
+
+    Attributes:
+        name (`str`): Folder, repository, or name of the model.
+        backbone (`str`): `model_type` of the backbone.
+        hidden_size (`int`): Width of its hidden states.
+        vocab_size (`int`): Rows of its token embedding.
+        num_exit_layers (`int`): Private layers of each early exit.
+        parameters (`int`): Of the whole family, each shared one once.
+        stored_bytes (`int`, *optional*): Size of all its tensors in the checkpoint's files.
+        dtype (`str`): Of weights and cache in what follows: as asked for, else the checkpoint's.
+        context (`int`): Tokens of text that FLOPs and cache are told at.
+        exits (`tuple[ExitDescription, ...]`): One per member, shallowest first.
+    """
+
+    name: str
+    backbone: str
+    hidden_size: int
+    vocab_size: int
+    num_exit_layers: int
+    parameters: int
+    stored_bytes: int | None
+    dtype: str
+    context: int
+    exits: tuple[ExitDescription, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain Python values, the exits as a list of dicts."""
+        return asdict(self) | {"exits": [asdict(row) for row in self.exits]}
+
+
+def describe(
+    model_or_path: str | os.PathLike[str] | FamilialForCausalLM | FamilialConfig,
+    *,
+    context: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+) -> FamilyDescription:
+    """Tell what every member of a family weighs and costs.
+
+    Of a checkpoint only `config.json`, the headers of its safetensors files and the small files
+    that record losses are read: no weights, from the Hub neither.
+
+    Args:
+        model_or_path (`str`, `os.PathLike`, [`FamilialForCausalLM`] or [`FamilialConfig`]): Folder,
+            repository on the Hub, model in memory, or config.
+        context (`int`, *optional*): Tokens of text; defaults to the backbone's limit, 4096 at most.
+        dtype (`str` or `torch.dtype`, *optional*): Of weights and cache; defaults to the
+            checkpoint's.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        token (`str` or `bool`, *optional*): For the Hub.
+        endpoint (`str`, *optional*): Address of the Hub, if not the usual one.
+
+    Returns:
+        [`FamilyDescription`]
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no checkpoint in it.
+        HubError: If the Hub cannot be read.
+        ValueError: If it is not a family, or `context` or `dtype` is wrong.
+
+    Example:
+        >>> for row in describe("me/family", context=2048).exits:
+        ...     print(row.depth, row.parameters, row.kv_bytes_per_token)
+    """
+    source, tensors = None, None
+    config: FamilialConfig
+    if isinstance(model_or_path, (FamilialForCausalLM, FamilialConfig)):
+        in_memory = isinstance(model_or_path, FamilialForCausalLM)
+        config = model_or_path.config if in_memory else model_or_path
+        name = str(config.name_or_path or config.text_config.model_type)
+    else:
+        source = find_source(model_or_path, revision=revision, token=token, endpoint=endpoint)
+        name, config, tensors = source.name, source.config(), source.tensors()
+    kind = resolve_dtype(dtype or _own_dtype(model_or_path, config, tensors))
+    context = _resolve_context(config, context)
+    losses = read_losses(source, config) if source else None
+    stored = _stored_bytes(config, tensors) if tensors else [None] * config.num_exits
+    rows = []
+    for k, member in enumerate(member_flops(config, context, kind)):
+        size = member.parameters
+        rows.append(
+            ExitDescription(
+                exit_idx=k,
+                depth=config.exits[k],
+                parameters=size.total,
+                non_embedding=size.non_embedding,
+                weight_bytes={n: size.total * getattr(torch, n).itemsize for n in DTYPES},
+                stored_bytes=stored[k],
+                prefill_flops_per_token=member.prefill_flops_per_token,
+                decode_flops_per_token=member.decode_flops_per_token,
+                cache_bytes=member.cache.bytes if member.cache else None,
+                kv_bytes_per_token=member.cache.per_token if member.cache else None,
+                exact=member.exact and (member.cache is None or member.cache.exact),
+                eval_loss=losses[k] if losses else None,
+            )
+        )
+    return FamilyDescription(
+        name=name,
+        backbone=config.text_config.model_type,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        num_exit_layers=config.num_exit_layers,
+        parameters=count_family(config)["total"],
+        stored_bytes=sum(tensor.nbytes for tensor in tensors.values()) if tensors else None,
+        dtype=str(kind).removeprefix("torch."),
+        context=context,
+        exits=tuple(rows),
+    )
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A floating dtype of torch, by itself or by name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    kind = dtype
+    if isinstance(dtype, str):
+        kind = getattr(torch, dtype.removeprefix("torch."), None)  # type: ignore[assignment]
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ValueError(
+            f"`dtype` must be a floating dtype of torch such as {', '.join(DTYPES)}, got {dtype!r}."
+        )
+    return kind
+
+
+def _own_dtype(
+    model: Any, config: FamilialConfig, tensors: Mapping[str, StoredTensor] | None
+) -> str | torch.dtype:
+    """Of a model, its own; of a checkpoint, that of most bytes; else the config's."""
+    if isinstance(model, FamilialForCausalLM):
+        return model.dtype
+    sizes: Counter[str] = Counter()
+    for tensor in (tensors or {}).values():
+        sizes[tensor.dtype] += tensor.nbytes
+    known = [name for name, _ in sizes.most_common() if hasattr(torch, name)]
+    return known[0] if known else config.dtype or config.text_config.dtype or "float32"
+
+
+def _resolve_context(config: FamilialConfig, context: int | None) -> int:
+    if context is None:
+        limit = getattr(config.text_config, "max_position_embeddings", None) or LONGEST_CONTEXT
+        return min(LONGEST_CONTEXT, limit)
+    if not isinstance(context, int) or isinstance(context, bool) or context < 1:
+        raise ValueError(f"`context` must be a number of tokens, 1 or more, got {context!r}.")
+    return context
+
+
+def _stored_bytes(config: FamilialConfig, tensors: Mapping[str, StoredTensor]) -> list[int | None]:
+    """Bytes of the checkpoint's tensors that each member needs."""
+    with torch.device("meta"):
+        family = FamilialForCausalLM(config)
+    parameters = list(family.named_parameters(remove_duplicate=False))
+    stored: list[int | None] = []
+    for k in range(config.num_exits):
+        needed = {id(p) for p in family.member_parameters(k)}
+        names = [name for name, p in parameters if id(p) in needed]
+        # as far as the number of a layer: inside it, files may name the parts of fused tensors
+        starts = tuple({re.sub(r"(\.\d+\.).*", r"\1", name) for name in names})
+        stored.append(sum(t.nbytes for name, t in tensors.items() if name.startswith(starts)))
+    return stored
+
+
+__all__ = ["ExitDescription", "FamilyDescription", "describe", "resolve_dtype"]

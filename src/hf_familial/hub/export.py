@@ -1,0 +1,320 @@
+"""Members as checkpoints of their own: plain ones of the host's class, or smaller families."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils.hub import convert_file_size_to_int
+
+from ..models.familial import FamilialForCausalLM
+from ..models.familial.checkpoints import splits_by_segment
+from ..models.familial.cuts import check_cut, cut_config, cut_names, find_layout, member_depth
+from .folders import whole_folder
+from .memory import cut_model, plain_model
+from .plain import plain_config, plain_tensors
+from .safetensors_io import FLOATS, Piece, read_header
+from .shards import by_segment as split_by_segment
+from .shards import plan_shards, write_shards
+from .stored import StoredFamily, companions, open_family
+
+
+FORMATS = ("plain", "familial")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        path (`Path`): The folder.
+        exit_idx (`int`): Exit at which the member ends, 0 or more.
+        depth (`int`): Number of its layers, private ones counted.
+        format (`str`): `"plain"` or `"familial"`.
+        architecture (`str`): Class that loads it.
+        dtype (`str`): Of its weights.
+        tensors (`int`): Number of tensors.
+        nbytes (`int`): Size of the weights, in bytes.
+        files (`tuple[str, ...]`): Names of the files, sorted.
+    """
+
+    path: Path
+    exit_idx: int
+    depth: int
+    format: str
+    architecture: str
+    dtype: str
+    tensors: int
+    nbytes: int
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _How:
+    """How to write: arguments of `export_exit`, checked."""
+
+    format: str
+    code: str | None  # safetensors' name of the dtype to convert to
+    max_shard_size: int | str
+    by_segment: bool | None
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got {self.format!r}.")
+        try:
+            sound = convert_file_size_to_int(self.max_shard_size) > 0
+        except ValueError:
+            sound = False
+        if not sound:
+            raise ValueError(
+                "`max_shard_size` must be a number of bytes, 1 or more, or such as '5GB', got "
+                f"{self.max_shard_size!r}."
+            )
+
+    @property
+    def dtype(self) -> str | None:
+        return None if self.code is None else _name(FLOATS[self.code])
+
+    def target(self, stored: str) -> str:
+        return self.code if self.code is not None and stored in FLOATS else stored
+
+
+def export_exit(
+    model_or_path: FamilialForCausalLM | StoredFamily | str | os.PathLike[str],
+    exit_idx: int,
+    out: str | os.PathLike[str],
+    *,
+    format: str = "plain",  # noqa: A002
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    by_segment: bool | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> ExportReport:
+    """Write one member of a family as a checkpoint of its own.
+
+    From a folder or a repository the model is never built: tensors are copied byte for byte from
+    the safetensors files that hold them (of a repository, only these are downloaded), in a few MiB
+    of memory. `out` appears whole or not at all.
+
+    Args:
+        model_or_path ([`FamilialForCausalLM`], `str` or `os.PathLike`): The family: in memory, a
+            folder, or the id of a repository on the Hub.
+        exit_idx (`int`): Exit at which the member ends.
+        out (`str` or `os.PathLike`): Folder to write; it must not hold anything.
+        format (`str`, *optional*, defaults to `"plain"`): `"plain"`, a checkpoint of the host's own
+            class, which transformers loads without this package; or `"familial"`, the family with
+            this exit as its deepest one.
+        dtype (`str` or `torch.dtype`, *optional*): Convert floating-point weights to it.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Size of a file of weights,
+            in bytes or as in `"5GB"`.
+        by_segment (`bool`, *optional*): Of a smaller family, whether every segment gets files of
+            its own, as in `save_pretrained`.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace an `out` that holds something.
+        revision (`str`, *optional*): Branch, tag or commit of the repository.
+        token (`str` or `bool`, *optional*): For the Hub.
+
+    Returns:
+        [`ExportReport`]
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged, quantised or made of pickles.
+        CutError: If the member would not compute what the exit computes.
+        IndexError: If there is no exit `exit_idx`.
+        OSError: If there is no such checkpoint, or `out` cannot be written.
+        TypeError: If `model_or_path` is neither a family nor a name.
+        ValueError: If an argument is wrong.
+
+    Example:
+        >>> export_exit("runs/family", 0, "runs/small")
+        >>> AutoModelForCausalLM.from_pretrained("runs/small")  # a stock Llama, Qwen3, ...
+    """
+    family = _open(model_or_path, revision=revision, token=token)
+    how = _How(format, _dtype_code(dtype), max_shard_size, by_segment, overwrite)
+    return _export(family, exit_idx, Path(out), how)
+
+
+def export_family(
+    model_or_path: FamilialForCausalLM | StoredFamily | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    exits: Sequence[int] | None = None,
+    format: str = "plain",  # noqa: A002
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    by_segment: bool | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> list[ExportReport]:
+    """Write several members of a family, each in a folder `exit_<k>` of its own.
+
+    Args:
+        model_or_path ([`FamilialForCausalLM`], `str` or `os.PathLike`): As in `export_exit`.
+        out (`str` or `os.PathLike`): Folder of the folders.
+        exits (`Sequence[int]`, *optional*): Exits to export; defaults to all.
+        format (`str`, *optional*, defaults to `"plain"`): As in `export_exit`, like all that
+            follow.
+        dtype (`str` or `torch.dtype`, *optional*): Convert floating-point weights to it.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Size of a file of weights.
+        by_segment (`bool`, *optional*): Of smaller families, whether to split them so.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace folders that hold something.
+        revision (`str`, *optional*): Branch, tag or commit of the repository.
+        token (`str` or `bool`, *optional*): For the Hub.
+
+    Returns:
+        `list[ExportReport]`: In the order of `exits`.
+
+    Raises:
+        CutError: If one of the members cannot be exported; nothing is written then.
+        OSError: As `export_exit`; members written before stay.
+        ValueError: As `export_exit`.
+    """
+    family = _open(model_or_path, revision=revision, token=token)
+    how = _How(format, _dtype_code(dtype), max_shard_size, by_segment, overwrite)
+    config = family.config
+    wanted = range(config.num_exits) if exits is None else exits
+    numbers = list(dict.fromkeys(config.resolve_exit(exit_idx) for exit_idx in wanted))
+    for exit_idx in numbers:
+        check_cut(config, exit_idx, verified=not isinstance(family, StoredFamily))
+    return [_export(family, k, Path(out) / f"exit_{k}", how) for k in numbers]
+
+
+def _open(model_or_path: Any, **where: Any) -> FamilialForCausalLM | StoredFamily:
+    if isinstance(model_or_path, (FamilialForCausalLM, StoredFamily)):
+        return model_or_path
+    if isinstance(model_or_path, (str, os.PathLike)):
+        return open_family(model_or_path, **where)
+    raise TypeError(
+        "a family is a `FamilialForCausalLM`, a folder or the id of a repository, got "
+        f"{type(model_or_path).__name__}."
+    )
+
+
+def _export(
+    family: FamilialForCausalLM | StoredFamily, exit_idx: int, out: Path, how: _How
+) -> ExportReport:
+    exit_idx = family.config.resolve_exit(exit_idx)
+    if isinstance(family, StoredFamily):
+        _check_apart(family, out)
+        _stream(family, exit_idx, out, how)
+    else:
+        _save(family, exit_idx, out, how)
+    fields = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    weights = sorted(out.glob("*.safetensors"))
+    return ExportReport(
+        path=out,
+        exit_idx=exit_idx,
+        depth=member_depth(family.config, exit_idx),
+        format=how.format,
+        architecture=fields["architectures"][0],
+        dtype=str(fields.get("dtype")),
+        tensors=sum(len(read_header(path)) for path in weights),
+        nbytes=sum(path.stat().st_size for path in weights),
+        files=tuple(sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())),
+    )
+
+
+def _stream(family: StoredFamily, exit_idx: int, out: Path, how: _How) -> None:
+    """From files to files."""
+    config = family.config
+    check_cut(config, exit_idx)
+    dtype = how.dtype
+    member: Any
+    if how.format == "plain":
+        member = plain_config(config, exit_idx, dtype)
+        names = plain_tensors(config, exit_idx, family.files)
+        groups = [list(names)]
+    else:
+        member = cut_config(config, exit_idx)
+        layout = find_layout(member.text_config)
+        member.architectures = [FamilialForCausalLM.__name__]
+        member.dtype = dtype or config.dtype
+        names = cut_names(config, exit_idx, family.files, layout)
+        groups = split_by_segment(member, names, layout)
+    where = family.locate(names)
+    pieces = {
+        source: Piece(name, where[source], how.target(where[source].dtype))
+        for source, name in names.items()
+    }
+    nbytes = sum(piece.nbytes for piece in pieces.values())
+    if not splits_by_segment(nbytes, how.by_segment):
+        groups = [list(names)]
+    shards = plan_shards([[pieces[n] for n in group] for group in groups], how.max_shard_size)
+    with whole_folder(out, how.overwrite) as folder:
+        _check_space(folder, nbytes)
+        write_shards(folder, shards)
+        for path in family.companions():
+            _copy_file(path, folder / path.relative_to(family.folder))
+        if how.format == "familial":
+            custom_object_save(FamilialForCausalLM, folder)
+        # last: without it, nothing loads
+        member.save_pretrained(folder)
+
+
+def _save(family: FamilialForCausalLM, exit_idx: int, out: Path, how: _How) -> None:
+    """From memory to files, by the member's own class."""
+    make = plain_model if how.format == "plain" else cut_model
+    member = make(family, exit_idx, FLOATS[how.code] if how.code else None)
+    options: dict[str, Any] = {"max_shard_size": how.max_shard_size}
+    if how.format == "familial":
+        options["by_segment"] = how.by_segment
+    loaded_from = Path(family.name_or_path or "")
+    with whole_folder(out, how.overwrite) as folder:
+        _check_space(folder, sum(p.nbytes for p in member.state_dict().values()))
+        member.save_pretrained(folder, **options)
+        if family.name_or_path and loaded_from.is_dir():
+            for path in companions(loaded_from):
+                if path.name != "generation_config.json":
+                    _copy_file(path, folder / path.relative_to(loaded_from))
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _check_apart(family: StoredFamily, out: Path) -> None:
+    """A family must not be replaced by its own member."""
+    folder, out = family.folder.resolve(), out.resolve()
+    if out == folder or out in folder.parents:
+        raise ValueError(f"`out` ({out}) must not be the folder of the family, or hold it.")
+
+
+def _check_space(folder: Path, nbytes: int) -> None:
+    """Refuse before writing what a disk cannot hold."""
+    free = shutil.disk_usage(folder).free
+    if nbytes > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"the member takes {nbytes / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free",
+            str(folder.parent),
+        )
+
+
+def _dtype_code(dtype: str | torch.dtype | None) -> str | None:
+    """safetensors' name of a dtype to convert to."""
+    if dtype is None:
+        return None
+    for code, known in FLOATS.items():
+        if dtype in (known, _name(known)):
+            return code
+    names = ", ".join(map(_name, FLOATS.values()))
+    raise ValueError(f"`dtype` must be one of {names}, got {dtype!r}.")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+__all__ = ["ExportReport", "export_exit", "export_family"]

@@ -1,0 +1,114 @@
+"""Members of a family in memory, as models of their own that share its weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from ..models.familial import FamilialForCausalLM
+from ..models.familial.cuts import CutError, check_cut, cut_config, cut_names, find_layout
+from ..models.familial.families import VERIFIED
+from .plain import plain_config, plain_tensors
+
+
+TOLERANCE = 1e-5  # of logits, relative to the largest: the same operations on the same weights
+
+
+def plain_model(
+    family: FamilialForCausalLM, exit_idx: int, dtype: torch.dtype | None = None
+) -> Any:
+    """A plain member as a model to be saved; types never tried are checked numerically.
+
+    Args:
+        family ([`FamilialForCausalLM`]): With weights; not changed.
+        exit_idx (`int`): Exit at which the member ends.
+        dtype (`torch.dtype`, *optional*): Convert its floating-point weights to it.
+
+    Returns:
+        `PreTrainedModel`: Of the host's causal-LM class. Its weights are the family's own, and what
+        is no part of a checkpoint is left out: it is fit for saving only.
+
+    Raises:
+        CutError: If it would not compute what the exit computes.
+        IndexError: If there is no such exit.
+        ValueError: If the family has no weights in memory.
+    """
+    config, weights = family.config, _weights(family)
+    tried = config.text_config.model_type in VERIFIED
+    member_config = plain_config(config, exit_idx, verified=True)
+    with torch.device("meta" if tried else family.device):
+        member: Any = AutoModelForCausalLM.from_config(member_config)
+    names = plain_tensors(config, exit_idx, weights, in_files=False)
+    _fill(member, {name: weights[source] for source, name in names.items()})
+    if not tried:
+        _check_logits(family, exit_idx, member.eval())
+    return _finish(member, family, dtype)
+
+
+def cut_model(
+    family: FamilialForCausalLM, exit_idx: int, dtype: torch.dtype | None = None
+) -> FamilialForCausalLM:
+    """The family cut at an exit, as a model to be saved; arguments and errors as `plain_model`."""
+    config, weights = family.config, _weights(family)
+    check_cut(config, exit_idx)
+    smaller = cut_config(config, exit_idx)
+    layout = find_layout(smaller.text_config)
+    with torch.device("meta"):
+        member = FamilialForCausalLM(smaller)
+    names = cut_names(config, exit_idx, weights, layout)
+    _fill(member, {name: weights[source] for source, name in names.items()})
+    return _finish(member, family, dtype)
+
+
+def _weights(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
+    weights = family.state_dict()
+    if any(weight.device.type == "meta" for weight in weights.values()):
+        raise ValueError(
+            "the family has no weights in memory: they are offloaded or were never loaded. Export "
+            "it from its folder."
+        )
+    return weights
+
+
+def _fill(member: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Give a model its weights without copying them."""
+    missing, unexpected = member.load_state_dict(weights, strict=False, assign=True)
+    member.tie_weights()
+    tied = set(member.all_tied_weights_keys)
+    if unexpected or set(missing) - tied:
+        raise CutError(
+            f"a `{type(member).__name__}` of {member.config.num_hidden_layers} layers has other "
+            f"tensors than this member: missing {sorted(set(missing) - tied)[:3]}, unexpected "
+            f"{sorted(unexpected)[:3]}."
+        )
+
+
+def _finish(member: Any, family: FamilialForCausalLM, dtype: torch.dtype | None) -> Any:
+    member.generation_config = copy.deepcopy(family.generation_config)
+    # its parameters are its own, their data the family's: the conversion leaves those alone
+    return member.to(dtype) if dtype is not None else member
+
+
+def _check_logits(family: FamilialForCausalLM, exit_idx: int, member: Any) -> None:
+    """Compare a member with its exit on random tokens."""
+    size = family.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(0, size, (2, 24), generator=torch.Generator().manual_seed(0))
+    training = family.training
+    try:
+        with torch.no_grad():
+            right = family.eval()(ids.to(family.device), exit_idx=exit_idx, use_cache=False).logits
+            found = member(ids.to(family.device), use_cache=False).logits
+    finally:
+        family.train(training)
+    error = (found - right).abs().max() / right.abs().max()
+    if not error <= TOLERANCE:
+        raise CutError(
+            f"exit {exit_idx} of a `{family.config.text_config.model_type}` family cannot become a "
+            f"model of its own: the logits of a truncated host differ by {error.item():.1e}."
+        )
+
+
+__all__ = ["cut_model", "plain_model"]

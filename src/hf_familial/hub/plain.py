@@ -1,0 +1,94 @@
+"""What a plain member is: the config and the tensor names of a stock checkpoint of its host.
+
+A plain member is the backbone and the head of the family cut at its exit, under the names that the
+host's own files have. Everything here is data made of data: a config and names, no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..models.familial import FamilialConfig
+from ..models.familial.cuts import (
+    BACKBONE,
+    HEAD,
+    check_cut,
+    cut_config,
+    cut_names,
+    find_layout,
+)
+
+
+# model_type -> how names begin in the host's files where they do not in its modules
+FILE_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "bailing_hybrid": (("model.embed_tokens.", "model.word_embeddings."),),
+    "gpt_neox": (("lm_head.", "embed_out."),),
+    "nemotron_h": (("model.", "backbone."),),
+}
+
+
+def plain_config(
+    config: FamilialConfig, exit_idx: int, dtype: str | None = None, verified: bool = False
+) -> Any:
+    """The config of a plain member: of the host's class, with the member's layers only.
+
+    Args:
+        config ([`FamilialConfig`]): Of the family; not changed.
+        exit_idx (`int`): Exit at which the member ends.
+        dtype (`str`, *optional*): Name of the dtype of its weights; defaults to the family's.
+        verified (`bool`, *optional*, defaults to `False`): Whether the member will be checked
+            numerically, so that types never tried may pass.
+
+    Returns:
+        `PreTrainedConfig`: Of the class of `config.text_config`.
+
+    Raises:
+        CutError: If the member is not what a truncated host computes.
+        IndexError: If there is no such exit.
+    """
+    check_cut(config, exit_idx, verified)
+    text_config = cut_config(config, exit_idx).text_config
+    text_config.architectures = [find_layout(text_config).architecture]
+    text_config.dtype = dtype or config.dtype or text_config.dtype
+    return text_config
+
+
+def plain_tensors(
+    config: FamilialConfig, exit_idx: int, names: Iterable[str], in_files: bool = True
+) -> dict[str, str]:
+    """Which tensors of a family a plain member has, and under which names.
+
+    Args:
+        config ([`FamilialConfig`]): Of the family.
+        exit_idx (`int`): Exit at which the member ends.
+        names (`Iterable[str]`): Names of all tensors of the family.
+        in_files (`bool`, *optional*, defaults to `True`): Whether these are names in files;
+            otherwise in modules, which differ for some hosts.
+
+    Returns:
+        `dict[str, str]`: Name in the family to name in the plain member.
+
+    Raises:
+        CutError: If a tensor that the member needs is missing.
+        IndexError: If there is no such exit.
+    """
+    layout = find_layout(cut_config(config, exit_idx).text_config)
+    starts = {BACKBONE: f"{layout.decoder}.", HEAD: f"{layout.head}."}
+    model_type = config.text_config.model_type if in_files else ""
+    result = {}
+    for source, name in cut_names(config, exit_idx, names, layout).items():
+        start = next((start for start in starts if name.startswith(start)), None)
+        if start is not None:
+            result[source] = _file_name(model_type, starts[start] + name[len(start) :])
+    return result
+
+
+def _file_name(model_type: str, name: str) -> str:
+    for start, in_files in FILE_NAMES.get(model_type, ()):
+        if name.startswith(start):
+            return in_files + name[len(start) :]
+    return name
+
+
+__all__ = ["plain_config", "plain_tensors"]

@@ -1,0 +1,210 @@
+"""A family in a folder or on the Hub, as far as it is known without its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from ..models.familial import FamilialConfig
+from .remote import HubUnavailableError, Retry, request
+from .safetensors_io import FLOATS, CheckpointError, read_header
+
+
+# downloads are tried again by the client itself
+ONCE = Retry(attempts=1)
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint, as its header tells it.
+
+    Attributes:
+        dtype (`str`): torch's name of it, safetensors' own where torch has none.
+        nbytes (`int`): Size of its data.
+    """
+
+    dtype: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder or a repository; nothing is read before it is asked for.
+
+    Attributes:
+        name (`str`): Path of the folder or id of the repository.
+        folder (`Path`, *optional*): The folder; `None` for a repository.
+        revision (`str`, *optional*): Branch, tag or commit of the repository.
+        token (`str` or `bool`, *optional*): For the Hub.
+        endpoint (`str`, *optional*): Address of the Hub.
+        retry ([`Retry`], *optional*): How often requests are sent again.
+    """
+
+    name: str
+    folder: Path | None
+    revision: str | None = None
+    token: str | bool | None = None
+    endpoint: str | None = None
+    retry: Retry | None = None
+
+    @property
+    def api(self) -> HfApi:
+        """The client."""
+        return HfApi(endpoint=self.endpoint, token=self.token)
+
+    def read_text(self, filename: str) -> str | None:
+        """A small file, or `None` if there is none of that name.
+
+        Raises:
+            HubError: If the Hub cannot be read.
+            OSError: If the file cannot be read.
+        """
+        path = self._local(filename) if self.folder is None else self.folder / filename
+        return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
+
+    def read_json(self, filename: str) -> Any:
+        """A small file of JSON, or `None` if there is none of that name.
+
+        Raises:
+            ValueError: If it is not JSON.
+        """
+        text = self.read_text(filename)
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"`{filename}` of `{self.name}` is not JSON: {error}.") from None
+
+    def _local(self, filename: str) -> Path | None:
+        """A file of the repository, downloaded unless it is in the client's cache."""
+        what = f"read `{filename}` of `{self.name}`"
+        try:
+            download = partial(
+                self.api.hf_hub_download, self.name, filename, revision=self.revision
+            )
+            return Path(request(what, download, ONCE))
+        except LocalEntryNotFoundError as error:
+            raise HubUnavailableError(
+                f"could not {what}: the Hub does not answer ({error.__cause__}), and the file is "
+                "not in the cache."
+            ) from error
+        except EntryNotFoundError:
+            return None
+
+    def config(self) -> FamilialConfig:
+        """The family's config.
+
+        Raises:
+            FileNotFoundError: If there is no `config.json`.
+            ValueError: If it is not a family's.
+        """
+        fields = self.read_json("config.json")
+        if fields is None:
+            raise FileNotFoundError(
+                f"`{self.name}` holds no `config.json`: it is not a checkpoint. A family is what "
+                "`save_pretrained` or `push_family_to_hub` leaves."
+            )
+        model_type = fields.get("model_type") if isinstance(fields, dict) else None
+        if model_type != FamilialConfig.model_type:
+            raise ValueError(
+                f"`{self.name}` is a `{model_type}`, not a family: "
+                "`FamilialForCausalLM.from_backbone` makes a family of it."
+            )
+        # as the host reads them from a file: infinities are spelled out in JSON
+        return FamilialConfig.from_dict(FamilialConfig._decode_special_floats(fields))
+
+    def tensors(self) -> dict[str, StoredTensor] | None:
+        """What the headers of its safetensors files say; no weights are read.
+
+        Returns:
+            `dict[str, StoredTensor]`, or `None` without such files.
+
+        Raises:
+            CheckpointError: If a header is damaged.
+            HubError: If the Hub cannot be read.
+        """
+        found = self._on_hub() if self.folder is None else self._in_folder(self.folder)
+        return {
+            name: StoredTensor(_name_of(dtype), nbytes) for name, (dtype, nbytes) in found.items()
+        } or None
+
+    def _in_folder(self, folder: Path) -> dict[str, tuple[str, int]]:
+        """safetensors' name of the dtype and the size of every tensor."""
+        index = self.read_json(INDEX)
+        names = sorted(set(index["weight_map"].values())) if index else [SINGLE]
+        headers = [read_header(folder / name) for name in names if (folder / name).is_file()]
+        return {n: (row.dtype, row.nbytes) for header in headers for n, row in header.items()}
+
+    def _on_hub(self) -> dict[str, tuple[str, int]]:
+        """The same, by requests for the first bytes of each file."""
+        ask = partial(self.api.get_safetensors_metadata, self.name, revision=self.revision)
+        try:
+            metadata = request(f"read the headers of `{self.name}`", ask, self.retry)
+        except NotASafetensorsRepoError:
+            return {}
+        except SafetensorsParsingError as error:
+            raise CheckpointError(f"`{self.name}` has a damaged header: {error}.") from None
+        return {
+            name: (tensor.dtype, tensor.data_offsets[1] - tensor.data_offsets[0])
+            for file in metadata.files_metadata.values()
+            for name, tensor in file.tensors.items()
+        }
+
+
+def _name_of(dtype: str) -> str:
+    """torch's name of a dtype, safetensors' own where torch has none."""
+    return str(FLOATS[dtype]).removeprefix("torch.") if dtype in FLOATS else dtype
+
+
+def find_source(path_or_repo: str | os.PathLike[str], **where: Any) -> Source:
+    """Tell a folder from a repository.
+
+    Args:
+        path_or_repo (`str` or `os.PathLike`): Folder, or id of a repository on the Hub.
+        **where: `revision`, `token`, `endpoint`, `retry` for a repository.
+
+    Returns:
+        [`Source`]
+
+    Raises:
+        FileNotFoundError: If it can only be a folder, and there is none.
+        NotADirectoryError: If it is a file.
+        TypeError: If it is neither a name nor a path.
+    """
+    if not isinstance(path_or_repo, (str, os.PathLike)):
+        raise TypeError(
+            "a family is given as a folder or the id of a repository, got "
+            f"{type(path_or_repo).__name__}."
+        )
+    name = os.fspath(path_or_repo)
+    if Path(name).is_dir():
+        return Source(name, Path(name))
+    if Path(name).is_file():
+        raise NotADirectoryError(f"`{name}` is a file; give the folder of the checkpoint.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise FileNotFoundError(
+            f"there is no folder `{name}`, and the id of a repository looks like `user/name`."
+        ) from None
+    if isinstance(path_or_repo, os.PathLike) or name.startswith((".", "~")):
+        raise FileNotFoundError(f"there is no folder `{name}`.")
+    return Source(name, None, **where)
+
+
+__all__ = ["Source", "StoredTensor", "find_source"]

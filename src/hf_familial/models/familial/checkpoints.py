@@ -1,0 +1,228 @@
+"""Checkpoints of a family, one group of files per segment, of which a member reads only its own.
+
+Group k holds what exit k needs and no shallower one does: the layers between depth k - 1 and depth
+k, and the modules of exit k. So the family up to exit k, and its member k, are in groups 0 to k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import GenerationConfig
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from .configuration_familial import FamilialConfig
+from .contract import Contract
+from .cuts import check_cut, cut_config, cut_names, find_layout
+
+
+# Bytes of weights from which families are split when nothing is said: a smaller one is downloaded
+# whole in a moment, and one file is simpler to handle.
+SPLIT_FROM = 100_000_000
+
+# what `from_pretrained` passes on to find files, here as there
+WHERE = tuple("cache_dir force_download local_files_only proxies revision subfolder token".split())
+
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+def splits_by_segment(nbytes: int, by_segment: bool | None = None) -> bool:
+    """Whether weights of this size go into one group of files per segment."""
+    return nbytes >= SPLIT_FROM if by_segment is None else by_segment
+
+
+def may_split(model: Any, options: Mapping[str, Any], by_segment: bool | None) -> bool:
+    """Whether a model is to be saved by segment, the host's other ways of saving considered."""
+    weights = options.get("state_dict") or model.state_dict()
+    nbytes = sum(getattr(weight, "nbytes", 0) for weight in weights.values())
+    asked = splits_by_segment(nbytes, by_segment) and model.config.num_exits > 1
+    adapters = getattr(model, "_hf_peft_config_loaded", False)
+    distributed = getattr(model.config, "distributed_config", None) is not None
+    others = ("variant", "distributed_checkpoint", "push_to_hub")
+    headless = model.base_model is model
+    return asked and not (adapters or distributed or headless or any(map(options.get, others)))
+
+
+def segment_of(name: str, config: FamilialConfig, layers: str, norm: str) -> int:
+    """The shallowest exit whose member needs a tensor, or the one that it belongs to.
+
+    Args:
+        name (`str`): Of a tensor of a `FamilialForCausalLM`, in memory or in a file.
+        config ([`FamilialConfig`]): Of the family.
+        layers (`str`): Path of the layers in the backbone.
+        norm (`str`): Path of the final norm in the backbone; empty if there is none.
+
+    Returns:
+        `int`: Index of an exit; the embedding and what is not in a layer belong to exit 0.
+    """
+    last = config.num_exits - 1
+    numbered = re.match(rf"model\.backbone\.{re.escape(layers)}\.(\d+)\.", name)
+    if numbered:
+        layer = int(numbered[1])
+        return next((k for k, depth in enumerate(config.exits) if layer < depth), last)
+    early = re.match(r"(?:model\.exits|exit_heads)\.(\d+)\.", name)
+    if early:
+        return int(early[1])
+    if norm and name.startswith(f"model.backbone.{norm}.") and config.exit_norm == "own":
+        return last
+    if name.startswith("lm_head.") and config.exit_head == "own" and not config.tie_word_embeddings:
+        return last
+    return 0
+
+
+def save_by_segment(
+    save: Callable[..., None],
+    model: Any,
+    folder: str | os.PathLike[str],
+    *,
+    state_dict: Mapping[str, Any] | None = None,
+    is_main_process: bool = True,
+    **kwargs: Any,
+) -> None:
+    """Save a family's weights in one group of files per segment, with the host's own means.
+
+    Args:
+        save (`Callable[..., None]`): The host's `save_pretrained` of the model.
+        model ([`FamilialForCausalLM`]): What it saves.
+        folder (`str` or `os.PathLike`): Where to.
+        state_dict (`Mapping[str, Any]`, *optional*): Instead of the model's own.
+        is_main_process (`bool`, *optional*, defaults to `True`): Whether this one writes.
+        **kwargs: Passed on.
+
+    Raises:
+        OSError: If something cannot be written.
+    """
+    tensors = dict(model.state_dict() if state_dict is None else state_dict)
+    tensors = remove_tied_weights_from_state_dict(tensors, model)
+    contract: Contract = model.model.contract
+    owner = f"{contract.owner}." if contract.owner else ""
+    layers, norm = owner + contract.layers, owner + contract.norm if contract.norm else ""
+    groups: list[dict[str, Any]] = [{} for _ in model.config.exits]
+    for name, tensor in tensors.items():
+        groups[segment_of(name, model.config, layers, norm)][name] = tensor
+    for k, group in enumerate(groups):
+        # the name keeps the files of one call from those of the next, until all are there
+        save(
+            folder,
+            state_dict=group,
+            is_main_process=is_main_process,
+            variant=f"segment{k:05d}",
+            **kwargs,
+        )
+    if model.should_save_on_this_rank(is_main_process):
+        _number(Path(folder), {"total_parameters": model.num_parameters()})
+
+
+def _number(folder: Path, metadata: dict[str, Any]) -> None:
+    """Give the files of all segments the names of one sharded checkpoint, and its index."""
+    for path in folder.iterdir():
+        if SHARD.fullmatch(path.name) or path.name == SAFE_WEIGHTS_NAME:
+            path.unlink()  # of an earlier checkpoint: it would be loaded instead
+    for path in folder.glob("model.safetensors.index.segment*.json"):
+        path.unlink()
+    parts = sorted(folder.glob("model.segment*.safetensors"))
+    weight_map: dict[str, str] = {}
+    for i, part in enumerate(parts):
+        name = f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors"
+        with safe_open(part, framework="pt") as file:
+            weight_map |= dict.fromkeys(file.keys(), name)
+        metadata["total_size"] = metadata.get("total_size", 0) + _data_size(part)
+        part.rename(folder / name)
+    index = {"metadata": metadata, "weight_map": weight_map}
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
+
+
+def _data_size(path: Path) -> int:
+    """Bytes of tensors in a file, from the length of its header."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+
+
+def load_cut(
+    load: Callable[..., Any],
+    path_or_repo: Any,
+    max_exit: int,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Load the family cut at an exit; only the tensors it has are read, only their files fetched.
+
+    Args:
+        load (`Callable[..., Any]`): The host's `from_pretrained` of the class.
+        path_or_repo (`str` or `os.PathLike`): Folder, or id of a repository on the Hub.
+        max_exit (`int`): Exit to cut at: the deepest one of the result.
+        *args: Passed on.
+        **kwargs: Passed on.
+
+    Returns:
+        [`FamilialForCausalLM`], or what `load` returns.
+
+    Raises:
+        CutError: If the family cannot be cut at this exit.
+        IndexError: If there is no such exit.
+        OSError: If there is no such checkpoint, or a file that is needed is missing.
+    """
+    where = {name: kwargs[name] for name in WHERE if name in kwargs}
+    config = kwargs.pop("config", None)
+    if not isinstance(config, FamilialConfig):
+        config = FamilialConfig.from_pretrained(config or path_or_repo, **where)
+    max_exit = config.resolve_exit(max_exit)
+    check_cut(config, max_exit)
+    smaller = cut_config(config, max_exit)
+    for name in {field.name for field in dataclasses.fields(smaller)} & kwargs.keys() - {"dtype"}:
+        setattr(smaller, name, kwargs.pop(name))
+    if "generation_config" not in kwargs:
+        try:
+            kwargs["generation_config"] = GenerationConfig.from_pretrained(path_or_repo, **where)
+        except OSError:
+            pass  # the host makes one of the config
+    with ExitStack() as files:
+        slices = _slices(config, smaller, max_exit, path_or_repo, files, where)
+        loaded = load(None, *args, config=smaller, state_dict=slices, **kwargs)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.name_or_path = model.config.name_or_path = str(path_or_repo)
+    return loaded
+
+
+def _slices(
+    config: FamilialConfig,
+    smaller: FamilialConfig,
+    max_exit: int,
+    path_or_repo: Any,
+    files: ExitStack,
+    where: dict[str, Any],
+) -> dict[str, Any]:
+    """The tensors of the cut family, by their names there, to be read when they are needed."""
+
+    def find(name: str, required: bool) -> Any:
+        return cached_file(
+            path_or_repo, name, _raise_exceptions_for_missing_entries=required, **where
+        )
+
+    def opened(name: str) -> Any:
+        return files.enter_context(safe_open(find(name, required=True), framework="pt"))
+
+    index = None if find(SAFE_WEIGHTS_NAME, required=False) else find(SAFE_WEIGHTS_INDEX_NAME, True)
+    if index is None:
+        shards = {SAFE_WEIGHTS_NAME: opened(SAFE_WEIGHTS_NAME)}
+        weight_map = dict.fromkeys(shards[SAFE_WEIGHTS_NAME].keys(), SAFE_WEIGHTS_NAME)
+    else:
+        shards = {}
+        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    names = cut_names(config, max_exit, weight_map, find_layout(smaller.text_config))
+    for name in sorted({weight_map[source] for source in names} - shards.keys()):
+        shards[name] = opened(name)
+    return {new: shards[weight_map[old]].get_slice(old) for old, new in names.items()}
+
+
+__all__ = ["load_cut", "save_by_segment", "segment_of", "splits_by_segment"]

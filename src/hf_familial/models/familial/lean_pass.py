@@ -1,0 +1,217 @@
+"""Lean passes: a segment, or an exit's norm and head, on the few tokens of a decoding step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .exits import read_out
+from .lean_layers import LeanLayer
+
+
+class Reading:
+    """Something made of parameters, made anew when one of them has changed.
+
+    Args:
+        parameters (`Sequence[torch.Tensor]`): What it is made of.
+        read (`Callable`): Makes it.
+
+    Attributes:
+        agrees (`dict[Any, bool]`): Where it was compared with the modules, and whether it did what
+            they do.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], read: Callable[[], Any]) -> None:
+        self.parameters = parameters
+        self.agrees: dict[Any, bool] = {}
+        self._read = read
+        self._marks: list[tuple[int, int]] = []
+        self._value: Any = None
+
+    def fresh(self) -> Any:
+        """What was read, as the parameters are now."""
+        marks = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters]
+        if marks != self._marks:
+            self._value, self._marks = self._read(), marks
+        return self._value
+
+    @property
+    def nbytes(self) -> int:
+        """`int`: Bytes of the copies held; 0 before the first use."""
+        return getattr(self._value, "nbytes", 0)
+
+
+class Readings:
+    """Several of them, looked at together at every step.
+
+    Args:
+        readings (`Sequence[Reading]`): In order.
+    """
+
+    def __init__(self, readings: Sequence[Reading]) -> None:
+        self._readings = readings
+        self._parameters = [p for reading in readings for p in reading.parameters]
+        self._versions: list[int] = []
+        self._values: list[Any] = []
+
+    def fresh(self) -> list[Any]:
+        """What was read, as the parameters are now; moved parameters are seen by [`Lean`] alone."""
+        versions = [parameter._version for parameter in self._parameters]
+        if versions != self._versions:
+            self._values = [reading.fresh() for reading in self._readings]
+            self._versions = versions
+        return self._values
+
+
+class LeanRunner:
+    """The lean pass of one segment; made by [`Lean`]."""
+
+    def __init__(self, layers: Sequence[Reading], rotary: Reading) -> None:
+        self._parts = Readings([rotary, *layers])
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        cache_layers: Sequence[Any],
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run the segment on new tokens, each of which attends to all before it.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch, seq, hidden)`): Taps at the segment's
+                start; for `start == 0` what the backbone's embedding returns. Best up to
+                `MAX_TOKENS` tokens.
+            cache_layers (`Sequence[DynamicLayer]`): The segment's slots, all of the same length and
+                without padding; updated in place.
+            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): By default the
+                positions that follow what the cache holds, which is faster.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, seq, hidden)`: Taps at the segment's end.
+        """
+        batch, count, width = hidden_states.shape
+        past = cache_layers[0].get_seq_length()
+        rotary, *layers = self._parts.fresh()
+        cos, sin = rotary.at(hidden_states, past, position_ids)
+        mask = causal_mask(count, past, layers[0].groups, hidden_states) if count > 1 else None
+        rows = hidden_states.reshape(-1, width)
+        for layer, slot in zip(layers, cache_layers, strict=True):
+            attended = _attend(layer, rows, batch, count, cos, sin, mask, slot)
+            rows = layer.out.add_to(rows, attended)
+            gate, up = layer.gate_up(layer.mlp_norm(rows)).chunk(2, -1)
+            rows = layer.down.add_to(rows, F.silu(gate).mul_(up))
+        return rows.view(batch, count, width)
+
+
+def _attend(
+    layer: LeanLayer,
+    rows: torch.Tensor,
+    batch: int,
+    count: int,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    mask: torch.Tensor | None,
+    slot: Any,
+) -> torch.Tensor:
+    """Attention of rows of shape `(batch * seq, hidden)`, before its output projection."""
+    queries, keys, width, groups = layer.queries, layer.keys, layer.head_dim, layer.groups
+    qkv = layer.qkv(layer.input_norm(rows)).view(batch, count, -1, width)
+    qk, v = qkv.split_with_sizes((queries + keys, keys), 2)
+    if layer.qk_norm is not None:
+        qk = layer.qk_norm(qk)
+    if layer.rotary:
+        qk = (qk * cos).addcmul_(qk.roll(width // 2, -1), sin)
+    q, k = qk.split_with_sizes((queries, keys), 2)
+    k, v = slot.update(k.transpose(1, 2), v.transpose(1, 2))
+    if groups == 1:
+        q = q.transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=layer.scale)
+        return out.transpose(1, 2).reshape(batch * count, -1)
+    # query heads that share keys stand as further queries of one head: no key is copied
+    q = q.view(batch, count, keys, groups, width).permute(0, 2, 3, 1, 4)
+    q = q.reshape(batch, keys, groups * count, width)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=layer.scale)
+    out = out.view(batch, keys, groups, count, width).permute(0, 3, 1, 2, 4)
+    return out.reshape(batch * count, -1)
+
+
+def causal_mask(count: int, past: int, groups: int, like: torch.Tensor) -> torch.Tensor:
+    """Added to scores: 0 where a new token may look, minus infinity where not.
+
+    Args:
+        count (`int`): New tokens.
+        past (`int`): Tokens before them.
+        groups (`int`): Query heads per key head; their rows follow each other.
+        like (`torch.Tensor`): Says dtype and device.
+
+    Returns:
+        `torch.Tensor` of shape `(groups * count, past + count)`.
+    """
+    mask = like.new_full((count, past + count), -torch.inf).triu_(past + 1)
+    return mask.repeat(groups, 1) if groups > 1 else mask
+
+
+class RotaryTable:
+    """Cosines and sines of positions, looked up instead of computed at every step.
+
+    Args:
+        rotary (`nn.Module`): The host's rotary embedding.
+    """
+
+    def __init__(self, rotary: nn.Module) -> None:
+        self._rotary = rotary
+        self._table: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def at(
+        self, hidden_states: torch.Tensor, past: int, position_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines, and sines with the sign of a half turn, both `(1 or batch, seq, 1, head_dim)`.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch, seq, hidden)`): Says length and dtype.
+            past (`int`): First position, if they are not given.
+            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The positions.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Of the dtype of `hidden_states`.
+        """
+        if position_ids is not None:
+            return self._compute(hidden_states, position_ids)
+        count = hidden_states.shape[1]
+        table = self._table
+        if (
+            table is None
+            or table[0].shape[1] < past + count
+            or table[0].dtype != hidden_states.dtype
+        ):
+            positions = torch.arange(max(256, 2 * (past + count)), device=hidden_states.device)
+            table = self._table = self._compute(hidden_states, positions.unsqueeze(0))
+        return table[0].narrow(1, past, count), table[1].narrow(1, past, count)
+
+    def _compute(
+        self, hidden_states: torch.Tensor, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = self._rotary(hidden_states, position_ids)
+        first, second = sin.chunk(2, -1)
+        # the host turns (x1, x2) into (-x2, x1); here the sine carries the sign
+        return cos.unsqueeze(2), torch.cat((-first, second), -1).unsqueeze(2)
+
+
+class LeanHead:
+    """Norm and output head in one call; made by [`Lean`]."""
+
+    def __init__(self, norm: Reading, head: Reading, ops: tuple[tuple[str, float], ...]) -> None:
+        self._parts = Readings([norm, head])
+        self._ops = ops
+
+    @torch.no_grad()
+    def __call__(self, taps: torch.Tensor) -> torch.Tensor:
+        """Logits of shape `(..., vocab)` from taps of shape `(..., hidden)`."""
+        norm, head = self._parts.fresh()
+        logits = read_out(norm(taps.reshape(-1, taps.shape[-1])), head, self._ops)
+        return logits.view(*taps.shape[:-1], -1)

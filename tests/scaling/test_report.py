@@ -1,0 +1,341 @@
+"""The report page and the file it is made from: whole, self-contained, safe, readable."""
+
+import dataclasses
+import html
+import json
+import os
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from studies import FAMILY, NEIGHBOURS, SPARSE, rows_of, study_of
+
+from hf_familial.scaling import LAWS, FitStatus, Observations, fit, get_law
+from hf_familial.scaling.doubts import doubts
+from hf_familial.scaling.examine import examine
+from hf_familial.scaling.formula import draw_formula, symbol_html, symbol_text
+from hf_familial.scaling.report import report_html, write_figures
+from hf_familial.scaling.sections import granularity
+from hf_familial.scaling.study import (
+    Origin,
+    StudyError,
+    check_place,
+    read_study,
+    write_study,
+    write_whole,
+)
+from hf_familial.scaling.wording import estimate
+
+
+@pytest.fixture(scope="module")
+def study():
+    rivals = {"rivals": [get_law("hoffmann"), get_law("familial_e_inside")]}
+    data = Observations.read(rows_of("familial", settings=FAMILY), run_id="run_id")
+    return examine(fit("familial", data), Origin("runs.jsonl"), draws=60, version="0.1", **rivals)
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    return report_html(study)
+
+
+class Page(HTMLParser):
+    """The elements of a page; fails where tags do not match."""
+
+    VOID = {"meta", "link", "path", "use", "rect", "line", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+# the page
+
+
+def test_the_page_needs_nothing_else(page):
+    tags = Page(page).tags
+    assert not {"script", "img", "iframe", "object"} & {tag for tag, _ in tags}
+    for tag, attributes in tags:
+        for name in ("src", "href", "xlink:href", "action"):
+            if attributes.get(name) is not None:
+                assert attributes[name].startswith(("#", "data:")), (tag, attributes)
+    assert "@import" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+    assert 'name="viewport"' in page
+
+
+def test_every_name_on_the_page_is_there_once(page):
+    found = Page(page)
+    assert len(set(found.ids)) == len(found.ids)
+    referred = set(re.findall(r'(?:url\(|href=")#([^")]+)', page))
+    assert referred <= set(found.ids)
+
+
+def test_every_colour_has_a_light_and_a_dark_form(page):
+    used = set(re.findall(r"var\((--\w+)\)", page))
+    for sheet in page.split("prefers-color-scheme: dark")[:2]:
+        assert used <= set(re.findall(r"(--\w+):", sheet))
+    assert not re.findall(r'(?:fill|stroke)[:=]\s*"?#', page)
+
+
+def test_the_page_says_what_the_fit_says(study, page):
+    words = " ".join(Page(page).words)
+    for name, interval in study.intervals["delta"].items():
+        value, span = estimate(study.fit.values[name], interval.low, interval.high)
+        assert value in words
+        assert span in words
+    for expected in (
+        "84 runs were fitted",
+        "10¹⁹ – 10²¹",
+        "60 bootstrap replicates of runs, seed 0",
+        "What exits cost in compute",
+        "Laws compared",
+        "Error on larger budgets",
+        "objective at the optimum",
+        "No warnings" if not study.warnings else study.warnings[0].split("`")[0],
+    ):
+        assert expected in words
+    assert page.count("<figure") == len(re.findall(r"<b>Figure \d+\.", page))
+    assert page.count("<svg") == page.count("<figure") + 1
+
+
+def test_the_same_study_gives_the_same_page(study, page):
+    assert report_html(study) == page
+
+
+def test_what_others_wrote_is_escaped(study):
+    bad = '<script>alert("1")</script> & `x`'
+    data = dataclasses.replace(study.fit.data, run_names=(bad, *study.fit.data.run_names[1:]))
+    origin = Origin(bad, {bad: bad}, 84, 84, 84, (bad,))
+    tables = {bad: [{bad: bad}]}
+    changed = dataclasses.replace(
+        study,
+        fit=dataclasses.replace(study.fit, data=data),
+        origin=origin,
+        warnings=(bad,),
+        tables=tables,
+        profiles={},
+        replicates=None,
+    )
+    page = report_html(changed)
+    assert "<script" not in page
+    assert page.count(html.escape("<script>alert", quote=False)) >= 6
+    Page(page)
+
+
+@pytest.mark.parametrize(
+    ("law", "settings", "there", "absent"),
+    [
+        ("hoffmann", ({},), ("Compute-optimal", "residuals_N"), ("penalty_", "What exits cost")),
+        ("branch", NEIGHBOURS, ("penalty_U", "residuals_V"), ("Compute-optimal", "frontier_N")),
+        ("abnar", SPARSE, ("isoflop_0", "S = 0.9", "residuals_S"), ("penalty_", "granularity")),
+        ("kaplan_joint", ({},), ("isoflop", "frontier_loss"), ("penalty_",)),
+    ],
+)
+def test_parts_that_make_no_sense_are_left_out(law, settings, there, absent):
+    exact = {"fixed": {"e": 0.94, "lambda_": -0.1666}} if law == "abnar" else {}
+    page = report_html(study_of(law, settings, **exact))
+    figures = page.split("<h2>What to know")[0]
+    for part in there:
+        assert part in figures
+    for part in absent:
+        assert part not in figures
+    assert "clouds" not in page
+    Page(page)
+
+
+def test_a_law_that_predicts_no_loss():
+    law = get_law("step_batch")
+    tokens = np.geomspace(1e9, 1e11, 12)
+    batch = law.predict(next(iter(law.published.values())).values, D=tokens)
+    data = Observations.read({"D": tokens, "b": batch * (1 + 0.01 * np.sin(tokens))}, loss="b")
+    page = report_html(examine(fit(law, data), profiles=False))
+    assert "Compute-optimal" not in page
+    assert "predicted batch tokens (tokens)" not in page  # letters are drawn, not written
+    assert 'id="residuals_D"' in page
+
+
+def test_few_runs_are_no_error():
+    rows = {n: v[:7] for n, v in rows_of("hoffmann").items()}
+    rows |= {n: np.concatenate([rows[n], v[7:9]]) for n, v in rows_of("hoffmann").items()}
+    study = examine(fit("hoffmann", rows), draws=20, level=0.9)
+    assert any("9 runs for 5 coefficients are few" in warning for warning in study.warnings)
+    Page(report_html(study))
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=lambda law: law.name)
+def test_the_formula_of_every_law_can_be_set(law):
+    figure = draw_formula(law.formula)
+    assert figure.get_size_inches()[0] > 0.5
+    for part in (*law.parameters, *law.variables):
+        assert "\\" not in symbol_html(part.symbol)
+        assert "<" not in symbol_text(part.symbol)
+
+
+def test_symbols():
+    assert symbol_html(r"\gamma_U") == "γ<sub>U</sub>"
+    assert symbol_html(r"R_{N}^{*}") == "R<sub>N</sub><sup>∗</sup>"
+    assert symbol_html(r"E_{\mathrm{max}}") == "E<sub>max</sub>"
+    assert symbol_html("a<b") == "a&lt;b"
+    assert symbol_text(r"\gamma_U") == "γ_U"
+
+
+# files
+
+
+def test_a_study_comes_back_from_its_file(study, page, tmp_path):
+    write_study(tmp_path / "fit.json", study)
+    text = (tmp_path / "fit.json").read_text()
+    assert not re.search(r"\b(NaN|Infinity)\b", text)
+    back = read_study(tmp_path / "fit.json")
+    assert back.to_dict() == study.to_dict()
+    assert back.fit.predict(N=1e9, D=2e10, G=4) == study.fit.predict(N=1e9, D=2e10, G=4)
+    assert report_html(back) == page
+    assert list(tmp_path.iterdir()) == [tmp_path / "fit.json"]
+
+
+def test_infinite_numbers_come_back(study, tmp_path):
+    open_end = dataclasses.replace(study.intervals["delta"]["E"], low=-np.inf)
+    broken = dataclasses.replace(
+        study,
+        fit=dataclasses.replace(study.fit, condition=np.inf),
+        intervals={"delta": {"E": open_end}},
+    )
+    write_study(tmp_path / "fit.json", broken)
+    back = read_study(tmp_path / "fit.json")
+    assert back.fit.condition == np.inf
+    assert back.intervals["delta"]["E"] == open_end
+    assert "∞" in report_html(back)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"format": "other"}, "not a fit: its `format` must be 'hf_familial.fit'"),
+        ({"schema": 2}, r"its `schema` is 2, this version reads up to 1: upgrade hf_familial"),
+        ({"schema": "1"}, "its `schema` is '1'"),
+        ({"fit": None}, "a part is missing or broken"),
+        ({"origin": {"notes": [], "sauce": 1}}, "a part is missing or broken.*sauce"),
+    ],
+)
+def test_a_file_that_is_not_for_us(study, tmp_path, change, match):
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(json.loads(study.to_json()) | change))
+    with pytest.raises(StudyError, match=match) as caught:
+        read_study(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\x89PNG\r\n\0", b"[1]", b"{}", b"3"])
+def test_a_file_that_is_no_fit(tmp_path, content):
+    path = tmp_path / "fit.json"
+    path.write_bytes(content)
+    with pytest.raises(StudyError, match="fit.json.* not a fit"):
+        read_study(path)
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    write_whole(path, "after")
+    assert path.read_text() == "after"
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="cannot write .*a.txt: No space left on device"):
+        write_whole(path, "half")
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("place", "match"),
+    [
+        ("absent/a.txt", "there is no folder"),
+        ("file/a.txt", "there is no folder"),
+        ("", "it is no ordinary file"),
+    ],
+)
+def test_a_place_that_cannot_be_written(tmp_path, place, match):
+    (tmp_path / "file").write_text("")
+    for write in (check_place, lambda path: write_whole(path, "text")):
+        with pytest.raises(OSError, match=f"cannot write .*: {match}"):
+            write(tmp_path / place)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_what_exits_cost(study):
+    found = granularity(study)
+    rows = [re.findall(r">([^<>]+)</t[dh]>", line) for line in found.split("<tr>")[2:]]
+    assert [row[0] for row in rows] == ["1", "2", "4", "8"]
+    values = study.fit.values
+    power = values["gamma"] * (1 / values["alpha"] + 1 / values["beta"])
+    expected = [g**power for g in (1, 2, 4, 8)]
+    assert [float(row[3]) for row in rows] == pytest.approx(expected, abs=6e-3)
+
+
+def test_pictures_as_files(study, tmp_path):
+    written = write_figures(tmp_path / "new" / "figures", dataclasses.replace(study, profiles={}))
+    assert {path.suffix for path in written} == {".png", ".svg"}
+    assert len({path.stem for path in written}) == len(written) / 2
+    for path in written:
+        if path.suffix == ".png":
+            assert imread(path).shape[1] == 720
+        else:
+            assert path.read_text().rstrip().endswith("</svg>")
+
+
+# doubts
+
+
+def test_a_good_fit_raises_no_doubts(study):
+    assert doubts(study.fit, study.intervals["delta"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"status": FitStatus.NOT_CONVERGED}, "ran out of steps"),
+        ({"bounds_hit": ("E",)}, r"On a bound: `E` = 1\.8"),
+        ({"agreement": 0.25}, r"Only 25% of \d+ starts"),
+        ({"condition": 3e6}, r"barely told apart \(condition number 3.0e\+06\)"),
+    ],
+)
+def test_what_speaks_against_a_fit(study, change, match):
+    (sentence,) = doubts(dataclasses.replace(study.fit, **change))
+    assert re.search(match, sentence)
+
+
+def test_outliers_and_idle_exponents_are_named():
+    rows = rows_of("hoffmann")
+    rows["loss"][4] *= 1.2
+    rows |= {"G": np.tile([1.0, 2.0, 4.0], 7)}
+    answer = fit("familial", Observations.read(rows, run_id="run_id"))
+    found = " ".join(examine(answer, profiles=False).warnings)
+    assert "lie more than 6 robust standard deviations from the law: run-4" in found
+    assert "interval of `gamma` holds 0" in found

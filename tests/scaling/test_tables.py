@@ -1,0 +1,301 @@
+"""Tables of runs: every kind of file, names of columns, choices, and rows that are no runs."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from hf_familial.runs import Backbone, RunRecord, append_run
+from hf_familial.scaling import get_law
+from hf_familial.scaling.columns import Choice, read_runs
+from hf_familial.scaling.tables import TableError, read_table
+
+
+DENSE, FAMILIAL = get_law("hoffmann"), get_law("familial")
+ROWS = [
+    {"N": 1e8, "D": 2e9, "C": 1.2e18, "G": 1, "loss": 3.1},
+    {"N": 2e8, "D": 2e9, "C": 2.4e18, "G": 2, "loss": 2.9},
+    {"N": 4e8, "D": 1e9, "C": 2.4e18, "G": 4, "loss": 2.8},
+]
+
+
+def record(i, **choices):
+    """A line of runs.jsonl."""
+    losses = (3.0 + 0.1 * i, 2.8 + 0.1 * i)
+    fields = {
+        "run_id": f"run-{i}",
+        "N_total": 1000 * (i + 1),
+        "N_non_embedding": 800 * (i + 1),
+        "N_active": 900 * (i + 1),
+        "D_tokens": 5000,
+        "C_flops": 7.0 * 1000 * (i + 1) * 5000,
+        "G": 2,
+        "exits": (1, 4),
+        "loss_mean": sum(losses) / 2,
+        "loss_exits": losses,
+        "loss_final": losses[-1],
+        "eval_loss_mean": sum(losses) / 2 + 1,
+        "eval_loss_exits": tuple(loss + 1 for loss in losses),
+        "eval_loss_final": losses[-1] + 1,
+        "seed": i,
+        "lr": 1e-3,
+        "batch_tokens": 100,
+        "seq_len": 10,
+        "vocab_size": 50,
+        "data": "text",
+        "backbone": Backbone("llama", 8, 4),
+        "wall_s": 1.0,
+        "tokens_per_s": 5000.0,
+        "code_version": "1",
+        "status": "finished",
+    }
+    return RunRecord(**(fields | choices))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Writes records to a runs.jsonl as training does, then further lines as they are."""
+
+    def write(*records, tail=""):
+        path = tmp_path / "runs.jsonl"
+        for one in records:
+            append_run(path, one)
+        with path.open("a") as file:
+            file.write(tail)
+        return path
+
+    return write
+
+
+def written(folder, kind, rows=ROWS):
+    path = folder / f"table.{kind}"
+    names = list(rows[0])
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        mark = {"csv": ",", "tsv": "\t", "ssv": ";"}[kind]
+        lines = [mark.join(names), *(mark.join(str(row[n]) for n in names) for row in rows)]
+        path.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "ssv", "jsonl", "json", "parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
+    table = read_table(written(tmp_path, kind))
+    assert list(table.columns) == list(ROWS[0])
+    assert {n: list(v) for n, v in table.columns.items()} == {
+        name: [row[name] for row in ROWS] for name in ROWS[0]
+    }
+    assert table.notes == ()
+    reading = read_runs(written(tmp_path, kind), FAMILIAL)
+    assert reading.data.loss.tolist() == [3.1, 2.9, 2.8]
+    assert reading.data.columns["G"].tolist() == [1, 2, 4]
+
+
+def test_the_kind_is_in_the_bytes_not_in_the_name(tmp_path):
+    path = written(tmp_path, "jsonl").rename(tmp_path / "runs.csv")
+    assert len(read_table(path)) == 3
+
+
+def test_lines_that_are_no_rows_are_named(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"N": 1}\n\n{"N": 2\n[3]\n{"N": 4}\n{"N"')
+    table = read_table(path)
+    assert list(table.columns["N"]) == [1, 4]
+    assert table.lines == (1, 5)
+    assert table.notes == ("Left out lines 3, 4, 6: not one JSON object.",)
+
+
+def test_a_quote_left_open_costs_its_own_line_only(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text('N,D,loss\n1,2,3\n4,"5,6\n7,8,9\n1,2\n')
+    table = read_table(path)
+    assert list(table.columns["N"]) == [1, 7]
+    assert table.notes == ("Left out lines 3, 5: not 3 cells.",)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is binary; runs come as CSV, JSON lines or parquet"),
+        (bytes(range(128, 256)), "is binary"),
+        (b"PAR1 and no more", "is broken parquet"),
+        (b"N,D,loss\n", "holds no row"),
+        (b"1,2,3\n4,5,6\n", "has no names in its first line, got 1, 2, 3"),
+        (b"N,D,N\n4,5,6\n", "names a column twice: N"),
+        (b'{"law": "hoffmann",\n "fit": {}}', "is one JSON object with law, fit"),
+        (b"[1, 2", "is not JSON"),
+        (b"[1, 2]", "holds no row. Left out items 1, 2: not an object"),
+        (b"{\n{\n", "holds no row. Left out lines 1, 2"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path, content, match):
+    path = tmp_path / "runs"
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=match):
+        read_table(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(OSError, match="absent"):
+        read_table(tmp_path / "absent.csv")
+
+
+# columns
+
+
+def test_names_people_use(tmp_path):
+    path = tmp_path / "svg.csv"
+    path.write_text("x,Model Size,Training FLOP,hex,loss\n1,1e9,6e19,#fff,2.5\n2,2e9,6e19,#000,2\n")
+    reading = read_runs(path, DENSE)
+    assert reading.data.columns["D"].tolist() == [1e10, 5e9]
+    assert dict(reading.columns) == {
+        "loss": "loss",
+        "N": "Model Size",
+        "C": "Training FLOP",
+        "D": "C / (6 N)",
+    }
+    assert reading.notes == ("D is not in the file: C / (6 N).",)
+
+
+def test_a_mapping_goes_before_every_guess(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("N,width,D,loss,nll\n1,10,5,2,3\n2,20,7,3,4\n")
+    choice = Choice(columns={"N": "width", "loss": "nll"})
+    data = read_runs(path, DENSE, choice).data
+    assert data.columns["N"].tolist() == [10, 20]
+    assert data.loss.tolist() == [3, 4]
+    message = "no column 'depth' for N; it has N, width, D, loss, nll"
+    with pytest.raises(TableError, match=message):
+        read_runs(path, DENSE, Choice(columns={"N": "depth"}))
+
+
+def test_what_is_missing_is_named_with_what_is_there(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("size,loss\n1,2\n")
+    with pytest.raises(
+        TableError, match=r"no column for D, G; it has size, loss. Name one as D=COLUMN"
+    ):
+        read_runs(path, FAMILIAL)
+    path.write_text("N,D,loss\nsmall,2,3\nlarge,2,3\n")
+    with pytest.raises(TableError, match="has no number in 'N', taken for N"):
+        read_runs(path, DENSE)
+    path.write_text("N,D\n1,2\n")
+    with pytest.raises(TableError, match="no loss 'mean'; it has N, D. Ask for mean, final"):
+        read_runs(path, DENSE)
+
+
+@pytest.mark.parametrize(
+    ("choice", "n", "loss"),
+    [
+        (Choice(), 1000, 2.9),
+        (Choice(size="non_embedding", loss="final"), 800, 2.8),
+        (Choice(size="active", loss="exit0"), 900, 3.0),
+        (Choice(loss="exit 1"), 1000, 2.8),
+        (Choice(loss="eval_mean"), 1000, 3.9),
+        (Choice(loss="eval_exit0"), 1000, 4.0),
+        (Choice(loss="eval_final"), 1000, 3.8),
+        (Choice(loss="eval_loss_final"), 1000, 3.8),
+    ],
+)
+def test_choices_of_runs_jsonl(runs, choice, n, loss):
+    data = read_runs(runs(record(0), record(1)), FAMILIAL, choice).data
+    assert data.columns["N"][0] == n
+    assert data.loss[0] == pytest.approx(loss)
+    assert data.columns["C"][0] == 7.0 * 1000 * 5000
+    assert data.run_names == ("run-0", "run-1")
+
+
+@pytest.mark.parametrize(
+    ("choice", "match"),
+    [
+        (Choice(size="all"), "N is one of total, non_embedding, active, got 'all'"),
+        (Choice(loss="median"), "no loss 'median'; it has run_id, "),
+    ],
+)
+def test_choices_that_are_not_offered(runs, choice, match):
+    with pytest.raises(TableError, match=match):
+        read_runs(runs(record(0)), DENSE, choice)
+
+
+def test_runs_that_do_not_count_are_named(runs):
+    again = record(1, loss_mean=2.5)
+    path = runs(
+        record(0),
+        record(1),
+        record(2, status="failed", loss_mean=None),
+        record(3, loss_mean=math.nan),
+        record(4, status="diverged"),
+        again,
+        tail='{"run_id": "torn',
+    )
+    reading = read_runs(path, FAMILIAL)
+    assert reading.found == 6
+    assert reading.data.run_names == ("run-0", "run-1")
+    assert reading.data.loss.tolist() == [pytest.approx(2.9), 2.5]
+    assert reading.notes == (
+        "Left out line 7: not one JSON object.",
+        "Left out line 3: status failed.",
+        "Left out line 5: status diverged.",
+        "Left out line 2: the same run comes again later.",
+        "Left out line 4: a number is missing.",
+    )
+    kept = read_runs(path, DENSE, Choice(statuses=("finished", "diverged"))).data
+    assert kept.run_names == ("run-0", "run-4", "run-1")
+    with pytest.raises(TableError, match="no run of status stopped, only finished, failed, div"):
+        read_runs(path, DENSE, Choice(statuses=("stopped",)))
+
+
+def test_checkpoints_of_one_run_are_one_cluster(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("run_id,N,D,loss\na,1,10,4\na,1,20,3\nb,2,10,3.5\nb,2,10,3.5\n")
+    data = read_runs(path, DENSE).data
+    assert data.run_names == ("a", "b")
+    assert data.run_id.tolist() == [0, 0, 1]
+
+
+def test_every_exit_as_a_row(runs):
+    reading = read_runs(runs(record(0), record(1)), get_law("branch"), Choice(loss="exits"))
+    data = reading.data
+    assert data.loss.tolist() == pytest.approx([3.0, 2.8, 3.1, 2.9])
+    assert data.columns["U"].tolist() == [0, 1, 0, 1]
+    assert data.columns["V"].tolist() == [1, 0, 1, 0]
+    # 200 parameters around 800 in 4 layers, of which the first exit has one
+    assert data.columns["N"].tolist() == [400, 1000, 800, 2000]
+    assert data.run_id.tolist() == [0, 0, 1, 1]
+    assert reading.columns["N"] == "N_total, layers in proportion to the exit's depth"
+
+
+def test_what_a_law_cannot_take_is_left_out(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("N,D,G,loss\n1,10,0,4\n1,20,1,3\n-2,10,1,3.5\n2,x,1,3\n3,9,2,3\n3,9,2,3\n")
+    reading = read_runs(path, (DENSE, FAMILIAL))
+    assert reading.data.columns["N"].tolist() == [1, 3]
+    assert reading.data.run_names == ("line 3", "line 7")
+    assert reading.notes == (
+        "C is not in the file: 6 N D.",
+        "Left out line 6: a copy of a later row.",
+        "Left out line 2: `G` must be >= 1 and finite.",
+        "Left out line 4: `N` must be > 0 and finite.",
+        "Left out line 5: a number is missing.",
+    )
+
+
+def test_large_tables_stay_quick_and_whole(tmp_path):
+    rows = 30_000
+    path = tmp_path / "runs.csv"
+    body = "".join(f"{1e8 + i},{1e9 + i},{2 + 1 / (1 + i)}\n" for i in range(rows))
+    path.write_text("N,D,loss\n" + body)
+    data = read_runs(path, DENSE).data
+    assert len(data) == rows
+    assert np.array_equal(data.columns["N"], 1e8 + np.arange(rows))
