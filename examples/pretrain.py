@@ -276,6 +276,7 @@ def main() -> None:
         data_collator=default_data_collator,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.model.config.use_cache = True  # the host switches it off for training
     trainer.save_model()
     show_results(trainer, data, data_args.seq_length)
     trainer.end()

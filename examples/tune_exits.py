@@ -163,6 +163,7 @@ def main() -> None:
     training["train_tokens"] = trainer.state.global_step * tokens_per_step(
         args, data_args.seq_length
     )
+    trainer.model.config.use_cache = True  # the host switches it off for training
     trainer.save_model()
     after = measure(model, data, tuning, args.eval_batch_size)
     if trainer.is_world_process_zero():

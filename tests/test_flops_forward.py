@@ -20,8 +20,8 @@ from hf_familial.flops import (
 
 
 EXITS, LENGTH = [1, 2, 4], 12
-# hosts that walk position by position, and one that looks at values
-OTHERS = ("jamba", "falcon_mamba", "mamba2", "gemma3n_text", "minicpm3")
+# hosts that walk position by position, have a state, or do something to the token embedding
+OTHERS = ("jamba", "falcon_mamba", "mamba2", "qwen3_next", "opt")
 
 
 def config_of(model_type: str, **fields: Any) -> FamilialConfig:

@@ -1,5 +1,6 @@
 """FLOPs of a training step, counted without weights, equal those of a real forward and backward."""
 
+import math
 from typing import Any
 
 import pytest
@@ -47,7 +48,11 @@ def real_flops(family: Any, fused: bool, batch: int = 2) -> float:
     """FLOPs per token that torch sees in one step on the CPU, every position having a target."""
     ids = torch.randint(8, 120, (batch, LENGTH))
     # torch does not know the product that adds to its output in place
-    formulas = {torch.ops.aten.addmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * b[1]}
+    formulas: dict[Any, Any] = {torch.ops.aten.addmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * b[1]}
+    # nor that each channel of a grouped convolution sees the channels of its group alone
+    formulas[torch.ops.aten.convolution_backward] = lambda grad, x, w, *args, **_: (
+        sum(args[-1][:2]) * 2 * math.prod(grad) * math.prod(w[1:])
+    )
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         # logits that are wanted go through the host's loss, others through the chunked one
         outputs = family.train()(

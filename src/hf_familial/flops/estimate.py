@@ -43,8 +43,8 @@ def estimate_forward(
         seen.update(found)
         return round(sum(2 * tokens * p.numel() * shares[i][1] for i, p in found.items()))
 
-    layers: list[Any] = [*family.model.members.layers]
-    layers += [layer for early in family.model.exits for layer in early.layers]
+    early: Any = family.model.exits
+    layers = [*family.model.members.layers, *(layer for e in early for layer in e.layers)]
     places: dict[int | None, Flops] = {id(m): Flops(matmul(m, tables), attention) for m in layers}
     # a tied head is a matrix all the same
     readers = [family.head(k) for k in range(family.config.num_exits)]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers.cache_utils import CacheLayerMixin
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from .counting import Flops, FlopTally, counter
+from .booking import filled, tally
+from .counting import Flops, counter
 from .estimate import estimate_forward
 from .phantom import SHORT, config_of, fake, phantom, quadratic, walks
 
@@ -176,9 +173,9 @@ def estimated(family: FamilialForCausalLM, tokens: int, past: int) -> ForwardFlo
 
 def _booked(family: FamilialForCausalLM, tokens: int, past: int, exact: bool) -> ForwardFlops:
     if past or not walks(family.config, tokens):
-        places = _tally(family, tokens, filled(family, past) if past else None)
+        places = tally(family, tokens, filled(family, past) if past else None)
         return _by_place(family, tokens, past, places, exact)
-    runs = [_tally(family, length) for length in SHORT]
+    runs = [tally(family, length) for length in SHORT]
     places = {
         place: Flops(
             quadratic([run[place].matmul for run in runs], tokens),
@@ -189,66 +186,14 @@ def _booked(family: FamilialForCausalLM, tokens: int, past: int, exact: bool) ->
     return _by_place(family, tokens, past, places, exact)
 
 
-def _tally(family: FamilialForCausalLM, tokens: int, cache: Any = None) -> dict[Any, Flops]:
-    """FLOPs at every place of a model with fake weights; the cache grows."""
-    tally = FlopTally([*family.parameters(), *family.buffers()])
-    ids = torch.zeros((1, tokens), dtype=torch.long)
-    with _placed(family, tally), tally:
-        family(input_ids=ids, past_key_values=cache, use_cache=cache is not None, output_exits=True)
-    return {place: tally.at(place) for place in (None, *places_of(family))}
-
-
-def filled(family: FamilialForCausalLM, length: int) -> Any:
-    """The cache of a model with fake weights after so many tokens, with every exit's slots.
-
-    Returns:
-        `Cache`, *optional*: `None` if the host has none of transformers' kinds.
-    """
-    walked = walks(family.config, length)
-    ids = torch.zeros((1, SHORT[0] if walked else length), dtype=torch.long)
-    cache = family(input_ids=ids, use_cache=True, output_exits=True).past_key_values
-    for layer in cache.layers if walked and cache is not None else []:
-        if isinstance(layer, CacheLayerMixin) and layer.is_initialized:
-            more = length - SHORT[0]
-            parts = (layer.keys, layer.values)
-            layer.update(*(p.new_empty((*p.shape[:2], more, p.shape[-1])) for p in parts))
-    return cache
-
-
-def places_of(family: FamilialForCausalLM) -> dict[int, list[nn.Module]]:
-    """Modules whose FLOPs are booked apart, by identity: layers, private layers, heads."""
-    private: list[nn.Module] = [layer for e in family.model.exits for layer in e.layers]
-    heads = [family.head(k) for k in range(family.config.num_exits)]
-    return {id(m): [m] for m in (*family.model.members.layers, *private, *heads)}
-
-
-@contextmanager
-def _placed(family: FamilialForCausalLM, tally: FlopTally) -> Iterator[None]:
-    """Hooks that tell a tally in which layer or head it is."""
-
-    def enter(module: nn.Module, *_: Any) -> None:
-        tally.place = id(module)
-
-    def leave(*_: Any) -> None:
-        tally.place = None
-
-    handles = []
-    for (module,) in places_of(family).values():
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _by_place(
     family: FamilialForCausalLM, tokens: int, past: int, places: dict[Any, Flops], exact: bool
 ) -> ForwardFlops:
     config = family.config
     readers = [id(family.head(k)) for k in range(config.num_exits)]
     times = Counter(readers) if exact else Counter(set(readers))
-    private = [sum((places[id(m)] for m in e.layers), Flops()) for e in family.model.exits]
+    early: Any = family.model.exits
+    private = [sum((places[id(m)] for m in e.layers), Flops()) for e in early]
     return ForwardFlops(
         tokens=tokens,
         past=past,

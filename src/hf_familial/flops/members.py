@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from .forward import ForwardFlops, filled, forward_flops
+from .booking import filled
+from .forward import ForwardFlops, forward_flops
 from .parameters import ParameterCount, family_parameters
 from .phantom import config_of, fake, phantom
 
@@ -87,8 +88,8 @@ def member_flops(
             parameters=sizes[k],
             layers=prefill.layer_passes(k) // context,
             prefill_flops_per_token=prefill.member(k).total / context,
-            decode_flops_per_token=decode and float(decode.member(k).total),
-            cache=caches and caches[k],
+            decode_flops_per_token=float(decode.member(k).total) if decode else None,
+            cache=caches[k] if caches else None,
             exact=prefill.exact and (decode is None or decode.exact),
         )
         for k in range(config.num_exits)

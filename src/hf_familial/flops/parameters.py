@@ -130,8 +130,9 @@ def _count(family: FamilialForCausalLM) -> FamilyParameters:
     config, members = family.config, family.model.members
     shares = active_shares(family)
     exits = range(config.num_exits)
-    private: list[nn.Module] = [layer for e in family.model.exits for layer in e.layers]
-    owned = [_size([part]) for part in family.model.exits]
+    early: Any = family.model.exits
+    private = [layer for part in early for layer in part.layers]
+    owned = [_size([part]) for part in early]
     for k, head in enumerate(family.exit_heads):
         owned[k] += _size([head])
     heads = [_size([family.head(k)]) for k in exits]

@@ -54,7 +54,8 @@ def fake(family: nn.Module) -> Iterator[None]:
     try:
         with FakeTensorMode(), torch.device("cpu"):
             for module in family.modules():
-                for tensors in (module._parameters, module._buffers):
+                holders: tuple[Any, Any] = (module._parameters, module._buffers)
+                for tensors in holders:
                     for name, tensor in tensors.items():
                         if tensor is not None and id(tensor) not in seen:
                             # kept beside the original, whose id must not be given to another

@@ -28,7 +28,8 @@ class BackboneTemplate:
         head_dim (`int`): Width of an attention head.
         multiple (`int`): Widths are multiples of it; itself one of `head_dim`.
         mlp_ratio (`float`): Inner width of the MLP over the width, rounded to `multiple`.
-        kv_heads (`int`, *optional*): Heads of keys and values; by default as many as of queries.
+        kv_heads (`int`, *optional*): Heads of keys and values, or the largest number below it that
+            divides the heads of queries; by default as many as these.
         tie_word_embeddings (`bool`): Whether the output head is the token embedding.
         scaled (`Mapping[str, float]`): Further fields of the host's config that grow with the
             width: `{name: share of the width}`, rounded to `multiple`, such as
@@ -88,7 +89,7 @@ class BackboneTemplate:
             )
         kv_heads = min(self.kv_heads or heads, heads)
         kv_heads = max(n for n in range(1, kv_heads + 1) if heads % n == 0)
-        usual = {
+        usual: dict[str, Any] = {
             "hidden_size": width,
             "num_hidden_layers": depth,
             "num_attention_heads": heads,
@@ -115,7 +116,7 @@ class BackboneTemplate:
     def shape(self, size: float, count: Callable[[int, int], int]) -> tuple[int, int]:
         """The width and depth whose number of parameters is nearest to a size.
 
-        The depth follows from `aspect`; then the width moves by multiples while that comes nearer.
+        Two depths follow from `aspect`; their widths move by multiples while that comes nearer.
 
         Args:
             size (`float`): Parameters.
@@ -144,11 +145,14 @@ class BackboneTemplate:
             found = count(*shape)
             return max(found / size, size / found)
 
-        depth = min((low, high), key=lambda d: miss((self.width(d), d)))
-        best = (self.width(depth), depth)
-        for step in (-self.multiple, self.multiple):
-            while best[0] + step > 0 and miss((best[0] + step, depth)) < miss(best):
-                best = (best[0] + step, depth)
+        def nearest(depth: int) -> tuple[int, int]:
+            width = self.width(depth)
+            for step in (-self.multiple, self.multiple):
+                while width + step > 0 and miss((width + step, depth)) < miss((width, depth)):
+                    width += step
+            return width, depth
+
+        best = min(map(nearest, (low, high)), key=miss)
         if miss(best) > 2:
             raise DesignError(
                 f"`sizes` must be reachable with `multiple` {self.multiple}: the nearest to "

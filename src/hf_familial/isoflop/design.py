@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 
-from ..flops import CONVENTIONS, family_parameters, training_flops_per_token
-from ..models.familial import FamilialConfig, evenly_spaced_exits
+from ..flops import CONVENTIONS
 from .backbones import BackboneTemplate, read_size
 from .fields import DesignError, check_fields, near, plain, read
-from .plans import Refusal, RefusedRunsError, RunPlan, content_id, fit_budget
+from .grid import EVEN, plan_runs
+from .plans import Refusal, RefusedRunsError, RunPlan
 from .rules import ExpectedLaw, Fixed, Measured, StepLaw, positive, read_rule
 
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .rate import MachineRate
-
-
-EVEN = "even"
 
 
 @dataclass(frozen=True)
@@ -130,31 +127,13 @@ class IsoFlopDesign:
                 "placement",
             )
 
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """Width and depth of every backbone, in the order of `sizes`.
-
-        Raises:
-            DesignError: If a size cannot be reached, or two sizes have the same backbone.
-        """
-        shapes = []
-        for size in map(read_size, self.sizes):
-            found = size if isinstance(size, tuple) else self.backbone.shape(size, self._count)
-            if found in shapes:
-                raise DesignError(
-                    f"`sizes` must have different backbones: {size} is {found[0]}x{found[1]}, as "
-                    "another size is; choose sizes further apart, or a smaller `multiple`.",
-                    "sizes",
-                )
-            shapes.append(found)
-        return tuple(shapes)
-
     def layout(self) -> tuple[tuple[RunPlan, ...], tuple[Refusal, ...]]:
         """The runs that can be, and those that cannot, with what would fit.
 
         Raises:
             DesignError: If a backbone cannot be.
         """
-        plans = tuple(self._plans())
+        plans = tuple(plan_runs(self))
         runs = tuple(plan for plan in plans if isinstance(plan, RunPlan))
         return runs, tuple(plan for plan in plans if isinstance(plan, Refusal))
 
@@ -221,94 +200,8 @@ class IsoFlopDesign:
         """The design as YAML, every field written out."""
         return yaml.safe_dump(plain(self), sort_keys=False)
 
-    def _plans(self) -> Iterator[RunPlan | Refusal]:
-        shapes = self.shapes()
-        for budget in self.budgets:
-            for width, depth in shapes:
-                for G in self.granularities:
-                    yield from self._cell(budget, width, depth, G)
 
-    def _cell(self, budget: float, width: int, depth: int, G: int) -> Iterator[RunPlan | Refusal]:
-        """The runs of one point of the grid, one for each seed."""
-        exits = self._exits(depth, G)
-        if isinstance(exits, str):
-            yield Refusal(budget, width, depth, G, exits)
-            return
-        fields, config = self._config(width, depth, exits)
-        sizes = family_parameters(config).family
-        cost = training_flops_per_token(config, self.seq_length)
-        found = fit_budget(
-            budget,
-            cost.per_token * self.seq_length,
-            self.seq_length,
-            family_parameters(self._config(width, depth, [depth])[1]).family.non_embedding,
-            self.rule,
-        )
-        if isinstance(found, str):
-            yield Refusal(budget, width, depth, G, found)
-            return
-        content = {
-            "model_type": self.backbone.model_type,
-            "backbone": fields,
-            "exits": tuple(exits),
-            "family": self._family(),
-            "seq_length": self.seq_length,
-            "steps": found.steps,
-            "batch_sequences": found.batch_sequences,
-            "lr": found.lr,
-            "data": self.data,
-            "training": dict(self.training),
-        }
-        tokens = found.steps * found.batch_sequences * self.seq_length
-        for seed in self.seeds:
-            own = content | {"seed": seed}
-            yield RunPlan(
-                id=content_id(own),
-                budget=budget,
-                flops=cost.per_token * tokens,
-                flops_per_token=cost.per_token,
-                exact=cost.exact,
-                N=self._count(width, depth),
-                sizes=sizes,
-                width=width,
-                depth=depth,
-                tokens=tokens,
-                **own,
-            )
-
-    def _exits(self, depth: int, G: int) -> list[int] | str:
-        """Depths of G exits, or why there cannot be so many."""
-        if self.placement == EVEN:
-            if G <= depth:
-                return evenly_spaced_exits(depth, G)
-            return f"{G} exits need {G} layers or more; leave out this G or this size."
-        exits = sorted({round(float(share) * depth) for share in self.placement[: G - 1]} | {depth})
-        if len(exits) == G and exits[0] > 0:
-            return exits
-        return f"at {depth} layers `placement` gives depths {exits}, not {G} different ones."
-
-    def _family(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("num_exit_layers", "exit_norm", "exit_head")}
-
-    def _config(
-        self, width: int, depth: int, exits: list[int]
-    ) -> tuple[dict[str, Any], FamilialConfig]:
-        fields = self.backbone.config_fields(width, depth, self.vocab_size, self.seq_length)
-        try:
-            text_config = self.backbone.text_config(fields)
-            return fields, FamilialConfig(text_config=text_config, exits=exits, **self._family())
-        except (TypeError, ValueError) as error:
-            raise DesignError(
-                f"`backbone` of {width}x{depth} cannot be built: {error}", "backbone"
-            ) from error
-
-    def _count(self, width: int, depth: int) -> int:
-        """N of a dense backbone, by the design's convention."""
-        config = self._config(width, depth, [depth])[1]
-        return int(getattr(family_parameters(config).family, self.counting))
-
-
-class _OnceLoader(yaml.SafeLoader):  # type: ignore[misc]
+class _OnceLoader(yaml.SafeLoader):
     """YAML in which a field stands once."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -317,4 +210,3 @@ class _OnceLoader(yaml.SafeLoader):  # type: ignore[misc]
         if twice:
             raise DesignError(f"`{twice[0]}` stands twice.", str(twice[0]))
         return super().construct_mapping(node, deep)
-

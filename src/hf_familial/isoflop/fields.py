@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import types
 import typing
@@ -98,7 +99,7 @@ def coerced(value: Any, hint: Any, name: str = "") -> Any:
         if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
             raise TypeError("a mapping of names")
         inner = typing.get_args(hint)[1]
-        return {k: v if inner is Any else coerced(v, inner, name) for k, v in value.items()}
+        return {k: _jsonable(v) if inner is Any else coerced(v, inner) for k, v in value.items()}
     if hasattr(hint, "__dataclass_fields__"):
         return value if isinstance(value, hint) else read(hint, value, name)
     return _plain(value, hint)
@@ -136,6 +137,14 @@ def _plain(value: Any, hint: Any) -> Any:
     if not isinstance(value, hint):
         raise TypeError({str: "a string", bool: "true or false"}.get(hint, hint.__name__))
     return value
+
+
+def _jsonable(value: Any) -> Any:
+    """A copy of what JSON can say, so that it has a hash and a file."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        raise TypeError("a mapping of values that JSON has") from None
 
 
 def _number(text: str) -> Any:

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from ..flops import ParameterCount
 from ..models.familial import FamilialConfig
+from .fields import check_fields, plain, read
 from .rules import Fixed, Measured, StepLaw
 
 
@@ -90,6 +91,22 @@ class RunPlan:
         text_config = AutoConfig.for_model(self.model_type, **self.backbone)
         return FamilialConfig(text_config=text_config, exits=list(self.exits), **self.family)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON and YAML have them, for the process that runs it."""
+        return plain(self)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> RunPlan:
+        """The plan that `to_dict` wrote.
+
+        Raises:
+            DesignError: If a field is unknown, missing or wrong.
+        """
+        return read(cls, row)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -101,6 +118,7 @@ class Refusal:
         depth (`int`): Of its backbone.
         G (`int`): Number of its exits.
         reason (`str`): Why not, and what would fit.
+        fits (`tuple[float, ...]`): Budgets nearby that would do.
     """
 
     budget: float
@@ -108,6 +126,7 @@ class Refusal:
     depth: int
     G: int
     reason: str
+    fits: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.width}x{self.depth}, G = {self.G}, C = {self.budget:.3g}: {self.reason}"
@@ -147,7 +166,7 @@ def fit_budget(
     seq_length: int,
     N: int,
     rule: Fixed | StepLaw | Measured,
-) -> Schedule | str:
+) -> Schedule | tuple[float, ...]:
     """The steps and the batch whose FLOPs are within 0.5 % of a budget.
 
     A batch that the rule does not fix moves by up to a fifth, to the nearest that fits.
@@ -160,7 +179,7 @@ def fit_budget(
         rule (`Fixed`, `StepLaw` or `Measured`): Learning rate and batch.
 
     Returns:
-        [`Schedule`] or `str`: Otherwise what would fit.
+        [`Schedule`] or `tuple[float, ...]`: Otherwise the nearest budgets that whole steps meet.
     """
     sequences = budget / flops_per_sequence
     lr, batch_tokens = rule.at(N, sequences * seq_length)
@@ -173,12 +192,8 @@ def fit_budget(
             # digits that machines may disagree on must not enter the id
             return Schedule(steps, size, float(f"{lr:.6g}"))
     step = batch * flops_per_sequence
-    below, above = math.floor(budget / step) * step, math.ceil(budget / step) * step
-    fits = f"{above:.6g}" if not below else f"{below:.6g} or {above:.6g}"
-    return (
-        f"whole steps of {batch} sequences ({step:.4g} FLOPs) miss the budget by more than "
-        f"{TOLERANCE:.1%}; a budget of {fits} would fit, or a smaller batch."
-    )
+    nearest = {math.floor(budget / step) * step, math.ceil(budget / step) * step}
+    return tuple(sorted(nearest - {0.0}))
 
 
 def content_id(content: Mapping[str, Any]) -> str:

@@ -113,22 +113,17 @@ def _train(
         model = FamilialForCausalLM(config).to(device).train()
         ids = torch.randint(0, config.vocab_size, (batch, length), device=device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        tokens, took = 0, 0.0
-        for step in range(1_000_000):
-            _wait(device)
-            start = time.perf_counter()
+
+        def step() -> None:
             model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            _wait(device)
-            if step:  # the first one allocates
-                tokens, took = tokens + ids.numel(), took + time.perf_counter() - start
-            if took >= seconds:
-                break
-    return tokens, took
+            if device.type != "cpu":
+                torch.accelerator.synchronize()
 
-
-def _wait(device: torch.device) -> None:
-    """Until an accelerator has done what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
+        step()  # the first one allocates
+        steps, start = 0, time.perf_counter()
+        while not steps or time.perf_counter() - start < seconds:
+            step()
+            steps += 1
+        return steps * ids.numel(), time.perf_counter() - start

@@ -47,20 +47,21 @@ class Fixed:
 class StepLaw:
     """Step Law: `lr = 1.79 N^-0.713 D^0.307`, `batch = 0.58 D^0.571` tokens.
 
-    N is without embeddings. Fitted between 6e7 and 1e9 parameters on dense and sparse models of
-    one kind: far below that it is an extrapolation, and `lr_scale` and `batch_scale` correct it.
+    N is without embeddings. It was fitted on models of 6e7 parameters and more: far below it is an
+    extrapolation that asks for too high a learning rate, which `lr_scale` can mend.
 
     Attributes:
         lr_scale (`float`): Multiplies the learning rate.
         batch_scale (`float`): Multiplies the batch.
 
-    Reference: Li et al. 2025, "Predictable Scale: Part I", arXiv:2503.04715, equation 1.
+    Reference: Li et al. 2025, "Predictable Scale: Part I", arXiv:2503.04715.
     """
 
     lr_scale: float = 1.0
     batch_scale: float = 1.0
     kind: str = "step_law"
     adjustable: ClassVar[bool] = True
+    smallest: ClassVar[float] = 6e7  # parameters
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -137,9 +138,8 @@ def read_rule(row: Any) -> Fixed | StepLaw | Measured:
     Raises:
         DesignError: If the kind or another field is wrong.
     """
-    if isinstance(row, tuple(RULES.values())):
-        rule = row
-    else:
+    rule: Any = row
+    if not isinstance(row, tuple(RULES.values())):
         kind = row.get("kind") if isinstance(row, dict) else row
         if kind not in RULES:
             hint = near(kind, RULES)
@@ -175,7 +175,7 @@ class ExpectedLaw:
         positive(self, "A", "alpha", "B", "beta")
 
     def reducible(self, N: float, D: float) -> float:
-        """Expected loss above the floor, nats per token; a factor of G does not move its minimum."""
+        """Expected loss above the floor, nats per token; a factor of G leaves its minimum."""
         return self.A * N**-self.alpha + self.B * D**-self.beta
 
     def optimum(self, budget: float) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from .outlook import brackets
 from .plans import RunPlan
 from .rate import MachineRate
+from .rules import StepLaw
 
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def print_table(
     total = f"{len(runs)} runs, {flops:.3e} FLOPs, {sum(run.tokens for run in runs):.3e} tokens"
     console.print(total + (f", {_time(rate.total(runs))} on {rate.machine}" if rate else ""))
     for curve in brackets(runs, design.expected):
-        mark = "[green]yes[/]" if curve.brackets else "[yellow]no[/]"
-        console.print(f"{mark} C = {curve.budget:.3g}, G = {curve.G}: {curve.advice}")
+        colour = "green" if curve.brackets else "yellow"
+        console.print(f"[{colour}]C = {curve.budget:.3g}, G = {curve.G}: {curve.advice}[/]")
     for budget in design.budgets:
         N, D = design.expected.optimum(budget)
         console.print(f"[dim]C = {budget:.3g}: by 6ND the optimum is N = {N:.3g}, D = {D:.3g}[/]")
@@ -84,6 +85,13 @@ def _warn(design: IsoFlopDesign, runs: tuple[RunPlan, ...], console: Console) ->
         )
     if not design.data_tokens:
         console.print("[dim]`data_tokens` is not given: repeated data cannot be seen[/]")
+    least = StepLaw.smallest
+    small = [run for run in runs if run.sizes.non_embedding < least]
+    if small and isinstance(design.rule, StepLaw):
+        console.print(
+            f"[yellow]{len(small)} runs are smaller than what Step Law was fitted on "
+            f"({least:.0e} parameters): look at their learning rates[/]"
+        )
     if not all(run.exact for run in runs):
         console.print("[yellow]~ FLOPs are estimated: this host cannot run without data[/]")
 

@@ -29,7 +29,7 @@ INK, SOFT, FAINT, PAPER = "#1c1c21", "#6a6a75", "#e3e3e8", "#ffffff"
 ACCENT, CONTRAST = "#0072b2", "#d55e00"
 HUES = (ACCENT, CONTRAST, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vPX*"
-MAX_POINTS = 2000  # of one cloud; more are thinned evenly
+MAX_POINTS = 1000  # of one cloud; more are thinned evenly
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -96,9 +96,9 @@ def shades(number: int) -> list[str]:
     return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.05, 0.82, number))]
 
 
-def thin(number: int) -> np.ndarray:
-    """Indices of the points to draw, of so many: all, or `MAX_POINTS` of them evenly."""
-    return np.unique(np.linspace(0, number - 1, min(number, MAX_POINTS)).round().astype(int))
+def thin(number: int, most: int = MAX_POINTS) -> np.ndarray:
+    """Indices of the points to draw, of so many: all, or `most` of them evenly."""
+    return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int))
 
 
 def log_axis(axes: Axes, which: str, kind: str = "count") -> None:

@@ -20,6 +20,7 @@ from .canvas import (
     HUES,
     INK,
     MARKERS,
+    MAX_POINTS,
     SOFT,
     blank,
     few_axis,
@@ -85,7 +86,9 @@ def draw_isoflop(budgets: Sequence[Budget], limits: tuple[float, float] | None =
     figure, axes = blank(3.3)
     for budget, colour in zip(budgets, shades(len(budgets)), strict=True):
         axes.plot(budget.curve_sizes, budget.curve_losses, color=colour, zorder=2)
-        axes.plot(budget.sizes, budget.losses, "o", ms=3.4, mec="none", color=colour, zorder=3)
+        index = thin(len(budget.sizes), MAX_POINTS // len(budgets))
+        points = budget.sizes[index], budget.losses[index]
+        axes.plot(*points, "o", ms=3.4, mec="none", color=colour, zorder=3)
         if np.isfinite(budget.best_size):
             axes.plot(
                 budget.best_size, budget.best_loss, "D", ms=5, mfc="none", mec=INK, mew=1, zorder=4

@@ -51,7 +51,7 @@ def evenly_spaced_exits(num_hidden_layers: int, num_exits: int) -> list[int]:
 def _of_text_config(name: str) -> property:
     """A property that reads and writes `text_config`: one source of truth, two addresses."""
 
-    def read(self: "FamilialConfig") -> Any:
+    def read(self: FamilialConfig) -> Any:
         try:
             return getattr(self.text_config, name)
         except RuntimeError as error:

@@ -6,10 +6,14 @@ import time
 from dataclasses import dataclass, field
 
 
-# classes of confidence, and the weight of the prior: a draft is right as often as it is sure
-BUCKETS, PRIOR_WEIGHT = 10, 4.0
+# classes of confidence; how often a draft is right before that is known, from the least to the
+# most sure (the best token of a shallow exit is the deepest's far more often than its probability
+# says), and how much that weighs
+BUCKETS, PRIOR, PRIOR_WEIGHT = 10, (0.5, 1.0), 4.0
 # how fast old acceptances and times are forgotten, per observation
 FORGET_ACCEPTANCE, FORGET_TIME = 0.99, 0.9
+# factor beyond which a time is believed no further: the machine did something else meanwhile
+OUTLIER = 1.5
 # cost of one more position in a checking pass, as a part of the pass, until it is measured
 EXTRA_POSITION = 0.05
 # rounds without drafts before trying again, at first and at most
@@ -21,7 +25,7 @@ class Acceptance:
     """How often a draft was right, by how sure its exit was of it."""
 
     right: list[float] = field(
-        default_factory=lambda: [PRIOR_WEIGHT * (i + 0.5) / BUCKETS for i in range(BUCKETS)]
+        default_factory=lambda: [PRIOR_WEIGHT * _prior(i) for i in range(BUCKETS)]
     )
     seen: list[float] = field(default_factory=lambda: [PRIOR_WEIGHT] * BUCKETS)
 
@@ -35,6 +39,11 @@ class Acceptance:
         i = _bucket(confidence)
         self.right[i] = self.right[i] * FORGET_ACCEPTANCE + accepted
         self.seen[i] = self.seen[i] * FORGET_ACCEPTANCE + 1.0
+
+
+def _prior(bucket: int) -> float:
+    low, high = PRIOR
+    return low + (high - low) * (bucket + 0.5) / BUCKETS
 
 
 def _bucket(confidence: float) -> int:
@@ -51,7 +60,7 @@ class Mean:
     def observe(self, value: float) -> None:
         """Move toward a new value."""
         if self.measured:
-            value = min(value, 3 * self.value)
+            value = min(max(value, self.value / OUTLIER), OUTLIER * self.value)
             self.value = FORGET_TIME * self.value + (1 - FORGET_TIME) * value
         else:
             self.value, self.measured = value, True
@@ -73,7 +82,7 @@ class Line:
     def observe(self, positions: int, value: float) -> None:
         """Fit again, older passes counting less."""
         if self.weight > 1:
-            value = min(value, 3 * self.at(positions))
+            value = min(max(value, self.at(positions) / OUTLIER), OUTLIER * self.at(positions))
         x, y, xx, xy = (FORGET_TIME * s for s in self.sums)
         self.weight = FORGET_TIME * self.weight + 1
         self.sums = x, y, xx, xy = (

@@ -134,6 +134,7 @@ class FamilialModel(FamilialPreTrainedModel):
         self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.contract = find_contract(self.backbone)
         self.lean = Lean()
+        self.draft_lengths: dict[Any, Any] = {}  # what relays learned: no part of a checkpoint
         if config.num_exit_layers and self.contract.whole:
             raise refusal(
                 config.text_config.model_type,

@@ -42,6 +42,7 @@ class RelayCache:
         ran (`list[int]`): Number of positions that each exit's segment has run, in all.
         reads (`list[int]`): Number of positions that each exit was read at.
         first (`int`): Positions that the cache held at the start.
+        lean (`bool`): Whether there are lean passes.
         prompt_end (`int`): Positions seen after the first call of `feed` or `push`.
 
     Raises:
@@ -82,9 +83,13 @@ class RelayCache:
             SegmentRunner(backbone, self.contract, members.private(k), self.cache) if own else None
             for k, own in zip(self.exits, private, strict=True)
         ]
+        self._places = {k: i for i, k in enumerate(self.exits)}
+        self._places |= {k - model.config.num_exits: i for k, i in self._places.items()}
+        self._embed = model.get_input_embeddings()
         self._ops = logit_ops(model.config.text_config)
         self._heads = [model.head(k) for k in self.exits]
         self._lean, self._lean_heads = self._lean_passes() if lean else ({}, {})
+        self.lean = bool(self._lean)
         self.first = past_positions(self.cache)
         count = len(self.exits)
         self._done, self._read = [self.first] * count, [self.first] * count
@@ -149,7 +154,13 @@ class RelayCache:
 
     def pending(self, exit_idx: int) -> int:
         """Number of positions that have not reached an exit's depth yet."""
-        return self.length - self.lengths[self.model.config.resolve_exit(exit_idx)]
+        return self.length - self._done[self._place(exit_idx)]
+
+    def _place(self, exit_idx: int) -> int:
+        """Place of an exit among those of this relay."""
+        if exit_idx not in self._places:
+            raise IndexError(f"exit {exit_idx} is none of this relay's exits {self.exits}.")
+        return self._places[exit_idx]
 
     def feed(
         self,
@@ -201,7 +212,7 @@ class RelayCache:
         Args:
             exit_idx (`int`): One of `exits`.
         """
-        for i in range(1, self.exits.index(self.model.config.resolve_exit(exit_idx)) + 1):
+        for i in range(1, self._place(exit_idx) + 1):
             new = self._done[i - 1] - self._done[i]
             if new:
                 taps = self._taps[i - 1]
@@ -218,7 +229,7 @@ class RelayCache:
         Returns:
             `torch.Tensor` of shape `(batch, last, hidden)`: Before any norm.
         """
-        taps = self._taps[self.exits.index(self.model.config.resolve_exit(exit_idx))]
+        taps = self._taps[self._place(exit_idx)]
         assert taps is not None
         return taps[:, -last:]
 
@@ -232,7 +243,7 @@ class RelayCache:
         Returns:
             `torch.Tensor` of shape `(batch, last, vocab)`: As the exit's member gives them.
         """
-        i = self.exits.index(self.model.config.resolve_exit(exit_idx))
+        i = self._place(exit_idx)
         self.reads[i] += last
         taps = self._taps[i]
         if i in self._lean_heads and taps is not None:
@@ -318,14 +329,16 @@ class RelayCache:
     ) -> None:
         """Positions and padding of `new` more columns."""
         self.prompt_end = self.prompt_end or self.length + new
-        counted = torch.arange(self.length, self.length + new, device=device).expand(batch, new)
         old = self.position_ids
-        if old is not None and position_ids is None:
-            position_ids = counted - self.length + old[:, -1:] + 1
-        if position_ids is not None and (old is not None or not torch.equal(position_ids, counted)):
-            if old is None:
+        if old is not None or position_ids is not None:
+            counted = torch.arange(self.length, self.length + new, device=device).expand(batch, new)
+            if position_ids is None:
+                assert old is not None
+                position_ids = counted - self.length + old[:, -1:] + 1
+            if old is None and not torch.equal(position_ids.expand(batch, new), counted):
                 old = torch.arange(self.first, self.length, device=device).expand(batch, -1)
-            self.position_ids = torch.cat((old, position_ids.expand(batch, new)), 1)
+            if old is not None:
+                self.position_ids = torch.cat((old, position_ids.expand(batch, new)), 1)
         if attention_mask is None and self.attention_mask is not None:
             attention_mask = self.attention_mask.new_ones((batch, new))
         if attention_mask is not None and attention_mask.shape[1] == new:
@@ -337,15 +350,15 @@ class RelayCache:
 
     def _run(self, i: int, new: int, **entry: torch.Tensor) -> None:
         """One pass of a segment over the positions that follow those it has done."""
-        inputs = self._inputs(self._done[i], new)
-        if i in self._lean and new <= MAX_TOKENS and "attention_mask" not in inputs:
+        if i in self._lean and new <= MAX_TOKENS and self.attention_mask is None:
             states = entry.get("inputs_embeds")
             if states is None:
-                states = self.model.get_input_embeddings()(entry["input_ids"])
-            positions = None if self.position_ids is None else inputs["position_ids"]
+                states = self._embed(entry["input_ids"])
+            counted = self.position_ids is None
+            positions = None if counted else self._inputs(self._done[i], new)["position_ids"]
             taps = self._lean[i](states, self._trunk[i].layers, positions)
         else:
-            taps = self._trunk[i](**entry, **inputs)
+            taps = self._trunk[i](**entry, **self._inputs(self._done[i], new))
         self._keep(i, taps)
         self._done[i] += new
         self.ran[i] += new

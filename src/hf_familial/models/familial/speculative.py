@@ -13,6 +13,8 @@ from .relay_policies import SpeculativeRelay
 from .relay_text import Block, RelayText
 
 
+# drafts of a round, where nothing else limits them
+LONGEST = 15
 # tokens that an exit in the middle of a chain collects before the next one checks them
 COLLECTED = 6
 # rounds in which each exit that may draft is tried at first, and after how many it is tried again
@@ -62,8 +64,12 @@ class Speculation:
         self.chosen_freely = relay.draft_exit == "auto" and len(exits) > 2
         above = depths[1] if not self.chosen_freely else depths[-1]
         drafting = exits[:-1] if self.chosen_freely else exits[:1]
+        # what was learned of a model serves its next text; sampled ones all begin alike
+        known = cache.model.model.draft_lengths if timed and fixed is None else {}
+        circumstances = (exits, len(text.input_ids), cache.lean)
         self.lengths = [
-            DraftLength(depth / above, fixed, timed) for depth in depths[: len(drafting)]
+            known.setdefault((circumstances, k), DraftLength(depth / above, fixed, timed))
+            for k, depth in zip(drafting, depths, strict=False)
         ]
         self.arm = 0
         self.rounds = self.drafted = self.accepted = 0
@@ -126,7 +132,7 @@ class Speculation:
         clock, exit_idx = self.length, self.exits[self.arm]
         tokens: list[torch.Tensor] = []
         scores: list[torch.Tensor] = []
-        fixed = room if clock.fixed is None else clock.fixed
+        fixed = LONGEST if clock.fixed is None else clock.fixed
         drafts, unused = clock.drafts(), None
         while True:
             clock.start_clock()
@@ -140,9 +146,11 @@ class Speculation:
             clock.start_clock()
             processed = self.text.process(ids, self.cache.logits(exit_idx)[:, -1].float())
             drawn = self.text.choose(processed)
-            sure = processed.softmax(-1).gather(1, drawn)[self.text.unfinished].min().item()
-            clock.read()
-            if not clock.goes_on(sure):
+            if clock.fixed is None:
+                chances = processed.softmax(-1).gather(1, drawn)
+                sure = chances[self.text.unfinished].min().item()
+                clock.read()
+            if clock.fixed is None and not clock.goes_on(sure):
                 unused = drawn
                 break
             tokens.append(drawn)

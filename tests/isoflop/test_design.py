@@ -1,0 +1,377 @@
+"""A design: what it refuses, how it survives a file, and which runs and ids follow from it."""
+
+import io
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from hf_familial.flops import count_family, training_flops_per_token
+from hf_familial.isoflop import (
+    BackboneTemplate,
+    DesignError,
+    Fixed,
+    IsoFlopDesign,
+    MachineRate,
+    Measured,
+    MeasuredRow,
+    RefusedRunsError,
+    StepLaw,
+    brackets,
+    calibrate_rate,
+)
+from hf_familial.isoflop.rules import ExpectedLaw
+
+
+TEMPLATE = BackboneTemplate(head_dim=16, multiple=16, kv_heads=2)
+SIZES = ("32x3", "48x3", "64x4")
+
+
+def design_of(**fields: Any) -> IsoFlopDesign:
+    usual: dict[str, Any] = {
+        "budgets": (4e11, 1.6e12),
+        "sizes": SIZES,
+        "vocab_size": 512,
+        "seq_length": 64,
+        "granularities": (1, 3),
+        "backbone": TEMPLATE,
+    }
+    return IsoFlopDesign(**(usual | fields))
+
+
+rules = st.one_of(
+    st.builds(Fixed, lr=st.floats(1e-5, 1e-1), batch_tokens=st.integers(64, 4096)),
+    st.builds(StepLaw, lr_scale=st.floats(0.1, 2), batch_scale=st.floats(0.1, 2)),
+    st.builds(
+        Measured,
+        table=st.lists(
+            st.builds(
+                MeasuredRow,
+                N=st.floats(1e4, 1e9),
+                D=st.floats(1e6, 1e12),
+                lr=st.floats(1e-5, 1e-1),
+                batch_tokens=st.floats(64, 1e6),
+            ),
+            min_size=1,
+            max_size=3,
+        ),
+    ),
+)
+designs = st.builds(
+    design_of,
+    budgets=st.lists(st.floats(1e9, 1e21), min_size=1, max_size=3, unique=True),
+    sizes=st.lists(st.one_of(st.floats(1e4, 1e12), st.just("64x4")), min_size=1, unique=True),
+    granularities=st.sets(st.integers(2, 8), max_size=3).map(lambda s: [1, *sorted(s)]),
+    placement=st.one_of(st.just("even"), st.permutations([0.1 * i for i in range(1, 9)])),
+    seeds=st.lists(st.integers(0, 9), min_size=1, unique=True),
+    rule=rules,
+    counting=st.sampled_from(["total", "non_embedding", "active", "layers_and_head"]),
+    data=st.text(max_size=8),
+    data_tokens=st.none() | st.integers(1, 10**12),
+    training=st.dictionaries(st.text(max_size=5), st.integers() | st.booleans(), max_size=2),
+    exit_head=st.sampled_from(["own", "shared"]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(designs)
+def test_a_design_survives_its_file(design: IsoFlopDesign) -> None:
+    assert IsoFlopDesign.parse(design.to_yaml()) == design
+
+
+def test_yaml_numbers_in_words(tmp_path: Any) -> None:
+    file = tmp_path / "design.yaml"
+    file.write_text(
+        "budgets: [4e11, 1.6e12]\nsizes: [32x3, 2e5]\nvocab_size: 512\nseq_length: 64\n"
+        "rule: {kind: fixed, lr: 3e-3, batch_tokens: 1024}\ndata_tokens: 1e9\n"
+    )
+    design = IsoFlopDesign.from_yaml(file)
+    assert design.budgets == (4e11, 1.6e12)
+    assert design.sizes == ("32x3", 2e5)
+    assert design.rule == Fixed(lr=3e-3, batch_tokens=1024)
+    assert design.data_tokens == 10**9
+
+
+WRONG = [
+    ({"budgts": [1]}, "`budgts` is unknown; did you mean `budgets`?"),
+    ({"budgets": 3}, "`budgets` must be a list, got 3"),
+    ({"budgets": [-1]}, "`budgets` must be positive, got -1.0"),
+    ({"budgets": ["much"]}, "`budgets` must be a list, each item a finite number"),
+    ({"budgets": [1e12, 1e12]}, "`budgets` must hold different values"),
+    ({"budgets": [math.nan]}, "each item a finite number"),
+    ({"seq_length": True}, "`seq_length` must be an integer, got True"),
+    ({"seq_length": 1.5}, "`seq_length` must be an integer, got 1.5"),
+    ({"sizes": ["64 by 4"]}, "`sizes` must be numbers of parameters or `width x depth`"),
+    ({"granularities": [2, 4]}, "`granularities` must hold 1, the dense model"),
+    ({"placement": [0.5]}, "one for each early exit of G = 3"),
+    ({"placement": "odd"}, "`placement` must be `even`"),
+    ({"placement": [0.5, 1.0]}, "`placement` must be"),
+    ({"seeds": [-1]}, "`seeds` must be 0 or more"),
+    ({"counting": "nonembedding"}, "`counting` 'nonembedding' is unknown; did you mean `non_emb"),
+    ({"exit_head": "none"}, "`exit_head` must be shared or own, got 'none'"),
+    ({"rule": {"kind": "steplaw"}}, "`rule.kind` 'steplaw' is unknown; did you mean `step_law`?"),
+    ({"rule": {"kind": "fixed", "lr": 1}}, "`rule.batch_tokens` is missing"),
+    ({"rule": {"kind": "fixed", "lr": 0, "batch_tokens": 1}}, "`rule.lr` must be positive"),
+    ({"rule": {"kind": "measured", "table": []}}, "`rule.table` must hold at least one row"),
+    ({"rule": {"kind": "measured", "table": [{"N": 1, "D": 1, "lr": 1}]}}, "batch_tokens` is miss"),
+    ({"backbone": {"model_typ": "llama"}}, "`backbone.model_typ` is unknown; did you mean"),
+    ({"backbone": {"model_type": "lama"}}, "`backbone.model_type` 'lama' is unknown; did you"),
+    ({"backbone": {"multiple": 48}}, "`backbone.multiple` must be a multiple of `head_dim`"),
+    ({"backbone": {"fields": {"rms_eps": 1}}}, "`backbone.fields.rms_eps` is no field of `llama`"),
+    ({"backbone": [1]}, "`backbone` must be a mapping of fields"),
+    ({"training": {"a": {1, 2}}}, "`training` must be a mapping of values that JSON has"),
+    ({"expected": {"A": "x"}}, "`expected.A` must be a finite number"),
+    ({"data_tokens": 0}, "`data_tokens` must be positive"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG)
+def test_what_is_wrong_is_named(fields: dict[str, Any], message: str) -> None:
+    row = {"budgets": [1e12], "sizes": ["64x4"], "vocab_size": 512, "seq_length": 64}
+    with pytest.raises(DesignError) as found:
+        IsoFlopDesign.from_dict(row | {"granularities": [1, 3]} | fields)
+    assert message in str(found.value)
+    assert found.value.field.split(".")[0] in fields
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("budgets: [1", "a design must be YAML"),
+        ("budgets: [1]\nbudgets: [2]", "`budgets` stands twice"),
+        ("- 1", "a design must be a mapping of fields"),
+        ("budgets: [1e12]", "`sizes` is missing"),
+    ],
+)
+def test_what_is_no_design_is_refused(text: str, message: str) -> None:
+    with pytest.raises(DesignError, match=message):
+        IsoFlopDesign.parse(text)
+
+
+def test_runs_are_the_whole_grid() -> None:
+    design = design_of(seeds=(0, 7), num_exit_layers=1)
+    runs = design.runs()
+    assert len(runs) == 2 * 3 * 2 * 2
+    assert len({run.id for run in runs}) == len(runs)
+    for run in runs:
+        config = run.config()
+        assert config.exits == list(run.exits)
+        assert (config.hidden_size, config.num_hidden_layers) == (run.width, run.depth)
+        per_token = training_flops_per_token(config, 64).per_token
+        assert run.tokens == run.steps * run.batch_sequences * 64
+        assert run.flops == per_token * run.tokens
+        assert abs(run.flops / run.budget - 1) <= 0.005
+        assert run.sizes.total == count_family(config)["total"]
+    dense = {run.width: run.N for run in runs if run.G == 1}
+    assert all(run.N == dense[run.width] for run in runs)
+    # heads and private layers are paid for in tokens
+    first, paired = runs[0], runs[2]
+    assert (first.G, paired.G) == (1, 3)
+    ratio = paired.flops_per_token / first.flops_per_token
+    assert first.tokens / paired.tokens == pytest.approx(ratio, rel=0.01)
+
+
+def test_an_id_is_its_content() -> None:
+    runs = {run.id: run for run in design_of().runs()}
+    same = [run.id for run in design_of(data_tokens=5, counting="total").runs()]
+    assert same == list(runs)
+    for fields in (
+        {"data": "other"},
+        {"training": {"weight_decay": 0.2}},
+        {"seeds": (3,)},
+        {"seq_length": 32},
+        {"vocab_size": 500},
+        {"rule": StepLaw(lr_scale=0.5)},
+        {"backbone": BackboneTemplate(head_dim=16, multiple=16, tie_word_embeddings=False)},
+    ):
+        assert not runs.keys() & {run.id for run in design_of(**fields).runs()}, fields
+
+
+def test_a_dense_run_does_not_depend_on_how_exits_are_made() -> None:
+    runs, others = design_of().runs(), design_of(exit_norm="shared", exit_head="own").runs()
+    for run, other in zip(runs, others, strict=True):
+        assert (run.id == other.id) == (run.G == 1)
+
+
+def test_ids_do_not_change_between_versions() -> None:
+    # these name checkpoints on disk: a change here loses them
+    assert [run.id for run in design_of(budgets=(4e11,), sizes=("32x3",)).runs()] == GOLDEN
+
+
+GOLDEN = ["", ""]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.floats(2e10, 1e14), min_size=1, max_size=3, unique=True),
+    st.floats(2e10, 1e14),
+    st.sampled_from([StepLaw(), StepLaw(batch_scale=3), Fixed(lr=1e-3, batch_tokens=128)]),
+)
+def test_budgets_are_met_and_runs_kept(
+    budgets: list[float], more: float, rule: Fixed | StepLaw
+) -> None:
+    before = design_of(budgets=budgets, rule=rule).layout()[0]
+    for run in before:
+        assert abs(run.flops / run.budget - 1) <= 0.005
+    if more not in budgets:
+        after = design_of(budgets=[more, *budgets], rule=rule).layout()[0]
+        assert {run.id for run in before} <= {run.id for run in after}
+
+
+def test_a_budget_that_whole_steps_miss_is_refused_with_what_fits() -> None:
+    rule = Fixed(lr=1e-3, batch_tokens=64 * 1000)
+    design = design_of(budgets=(3e11,), sizes=("64x4",), granularities=(1,), rule=rule)
+    with pytest.raises(RefusedRunsError) as found:
+        design.runs()
+    (refusal,) = found.value.refused
+    assert (refusal.width, refusal.depth, refusal.G) == (64, 4, 1)
+    assert len(refusal.fits) == 2
+    assert refusal.fits[0] < 3e11 < refusal.fits[1]
+    assert f"{refusal.fits[0]:.6g} or {refusal.fits[1]:.6g} would fit" in str(found.value)
+    for budget in refusal.fits:
+        (run,) = design_of(budgets=(budget,), sizes=("64x4",), granularities=(1,), rule=rule).runs()
+        assert run.batch_sequences == 1000
+
+
+def test_more_exits_than_layers_are_refused_alone() -> None:
+    design = design_of(budgets=(4e11,), granularities=(1, 4))
+    runs, refused = design.layout()
+    assert [(r.depth, r.G) for r in refused] == [(3, 4), (3, 4)]
+    assert len(runs) == 4
+    assert "4 exits need 4 layers or more" in refused[0].reason
+
+
+def test_placement_adds_exits_in_order() -> None:
+    design = design_of(
+        budgets=(4e12,), sizes=("64x8",), granularities=(1, 2, 3, 4), placement=(0.5, 0.25, 0.75)
+    )
+    assert [run.exits for run in design.runs()] == [(8,), (4, 8), (2, 4, 8), (2, 4, 6, 8)]
+    narrow = design_of(budgets=(4e11,), sizes=("32x2",), placement=(0.5, 0.6))
+    assert "`placement` gives depths [1, 2], not 3 different ones" in narrow.layout()[1][0].reason
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen3", "gemma2", "phi3", "gpt_neox"])
+def test_sizes_are_reached_by_any_family(model_type: str) -> None:
+    template = BackboneTemplate(model_type, head_dim=16, multiple=16)
+    sizes = (1e5, 4e5, 2e6)
+    design = design_of(budgets=(1e13,), sizes=sizes, backbone=template, granularities=(1,))
+    for run, size in zip(design.runs(), sizes, strict=True):
+        assert run.N == run.sizes.non_embedding == pytest.approx(size, rel=0.2)
+        assert 16 <= run.width / run.depth <= 64
+    assert [run.width for run in design.runs()] == sorted({run.width for run in design.runs()})
+
+
+def test_experts_grow_with_the_width() -> None:
+    template = BackboneTemplate(
+        "qwen3_moe",
+        head_dim=16,
+        multiple=16,
+        scaled={"moe_intermediate_size": 0.5},
+        fields={"num_experts": 4, "num_experts_per_tok": 2},
+    )
+    for run in design_of(budgets=(1e12,), backbone=template, counting="active").runs():
+        config = run.config().text_config
+        assert config.moe_intermediate_size == max(1, round(run.width / 32)) * 16
+        assert run.sizes.active < run.sizes.total
+
+
+def test_sizes_that_cannot_be_are_named() -> None:
+    with pytest.raises(DesignError, match="`sizes` must have different backbones"):
+        design_of(sizes=(1e5, 1.001e5)).runs()
+    with pytest.raises(DesignError, match="reachable with `multiple` 16: the nearest to 10"):
+        design_of(sizes=(10.0,)).runs()
+    with pytest.raises(DesignError, match="widths that are multiples of `head_dim`"):
+        design_of(sizes=("50x2",)).runs()
+
+
+def test_rules() -> None:
+    assert StepLaw().at(1e8, 2e9) == pytest.approx(
+        (1.79 * 1e8**-0.713 * 2e9**0.307, 0.58 * 2e9**0.571)
+    )
+    table = [
+        MeasuredRow(N, D, 3 * N**-0.5 * D**0.1, D**0.5) for N in (1e5, 1e6) for D in (1e7, 1e8)
+    ]
+    inside = Measured(tuple(table)).at(3e5, 4e7)
+    assert inside == pytest.approx((3 * 3e5**-0.5 * 4e7**0.1, 4e7**0.5))
+    # beyond the table, its edge; along what it does not vary, the same
+    assert Measured(tuple(table)).at(1e9, 4e7) == pytest.approx(Measured(tuple(table)).at(1e6, 4e7))
+    one = Measured((MeasuredRow(1e5, 1e7, 1e-2, 4096),))
+    assert one.at(1e8, 1e3) == pytest.approx((1e-2, 4096))
+    flat = Measured(tuple(row for row in table if row.D == 1e7))
+    assert flat.at(3e5, 1e9) == pytest.approx((3 * 3e5**-0.5 * 1e7**0.1, 1e7**0.5))
+
+
+def test_expected_optima() -> None:
+    law = ExpectedLaw()
+    N, D = law.optimum(1e21)
+    assert 6 * N * D == pytest.approx(1e21)
+    grid = [N * 10 ** (step / 100) for step in range(-100, 101)]
+    assert min(grid, key=lambda n: law.reducible(n, 1e21 / (6 * n))) == pytest.approx(N, rel=0.03)
+    # a law with its minimum where N = D / 20 says so
+    runs = design_of(budgets=(4e11, 6.4e12), sizes=("32x3", "48x3", "64x4", "96x5")).runs()
+    found = {(b.budget, b.G): b for b in brackets(runs, law)}
+    assert not found[4e11, 1].brackets
+    assert "add sizes below" in found[4e11, 1].advice
+    assert found[6.4e12, 1].brackets
+    assert found[6.4e12, 1].best in found[6.4e12, 1].sizes[1:-1]
+    assert "three sizes" in brackets(runs[:1], law)[0].advice
+
+
+def printed(design: IsoFlopDesign, rate: Any = None) -> str:
+    out = io.StringIO()
+    design.table(rate, Console(file=out, width=200, color_system=None))
+    return out.getvalue()
+
+
+def test_the_table_says_what_will_happen() -> None:
+    design = design_of(budgets=(4e11, 6.4e12), data_tokens=10**6)
+    runs = design.runs()
+    text = printed(design, rate=1e11)
+    assert f"{len(runs)} runs, {sum(run.flops for run in runs):.3e} FLOPs" in text
+    assert all(run.id[:8] in text for run in runs)
+    seconds = sum(run.flops for run in runs) / 1e11
+    assert f"{seconds / 60:.1f} min on given" in text
+    repeated = sum(run.tokens > 10**6 for run in runs)
+    assert repeated
+    assert f"{repeated} runs see their data more than once" in text
+    assert "C = 6.4e+12, G = 1" in text
+    assert "smaller than what Step Law was fitted on" in text
+    refused = printed(design_of(granularities=(1, 4)))
+    assert "refused 32x3, G = 4" in refused
+    assert "`data_tokens` is not given" in refused
+
+
+def test_the_rate_of_this_machine() -> None:
+    state = torch.get_rng_state()
+    runs = design_of(budgets=(4e11,)).runs()
+    rate = calibrate_rate(runs, seconds=0.2)
+    assert torch.equal(torch.get_rng_state(), state)
+    costs = [cost for cost, _ in rate.points]
+    assert costs == sorted(costs)
+    assert costs[0] == min(run.flops_per_token for run in runs)
+    assert costs[-1] == max(run.flops_per_token for run in runs)
+    assert all(speed > 0 for _, speed in rate.points)
+    assert rate.total(runs) == sum(rate.seconds_for(run) for run in runs)
+    with pytest.raises(ValueError, match="`seconds` must be positive, got 0"):
+        calibrate_rate(seconds=0)
+
+
+def test_rates_between_models() -> None:
+    rate = MachineRate(((1e6, 1e9), (1e8, 1e11)), 1.0, "cpu")
+    assert rate.at(1e7) == pytest.approx(1e10)
+    assert rate.at(1e3) == pytest.approx(1e9)
+    assert rate.at(1e9) == pytest.approx(1e11)
+
+
+def test_a_plan_can_be_written_down() -> None:
+    run = design_of(budgets=(4e11,)).runs()[0]
+    row = json.loads(json.dumps(run.to_dict()))
+    assert row["id"] == run.id
+    assert type(run).from_dict(row) == run
+    assert yaml.safe_load(yaml.safe_dump(row)) == row
