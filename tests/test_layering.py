@@ -243,7 +243,8 @@ def tree(tmp_path):
         ),
         pytest.param(
             {"models/familial/losses.py": "import numpy"},
-            "`models` may import only ['safetensors', 'torch', 'transformers'] from outside, not `numpy`",
+            "`models` may import only ['safetensors', 'torch', 'transformers'] from outside, not "
+            "`numpy`",
             id="closed-room-third-party",
         ),
         pytest.param(

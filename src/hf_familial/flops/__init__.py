@@ -5,7 +5,6 @@ positions. Nothing is allocated: a family without weights runs once, and its ope
 """
 
 from .counting import CPU_ATTENTION, FORMULAS, Flops, FlopTally
-from .counting import counter as _counter
 from .forward import ForwardFlops, forward_flops, measure_flops_per_token
 from .members import CacheSize, MemberFlops, cache_sizes, member_flops
 from .parameters import (
@@ -16,9 +15,6 @@ from .parameters import (
     count_parameters,
     family_parameters,
 )
-from .phantom import RECURRENT, SHORT
-from .phantom import fake as _fake
-from .phantom import phantom as _phantom
 from .training import (
     Approximation,
     FlopCount,
@@ -31,8 +27,6 @@ __all__ = [
     "CONVENTIONS",
     "CPU_ATTENTION",
     "FORMULAS",
-    "RECURRENT",
-    "SHORT",
     "Approximation",
     "CacheSize",
     "FamilyParameters",
@@ -42,9 +36,6 @@ __all__ = [
     "ForwardFlops",
     "MemberFlops",
     "ParameterCount",
-    "_counter",
-    "_fake",
-    "_phantom",
     "approximate_training_flops",
     "cache_sizes",
     "count_family",
