@@ -7,8 +7,13 @@ from backbones import tiny_model
 from reference import truncated_host
 from torch import nn
 
-from hf_familial import FamilialForCausalLM
-from hf_familial.flops import count_parameters, measure_flops_per_token
+from hf_familial import FamilialConfig, FamilialForCausalLM
+from hf_familial.flops import (
+    count_family,
+    count_parameters,
+    family_parameters,
+    measure_flops_per_token,
+)
 
 
 EXITS = [1, 2, 4]
@@ -104,3 +109,85 @@ def test_a_missing_exit_is_named() -> None:
         count_parameters(family, 3)
     with pytest.raises(IndexError, match="`exit_idx` 3 is out of range"):
         measure_flops_per_token(family, 3, 8)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_from_the_config_alone(variant: str) -> None:
+    family = family_of(variant)
+    config, backbone = family.config, family.model.backbone
+    found = family_parameters(config)
+    assert found.segments == (
+        size(backbone.layers[0]),
+        size(backbone.layers[1]),
+        size(*backbone.layers[2:]),
+    )
+    heads = size(family.exit_heads[0]) if config.exit_head == "own" else 0
+    assert found.exits == (*(size(part) + heads for part in family.model.exits), 0)
+    layers = size(
+        *backbone.layers, *(layer for part in family.model.exits for layer in part.layers)
+    )
+    assert found.family.layers_and_head == layers + size(family.lm_head)
+    for k, member in enumerate(found.members):
+        counts = count_parameters(family, k)
+        assert (member.total, member.non_embedding) == (counts["total"], counts["non_embedding"])
+        assert member.active == member.total
+        run = [*backbone.layers[: EXITS[k]], *(family.model.exits[k].layers if k < 2 else [])]
+        assert member.layers_and_head == size(*run) + size(family.lm_head)
+    # segments, exits, and what all share: embedding, final norm and head
+    shared = {
+        id(p): p
+        for m in (backbone.embed_tokens, backbone.norm, family.lm_head)
+        for p in m.parameters()
+    }
+    whole = sum(found.segments) + sum(found.exits) + sum(p.numel() for p in shared.values())
+    assert found.family.total == whole == count_family(config)["total"]
+
+
+def test_a_member_meets_its_own_experts_only() -> None:
+    family = family_of("tied", "mixtral")
+    found = family_parameters(family)
+    for member, depth in zip(found.members, EXITS, strict=True):
+        experts = [
+            p
+            for n, p in family.model.backbone.layers[:depth].named_parameters()
+            if ".experts." in n
+        ]
+        assert member.total - member.active == sum(p.numel() for p in experts) // 2
+
+
+# billions of parameters on the labels and in the reports of the Ruyi models
+RUYI = {
+    "qwen2": ([11, 15, 19, 23, 28], [3.342, 4.274, 5.206, 6.138, 7.071], 10.728),
+    "qwen3": ([2, 21, 40], [1.769, 8.045, 13.990], 16.985),
+}
+RUYI_SIZES: dict[str, dict[str, Any]] = {
+    "qwen2": {
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+    },
+    "qwen3": {
+        "hidden_size": 5120,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 17408,
+        "vocab_size": 151936,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", RUYI)
+def test_layers_and_head_are_the_size_labels_of_ruyi(model_type: str) -> None:
+    exits, members, stored = RUYI[model_type]
+    text_config = {"model_type": model_type, "tie_word_embeddings": False} | RUYI_SIZES[model_type]
+    config = FamilialConfig(
+        text_config=text_config, exits=exits, num_exit_layers=1, exit_head="own"
+    )
+    found = family_parameters(config)
+    assert [round(m.layers_and_head / 1e9, 3) for m in found.members] == members
+    assert round(found.family.total / 1e9, 3) == stored

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .hub.export import export_exit, export_family
     from .hub.importers import from_layerskip, import_ruyi
     from .hub.push import push_exits_to_hub, push_family_to_hub
+    from .isoflop import IsoFlopDesign
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
@@ -59,6 +60,7 @@ _LAZY = {
     "FamilyDescription": ".hub.describe",
     "from_layerskip": ".hub.importers",
     "import_ruyi": ".hub.importers",
+    "IsoFlopDesign": ".isoflop",
     "NoExitFitsError": ".hub.choose",
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
@@ -84,6 +86,7 @@ __all__ = [
     "FamilyDescription",
     "FixedExit",
     "HandoffRelay",
+    "IsoFlopDesign",
     "NoExitFitsError",
     "RelayCache",
     "RelayOutput",

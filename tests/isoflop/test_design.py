@@ -334,7 +334,15 @@ def test_the_table_says_what_will_happen() -> None:
     runs = design.runs()
     text = printed(design, rate=1e11)
     assert f"{len(runs)} runs, {sum(run.flops for run in runs):.3e} FLOPs" in text
-    assert all(run.id[:8] in text for run in runs)
+    names = [cell.strip() for cell in text.splitlines()[2].split("┃")[1:-1]]
+    for run in runs:
+        (line,) = (line for line in text.splitlines() if run.id[:8] in line)
+        assert f"{6 * run.N * run.tokens / run.flops - 1:+.0%}" in line
+        cells = [cell.strip() for cell in line.split("│")[1:-1]]
+        row = dict(zip(names, cells, strict=True))
+        assert row["steps"] == f"{run.steps:,}"
+        assert row["seed"] == str(run.seed)
+        assert row["exits"] == " ".join(map(str, run.exits))
     seconds = sum(run.flops for run in runs) / 1e11
     assert f"{seconds / 60:.1f} min on given" in text
     repeated = sum(run.tokens > 10**6 for run in runs)

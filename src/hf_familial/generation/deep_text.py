@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..flops import FlopTally
 from ..models.familial.relay_cache import RelayCache
 from .caches import check_layers, restore
 from .choosing import Chooser, restored_generator
-from .cost import FlopTally, Recomputed
+from .cost import Recomputed
 from .settings import largest_id
 from .state import RelayState
 from .wire import RelayStateError

@@ -86,6 +86,11 @@ class RunPlan:
         """D / N, by the design's convention."""
         return self.tokens / self.N
 
+    @property
+    def six_nd_error(self) -> float:
+        """`6ND / flops - 1`: how far the usual approximation is from the count."""
+        return 6 * self.N * self.tokens / self.flops - 1
+
     def config(self) -> FamilialConfig:
         """The family's config."""
         text_config = AutoConfig.for_model(self.model_type, **self.backbone)

@@ -17,7 +17,22 @@ if TYPE_CHECKING:
     from .design import IsoFlopDesign
 
 
-COLUMNS = ("id", "C", "N", "width", "depth", "exits", "D", "D/N", "steps", "batch", "lr", "FLOPs")
+COLUMNS = (
+    "id",
+    "C",
+    "N",
+    "width",
+    "depth",
+    "exits",
+    "D",
+    "D/N",
+    "steps",
+    "batch",
+    "lr",
+    "seed",
+    "FLOPs",
+    "6ND",
+)
 
 
 def print_table(
@@ -51,7 +66,8 @@ def print_table(
 
 def _table(design: IsoFlopDesign, runs: tuple[RunPlan, ...], rate: MachineRate | None) -> Table:
     extra = (["passes"] if design.data_tokens else []) + (["time"] if rate else [])
-    table = Table(title=f"N counts {design.counting.replace('_', ' ')} parameters")
+    counting = design.counting.replace("_", " ")
+    table = Table(title=f"N: {counting} parameters; 6ND: its error against the FLOPs counted")
     for name in (*COLUMNS, *extra):
         table.add_column(name, justify="left" if name in ("id", "exits") else "right", no_wrap=True)
     for run in runs:
@@ -67,7 +83,9 @@ def _table(design: IsoFlopDesign, runs: tuple[RunPlan, ...], rate: MachineRate |
             f"{run.steps:,}",
             f"{run.batch_tokens:,}",
             f"{run.lr:.2e}",
+            str(run.seed),
             f"{run.flops:.4g}" + ("" if run.exact else "~"),
+            f"{run.six_nd_error:+.0%}",
         ]
         if design.data_tokens:
             passes = run.tokens / design.data_tokens
