@@ -297,10 +297,10 @@ slow = pytest.mark.slow
     [
         pytest.param(TWO, 20_000, 500, id="two"),
         # few rows, so that several drafts in a row are accepted
-        pytest.param(TWO, 20_000, 2, id="two-rows", marks=slow),
-        pytest.param(TWO, 20_000, 1, id="one-row", marks=slow),
-        pytest.param(CHAIN, 20_000, 2, id="chain", marks=slow),
-        pytest.param(SpeculativeRelay(0), 20_000, 1, id="auto", marks=slow),
+        pytest.param(TWO, 6_000, 2, id="two-rows", marks=slow),
+        pytest.param(TWO, 5_000, 1, id="one-row", marks=slow),
+        pytest.param(CHAIN, 6_000, 2, id="chain", marks=slow),
+        pytest.param(SpeculativeRelay(0), 5_000, 1, id="auto", marks=slow),
     ],
 )
 @torch.no_grad()

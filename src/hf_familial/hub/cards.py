@@ -250,7 +250,7 @@ def _lineage_section(lineage: Lineage) -> tuple[str, ...]:
         lines.append(f"- The backbone comes from {link}.")
     if lineage.family:
         lines.append(f"- The family: {lineage.family.link}.")
-    lines.append("- Made with [hf_familial](https://pypi.org/project/hf-familial/).")
+    lines.append("- Made with `hf_familial`.")
     return "## Lineage", "\n".join(lines)
 
 
