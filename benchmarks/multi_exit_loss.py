@@ -19,6 +19,7 @@ cost what their arithmetic costs. Memory is the peak above the model of one step
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable
 
@@ -35,6 +36,7 @@ from hf_familial.flops import CPU_ATTENTION
 LAYERS, WIDTH, TOKENS = 8, 384, 1024
 GRANULARITIES = (1, 2, 4, 8)
 TORCH_CHUNKS = (256, 512, 1024)
+MEMORY_RUNS = 3  # the heap of a process does not always grow alike
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -137,11 +139,14 @@ def measure_memory(vocab_size: int, granularity: int, variant: str) -> float:
 
 
 def memory(vocab_size: int, granularities: tuple[int, ...]) -> dict[str, float]:
-    """Peaks in MiB, and ratios, for one vocabulary."""
+    """Peaks in MiB, medians of fresh processes, and ratios, for one vocabulary."""
     runs = [("dense", 1), ("fused", 1), ("naive", 4), ("torch512", 4)]
     runs += [("ours", g) for g in granularities if g > 1]
     peaks = {
-        f"{name}_G{g}": child("--memory", name, "--vocab", str(vocab_size), "--exits", str(g))
+        f"{name}_G{g}": statistics.median(
+            child("--memory", name, "--vocab", str(vocab_size), "--exits", str(g))
+            for _ in range(MEMORY_RUNS)
+        )
         for name, g in runs
     }
     metrics = {f"memory_{key}_V{vocab_size}_mib": value for key, value in peaks.items()}
