@@ -1,5 +1,6 @@
 """A relay writes what `generate` writes, and says truly how."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -505,6 +506,20 @@ def test_it_is_a_decoding_method_of_generate():
     for found in ways[:3]:
         assert torch.equal(found, plain)
     assert torch.equal(ways[3], plain[:, 12:])
+
+
+def test_threads_do_not_disturb_each_other():
+    family = family_of()
+    prompts = [token_ids(1, 12, seed=seed) for seed in range(8)]
+    plain = [family.generate(ids, max_new_tokens=NEW, do_sample=False) for ids in prompts]
+
+    def write(ids):
+        return family.relay_generate(ids, max_new_tokens=NEW, do_sample=False)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(write, prompts))
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    assert family.model.draft_lengths  # learned, and no thread's alone
 
 
 def test_several_texts_of_one_prompt():

@@ -83,6 +83,8 @@ def relay_decode(
     while not text.done:
         text.write(decide(**inputs))
         inputs = {"input_ids": text.input_ids[:, -1:]}
+    if isinstance(decide, Speculation):
+        decide.remember()
     if relay_streamer is not None:
         relay_streamer.end()
     if not generation_config.return_dict_in_generate:

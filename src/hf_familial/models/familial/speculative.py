@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +66,19 @@ class Speculation:
         above = depths[1] if not self.chosen_freely else depths[-1]
         drafting = exits[:-1] if self.chosen_freely else exits[:1]
         # what was learned of a model serves its next text; sampled ones all begin alike
-        known = cache.model.model.draft_lengths if timed and fixed is None else {}
-        circumstances = (exits, len(text.input_ids), cache.lean)
+        self._known = cache.model.model.draft_lengths if timed and fixed is None else {}
+        self._keys = [(exits, len(text.input_ids), cache.lean, k) for k in drafting]
         self.lengths = [
-            known.setdefault((circumstances, k), DraftLength(depth / above, fixed, timed))
-            for k, depth in zip(drafting, depths, strict=False)
+            # a copy, since another thread may be writing too
+            copy.deepcopy(self._known.get(key)) or DraftLength(depth / above, fixed, timed)
+            for key, depth in zip(self._keys, depths, strict=False)
         ]
         self.arm = 0
         self.rounds = self.drafted = self.accepted = 0
+
+    def remember(self) -> None:
+        """Leave what was learned with the model, for its next text."""
+        self._known.update(zip(self._keys, self.lengths, strict=True))
 
     @property
     def length(self) -> DraftLength:
