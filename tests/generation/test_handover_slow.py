@@ -24,7 +24,6 @@ REFUSED = {
     "minicpm3": "cannot become a model of its own",
     "minimax": "no cache",
     "minimax_m3_vl_text": "keeps `idx_keys`",
-    "nemotron_h": "got DummyLayer",
     "openai-gpt": "no cache",
     "recurrent_gemma": "in themselves",
     "xlstm": "no cache",
