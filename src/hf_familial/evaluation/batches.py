@@ -41,6 +41,23 @@ def iter_batches(
         yield with_labels((data_collator or pad_rows)(chunk))
 
 
+def model_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What the model takes of a batch, on its device.
+
+    Args:
+        batch (`Mapping`): As a collator makes it.
+        device (`torch.device`): Of the model.
+
+    Returns:
+        `dict[str, Any]`: All but `labels`.
+    """
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+        if name != "labels"
+    }
+
+
 def pad_rows(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     """The default collator: pads on the right, and masks only where there is something to mask.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,8 @@ class Predictions:
     Attributes:
         losses (`numpy.ndarray` of shape `(rows,)`): Cross entropy, in nats, float32.
         tokens (`numpy.ndarray` of shape `(rows,)`): The most probable token.
-        confidences (`numpy.ndarray` of shape `(rows,)`): Its probability, float32.
+        confidences (`numpy.ndarray` of shape `(rows,)`): Its probability, or another measure of
+            confidence, float32.
     """
 
     losses: np.ndarray
@@ -34,6 +36,7 @@ def read_predictions(
     ops: tuple[tuple[str, float], ...],
     positions: torch.Tensor,
     targets: torch.Tensor,
+    measure: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Predictions:
     """Read an exit at some positions; its logits exist a chunk of rows at a time.
 
@@ -43,6 +46,8 @@ def read_predictions(
         ops (`tuple[tuple[str, float], ...]`): What the host does around its head, see `logit_ops`.
         positions (`torch.Tensor` of shape `(n,)`): Rows to read, one or more.
         targets (`torch.Tensor` of shape `(n,)`): Token that follows each.
+        measure (`Callable`, *optional*): Another measure of confidence, from float32 logits of
+            shape `(rows, vocab)`; by default the probability of the most probable token.
 
     Returns:
         [`Predictions`]: At the positions.
@@ -50,20 +55,27 @@ def read_predictions(
     device = hidden_states.device
     rows = chunk_rows(head.out_features, device)  # type: ignore[arg-type]
     chunks = zip(positions.to(device).split(rows), targets.split(rows), strict=True)
-    read = [_read_chunk(read_out(hidden_states[at], head, ops), wanted) for at, wanted in chunks]
+    read = [
+        _read_chunk(read_out(hidden_states[at], head, ops), wanted, measure)
+        for at, wanted in chunks
+    ]
     losses, tokens, confidences = (np.concatenate(part) for part in zip(*read, strict=True))
     return Predictions(losses, tokens, confidences)
 
 
-def _read_chunk(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, ...]:
-    """Losses, top tokens and their probabilities, from logits of shape `(rows, vocab)`."""
+def _read_chunk(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    measure: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> tuple[np.ndarray, ...]:
+    """Losses, top tokens and confidences, from logits of shape `(rows, vocab)`."""
     logits = logits.float()
     targets = targets.to(logits.device).unsqueeze(1)
     normaliser = logits.logsumexp(dim=1)
     losses = normaliser - logits.gather(1, targets).squeeze(1)
     largest, tokens = logits.max(dim=1)
     # rounding may put a certain prediction a hair above 1
-    confidences = (largest - normaliser).exp().clamp(max=1)
+    confidences = (largest - normaliser).exp().clamp(max=1) if measure is None else measure(logits)
     return tuple(tensor.cpu().numpy() for tensor in (losses, tokens, confidences))
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..evaluation.batches import Collator, Row, iter_batches
+from ..evaluation.batches import Collator, Row, iter_batches, model_inputs
 from ..evaluation.evaluator import evaluation_mode
+from ..evaluation.reading import read_predictions
 from ..flops import measure_flops_per_token
 from ..models.familial import ConfidenceRelay, FamilialForCausalLM
 from ..models.familial.contract import logit_ops
-from ..models.familial.exits import read_out
-from ..models.familial.linear_loss import chunk_rows
 from ..models.familial.losses import IGNORE_INDEX
 from ..models.familial.relay_policies import confidence
 from .thresholds import Costs, Readings, TradeOff, trade_offs
@@ -179,49 +179,36 @@ def _gather(
 ) -> Readings:
     """What every exit says of every token that has a target."""
     parts: list[tuple[np.ndarray, ...]] = []
+    ops, sure = logit_ops(model.config.text_config), partial(confidence, measure=measure)
     seen = 0
     for batch in batches:
-        inputs = {
-            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-            if name != "labels"
-        }
+        inputs = model_inputs(batch, model.device)
         count = len(inputs["input_ids"])
-        labels = batch["labels"].to(model.device)
-        targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
-        kept = targets != IGNORE_INDEX
+        targets = torch.nn.functional.pad(batch["labels"], (0, 1), value=IGNORE_INDEX)[..., 1:]
+        rows, columns = torch.nonzero(targets != IGNORE_INDEX, as_tuple=True)
+        if not len(rows):
+            continue
+        positions = rows * targets.shape[1] + columns
         states = model.model(**inputs, use_cache=False, output_exits=True).exit_hidden_states
-        sequence = torch.arange(seen, seen + count, device=model.device)[:, None].expand_as(kept)
         read = [
-            _read(model, k, states[k][kept], targets[kept], measure)
+            read_predictions(
+                states[k].flatten(0, 1), model.head(k), ops, positions, targets[rows, columns], sure
+            )
             for k in range(model.config.num_exits)
         ]
-        sure, tokens, losses = (torch.stack(part, 1) for part in zip(*read, strict=True))
-        agrees = tokens == tokens[:, -1:]
-        parts.append(tuple(t.cpu().numpy() for t in (sequence[kept], sure[:, :-1], agrees, losses)))
+        tokens = np.stack([found.tokens for found in read], 1)
+        parts.append(
+            (
+                (seen + rows).numpy(),
+                np.stack([found.confidences for found in read[:-1]], 1),
+                tokens == tokens[:, -1:],
+                np.stack([found.losses for found in read], 1),
+            )
+        )
         seen += count
-    if not parts or not sum(len(part[0]) for part in parts):
+    if not parts:
         raise ValueError("`dataset` has no token to predict.")
     return Readings(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def _read(
-    model: FamilialForCausalLM,
-    exit_idx: int,
-    states: torch.Tensor,
-    targets: torch.Tensor,
-    measure: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Confidence, best token and loss of one exit, each of shape `(rows,)`, a chunk at a time."""
-    ops, head = logit_ops(model.config.text_config), model.head(exit_idx)
-    rows = chunk_rows(model.config.vocab_size, states.device)
-    found: list[tuple[torch.Tensor, ...]] = []
-    for chunk, wanted in zip(states.split(rows), targets.split(rows), strict=True):
-        logits = read_out(chunk, head, ops).float()
-        loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
-        found.append((confidence(logits, measure), logits.argmax(-1), loss))
-    sure, tokens, losses = (torch.cat(part) for part in zip(*found, strict=True))
-    return sure, tokens, losses
 
 
 def _costs(model: FamilialForCausalLM, seq_length: int) -> Costs:

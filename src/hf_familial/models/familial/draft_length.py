@@ -112,7 +112,7 @@ class DraftLength:
     """
 
     def __init__(self, share: float, fixed: int | None = None, timed: bool = True) -> None:
-        self.fixed, self.timed = fixed, timed
+        self.fixed, self.timed = fixed, timed and fixed is None
         self.acceptance = Acceptance()
         deep = 1 - share
         self._feed, self._read = Mean(share), Mean(0.0)
@@ -125,20 +125,18 @@ class DraftLength:
     def drafts(self) -> bool:
         """Whether to draft in this round."""
         self._survival, self._confidences = 1.0, []
-        if self.fixed is None and self._rest:
+        if self._rest:
             self._rest -= 1
             return False
         return True
 
     def goes_on(self, confidence: float) -> bool:
-        """Whether to run the token just drafted, and draft another.
+        """Whether to run the token just drafted, and draft another; not asked for a fixed length.
 
         Args:
             confidence (`float`): Probability that its exit gave it.
         """
         self._confidences.append(confidence)
-        if self.fixed is not None:
-            return True
         self._survival *= self.acceptance.rate(confidence)
         cost = self._feed.value + self._read.value + self._check.slope
         return self._survival > self.rate * cost
@@ -164,9 +162,7 @@ class DraftLength:
         for i, confidence in enumerate(self._confidences[:drafted]):
             if i <= accepted:
                 self.acceptance.observe(confidence, i < accepted)
-        if self.fixed is not None:
-            return
-        if not self._confidences:
+        if not self._confidences:  # of a fixed length, or without drafts
             return
         positions = drafted + 1
         spent = positions * self._feed.value + self._check.at(positions)
@@ -204,9 +200,9 @@ class DraftLength:
 
     def checked(self, positions: int) -> None:
         """After a checking pass."""
-        if self.timed and self.fixed is None:
+        if self.timed:
             self._check.observe(positions, time.perf_counter() - self._began)
 
     def _stop(self, mean: Mean) -> None:
-        if self.timed and self.fixed is None:
+        if self.timed:
             mean.observe(time.perf_counter() - self._began)

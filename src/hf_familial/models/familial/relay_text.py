@@ -85,14 +85,11 @@ class RelayText:
             return torch.multinomial(scores.softmax(-1), 1)
         return scores.argmax(-1, keepdim=True)
 
-    def write(self, block: Block) -> int:
+    def write(self, block: Block) -> None:
         """Append a block's tokens one by one, until every row has ended.
 
         Args:
             block ([`Block`]): What a round yielded.
-
-        Returns:
-            `int`: How many were taken.
         """
         for i in range(block.tokens.shape[1]):
             token = block.tokens[:, i]
@@ -111,5 +108,4 @@ class RelayText:
             self.unfinished = self.unfinished & ~self.criteria(self.input_ids, scores)
             if not self.unfinished.any():
                 self.done = True
-                return i + 1
-        return block.tokens.shape[1]
+                return

@@ -97,7 +97,7 @@ class Speculation:
             proposal = self._draft(self.text.input_ids, inputs, self.text.room)
         else:
             proposal = self._propose(top - 1, self.text.input_ids, inputs, self.text.room)
-        block, _ = self._check(top, self.text.input_ids, proposal, self.text.wants_scores)
+        block = self._check(top, self.text.input_ids, proposal, self.text.wants_scores)
         self.cache.settle()
         return block
 
@@ -121,7 +121,7 @@ class Speculation:
         count, length = 0, ids.shape[1]
         while count < min(COLLECTED, room):
             proposal = self._propose(level - 1, ids, inputs, room - count)
-            block, _ = self._check(level, ids, proposal, self.text.do_sample)
+            block = self._check(level, ids, proposal, self.text.do_sample)
             blocks.append(block)
             ids = torch.cat((ids, block.tokens), 1)
             inputs = {"input_ids": block.tokens[:, -1:]}
@@ -165,9 +165,7 @@ class Speculation:
         drafted = torch.cat(tokens, 1) if tokens else ids[:, :0]
         return Proposal(drafted, scores, torch.full_like(drafted, exit_idx), True, unused)
 
-    def _check(
-        self, level: int, ids: torch.Tensor, proposal: Proposal, keep: bool
-    ) -> tuple[Block, int]:
+    def _check(self, level: int, ids: torch.Tensor, proposal: Proposal, keep: bool) -> Block:
         """Run what is pending through the exit at a level, keep what it accepts, add its own."""
         count, exit_idx = proposal.tokens.shape[1], self.exits[level]
         columns = count + proposal.ran
@@ -195,7 +193,7 @@ class Speculation:
         sources = torch.where(same, inherited[:, :number], sources)
         kept = [scores[:, i] for i in range(number)] if keep else []
         raw = [logits[:, i] for i in range(number)] if keep else []
-        return Block(tokens, sources, kept, raw), reached
+        return Block(tokens, sources, kept, raw)
 
     def _scores(
         self, ids: torch.Tensor, tokens: torch.Tensor, logits: torch.Tensor
