@@ -38,14 +38,13 @@ from transformers import (
     HfArgumentParser,
     PreTrainedTokenizerBase,
     TrainingArguments,
-    default_data_collator,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
-from hf_familial.training.args import FamilialTrainingArguments
-from hf_familial.training.data import DataArguments, PackedData, prepare_data
+from hf_familial.training.data import PackedData, prepare_data
+from hf_familial.training.pretraining import PretrainingArguments, PretrainingData, pretrain
 from hf_familial.training.report import member_rows, plot_losses, print_members, save_members
 from hf_familial.training.trainer import FamilialTrainer
 
@@ -98,41 +97,6 @@ class ModelArguments:
         """What a family is told of its exits."""
         names = ("exits", "num_exit_layers", "exit_norm", "exit_head")
         return {name: getattr(self, name) for name in names}
-
-
-def of_host(name: str, default: object, host: type = TrainingArguments) -> Any:
-    """One of the host's arguments, with another default and its own help."""
-    return field(default=default, metadata=host.__dataclass_fields__[name].metadata)
-
-
-@dataclass
-class PretrainingData(DataArguments):
-    """The data arguments, with an evaluation that is broad but takes seconds."""
-
-    eval_fraction: float = of_host("eval_fraction", 0.05, DataArguments)
-    max_eval_tokens: int | None = of_host("max_eval_tokens", 131_072, DataArguments)
-
-
-@dataclass
-class PretrainingArguments(FamilialTrainingArguments):
-    """The host's training arguments, with the defaults of a run of a few minutes on two cores."""
-
-    output_dir: str | None = of_host("output_dir", "outputs/pretrain")
-    max_steps: int = of_host("max_steps", 350)
-    per_device_train_batch_size: int = of_host("per_device_train_batch_size", 8)
-    per_device_eval_batch_size: int = of_host("per_device_eval_batch_size", 16)
-    learning_rate: float = of_host("learning_rate", 3e-3)
-    lr_scheduler_type: str = of_host("lr_scheduler_type", "cosine")
-    warmup_steps: float = of_host("warmup_steps", 0.05)
-    weight_decay: float = of_host("weight_decay", 0.1)
-    adam_beta2: float = of_host("adam_beta2", 0.95)
-    logging_steps: float = of_host("logging_steps", 10)
-    eval_strategy: str = of_host("eval_strategy", "steps")
-    eval_steps: float | None = of_host("eval_steps", 0.5)
-    save_steps: float = of_host("save_steps", 0.5)
-    save_total_limit: int | None = of_host("save_total_limit", 1)
-    dataloader_pin_memory: bool = of_host("dataloader_pin_memory", torch.accelerator.is_available())
-    ddp_find_unused_parameters: bool | None = of_host("ddp_find_unused_parameters", False)
 
 
 def command_line() -> list[str]:
@@ -265,17 +229,13 @@ def main() -> None:
     if model_args.backbone is not None and data_args.tokenizer_name is None:
         data_args.tokenizer_name = model_args.backbone
     data, tokenizer = prepare_data(data_args)
-    set_seed(args.seed)
-    model = build_model(model_args, tokenizer, data_args.seq_length)
-    trainer = FamilialTrainer(
-        model=model,
-        args=args,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        processing_class=tokenizer,
-        data_collator=default_data_collator,
+    trainer = pretrain(
+        lambda: build_model(model_args, tokenizer, data_args.seq_length),
+        args,
+        data,
+        tokenizer,
+        checkpoint=checkpoint,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.model.config.use_cache = True  # the host switches it off for training
     trainer.save_model()
     show_results(trainer, data, data_args.seq_length)

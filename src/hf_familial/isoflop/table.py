@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from .outlook import brackets
@@ -49,10 +50,17 @@ def print_table(
     if isinstance(rate, (int, float)):
         rate = MachineRate(((1.0, float(rate)),), 0.0, "given")
     runs, refused = design.layout()
-    console.print(_table(design, runs, rate))
+    table = _table(design, runs, rate)
+    # a narrow terminal wraps lines; cells that end in dots would be lost
+    whole = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    before, console.width = console.width, max(whole, console.width)
+    console.print(table, no_wrap=True)
+    console.width = before
     flops = sum(run.flops for run in runs)
     total = f"{len(runs)} runs, {flops:.3e} FLOPs, {sum(run.tokens for run in runs):.3e} tokens"
-    console.print(total + (f", {_time(rate.total(runs))} on {rate.machine}" if rate else ""))
+    if rate:
+        total += f", {words_of_time(rate.total(runs))} on {rate.machine}"
+    console.print(total)
     for curve in brackets(runs, design.expected):
         colour = "green" if curve.brackets else "yellow"
         console.print(f"[{colour}]C = {curve.budget:.3g}, G = {curve.G}: {curve.advice}[/]")
@@ -90,7 +98,7 @@ def _table(design: IsoFlopDesign, runs: tuple[RunPlan, ...], rate: MachineRate |
         if design.data_tokens:
             passes = run.tokens / design.data_tokens
             cells.append(f"[yellow]{passes:.2f}[/]" if passes > 1 else f"{passes:.2f}")
-        table.add_row(*cells, *([_time(rate.seconds_for(run))] if rate else []))
+        table.add_row(*cells, *([words_of_time(rate.seconds_for(run))] if rate else []))
     return table
 
 
@@ -114,7 +122,7 @@ def _warn(design: IsoFlopDesign, runs: tuple[RunPlan, ...], console: Console) ->
         console.print("[yellow]~ FLOPs are estimated: this host cannot run without data[/]")
 
 
-def _time(seconds: float) -> str:
+def words_of_time(seconds: float) -> str:
     """Seconds in words: `45 s`, `12.5 min`, `3.2 h`, `1.5 d`."""
     for size, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:

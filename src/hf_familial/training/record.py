@@ -54,8 +54,8 @@ def make_record(
         C_flops=tokens * training_flops_per_token(config, seq_length).per_token,
         G=config.num_exits,
         exits=tuple(config.exits),
-        **_losses("loss", exits),
-        **_losses("eval_loss", evaluated),
+        **named_losses("loss", exits),
+        **named_losses("eval_loss", evaluated),
         seed=args.seed,
         lr=args.learning_rate,
         batch_tokens=tokens_per_step(args, seq_length),
@@ -87,6 +87,15 @@ def last_exit_losses(
     return next((tuple(float(row[name]) for name in names) for row in rows), None)
 
 
-def _losses(name: str, exits: Sequence[float] | None) -> dict[str, Any]:
+def named_losses(name: str, exits: Sequence[float] | None) -> dict[str, Any]:
+    """Losses of all exits under the names that a row has for them.
+
+    Args:
+        name (`str`): `"loss"` or `"eval_loss"`.
+        exits (`Sequence[float]`, *optional*): Shallowest first, nats per token.
+
+    Returns:
+        `dict[str, Any]`: `<name>_mean`, `<name>_exits`, `<name>_final`.
+    """
     mean = None if exits is None else sum(exits) / len(exits)
     return {f"{name}_mean": mean, f"{name}_exits": exits, f"{name}_final": exits and exits[-1]}

@@ -1,0 +1,218 @@
+"""The folder of a sweep, on a disk or behind a URL: rows, checkpoints, failures, and its lock.
+
+design.yaml         the design, as last run
+data.json           what the data was, so that a change is seen
+runs.jsonl          one row for every run that ended
+evaluations.jsonl   one row for every evaluation of these runs
+state.json          what runs now
+runs/<id>/          of a run that has not ended: checkpoints, its record, its failure
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from filelock import FileLock, Timeout
+from fsspec.implementations.local import LocalFileSystem
+
+from ..runs import RunRecord, append_run, read_runs
+from .lease import RemoteLease
+
+
+ROWS, POINTS = "runs.jsonl", "evaluations.jsonl"
+DESIGN, DATA, STATE = "design.yaml", "data.json", "state.json"
+RECORD, RUN_POINTS, FAILURE = "record.jsonl", "points.jsonl", "failure.json"
+POINTER = "checkpoint.json"
+ENDED = ("finished", "diverged")
+PATIENCE = 60  # seconds that a worker waits for one that died, or that another machine still has
+
+
+class SweepError(RuntimeError):
+    """A sweep cannot go on; nothing that it has done is lost."""
+
+
+class SweepLockedError(SweepError):
+    """Another sweep works on the folder."""
+
+
+class SweepFolder:
+    """Files of a sweep; whatever it writes is there as a whole or not at all.
+
+    Args:
+        url (`str` or `os.PathLike`): A path, or a URL that `fsspec` knows, such as `s3://...`.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = os.fspath(url)
+        self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        self.local = isinstance(self.fs, LocalFileSystem)
+
+    def path(self, *names: str) -> str:
+        """Where a file of the sweep is."""
+        return "/".join((self.root, *names))
+
+    def read(self, *names: str) -> str | None:
+        """The text of a file; `None` if there is none."""
+        try:
+            return bytes(self.fs.cat_file(self.path(*names))).decode()
+        except FileNotFoundError:
+            return None
+
+    def read_json(self, *names: str) -> dict[str, Any]:
+        """The object in a file; empty if there is none, or it is no object."""
+        try:
+            found = json.loads(self.read(*names) or "{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write(self, text: str, *names: str) -> None:
+        """Put a text in place of a file, as a whole.
+
+        Raises:
+            OSError: If it cannot be; the file is then as it was.
+        """
+        path = self.path(*names)
+        if not self.local:
+            self.fs.pipe_file(path, text.encode())
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with new.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(target)
+        finally:
+            new.unlink(missing_ok=True)
+
+    def remove(self, *names: str) -> None:
+        """Remove a file or a folder, if it is there."""
+        path = self.path(*names)
+        if self.fs.exists(path):
+            self.fs.rm(path, recursive=True)
+
+    def rows(self) -> dict[str, RunRecord]:
+        """Every run that ended, by its id.
+
+        Raises:
+            RunRecordError: Naming file, line and field, if a row is wrong.
+        """
+        if self.local:
+            path = Path(self.path(ROWS))
+            found = read_runs(path) if path.exists() else []
+        else:
+            lines = (self.read(ROWS) or "").splitlines()
+            found = [RunRecord.from_dict(json.loads(line)) for line in lines if line.strip()]
+        return {record.run_id: record for record in found}
+
+    def add(self, record: RunRecord) -> None:
+        """Append a run that ended and its evaluations, then let its folder go.
+
+        A break in between leaves what is needed to do the rest.
+        """
+        points = (self.read("runs", record.run_id, RUN_POINTS) or "").splitlines()
+        known = self.read(POINTS) or ""
+        if f'"{record.run_id}"' not in known:
+            self._append(POINTS, points)
+        if self.local:
+            append_run(self.path(ROWS), record)
+        else:
+            self._append(ROWS, [record.to_json()])
+
+    def _append(self, name: str, lines: Sequence[str]) -> None:
+        """Add lines to a file, in one write."""
+        text = "".join(f"{line}\n" for line in lines)
+        if not self.local:
+            self.write((self.read(name) or "") + text, name)
+        elif text:
+            with open(self.path(name), "ab", buffering=0) as file:
+                if file.write(text.encode()) != len(text.encode()):
+                    raise OSError(f"could not write all of `{self.path(name)}`; is the disk full?")
+                os.fsync(file.fileno())
+
+    def mend(self) -> None:
+        """Cut off the last line of a file that a crash left half-written; its run has it whole."""
+        for name in (ROWS, POINTS) if self.local else ():
+            path = Path(self.path(name))
+            if not path.exists():
+                continue
+            content = path.read_bytes()
+            whole, _, last = content.rpartition(b"\n")
+            if last and not _is_object(last):
+                with path.open("r+b") as file:
+                    file.truncate(len(content) - len(last))
+
+    def record(self, run_id: str) -> RunRecord | None:
+        """What a worker wrote of a run that ended, if it did."""
+        for line in reversed((self.read("runs", run_id, RECORD) or "").splitlines()):
+            if _is_object(line.encode()):
+                record = RunRecord.from_dict(json.loads(line))
+                if record.status in ENDED:
+                    return record
+        return None
+
+    def steps_saved(self, run_id: str) -> int:
+        """Steps of a run's newest whole checkpoint; 0 if it has none."""
+        return int(self.read_json("runs", run_id, POINTER).get("step", 0))
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other sweeps off the folder.
+
+        Raises:
+            SweepLockedError: If one works on it.
+            OSError: If the folder cannot be written to.
+        """
+        if not self.local:
+            with RemoteLease(self.fs, self.path("lock.json")).hold(SweepLockedError):
+                yield
+            return
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path(".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            holder = self.read_json(STATE)
+            by = f" (process {holder['pid']} on {holder['host']})" if "pid" in holder else ""
+            raise SweepLockedError(
+                f"another sweep{by} works on `{self.url}`; wait for it, or choose another folder."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def hold_run(self, run_id: str) -> Iterator[None]:
+        """Keep a worker that was given up, and may still live, out of a run's folder.
+
+        Raises:
+            SweepLockedError: If it lives on.
+        """
+        if not self.local:
+            yield
+            return
+        folder = Path(self.path("runs", run_id))
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(str(folder / ".lock"), timeout=PATIENCE):
+                yield
+        except Timeout:
+            raise SweepLockedError(f"another worker has run {run_id}, and does not end.") from None
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
