@@ -19,9 +19,9 @@ def main() -> None:
     """Run the command line; what a user can get wrong ends in one line and exit code 1."""
     try:
         app()
-    except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            sys.exit(0)
+    except BrokenPipeError:
+        sys.exit(0)
+    except (ValueError, OSError, ImportError) as error:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
 

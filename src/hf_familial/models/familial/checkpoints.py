@@ -174,7 +174,7 @@ def load_cut(
     """
     where = {name: kwargs[name] for name in WHERE if name in kwargs}
     config = kwargs.pop("config", None)
-    if not isinstance(config, FamilialConfig):
+    if getattr(config, "model_type", None) != FamilialConfig.model_type:
         config = FamilialConfig.from_pretrained(config or path_or_repo, **where)
     max_exit = config.resolve_exit(max_exit)
     check_cut(config, max_exit)

@@ -39,8 +39,9 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
     Example:
         >>> from hf_familial import FamilialConfig, FamilialForCausalLM
         >>> sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-        >>> model = FamilialForCausalLM(FamilialConfig(text_config={"model_type": "llama",
-        **sizes})) >>> model(input_ids, exit_idx=0).logits  # runs one layer of four
+        >>> config = FamilialConfig(text_config={"model_type": "llama", **sizes})
+        >>> model = FamilialForCausalLM(config)
+        >>> model(input_ids, exit_idx=0).logits  # runs one layer of four
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.backbone.embed_tokens.weight"}

@@ -1,0 +1,145 @@
+"""An IsoFLOP sweep on this machine: what it gets out of it, and what the machinery costs.
+
+    python benchmarks/sweep.py            # examples/isoflop.yaml whole, then the overhead
+    python benchmarks/sweep.py --quick    # under 50 seconds: one cell of the design
+    python benchmarks/sweep.py --save     # also keeps the result in benchmarks/results/
+
+The design: G in {1, 4}, 3 budgets, 5 sizes, 30 runs, with a worker of one thread for each of two
+processors. `useful` is the FLOPs of its rows over its seconds, everything counted: start of the
+workers, data, evaluations, checkpoints, gaps. The limit beside it is the rate of training steps
+alone, measured for every model of the design and weighted with its FLOPs, times the workers:
+what a sweep without any machinery would reach. `matmul` is the rate of a float32 matrix product of
+1024 x 1024, measured in this process.
+
+Overhead: the same runs by `pretrain` alone, in this process, with the evaluations but without
+records, checkpoints or events, then by a sweep's own `train`, in turn; processor seconds, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import clock, finish
+
+from hf_familial import FamilialForCausalLM
+from hf_familial.isoflop import (
+    IsoFlopDesign,
+    LocalExecutor,
+    RunPlan,
+    Sweep,
+    Task,
+    calibrate_rate,
+    display_for,
+)
+from hf_familial.isoflop.arguments import run_arguments
+from hf_familial.isoflop.corpora import prepared
+from hf_familial.isoflop.worker import train
+from hf_familial.training.pretraining import pretrain
+
+
+DESIGN = Path(__file__).parent.parent / "examples" / "isoflop.yaml"
+SIDE = 1024  # of the matrices
+WORKERS = 2
+SAVE_SECONDS = 60.0  # as `hf-familial sweep run` has it
+
+
+def matmul_rate(seconds: float) -> float:
+    """FLOP/s of float32 matrix products in one thread."""
+    a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
+    rates = []
+    for _ in range(5):
+        start, count = time.process_time(), 0
+        while time.process_time() - start < seconds / 5:
+            a @ b
+            count += 1
+        rates.append(2 * SIDE**3 * count / (time.process_time() - start))
+    return statistics.median(rates)
+
+
+def whole_sweep(design: IsoFlopDesign) -> tuple[float, float, int]:
+    """Seconds of a sweep, FLOPs of its rows, and how many there are."""
+    with tempfile.TemporaryDirectory() as folder:
+        executor = LocalExecutor(WORKERS, threads=1)
+        outcome = Sweep(design, folder, executor, display=display_for()).run()
+    if outcome.failed:
+        raise RuntimeError(f"runs failed: {outcome.failed}")
+    return outcome.seconds, sum(r.C_flops for r in outcome.records), len(outcome.records)
+
+
+def bare(plan: RunPlan) -> None:
+    """The run without a sweep."""
+    with tempfile.TemporaryDirectory() as folder:
+        data_args, args = run_arguments(plan, folder)
+        pretrain(lambda: FamilialForCausalLM(plan.config()), args, prepared(data_args, plan))
+
+
+def swept(plan: RunPlan) -> None:
+    """The run as a worker does it."""
+    with tempfile.TemporaryDirectory() as folder:
+        train(Task(plan, folder, save_seconds=SAVE_SECONDS), lambda event: None)
+
+
+def overhead(plan: RunPlan, repeats: int) -> tuple[float, float]:
+    """Processor seconds of a run, bare and swept: medians of runs in turn."""
+    now, seconds = clock(), {bare: list[float](), swept: list[float]()}
+    for turn in range(repeats + 1):
+        for way in (bare, swept) if turn % 2 else (swept, bare):
+            start = now()
+            way(plan)
+            if turn:
+                seconds[way].append(now() - start)
+    return statistics.median(seconds[bare]), statistics.median(seconds[swept])
+
+
+def small(design: IsoFlopDesign) -> IsoFlopDesign:
+    """One budget of two sizes."""
+    return replace(design, budgets=(3e10,), sizes=("16x4", "32x4"))
+
+
+def main() -> int:
+    """Measure, print, end with one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one cell of the design")
+    parser.add_argument("--save", action="store_true", help="keep the result")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    design = IsoFlopDesign.from_yaml(DESIGN)
+    design = small(design) if args.quick else design
+    plans = design.runs()
+
+    matmul = matmul_rate(2 if args.quick else 10)
+    steps = calibrate_rate(plans, 3 if args.quick else 20)
+    limit = sum(plan.flops for plan in plans) / steps.total(plans)
+    seconds, flops, count = whole_sweep(design)
+    # a run of about half a minute, from the middle of the design
+    middle = plans[0] if args.quick else plans[len(plans) // 2]
+    alone, with_sweep = overhead(middle, 1 if args.quick else 4)
+    metrics = {
+        "runs": float(count),
+        "minutes": seconds / 60,
+        "total_flops": flops,
+        "matmul_gflops": matmul / 1e9,
+        "step_gflops": limit / 1e9,
+        "useful_gflops_per_worker": flops / seconds / WORKERS / 1e9,
+        "useful_over_matmul": flops / seconds / WORKERS / matmul,
+        "limit_over_matmul": limit / matmul,
+        "useful_over_limit": flops / seconds / WORKERS / limit,
+        "bare_seconds": alone,
+        "swept_seconds": with_sweep,
+        "overhead": with_sweep / alone - 1,
+    }
+    for key, value in metrics.items():
+        print(f"{key:26s} {value:12.4g}")
+    targets = {"minutes": ("<=", 20.0), "overhead": ("<=", 0.02)}
+    return finish("sweep", metrics, targets, args.save)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

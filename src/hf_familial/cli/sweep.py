@@ -1,0 +1,214 @@
+"""`hf-familial sweep plan`, `run`, `status` and `retry`: IsoFLOP designs, on one machine or many."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .app import app
+
+
+if TYPE_CHECKING:
+    from ..isoflop import Executor, RunState
+
+
+commands = typer.Typer(
+    name="sweep",
+    help="IsoFLOP sweeps: every run of a design once, whatever happens in between.",
+    no_args_is_help=True,
+)
+app.add_typer(commands)
+
+Design = Annotated[Path, typer.Argument(metavar="DESIGN.YAML", help="The design.")]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or URL of the sweep; by default in outputs/sweeps, by the file's name."
+    ),
+]
+Retries = Annotated[int, typer.Option(min=0, help="Times that a failed run is tried again.")]
+
+
+@commands.command()
+def plan(
+    design: Design,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Of measuring this machine; 0 leaves out the times.")
+    ] = 20.0,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at once, for the total time.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
+) -> None:
+    """What would run: sizes, tokens, FLOPs, times, and what to worry about. Nothing is trained."""
+    from ..isoflop import IsoFlopDesign, calibrate_rate
+    from ..isoflop.arguments import check_training
+    from ..isoflop.table import words_of_time
+
+    found = IsoFlopDesign.from_yaml(design)
+    check_training(found.training)
+    runs, _ = found.layout()
+    if as_json:
+        typer.echo(json.dumps([run.to_dict() for run in runs], indent=1))
+        return
+    rate = calibrate_rate(runs, seconds) if seconds and runs else None
+    found.table(rate)
+    if rate is not None and workers > 1:
+        each = words_of_time(rate.total(runs) / workers)
+        typer.echo(f"{each} with {workers} runs at once, if each is as fast as one alone")
+
+
+@commands.command()
+def run(
+    design: Design,
+    out: Out = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once; one per accelerator or processor.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each; the processors shared out.")
+    ] = None,
+    retries: Retries = 2,
+    save_seconds: Annotated[
+        float, typer.Option(min=0, help="Between checkpoints of a run, at least.")
+    ] = 60.0,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes, and so accelerators, of one run.")
+    ] = 1,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep each family, in runs/<id>/model.")
+    ] = False,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster: auto, local, ray://...")
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="With Ray: processors of one run.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="With Ray: GPUs of one run.")] = 0.0,
+) -> None:
+    """Do what is left of a design; stop it as you like, it goes on where it was."""
+    from ..isoflop import IsoFlopDesign, Sweep, display_for
+
+    executor = executor_of(ray, workers, threads, cpus, gpus, folder_of(design, out))
+    outcome = Sweep(
+        IsoFlopDesign.from_yaml(design),
+        folder_of(design, out),
+        executor,
+        retries=retries,
+        save_seconds=save_seconds,
+        processes=processes,
+        keep_models=keep_models,
+        display=display_for(),
+    ).run()
+    diverged = sum(record.status == "diverged" for record in outcome.records)
+    typer.echo(
+        f"{len(outcome.records)} runs have ended ({outcome.done_now} now, {diverged} diverged); "
+        f"rows are in {folder_of(design, out)}/runs.jsonl"
+    )
+    for run_id, failure in outcome.failed.items():
+        last = failure.message.strip().splitlines()[-1:] or [""]
+        typer.echo(f"run {run_id} failed {failure.attempts} times: {last[0]}", err=True)
+    if outcome.failed:
+        typer.echo("`hf-familial sweep retry` forgives them.", err=True)
+        raise typer.Exit(1)
+
+
+@commands.command()
+def status(
+    design: Design,
+    out: Out = None,
+    retries: Retries = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How far every run is; looks only."""
+    from ..isoflop import IsoFlopDesign, SweepFolder, survey
+
+    states = survey(
+        SweepFolder(folder_of(design, out)), IsoFlopDesign.from_yaml(design).runs(), retries
+    )
+    if as_json:
+        typer.echo(json.dumps([row_of(state) for state in states], indent=1))
+    else:
+        print_states(states)
+
+
+@commands.command()
+def retry(design: Design, out: Out = None, retries: Retries = 2) -> None:
+    """Forgive runs that failed; the next `run` tries them again."""
+    from ..isoflop import IsoFlopDesign, Sweep
+
+    count = Sweep(IsoFlopDesign.from_yaml(design), folder_of(design, out), retries=retries).retry()
+    typer.echo(f"{count} runs are forgiven; go on with `hf-familial sweep run {design}`.")
+
+
+def folder_of(design: Path, out: str | None) -> str:
+    """Where a sweep is, if nothing is said."""
+    return out or f"outputs/sweeps/{design.stem}"
+
+
+def executor_of(
+    ray: str | None, workers: int | None, threads: int | None, cpus: float, gpus: float, out: str
+) -> Executor:
+    """Who does the runs.
+
+    Raises:
+        ValueError: If options of this machine stand beside a cluster.
+        ImportError: If Ray is asked for and not there.
+    """
+    from ..isoflop import LocalExecutor
+
+    if ray is None:
+        log_dir = None if "://" in out else f"{out}/logs"
+        return LocalExecutor(workers, threads, log_dir)
+    if threads is not None:
+        raise ValueError("`--threads` is for this machine; with `--ray` give `--cpus`.")
+    from ..isoflop.ray_executor import RayExecutor
+
+    return RayExecutor(ray, cpus=cpus, gpus=gpus, slots=workers)
+
+
+def row_of(state: RunState) -> dict[str, Any]:
+    """A run's state as JSON has it."""
+    record, failure = state.record, state.failure
+    return {
+        "run_id": state.plan.id,
+        "state": state.state,
+        "step": state.step,
+        "steps": state.plan.steps,
+        "eval_loss_exits": None if record is None else record.eval_loss_exits,
+        "error": None if failure is None else failure.message,
+        "attempts": 0 if failure is None else failure.attempts,
+    }
+
+
+def print_states(states: tuple[RunState, ...]) -> None:
+    """A line for each run, then how many are in which state."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..isoflop.status import STATES
+
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("id", "C", "size", "G", "seed", "state", "steps", "loss"):
+        table.add_column(name, no_wrap=True)
+    for state in states:
+        table.add_row(*cells_of(state))
+    console.print(table)
+    counts = {name: sum(state.state == name for state in states) for name in STATES}
+    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    console.print(f"{len(states)} runs: {told}")
+
+
+def cells_of(state: RunState) -> tuple[str, ...]:
+    """A run's line: its losses are those of the evaluation, or of training while it runs."""
+    plan, record, loss = state.plan, state.record, ""
+    if record is not None and record.eval_loss_exits:
+        loss = " ".join("nan" if x is None else f"{x:.4f}" for x in record.eval_loss_exits)
+    elif state.loss is not None:
+        loss = f"{state.loss:.3f} (training)"
+    elif state.failure is not None:
+        loss = (state.failure.message.strip().splitlines() or [""])[-1]
+    steps = f"{state.step}/{plan.steps}"
+    size = f"{plan.width}x{plan.depth}"
+    names = (plan.id[:8], f"{plan.budget:.3g}", size, str(plan.G), str(plan.seed))
+    return (*names, state.state, steps, loss)
