@@ -16,12 +16,13 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CONFORMANCE := $(VENV)/.conformance
+DOCS := $(VENV)/.docs
 PYTEST := $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 THREADS := $(shell nproc 2>/dev/null || echo 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow pretrain lint format types check conformance clean
+.PHONY: help setup test test-slow pretrain lint format types check conformance docs docs-serve study clean
 # a half-made environment must not pass for a whole one
 .DELETE_ON_ERROR:
 
@@ -44,6 +45,10 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 
 $(CONFORMANCE): $(INSTALLED)
 	@$(PIP) -e ".[conformance]" $(if $(OVERRIDE),,-c constraints.txt)
+	@touch $@
+
+$(DOCS): $(INSTALLED)
+	@$(PIP) -e ".[docs]" -c constraints.txt
 	@touch $@
 
 test: $(INSTALLED)  ## run the fast tests
@@ -73,6 +78,20 @@ check: lint types test  ## lint, types and fast tests
 conformance: $(CONFORMANCE)  ## run transformers' own model tests on this package's classes
 	$(BIN)/python tests/conformance/run.py -n $(WORKERS) $(ARGS)
 
+# no network, no import of the package: mkdocs reads the sources
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS)  ## build the book into site/; warnings are errors
+	$(BIN)/mkdocs build --strict $(ARGS)
+
+docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs-serve: $(DOCS)  ## show the book at http://127.0.0.1:8000 while you write
+	$(BIN)/mkdocs serve $(ARGS)
+
+study: $(INSTALLED)  ## go on with studies/stdlib_cpu, hours from nothing, then fit and tell
+	$(BIN)/hf-familial sweep run studies/stdlib_cpu/design.yaml --out studies/stdlib_cpu --threads 1
+	$(BIN)/hf-familial sweep run studies/stdlib_cpu/seeds.yaml --out studies/stdlib_cpu --threads 1
+	$(BIN)/python studies/analyse.py studies/stdlib_cpu $(ARGS)
+
 clean:  ## remove the environment, caches and build outputs
-	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site src/*.egg-info
 	find src tests examples benchmarks scripts -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 # extras whose requirements the tests do not install
-UNPINNED_EXTRAS = {"docs", "dev", "clients", "peers"}
+UNPINNED_EXTRAS = {"dev", "clients", "peers"}
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,9 @@ def profile(spread: Spread, quantity: Quantity, level: float = 0.95) -> Profile:
         return Profile(np.array([value]), np.zeros(1), 0.0, at)
     unit, reach = error**2 / along, SPAN * spread.t(level)
     marks = np.linspace(-reach, reach, 2 * POINTS + 1)
-    points = _trace(spread, quantity, marks * math.sqrt(unit / along))
+    # far points overflow; they are seen not to be finite
+    with np.errstate(over="ignore", invalid="ignore"):
+        points = _trace(spread, quantity, marks * math.sqrt(unit / along))
     best = spread.problem.value(spread.point[None])[0]
     rise = np.maximum(spread.problem.value(points) - best, 0)
     scaled = spread.at(quantity, points)
