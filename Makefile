@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 THREADS := $(shell nproc 2>/dev/null || echo 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow pretrain lint format types check conformance docs docs-serve study clean
+.PHONY: help setup test test-slow pretrain lint format types check conformance docs docs-serve tutorials study clean
 # a half-made environment must not pass for a whole one
 .DELETE_ON_ERROR:
 
@@ -86,6 +86,9 @@ docs: $(DOCS)  ## build the book into site/; warnings are errors
 docs-serve: export NO_MKDOCS_2_WARNING := 1
 docs-serve: $(DOCS)  ## show the book at http://127.0.0.1:8000 while you write
 	$(BIN)/mkdocs serve $(ARGS)
+
+tutorials: $(INSTALLED)  ## run the tutorials and render their pages
+	$(BIN)/python scripts/render_tutorials.py $(ARGS)
 
 study: $(INSTALLED)  ## go on with studies/stdlib_cpu, hours from nothing, then fit and tell
 	$(BIN)/hf-familial sweep run studies/stdlib_cpu/design.yaml --out studies/stdlib_cpu --threads 1
