@@ -1,31 +1,65 @@
 """Fit the scaling law of familial models, plan a run with it, and write a report.
 
-    python examples/fit_scaling_law.py runs.jsonl          # runs of isoflop or of pretrain
-    python examples/fit_scaling_law.py                     # made-up runs, to see it work
+    python examples/fit_scaling_law.py runs.jsonl --flops 1e20 --granularity 4
+    python examples/fit_scaling_law.py runs.jsonl --law familial_e_inside --loss eval_final
+    python examples/fit_scaling_law.py --smoke --out outputs/scaling
 
-Writes `fit.json`, which holds everything, and `report.html`, one page that needs nothing else.
+RUNS is a table with a row per run: the `runs.jsonl` that training and sweeps write, CSV or parquet.
+It leaves in `--out` `fit.json`, which holds everything, and `report.html`, one page that needs
+nothing else. `--smoke` fits runs that it makes up by the law itself, with noise.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 from hf_familial.scaling import fit, get_law
 from hf_familial.scaling.columns import Choice, read_runs
 from hf_familial.scaling.examine import examine
 from hf_familial.scaling.optimum import best
-from hf_familial.scaling.plan import plan
+from hf_familial.scaling.plan import Plan, plan
 from hf_familial.scaling.report import write_report
-from hf_familial.scaling.study import Origin, write_study
-from hf_familial.scaling.wording import count, estimate, significant
+from hf_familial.scaling.study import Origin, Study, write_study
+from hf_familial.scaling.wording import MISSING, count, estimate, scientific, significant
+from hf_familial.scripts import arguments, console, run
 
 
 BUDGETS = (1e19, 1e20, 1e21)
 GRANULARITIES = (1, 2, 4, 8)
+POSITIONAL = {"runs": "Table with a row per run: JSON lines, CSV or parquet."}
+
+
+@dataclass
+class FitArguments:
+    """Which law, of which loss, and what to plan for."""
+
+    law: str = field(
+        default="familial", metadata={"help": "A name of docs/laws.md: familial, hoffmann, ..."}
+    )
+    loss: str = field(
+        default="mean", metadata={"help": "mean, final, exit0, eval_mean, ... or a column."}
+    )
+    draws: int = field(default=1000, metadata={"help": "Replicates of the bootstrap; 0: none."})
+    flops: float = field(default=1e21, metadata={"help": "Budget to plan for, FLOPs."})
+    granularity: int = field(default=4, metadata={"help": "Exits of the run to plan, G."})
+    out: Path = field(default=Path("outputs/scaling"), metadata={"help": "Folder to write to."})
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, before runs are read."""
+        if self.granularity < 1:
+            raise ValueError(f"`--granularity` must be 1 or more, got {self.granularity}.")
+        if self.draws < 0 or not self.flops > 0:
+            raise ValueError(
+                "`--draws` must be 0 or more and `--flops` positive, got "
+                f"{self.draws} and {self.flops}."
+            )
 
 
 def make_runs(path: Path, noise: float = 0.002, seed: int = 0) -> None:
@@ -53,45 +87,61 @@ def make_runs(path: Path, noise: float = 0.002, seed: int = 0) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Read, fit, examine, plan, report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="?", type=Path, help="runs.jsonl, CSV or parquet")
-    parser.add_argument("--law", default="familial")
-    parser.add_argument("--loss", default="mean", help="mean, final, exit0, eval_mean, ...")
-    parser.add_argument("--draws", type=int, default=1000, help="replicates of the bootstrap")
-    parser.add_argument("--flops", type=float, default=1e21, help="budget to plan for")
-    parser.add_argument("--granularity", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("outputs/scaling"))
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    runs = args.runs or args.out / "runs.jsonl"
-    if args.runs is None:
-        make_runs(runs)
+def smoke(folder: Path) -> dict[str, Any]:
+    """Made-up runs, and a bootstrap that is soon done."""
+    make_runs(folder / "runs.jsonl")
+    return {"runs": str(folder / "runs.jsonl"), "draws": 100, "out": folder / "scaling"}
 
-    law = get_law(args.law)
-    reading = read_runs(runs, law, Choice(loss=args.loss))
-    answer = fit(law, reading.data)
-    study = examine(answer, Origin.of(reading), draws=args.draws)
-    print(f"{law.formula_text}   ({answer.status}, {answer.data.runs} runs)")
+
+def show_fit(study: Study) -> None:
+    """The coefficients, each with the intervals that could be had."""
+    answer, out = study.fit, console()
+    out.print(f"{answer.law.formula_text}   ({answer.status}, {answer.data.runs} runs)")
+    table = Table(title="Coefficients, with 95 % intervals", title_justify="left")
+    for name in ("", "value", *study.intervals):
+        table.add_column(name, justify="right" if name else "left")
     for name in answer.free:
-        interval = study.intervals["delta"][name]
-        print(f"  {name:8}", *estimate(answer.values[name], interval.low, interval.high))
-    for sentence in (*reading.notes, *study.warnings):
-        print("-", sentence)
+        found = [by_name.get(name) for by_name in study.intervals.values()]
+        value = answer.values[name]
+        pairs = [estimate(value, i.low, i.high) if i else ("", MISSING) for i in found]
+        words = next((words for words, _ in pairs if words), significant(value))
+        table.add_row(name, words, *(interval for _, interval in pairs))
+    out.print(table)
 
-    run = plan(answer, C=args.flops, G=args.granularity)
-    print(f"\nBest for {args.flops:.3g} FLOPs and G = {args.granularity}, heads counted:")
-    print(f"  N = {count(run.N.value)}, D = {count(run.D.value)} tokens,", end=" ")
-    print(f"loss = {significant(run.loss.value)} nats/token")
 
-    for sentence in run.notes:
-        print("-", sentence)
+def show_plan(found: Plan, args: FitArguments) -> None:
+    """The best run for the budget."""
+    out, table = console(), Table()
+    budget = scientific(args.flops)
+    out.print(f"\nBest for {budget} FLOPs and G = {args.granularity}, heads counted")
+    for name in ("N", "D (tokens)", "loss (nats/token)"):
+        table.add_column(name, justify="right")
+    table.add_row(count(found.N.value), count(found.D.value), significant(found.loss.value))
+    out.print(table)
 
-    write_study(args.out / "fit.json", study)
-    write_report(args.out / "report.html", study)
-    print(f"\nwrote {args.out / 'fit.json'} and {args.out / 'report.html'}")
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, fit, examine, plan, report."""
+    with arguments(__doc__, [FitArguments], smoke=smoke, positional=POSITIONAL, argv=argv) as (
+        args,
+        table,
+    ):
+        out = console()
+        law = get_law(args.law)
+        reading = read_runs(Path(table.runs), law, Choice(loss=args.loss))
+        with out.status("fitting, and drawing replicates"):
+            answer = fit(law, reading.data)
+            study = examine(answer, Origin.of(reading), draws=args.draws)
+        found = plan(answer, C=args.flops, G=args.granularity)
+        show_fit(study)
+        show_plan(found, args)
+        for sentence in (*reading.notes, *study.warnings, *found.notes):
+            out.print("-", sentence, markup=False)
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_study(args.out / "fit.json", study)
+        write_report(args.out / "report.html", study)
+        out.print(f"wrote {args.out / 'fit.json'} and {args.out / 'report.html'}", soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

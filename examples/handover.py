@@ -1,12 +1,14 @@
 """One text, two processes: a device holds the first layers of a family, another process the rest.
 
-    python examples/handover.py                           # a tiny family with random weights
-    python examples/handover.py --family runs/family --prompt "def main():" --dtype bf16
+    python examples/handover.py --family outputs/pretrain
+    python examples/handover.py --family outputs/pretrain --exit_idx 1 --dtype bf16
+    python examples/handover.py --smoke
 
 The device loads only what `export_exit(format="familial")` writes of the family. For each of the
 three modes a second process is started, and bytes go through a pipe: `split` (every token passes
-both), `migrate` (the text moves with its keys and values) and `migrate-light` (without them). It
-prints what travelled, and whether the tokens are those of one process.
+both), `migrate` (the text moves with its keys and values) and `migrate-light` (without them). The
+table says what travelled, and whether the tokens are those of one process; with `--dtype bf16` or
+`int8` less travels, rounded, and they may differ.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ from __future__ import annotations
 import json
 import multiprocessing
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.panel import Panel
 from rich.table import Table
-from transformers import AutoTokenizer, HfArgumentParser
+from rich.text import Text
+from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
 from hf_familial.generation import (
@@ -35,22 +40,38 @@ from hf_familial.generation import (
     upper_part,
 )
 from hf_familial.hub.export import export_exit
+from hf_familial.scripts import arguments, console, naming, progress, run, toy_family
 
 
 @dataclass
-class Arguments:
-    """The family, and what to say."""
+class HandoverArguments:
+    """The family, what to say, and how much of it travels."""
 
-    family: str | None = field(default=None, metadata={"help": "Folder; a tiny family if none."})
+    family: str | None = field(default=None, metadata={"help": "Folder of a family."})
     exit_idx: int = field(default=0, metadata={"help": "Exit at which the text is handed over."})
     prompt: str = field(default="def main():", metadata={"help": "Where the text begins."})
     max_new_tokens: int = field(default=32, metadata={"help": "Tokens to generate."})
-    dtype: str | None = field(default=None, metadata={"help": "fp32, bf16, int8; none: as it is."})
+    dtype: str | None = field(
+        default=None,
+        metadata={"help": "How numbers travel: fp32, bf16 or int8; else as they are."},
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, before a model is read."""
+        if self.family is None:
+            raise ValueError(
+                "`--family` is missing: a folder, as of pretrain.py; or try `--smoke`."
+            )
+        if self.dtype not in (None, "fp32", "bf16", "int8"):
+            raise ValueError(f"`--dtype` must be fp32, bf16 or int8, got {self.dtype!r}.")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"`--max_new_tokens` must be 1 or more, got {self.max_new_tokens}.")
 
 
 def other_process(connection: Connection, family: str, exit_idx: int, mode: str) -> None:
     """What the second process does, for one text."""
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
     model = FamilialForCausalLM.from_pretrained(family).eval()
     side = (upper_part if mode == "split" else deep_side)(model, exit_idx)
     del model  # an upper part lets go of everything below the exit
@@ -66,13 +87,13 @@ def other_process(connection: Connection, family: str, exit_idx: int, mode: str)
 
 
 def hand_over(
-    side: ShallowSide, ids: torch.Tensor, mode: str, arguments: Arguments, family: str
+    side: ShallowSide, ids: torch.Tensor, mode: str, args: HandoverArguments
 ) -> dict[str, Any]:
     """Hand one text to a second process; what comes of it, and what travelled."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(
-        target=other_process, args=(there, family, arguments.exit_idx, mode), daemon=True
+        target=other_process, args=(there, args.family, args.exit_idx, mode), daemon=True
     )
     process.start()
     there.close()  # so that its end is noticed here
@@ -83,10 +104,10 @@ def hand_over(
         messages.append(len(payload))
         here.send_bytes(payload)
 
-    text = side.start(ids, max_new_tokens=arguments.max_new_tokens, do_sample=False)
-    state = text.state("migrate" if mode == "migrate" else "migrate-light", arguments.dtype)
+    text = side.start(ids, max_new_tokens=args.max_new_tokens, do_sample=False)
+    state = text.state("migrate" if mode == "migrate" else "migrate-light", args.dtype)
     if mode == "split":
-        found = {"tokens": split(text, send, here.recv_bytes, arguments.dtype), "recomputed": 0}
+        found = {"tokens": split(text, send, here.recv_bytes, args.dtype), "recomputed": 0}
     else:
         send(state.to_bytes())
         found = json.loads(here.recv_bytes())
@@ -94,46 +115,49 @@ def hand_over(
     return found | {"messages": messages, "bytes_per_token": state.bytes_per_token}
 
 
-def make_family(folder: Path) -> str:
-    """A family that has learnt nothing, for a look at the bytes."""
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
-    text = {"model_type": "llama", "num_hidden_layers": 6, "vocab_size": 300, **sizes}
-    torch.manual_seed(0)
-    FamilialForCausalLM(FamilialConfig(text_config=text, exits=[2, 6])).save_pretrained(folder)
-    return str(folder)
+def smoke(folder: Path) -> dict[str, Any]:
+    """A tiny family that learnt nothing, for a look at the bytes."""
+    model, tokenizer = toy_family()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"family": str(folder)}
 
 
-def main() -> None:
-    """Hand a text over in each mode, and compare with one process."""
-    arguments: Arguments
-    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        family = arguments.family or make_family(Path(name) / "family")
-        if arguments.family:
-            tokenizer = AutoTokenizer.from_pretrained(family)
-            ids = tokenizer(arguments.prompt, return_tensors="pt").input_ids
-        else:
-            ids = torch.randint(3, 300, (1, 16), generator=torch.Generator().manual_seed(1))
-        export_exit(family, arguments.exit_idx, Path(name) / "device", format="familial")
-        device = FamilialForCausalLM.from_pretrained(Path(name) / "device").eval()
-        config = FamilialConfig.from_pretrained(family)
-        side = ShallowSide(device, config.exits[arguments.exit_idx])
-        rows = {mode: hand_over(side, ids, mode, arguments, family) for mode in MODES}
-        # for comparison alone: neither process needs the whole
-        whole = FamilialForCausalLM.from_pretrained(family).eval()
-    count = arguments.max_new_tokens
-    expected = whole.generate(ids, max_new_tokens=count, do_sample=False)
-    table = Table("mode", "bytes per token", "messages", "bytes sent", "layer passes again", "same")
+def show(rows: dict[str, dict[str, Any]], expected: torch.Tensor) -> None:
+    """What travelled in each mode, and whether the text is that of one process."""
+    table = Table(title="Handed over to another process", title_justify="left")
+    table.add_column("mode")
+    for name in ("bytes per token", "messages", "bytes sent", "layer passes again", "same text"):
+        table.add_column(name, justify="right")
     for mode, row in rows.items():
         same = torch.equal(torch.as_tensor(row["tokens"]), expected)
         sent, passes = row["messages"], str(row["recomputed"])
         numbers = (f"{row['bytes_per_token']:.0f}", str(len(sent)), f"{sum(sent):,}", passes)
         table.add_row(mode, *numbers, "yes" if same else "no")
-    Console().print(table)
-    if arguments.family:
-        print(tokenizer.decode(expected[0]))
+    console().print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Hand a text over in each mode, and compare with one process."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    with arguments(__doc__, [HandoverArguments], smoke=smoke, argv=argv) as (args, _):
+        with naming(f"`--family {args.family}`"):
+            config = FamilialConfig.from_pretrained(args.family)
+            tokenizer = AutoTokenizer.from_pretrained(args.family)
+        ids = tokenizer(args.prompt, return_tensors="pt").input_ids
+        with tempfile.TemporaryDirectory() as folder:
+            export_exit(args.family, args.exit_idx, Path(folder) / "device", format="familial")
+            device = FamilialForCausalLM.from_pretrained(Path(folder) / "device").eval()
+        side = ShallowSide(device, config.exits[args.exit_idx])
+        modes = progress(MODES, "handing over")
+        rows = {mode: hand_over(side, ids, mode, args) for mode in modes}
+        # for comparison alone: neither process needs the whole
+        whole = FamilialForCausalLM.from_pretrained(args.family).eval()
+        expected = whole.generate(ids, max_new_tokens=args.max_new_tokens, do_sample=False)
+    console().print(Panel(Text(tokenizer.decode(expected[0])), title="one process"))
+    show(rows, expected)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

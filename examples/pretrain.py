@@ -10,6 +10,7 @@ running Python's own standard library, with a tokenizer trained on it. Nothing i
         --learning_rate 1e-4 --dataset_name roneneldan/TinyStories --streaming
     accelerate launch examples/pretrain.py pretrain.yaml --max_steps 500
     accelerate launch examples/pretrain.py --resume_from_checkpoint last
+    python examples/pretrain.py --smoke
 
 Two processes on the CPU, which `accelerate launch --cpu` alone would not start:
 
@@ -24,25 +25,20 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
-from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
-from transformers import (
-    AutoConfig,
-    HfArgumentParser,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
+from hf_familial.scripts import arguments, console, naming, run
 from hf_familial.training.data import PackedData, prepare_data
 from hf_familial.training.pretraining import PretrainingArguments, PretrainingData, pretrain
 from hf_familial.training.report import member_rows, plot_losses, print_members, save_members
@@ -55,6 +51,8 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 24, 48
 @dataclass
 class ModelArguments:
     """The family: a pretrained backbone, or the sizes of a new one, and its exits."""
+
+    _argument_group_name: ClassVar = "the family"
 
     backbone: str | None = field(
         default=None,
@@ -99,9 +97,24 @@ class ModelArguments:
         return {name: getattr(self, name) for name in names}
 
 
-def command_line() -> list[str]:
+@dataclass
+class TextArguments(PretrainingData):
+    """The data arguments, in a group of their own."""
+
+    _argument_group_name: ClassVar = "the text"
+
+
+def smoke(folder: Path) -> dict[str, Any]:
+    """A tiny family, a little text and a few steps."""
+    places = {"output_dir": str(folder / "family"), "cache_dir": str(folder / "cache")}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
+    text = {"vocab_size": 300, "seq_length": 32, "max_train_bytes": 40_000, "max_eval_tokens": 2048}
+    steps = {"max_steps": 8, "logging_steps": 2, "learning_rate": 0.01, "use_cpu": True}
+    return places | sizes | text | steps
+
+
+def command_line(given: list[str]) -> list[str]:
     """The arguments given; a YAML or JSON file may stand before them, and they win over it."""
-    given = sys.argv[1:]
     if not given or not given[0].endswith((".yaml", ".yml", ".json")):
         return given
     fields = yaml.safe_load(Path(given[0]).read_text(encoding="utf-8")) or {}
@@ -187,16 +200,16 @@ def show_results(trainer: FamilialTrainer, data: PackedData, seq_length: int) ->
     if not trainer.is_world_process_zero():
         return
     folder = Path(args.output_dir)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    out = console()
     for k, depth in enumerate(model.config.exits):
         text = Text(samples[k])
-        console.print(Panel(text, title=f"exit {k} (depth {depth})", title_align="left"))
+        out.print(Panel(text, title=f"exit {k} (depth {depth})", title_align="left"))
     rows = member_rows(model, metrics, seq_length, data.eval_bytes_per_token)
-    print_members(rows, console)
+    print_members(rows, out)
     save_members(rows, folder / "members.json")
     tokens = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * seq_length
     plot_losses(trainer.state.log_history, model.config.exits, tokens, folder / "losses.png")
-    console.print(f"Checkpoint, members.json and losses.png are in {folder}")
+    out.print(f"Checkpoint, members.json and losses.png are in {folder}", soft_wrap=True)
 
 
 def sample(
@@ -218,19 +231,26 @@ def sample(
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, report."""
-    classes = (ModelArguments, PretrainingData, PretrainingArguments)
-    parser = HfArgumentParser(classes, description=__doc__.splitlines()[0])
-    model_args, data_args, args = parser.parse_args_into_dataclasses(command_line())
+    words = command_line(sys.argv[1:] if argv is None else list(argv))
+    classes = [ModelArguments, TextArguments, PretrainingArguments]
+    with arguments(__doc__, classes, smoke=smoke, argv=words) as (model_args, text, args, _):
+        train(model_args, text, args)
+
+
+def train(model_args: ModelArguments, text: TextArguments, args: PretrainingArguments) -> None:
+    """Prepare the text, train, and show what came of it."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_familial").setLevel("INFO" if args.should_log else "WARNING")
     checkpoint = checkpoint_to_resume(args)
-    if model_args.backbone is not None and data_args.tokenizer_name is None:
-        data_args.tokenizer_name = model_args.backbone
-    data, tokenizer = prepare_data(data_args)
+    if model_args.backbone is not None:
+        with naming(f"`--backbone {model_args.backbone}`"):  # before any text is read
+            AutoConfig.from_pretrained(model_args.backbone)
+        text.tokenizer_name = text.tokenizer_name or model_args.backbone
+    data, tokenizer = prepare_data(text)
     trainer = pretrain(
-        lambda: build_model(model_args, tokenizer, data_args.seq_length),
+        lambda: build_model(model_args, tokenizer, text.seq_length),
         args,
         data,
         tokenizer,
@@ -238,9 +258,9 @@ def main() -> None:
     )
     trainer.model.config.use_cache = True  # the host switches it off for training
     trainer.save_model()
-    show_results(trainer, data, data_args.seq_length)
+    show_results(trainer, data, text.seq_length)
     trainer.end()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,25 +10,25 @@
 `--relay speculative` (the default) writes the text of the deepest exit, sooner; `confidence` lets a
 token leave at the first exit that is sure enough, with thresholds found on `--texts` for a wanted
 agreement; `handoff` starts shallow and goes deep for good when it gets too hard. The table compares
-with plain `generate` at full depth, in this process; `--smoke` needs no model.
+with plain `generate` at full depth, in this process.
 """
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import hf_familial as hff
+from hf_familial.scripts import arguments, console, naming, progress, run, toy_family
 
 
 # from the shallowest exit to the deepest; told apart in either theme, and without red and green
@@ -65,7 +65,6 @@ class RelayArguments:
     temperature: float = field(default=1.0, metadata={"help": "Of sampling."})
     seed: int = field(default=0, metadata={"help": "Of sampling."})
     repeats: int = field(default=3, metadata={"help": "Runs to take the median time of."})
-    smoke: bool = field(default=False, metadata={"help": "A tiny untrained family, in seconds."})
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, before a model is read."""
@@ -75,37 +74,25 @@ class RelayArguments:
             )
         if self.draft_length != "auto" and not self.draft_length.isdigit():
             raise ValueError(f"`--draft_length` must be auto or a number, got {self.draft_length}.")
-        if self.model is None and not self.smoke:
-            raise ValueError("`--model` is missing: the folder of a family, as of pretrain.py.")
-        if self.relay == "confidence" and self.threshold is None and not (self.texts or self.smoke):
+        if self.model is None:
+            raise ValueError(
+                "`--model` is missing: the folder of a family, as of pretrain.py; or try `--smoke`."
+            )
+        for name in ("max_new_tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be 1 or more, got {getattr(self, name)}.")
+        if self.relay == "confidence" and self.threshold is None and not self.texts:
             raise ValueError(
                 "`--relay confidence` needs `--threshold`, or `--texts` to find thresholds on."
             )
 
 
-def load(args: RelayArguments) -> tuple[hff.FamilialForCausalLM, PreTrainedTokenizerBase]:
-    """The family and its tokenizer."""
-    if args.smoke:
-        return smoke_family()
-    model: Any = hff.FamilialForCausalLM.from_pretrained(args.model)
-    return model.eval(), AutoTokenizer.from_pretrained(args.model)
-
-
-def smoke_family() -> tuple[hff.FamilialForCausalLM, PreTrainedTokenizerBase]:
-    """Something that runs anywhere: untrained, with a tokenizer of bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words.decoder = decoders.ByteLevel()
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
-    tokens = {"vocab_size": 256, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-    text_config = {"model_type": "llama", "num_attention_heads": 4, **sizes, **tokens}
-    set_seed(0)
-    family = hff.FamilialForCausalLM(hff.FamilialConfig(text_config=text_config, exits=[1, 2, 4]))
-    return family.eval(), PreTrainedTokenizerFast(tokenizer_object=words)
+def smoke(folder: Path) -> dict[str, Any]:
+    """A tiny family that learnt nothing, and this file to find thresholds on."""
+    model, tokenizer = toy_family()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"model": str(folder), "texts": __file__, "max_new_tokens": 48}
 
 
 def relay_of(
@@ -127,13 +114,10 @@ def relay_of(
 
 def blocks(args: RelayArguments, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Pieces of the calibration texts, 128 tokens each and at most 200."""
-    if args.texts is None:
-        files = [Path(__file__)]
-    else:
-        path = Path(args.texts)
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        if not files or not path.exists():
-            raise ValueError(f"`--texts` must be a file or a folder of files, got {args.texts}.")
+    path = Path(args.texts or "")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if not files or not path.exists():
+        raise ValueError(f"`--texts` must be a file or a folder of files, got {args.texts}.")
     text = "\n\n".join(p.read_text(encoding="utf-8", errors="ignore") for p in files)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = [ids[i : i + 128] for i in range(0, len(ids) - 127, 128)]
@@ -142,10 +126,10 @@ def blocks(args: RelayArguments, tokenizer: PreTrainedTokenizerBase) -> list[dic
     return [{"input_ids": piece} for piece in pieces[:: max(1, len(pieces) // 200)][:200]]
 
 
-def timed(call: Any, repeats: int, seed: int) -> tuple[Any, float]:
+def timed(call: Any, name: str, repeats: int, seed: int) -> tuple[Any, float]:
     """What a call returns, and its median time in seconds."""
     times = []
-    for _ in range(repeats):
+    for _ in progress(range(repeats), name):
         torch.manual_seed(seed)
         start = time.perf_counter()
         result = call()
@@ -207,23 +191,33 @@ def comparison(
     return table
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the example."""
-    (args,) = HfArgumentParser(RelayArguments).parse_args_into_dataclasses(argv)
-    console = Console()
-    model, tokenizer = load(args)
-    calibration, relay = relay_of(args, model, tokenizer)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load, find thresholds if asked to, generate both ways, compare."""
+    with arguments(__doc__, [RelayArguments], smoke=smoke, argv=argv) as (args, _):
+        with naming(f"`--model {args.model}`"):
+            model: Any = hff.FamilialForCausalLM.from_pretrained(args.model)
+            tokenizer = AutoTokenizer.from_pretrained(args.model)
+        compare(args, model.eval(), tokenizer)
+
+
+def compare(
+    args: RelayArguments, model: hff.FamilialForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Generate plainly and by relay, and show the text and the costs of both."""
+    out = console()
+    with out.status("looking for thresholds" if args.relay == "confidence" else "starting"):
+        calibration, relay = relay_of(args, model, tokenizer)
     if calibration is not None:
         chosen = calibration.chosen
-        console.print(
+        out.print(
             f"thresholds { {k: round(v, 4) for k, v in chosen.thresholds.items()} } on "
             f"{calibration.num_tokens} held-out tokens: agreement {chosen.agreement:.3f}, "
             f"{chosen.layers_per_token:.2f} of {model.config.exits[-1]} layers per token"
         )
-    inputs = tokenizer(args.prompt, return_tensors="pt")
+    inputs = tokenizer(args.prompt, return_tensors="pt").to(model.device)
     asked = {
-        "input_ids": inputs["input_ids"].to(model.device),
-        "attention_mask": inputs["attention_mask"].to(model.device),
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"],
         "max_new_tokens": args.max_new_tokens,
         "do_sample": args.do_sample,
         "return_dict_in_generate": True,
@@ -231,20 +225,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.do_sample:
         asked["temperature"] = args.temperature
     model.relay_generate(**asked, relay=relay)  # the first call also makes the lean weights
-    plain, plain_seconds = timed(lambda: model.generate(**asked), args.repeats, args.seed)
+    plain, plain_seconds = timed(
+        lambda: model.generate(**asked), "generate", args.repeats, args.seed
+    )
     output, seconds = timed(
-        lambda: model.relay_generate(**asked, relay=relay), args.repeats, args.seed
+        lambda: model.relay_generate(**asked, relay=relay), "relay", args.repeats, args.seed
     )
     prompt_length = asked["input_ids"].shape[1]
-    console.print(Panel(coloured(tokenizer, output, prompt_length), title=type(relay).__name__))
-    console.print(legend(output.relay_stats, model.config.exits))
+    out.print(Panel(coloured(tokenizer, output, prompt_length), title=type(relay).__name__))
+    out.print(legend(output.relay_stats, model.config.exits))
     tokens = plain.sequences.shape[1] - prompt_length
     same = torch.equal(plain.sequences, output.sequences)
-    console.print(comparison(output.relay_stats, seconds, plain_seconds, tokens, same))
+    out.print(comparison(output.relay_stats, seconds, plain_seconds, tokens, same))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, IndexError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -2,8 +2,9 @@
 
     accelerate launch examples/tune_exits.py --backbone HuggingFaceTB/SmolLM2-135M
     accelerate launch examples/tune_exits.py --backbone folder --exits 10 15 20 30 --train lora
-    accelerate launch examples/tune_exits.py --backbone folder --distillation_weight 1 --max_steps
-    500
+    accelerate launch examples/tune_exits.py --backbone folder --distillation_weight 1 \\
+        --max_steps 500
+    python examples/tune_exits.py --smoke
 
 `--train exits` (the default) freezes the backbone: only norms, private layers and own heads of the
 early exits learn, and the deepest exit stays what it was, bit for bit. `--train lora` adds low-rank
@@ -18,21 +19,14 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
-import pandas as pd
 from peft import LoraConfig, get_peft_model
-from rich.console import Console
 from rich.table import Table
-from transformers import (
-    AutoConfig,
-    HfArgumentParser,
-    PreTrainedModel,
-    default_data_collator,
-    set_seed,
-)
+from transformers import AutoConfig, PreTrainedModel, default_data_collator, set_seed
 
 from hf_familial import (
     FamilialForCausalLM,
@@ -41,6 +35,7 @@ from hf_familial import (
     evaluate_exits,
 )
 from hf_familial.evaluation import ExitEvaluation
+from hf_familial.scripts import arguments, console, naming, run, toy_decoder
 from hf_familial.training.budget import tokens_per_step
 from hf_familial.training.data import DataArguments, PackedData, prepare_data
 from hf_familial.training.tuning import train_exits_only
@@ -50,7 +45,11 @@ from hf_familial.training.tuning import train_exits_only
 class TuningArguments:
     """The decoder, its exits, and what learns."""
 
-    backbone: str = field(metadata={"help": "Pretrained decoder, by name or folder."})
+    _argument_group_name: ClassVar = "the family"
+
+    backbone: str | None = field(
+        default=None, metadata={"help": "Pretrained decoder, by name or folder."}
+    )
     exits: list[int] | None = field(
         default=None,
         metadata={"help": "Depth of every exit; by default a third, a half, two thirds and all."},
@@ -69,10 +68,28 @@ class TuningArguments:
         default=16, metadata={"help": "Batches of held-out text to measure on."}
     )
 
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, before a model is read."""
+        if self.backbone is None:
+            raise ValueError(
+                "`--backbone` is missing: a decoder, by name or folder; or try `--smoke`."
+            )
+        if self.train not in ("exits", "lora", "full"):
+            raise ValueError(f"`--train` must be exits, lora or full, got {self.train!r}.")
+
+
+@dataclass
+class TuningData(DataArguments):
+    """The data arguments."""
+
+    _argument_group_name: ClassVar = "the text"
+
 
 @dataclass
 class TuneTrainingArguments(FamilialTrainingArguments):
     """The training arguments, with the defaults of a short tuning."""
+
+    _argument_group_name: ClassVar = "training: the arguments of transformers' Trainer, and exits"
 
     output_dir: str | None = field(default="outputs/tune_exits")
     max_steps: int = field(default=200)
@@ -83,6 +100,17 @@ class TuneTrainingArguments(FamilialTrainingArguments):
     warmup_steps: float = field(default=0.05)
     logging_steps: float = field(default=10)
     save_strategy: str = field(default="no")
+
+
+def smoke(folder: Path) -> dict[str, Any]:
+    """A tiny decoder that learnt nothing, and a little of the standard library."""
+    model, tokenizer = toy_decoder()
+    model.save_pretrained(folder / "decoder")
+    tokenizer.save_pretrained(folder / "decoder")
+    places = {"output_dir": str(folder / "family"), "cache_dir": str(folder / "cache")}
+    text = {"max_train_bytes": 40_000, "max_eval_tokens": 4_096, "seq_length": 64}
+    steps = {"max_steps": 10, "logging_steps": 2, "learning_rate": 0.01, "use_cpu": True}
+    return {"backbone": str(folder / "decoder"), "eval_batches": 4, **places, **text, **steps}
 
 
 def default_exits(num_hidden_layers: int) -> list[int]:
@@ -98,8 +126,6 @@ def trainable(model: FamilialForCausalLM, args: TuningArguments) -> PreTrainedMo
         return model
     if args.train == "full":
         return model
-    if args.train != "lora":
-        raise ValueError(f"`train` must be exits, lora or full, got {args.train!r}.")
     config = LoraConfig(
         r=args.lora_rank,
         target_modules=args.lora_targets,
@@ -113,40 +139,47 @@ def measure(
     model: FamilialForCausalLM, data: PackedData, args: TuningArguments, batch_size: int
 ) -> ExitEvaluation:
     """Quality of every exit on held-out text."""
-    return evaluate_exits(
-        model,
-        data.eval,
-        batch_size=batch_size,
-        max_batches=args.eval_batches,
-        bytes_per_token=data.eval_bytes_per_token,
-    )
+    with console().status("measuring every exit on held-out text"):
+        return evaluate_exits(
+            model,
+            data.eval,
+            batch_size=batch_size,
+            max_batches=args.eval_batches,
+            bytes_per_token=data.eval_bytes_per_token,
+        )
 
 
-def print_table(before: pd.DataFrame, after: pd.DataFrame) -> None:
+def show(before: ExitEvaluation, after: ExitEvaluation) -> None:
     """Loss and agreement of every exit, before and after."""
     table = Table(title="Held-out text, before and after tuning", title_justify="left")
     for name in ("exit", "depth", "loss", "after", "agreement", "after", "bits/byte", "after"):
         table.add_column(name, justify="right")
-    for (_, old), (_, new) in zip(before.iterrows(), after.iterrows(), strict=True):
+    for old, new in zip(before.rows, after.rows, strict=True):
         pairs = [("loss", ".3f"), ("agreement", ".1%"), ("bits_per_byte", ".3f")]
-        cells = [format(row[key], style) for key, style in pairs for row in (old, new)]
-        table.add_row(str(int(old.exit_idx)), str(int(old.depth)), *cells)
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+        cells = [format(getattr(row, key), style) for key, style in pairs for row in (old, new)]
+        table.add_row(str(old.exit_idx), str(old.depth), *cells)
+    console().print(table)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measure, tune, measure again."""
-    parser = HfArgumentParser((TuningArguments, DataArguments, TuneTrainingArguments))
-    tuning, data_args, args = parser.parse_args_into_dataclasses()
-    logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
+    classes = [TuningArguments, TuningData, TuneTrainingArguments]
+    with arguments(__doc__, classes, smoke=smoke, argv=argv) as (tuning, data_args, args, _):
+        tune(tuning, data_args, args)
+
+
+def tune(tuning: TuningArguments, data_args: TuningData, args: TuneTrainingArguments) -> None:
+    """Measure, tune, measure again, and leave the family, the table and the picture."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_familial").setLevel("INFO" if args.should_log else "WARNING")
     data_args.tokenizer_name = data_args.tokenizer_name or tuning.backbone
+    with naming(f"`--backbone {tuning.backbone}`"):
+        text_config = AutoConfig.from_pretrained(tuning.backbone).get_text_config(decoder=True)
     data, tokenizer = prepare_data(data_args)
     set_seed(args.seed)
-    text_config = AutoConfig.from_pretrained(tuning.backbone).get_text_config(decoder=True)
-    exits = tuning.exits or default_exits(text_config.num_hidden_layers)
     model = FamilialForCausalLM.from_backbone(
         tuning.backbone,
-        exits=exits,
+        exits=tuning.exits or default_exits(text_config.num_hidden_layers),
         num_exit_layers=tuning.num_exit_layers,
         exit_head=tuning.exit_head,
     )
@@ -168,12 +201,13 @@ def main() -> None:
     after = measure(model, data, tuning, args.eval_batch_size)
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir)
-        print_table(before.to_pandas(), after.to_pandas())
+        show(before, after)
         result = {"before": before.to_dict(), "after": after.to_dict(), "training": training}
         (folder / "exits.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         after.plot(folder / "exits.png")
-        print(f"Family, exits.json and exits.png are in {folder}")
+        console().print(f"Family, exits.json and exits.png are in {folder}", soft_wrap=True)
+    trainer.end()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,6 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "models": set(),
     "runs": set(),
     "scaling": set(),
+    "scripts": {"models"},
     "flops": {"models", "runs"},
     "hub": {"models", "runs", "flops"},
     "evaluation": {"models", "runs", "flops"},

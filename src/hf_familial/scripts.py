@@ -118,6 +118,25 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Begin the message of an `OSError` with what could not be had; the host's often lack a name.
+
+    Args:
+        what (`str`): Such as "`--model me/family`".
+
+    Yields:
+        `None`
+
+    Raises:
+        OSError: With `what` and the first message.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{what}: {error}") from error
+
+
 def console() -> Console:
     """Where tables go: as wide as the terminal, 100 columns where there is none."""
     return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
@@ -187,4 +206,4 @@ def toy_family(
     return family.eval(), tokenizer
 
 
-__all__ = ["arguments", "console", "progress", "run", "toy_decoder", "toy_family"]
+__all__ = ["arguments", "console", "naming", "progress", "run", "toy_decoder", "toy_family"]

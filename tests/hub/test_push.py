@@ -649,5 +649,6 @@ def test_the_example(hub, folder, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(path), run_name="__main__")
     assert hub.log == []
     monkeypatch.setattr(sys, "argv", [str(path)])
-    with pytest.raises(SystemExit, match="usage: "):
+    with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(path), run_name="__main__")
+    assert stop.value.code == 2

@@ -1,0 +1,230 @@
+"""The examples as a set: each tries itself out, explains itself and ends as a program should."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import runpy
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """What an example shows when it is tried, and what it says of mistakes.
+
+    Attributes:
+        shows: Found in what it prints with `--smoke`, spaces and line ends made one space.
+        mistakes: Words, the exit code, and what the last line on standard error holds.
+        slow: Whether `--smoke` starts further processes.
+    """
+
+    shows: tuple[str, ...]
+    mistakes: tuple[tuple[str, int, str], ...]
+    slow: bool = False
+
+
+NONE = (("--smoke --nonsense", 2, "unrecognized arguments: --nonsense"),)
+EXAMPLES = {
+    "fit_scaling_law": Example(
+        shows=("84 runs", "gamma", "0.0339", "D (tokens)", "report.html"),
+        mistakes=(
+            ("", 2, "required: RUNS"),
+            ("absent.jsonl", 1, "absent.jsonl"),
+            ("--smoke --law nonsense", 1, "nonsense"),
+            ("--smoke --granularity 0", 1, "`--granularity` must be 1 or more, got 0"),
+            ("--smoke --flops many", 2, "invalid float value: 'many'"),
+            *NONE,
+        ),
+    ),
+    "handover": Example(
+        shows=("split 137 32", "migrate-light 137 1", "yes"),
+        mistakes=(
+            ("", 1, "`--family` is missing"),
+            ("--family absent/family", 1, "absent/family"),
+            ("--smoke --exit_idx 7", 1, "7"),
+            ("--smoke --dtype fp8", 1, "`--dtype` must be fp32, bf16 or int8, got 'fp8'"),
+            *NONE,
+        ),
+        slow=True,
+    ),
+    "isoflop": Example(
+        shows=("runs.jsonl",),
+        mistakes=(
+            ("", 2, "required: DESIGN"),
+            ("absent.yaml", 1, "absent.yaml"),
+            *NONE,
+        ),
+        slow=True,
+    ),
+    "pretrain": Example(
+        shows=("Members", "exit 3 (depth 4)", "members.json and losses.png are in"),
+        mistakes=(
+            ("--exits 2 9", 1, "got [2, 9]"),
+            ("--smoke --backbone absent/decoder", 1, "absent/decoder"),
+            ("--smoke --train_files absent.txt", 1, "must exist, got 'absent.txt'"),
+            ("--smoke --learning_rate much", 2, "invalid float value: 'much'"),
+            ("absent.yaml", 1, "absent.yaml"),
+            *NONE,
+        ),
+    ),
+    "push_exits": Example(
+        shows=("the deepest that fits: exit 1", "me/family-depth4", "bytes, not sent"),
+        mistakes=(
+            ("", 2, "required: FOLDER, REPO"),
+            ("absent me/family", 1, "absent"),
+            ("--smoke --exits 0 9", 1, "`--exits` must be within the 3 exits, got 9"),
+            ("--smoke --memory 10", 1, "no member of"),
+            ("--smoke --no-dry_run", 2, "unrecognized arguments: --no-dry_run"),
+            *NONE,
+        ),
+    ),
+    "relay_generate": Example(
+        shows=("against plain generate at full depth", "the text is the same", "exit 2 (depth 4)"),
+        mistakes=(
+            ("", 1, "`--model` is missing"),
+            ("--model absent/family", 1, "absent/family"),
+            ("--smoke --draft_exit 7", 1, "7"),
+            ("--smoke --repeats 0", 1, "`--repeats` must be 1 or more, got 0"),
+            *NONE,
+        ),
+    ),
+    "tune_exits": Example(
+        shows=("before and after tuning", "100.0% │ 100.0%", "exits.json and exits.png are in"),
+        mistakes=(
+            ("", 1, "`--backbone` is missing"),
+            ("--backbone absent/decoder", 1, "absent/decoder"),
+            ("--smoke --train some", 1, "`--train` must be exits, lora or full, got 'some'"),
+            ("--smoke --exits 2 9", 1, "[2, 9]"),
+            ("--smoke --seq_length 1", 1, "`seq_length` must be at least 2, got 1"),
+            *NONE,
+        ),
+    ),
+}
+MISTAKES = [(name, *row) for name, example in EXAMPLES.items() for row in example.mistakes]
+
+
+def path_of(name: str) -> Path:
+    return ROOT / "examples" / f"{name}.py"
+
+
+def start(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run an example in a process of its own, as its first line says."""
+    return subprocess.run(
+        [sys.executable, str(path_of(name)), *words],
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Runs an example in this process, which spares the imports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(name: str, *words: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", [str(path_of(name)), *words])
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(str(path_of(name)), run_name="__main__")
+                code: object = 0
+            except SystemExit as stop:
+                code = stop.code
+        if isinstance(code, str):  # as the interpreter does at the end
+            err.write(code + "\n")
+            code = 1
+        return Ended(int(code or 0), out.getvalue(), err.getvalue())
+
+    return run
+
+
+def held_to(ended: Ended | subprocess.CompletedProcess[str], code: int, said: str) -> None:
+    """One line tells of the mistake, and nothing was printed for a result."""
+    found, errors = (
+        (ended.code, ended.err) if isinstance(ended, Ended) else (ended.returncode, ended.stderr)
+    )
+    assert found == code, errors
+    assert "Traceback" not in errors
+    assert said in errors.splitlines()[-1]
+
+
+def test_every_example_is_in_the_set() -> None:
+    names = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert names == set(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if e.slow else []) for n, e in EXAMPLES.items()],
+)
+def test_smoke(name: str, tmp_path: Path) -> None:
+    places = {"TMPDIR": str(tmp_path / "tmp"), "HF_HOME": str(tmp_path / "home")}
+    (tmp_path / "tmp").mkdir()
+    done = subprocess.run(
+        [sys.executable, str(path_of(name)), "--smoke"],
+        env=os.environ | ENVIRONMENT | places,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    for words in EXAMPLES[name].shows:
+        assert words in shown.replace("│ ", "") or words in shown, done.stdout
+    # nothing is left behind, in the folder it was started in or in the temporary one
+    left = [path.name for folder in (tmp_path, tmp_path / "tmp") for path in folder.iterdir()]
+    assert set(left) <= {"tmp", "home"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_help(name: str, here) -> None:
+    ended = here(name, "--help")
+    assert ended.code == 0
+    documentation = ast.get_docstring(ast.parse(path_of(name).read_text(encoding="utf-8")))
+    assert documentation.splitlines()[0] in ended.out
+    assert f"examples/{name}.py --smoke" in ended.out
+    assert "--smoke" in ended.out.split("options:")[1]
+
+
+@pytest.mark.parametrize(("name", "words", "code", "said"), MISTAKES)
+def test_a_mistake_is_one_line(name: str, words: str, code: int, said: str, here) -> None:
+    ended = here(name, *words.split())
+    held_to(ended, code, said)
+    assert ended.out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_in_a_process_of_its_own(name: str) -> None:
+    done = start(name, "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "--smoke" in done.stdout
+    words, code, said = EXAMPLES[name].mistakes[0]
+    held_to(start(name, *words.split()), code, said)
