@@ -1,4 +1,4 @@
-"""`hf-familial sweep plan`, `run`, `status` and `retry`: IsoFLOP designs, on one machine or many."""
+"""`hf-familial sweep plan`, `run`, `status`, `retry`: IsoFLOP designs, on one machine or many."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def run(
     ray: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster: auto, local, ray://...")
     ] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="With Ray: processors of one run.")] = 1.0,
+    cpus: Annotated[int, typer.Option(min=1, help="With Ray: processors of one run.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="With Ray: GPUs of one run.")] = 0.0,
 ) -> None:
     """Do what is left of a design; stop it as you like, it goes on where it was."""
     from ..isoflop import IsoFlopDesign, Sweep, display_for
 
-    executor = executor_of(ray, workers, threads, cpus, gpus, folder_of(design, out))
+    executor = executor_of(ray, workers, threads, cpus, gpus, processes, folder_of(design, out))
     outcome = Sweep(
         IsoFlopDesign.from_yaml(design),
         folder_of(design, out),
@@ -146,7 +146,13 @@ def folder_of(design: Path, out: str | None) -> str:
 
 
 def executor_of(
-    ray: str | None, workers: int | None, threads: int | None, cpus: float, gpus: float, out: str
+    ray: str | None,
+    workers: int | None,
+    threads: int | None,
+    cpus: int,
+    gpus: float,
+    processes: int,
+    out: str,
 ) -> Executor:
     """Who does the runs.
 
@@ -158,7 +164,7 @@ def executor_of(
 
     if ray is None:
         log_dir = None if "://" in out else f"{out}/logs"
-        return LocalExecutor(workers, threads, log_dir)
+        return LocalExecutor(workers, threads, log_dir, processes)
     if threads is not None:
         raise ValueError("`--threads` is for this machine; with `--ray` give `--cpus`.")
     from ..isoflop.ray_executor import RayExecutor

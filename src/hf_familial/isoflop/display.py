@@ -59,13 +59,13 @@ class Tally:
         """How far a run is; what a checkpoint had is no work of this start."""
         self.done[plan.id] = plan.flops * step / plan.steps
         if before:
-            self.before[plan.id] = self.done[plan.id]
+            self.before.setdefault(plan.id, self.done[plan.id])
 
     @property
     def rate(self) -> float:
         """FLOP/s since this start, over all workers."""
         new = sum(self.done.values()) - sum(self.before.values())
-        return new / max(time.monotonic() - self.start, 1e-9)
+        return max(new, 0.0) / max(time.monotonic() - self.start, 1e-9)
 
     @property
     def share(self) -> float:
@@ -131,11 +131,12 @@ class LineDisplay:
     def close(self) -> None:
         """Nothing more comes."""
 
-    def summary(self) -> str:
-        """Runs done, FLOP/s, time left."""
+    def summary(self, share: bool = True) -> str:
+        """Runs done, their share of the FLOPs, FLOP/s, time left."""
         gone = f", {self.given_up} given up" if self.given_up else ""
+        done = f", {self.tally.share:.0%} of the FLOPs" if share else ""
         return (
-            f"{self.ended_runs}/{self.runs} runs{gone}, {self.tally.share:.0%} of the FLOPs, "
+            f"{self.ended_runs}/{self.runs} runs{gone}{done}, "
             f"{self.tally.rate / 1e9:.1f} GFLOP/s, {self.tally.left()} left"
         )
 
@@ -150,7 +151,7 @@ class BarDisplay(LineDisplay):
         super().__init__(console)
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8),
             TextColumn("{task.fields[text]}"),
             console=self.console,
         )
@@ -194,7 +195,7 @@ class BarDisplay(LineDisplay):
 
     def _refresh(self) -> None:
         if self._all is not None:
-            text = self.summary()
+            text = self.summary(share=False)  # the bar shows it; lines of 80 columns
             self._bars.update(self._all, completed=self.tally.share, text=text)
 
 

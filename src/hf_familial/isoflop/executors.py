@@ -55,6 +55,8 @@ class LocalExecutor:
             last bits of a loss depend on it.
         log_dir (`str` or `os.PathLike`, *optional*): Where their standard error goes; by default it
             is dropped.
+        processes (`int`, *optional*, defaults to 1): Accelerators of each worker, for the processes
+            that share its runs.
 
     Raises:
         ValueError: If a number is not positive.
@@ -65,15 +67,21 @@ class LocalExecutor:
         workers: int | None = None,
         threads: int | None = None,
         log_dir: str | os.PathLike[str] | None = None,
+        processes: int = 1,
     ) -> None:
-        for name, value in (("workers", workers), ("threads", threads)):
+        for name, value in (("workers", workers), ("threads", threads), ("processes", processes)):
             if value is not None and value < 1:
                 raise DesignError(f"`{name}` must be 1 or more, got {value}.", name)
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         processors = processors or os.cpu_count() or 1
-        self.devices = torch.cuda.device_count()
-        self.slots = workers or self.devices or processors
-        self.threads = threads or max(1, processors // self.slots)
+        self.devices, self.processes = torch.cuda.device_count(), processes
+        if self.devices and processes > self.devices:
+            raise DesignError(
+                f"`processes` must not exceed the accelerators, {self.devices}, got {processes}.",
+                "processes",
+            )
+        self.slots = workers or max(1, (self.devices or processors) // processes)
+        self.threads = threads or max(1, processors // (self.slots * processes))
         self.log_dir = None if log_dir is None else Path(log_dir)
         self._heard: queue.Queue[tuple[_Worker, Event | None]] = queue.Queue()
         self._workers: list[_Worker] = []
@@ -88,7 +96,9 @@ class LocalExecutor:
         # several of them spin on one processor otherwise
         environment |= {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
         if self.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = _device(index % self.devices)
+            first = index * self.processes
+            own = [(first + k) % self.devices for k in range(self.processes)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(_device, own))
         return _Worker(index, environment, self.log_dir, self._heard)
 
     def submit(self, task: Task) -> None:
@@ -130,6 +140,7 @@ class LocalExecutor:
             worker.end()
 
 
+PATIENCE = 10  # seconds that a worker which closed its output has to end
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -178,7 +189,11 @@ class _Worker:
 
     def end(self) -> str:
         """Wait for the process, let its pipes go; gives how it ended."""
-        code = self.process.wait()
+        try:
+            code = self.process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:  # it said what no worker says, and lives on
+            self.process.kill()
+            code = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError, ValueError):
                 if pipe is not None:

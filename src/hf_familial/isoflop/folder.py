@@ -1,6 +1,6 @@
 """The folder of a sweep, on a disk or behind a URL: rows, checkpoints, failures, and its lock.
 
-design.yaml         the design, as last run
+designs/<hash>.yaml every design that ran here, all its fields written out
 data.json           what the data was, so that a change is seen
 runs.jsonl          one row for every run that ended
 evaluations.jsonl   one row for every evaluation of these runs
@@ -10,11 +10,12 @@ runs/<id>/          of a run that has not ended: checkpoints, its record, its fa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,21 @@ import fsspec
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
-from ..runs import RunRecord, append_run, read_runs
+from ..runs import RunRecord, RunRecordError, append_run, read_runs
 from .lease import RemoteLease
 
 
 ROWS, POINTS = "runs.jsonl", "evaluations.jsonl"
-DESIGN, DATA, STATE = "design.yaml", "data.json", "state.json"
+DATA, STATE = "data.json", "state.json"
 RECORD, RUN_POINTS, FAILURE = "record.jsonl", "points.jsonl", "failure.json"
+DRAFT = "draft.jsonl"  # of the record
 POINTER = "checkpoint.json"
 ENDED = ("finished", "diverged")
 PATIENCE = 60  # seconds that a worker waits for one that died, or that another machine still has
 
 
-class SweepError(RuntimeError):
-    """A sweep cannot go on; nothing that it has done is lost."""
+class SweepError(OSError):
+    """A sweep cannot go on where it is; nothing that it has done is lost."""
 
 
 class SweepLockedError(SweepError):
@@ -53,6 +55,7 @@ class SweepFolder:
         self.url = os.fspath(url)
         self.fs, self.root = fsspec.core.url_to_fs(self.url)
         self.local = isinstance(self.fs, LocalFileSystem)
+        self._lease: RemoteLease | None = None
 
     def path(self, *names: str) -> str:
         """Where a file of the sweep is."""
@@ -81,7 +84,7 @@ class SweepFolder:
         """
         path = self.path(*names)
         if not self.local:
-            self.fs.pipe_file(path, text.encode())
+            self._in_folders([path], lambda: self.fs.pipe_file(path, text.encode()))
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +98,49 @@ class SweepFolder:
         finally:
             new.unlink(missing_ok=True)
 
+    def send(self, paths: Sequence[Path], targets: Sequence[str]) -> None:
+        """Copy files of this machine behind the URL, many at once where it can."""
+        sources, targets = [str(path) for path in paths], list(targets)
+        self._in_folders(targets, lambda: self.fs.put(sources, targets))
+
+    def _in_folders(self, targets: Sequence[str], write: Callable[[], object]) -> None:
+        """Write files; first their folders, where these are asked for, as by `sftp://`."""
+        try:
+            write()
+        except FileNotFoundError:
+            # a bucket that is not there is nobody's to make
+            if not self.fs.exists(self.root.rpartition("/")[0]):
+                raise
+            for parent in sorted({target.rpartition("/")[0] for target in targets}):
+                self.fs.makedirs(parent, exist_ok=True)
+            write()
+
     def remove(self, *names: str) -> None:
         """Remove a file or a folder, if it is there."""
         path = self.path(*names)
-        if self.fs.exists(path):
-            self.fs.rm(path, recursive=True)
+        self.refresh()
+        # another machine may have removed it just now
+        with suppress(FileNotFoundError):
+            if self.fs.exists(path):
+                self.fs.rm(path, recursive=True)
+
+    def refresh(self) -> None:
+        """Forget what was listed: other machines write here too."""
+        self.fs.invalidate_cache()
+
+    def still_held(self) -> None:
+        """See that this sweep, which held the folder, still does.
+
+        Raises:
+            SweepLockedError: If another one took it.
+        """
+        if self._lease is not None:
+            self._lease.check()
+
+    def keep(self, design: str) -> None:
+        """Keep a design beside its rows, under a name of its own: a folder may serve several."""
+        name = hashlib.sha256(design.encode()).hexdigest()[:8]
+        self.write(design, "designs", f"{name}.yaml")
 
     def rows(self) -> dict[str, RunRecord]:
         """Every run that ended, by its id.
@@ -111,28 +152,37 @@ class SweepFolder:
             path = Path(self.path(ROWS))
             found = read_runs(path) if path.exists() else []
         else:
-            lines = (self.read(ROWS) or "").splitlines()
-            found = [RunRecord.from_dict(json.loads(line)) for line in lines if line.strip()]
+            found = list(self._remote_rows())
         return {record.run_id: record for record in found}
+
+    def _remote_rows(self) -> Iterator[RunRecord]:
+        for number, line in enumerate((self.read(ROWS) or "").splitlines(), start=1):
+            try:
+                if line.strip():
+                    yield RunRecord.from_dict(json.loads(line))
+            except ValueError as error:
+                name = getattr(error, "field", "")
+                raise RunRecordError(str(error), name, self.path(ROWS), number) from None
 
     def add(self, record: RunRecord) -> None:
         """Append a run that ended and its evaluations, then let its folder go.
 
         A break in between leaves what is needed to do the rest.
         """
+        self.still_held()
         points = (self.read("runs", record.run_id, RUN_POINTS) or "").splitlines()
-        known = self.read(POINTS) or ""
-        if f'"{record.run_id}"' not in known:
-            self._append(POINTS, points)
+        # a break may have left the first of them
+        known = set((self.read(POINTS) or "").splitlines())
+        self._append(POINTS, [line for line in points if line not in known])
         if self.local:
             append_run(self.path(ROWS), record)
-        else:
+        elif record.run_id not in self.rows():
             self._append(ROWS, [record.to_json()])
 
     def _append(self, name: str, lines: Sequence[str]) -> None:
         """Add lines to a file, in one write."""
         text = "".join(f"{line}\n" for line in lines)
-        if not self.local:
+        if text and not self.local:
             self.write((self.read(name) or "") + text, name)
         elif text:
             with open(self.path(name), "ab", buffering=0) as file:
@@ -141,14 +191,19 @@ class SweepFolder:
                 os.fsync(file.fileno())
 
     def mend(self) -> None:
-        """Cut off the last line of a file that a crash left half-written; its run has it whole."""
+        """Clear away what a crash left half-written: last lines, which their runs have whole."""
+        for left in Path(self.root).glob(f".*.{'[0-9a-f]' * 32}") if self.local else ():
+            left.unlink()
         for name in (ROWS, POINTS) if self.local else ():
             path = Path(self.path(name))
             if not path.exists():
                 continue
             content = path.read_bytes()
-            whole, _, last = content.rpartition(b"\n")
-            if last and not _is_object(last):
+            last = content.rpartition(b"\n")[2]
+            if _is_object(last):
+                with path.open("ab") as file:
+                    file.write(b"\n")
+            elif last:
                 with path.open("r+b") as file:
                     file.truncate(len(content) - len(last))
 
@@ -174,7 +229,8 @@ class SweepFolder:
             OSError: If the folder cannot be written to.
         """
         if not self.local:
-            with RemoteLease(self.fs, self.path("lock.json")).hold(SweepLockedError):
+            self._lease = RemoteLease(self, SweepLockedError)
+            with self._lease.hold():
                 yield
             return
         Path(self.root).mkdir(parents=True, exist_ok=True)

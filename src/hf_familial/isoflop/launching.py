@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from .arguments import run_arguments
+from .corpora import prepared
 from .tasks import Event, Task, Tell
 
 
@@ -54,9 +55,12 @@ def launch(task: Task, tell: Tell) -> None:
 
     Raises:
         RuntimeError: If they fail, with the end of what they wrote.
+        DataError, CorpusChangedError, OSError: If the data cannot be used, or are others.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run_arguments(task.plan, folder, task.processes)  # its errors are best told here
+        # their errors are best told here
+        data_args, _ = run_arguments(task.plan, folder, task.processes)
+        prepared(data_args, task.plan, task.data_print)
         path, log = Path(folder) / "task.json", Path(folder) / "log"
         path.write_text(task.to_json(), encoding="utf-8")
         with log.open("w") as errors:

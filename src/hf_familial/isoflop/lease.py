@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -10,43 +11,51 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
+if TYPE_CHECKING:
+    from .folder import SweepFolder
+
+
+LOCK = "lock.json"
 RENEWED, STALE = 30.0, 150.0  # seconds
+SETTLED = 2.0  # seconds in which others that saw no lock either have written theirs
 
 
 class RemoteLease:
     """A lease on a folder of an object store.
 
-    Object stores have no locks; two sweeps that start in the same second could both pass. The
-    object is read again after it was written, which makes that window small.
+    Object stores have no locks. Of sweeps that start at once, the one that wrote last has the
+    lease: all look again after a while, and at every renewal, whether it is still theirs. Clocks of
+    machines must agree to a minute.
 
     Args:
-        fs (`fsspec.AbstractFileSystem`): The store.
-        path (`str`): Of the object.
+        folder ([`SweepFolder`]): What is held.
+        refusal (`type[Exception]`): What is raised if another one holds it.
     """
 
-    def __init__(self, fs: Any, path: str) -> None:
-        self.fs, self.path, self.token = fs, path, uuid.uuid4().hex
+    def __init__(self, folder: SweepFolder, refusal: type[Exception]) -> None:
+        self.folder, self.refusal, self.token = folder, refusal, uuid.uuid4().hex
 
     @contextmanager
-    def hold(self, refusal: type[Exception]) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Hold the lease inside the block.
 
         Raises:
             refusal: If another one holds it.
+            OSError: If the folder cannot be written to.
         """
         holder = self._holder()
-        if holder and time.time() - holder.get("time", 0) < STALE:
-            raise refusal(
+        if time.time() - holder.get("time", 0) < STALE:
+            raise self.refusal(
                 f"another sweep (process {holder.get('pid')} on {holder.get('host')}) works on "
-                f"`{self.path}`; wait for it, or choose another folder. If it is gone, its lock "
-                f"ends in {STALE:.0f} seconds."
+                f"`{self.folder.url}`; wait for it, or choose another folder. If it is gone, its "
+                f"lock ends in {STALE:.0f} seconds."
             )
         self._write()
-        if self._holder().get("token") != self.token:
-            raise refusal(f"another sweep took `{self.path}` at the same moment.")
+        time.sleep(SETTLED)
+        self.check()
         done = threading.Event()
         renewing = threading.Thread(target=self._renew, args=(done,), daemon=True)
         renewing.start()
@@ -55,19 +64,35 @@ class RemoteLease:
         finally:
             done.set()
             renewing.join()
-            self.fs.rm_file(self.path)
+            if self._is_ours():
+                self.folder.remove(LOCK)
+
+    def check(self) -> None:
+        """See that the lease is still held; asked before what only its holder may do.
+
+        Raises:
+            refusal: If another one took it: it started at the same moment, or this one could not
+                renew it for too long.
+        """
+        if not self._is_ours():
+            raise self.refusal(
+                f"another sweep (process {self._holder().get('pid')} on "
+                f"{self._holder().get('host')}) took `{self.folder.url}`. What is done stays done."
+            )
+
+    def _is_ours(self) -> bool:
+        return self._holder().get("token") == self.token
 
     def _renew(self, done: threading.Event) -> None:
         while not done.wait(RENEWED):
-            self._write()
+            # a store that does not answer now may do so the next time, well before it is stale
+            with contextlib.suppress(Exception):
+                if self._is_ours():
+                    self._write()
 
     def _write(self) -> None:
         holder = {"token": self.token, "pid": os.getpid(), "host": platform.node()}
-        self.fs.pipe_file(self.path, json.dumps(holder | {"time": time.time()}).encode())
+        self.folder.write(json.dumps(holder | {"time": time.time()}), LOCK)
 
     def _holder(self) -> dict[str, Any]:
-        try:
-            self.fs.invalidate_cache()
-            return dict(json.loads(self.fs.cat_file(self.path)))
-        except (FileNotFoundError, ValueError):
-            return {}
+        return self.folder.read_json(LOCK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from .folder import FAILURE, STATE, SweepFolder
 from .plans import RunPlan
 
 
+SILENCE = 60  # seconds without a word after which a sweep is taken to be dead
 STATES = ("finished", "diverged", "running", "failed", "waiting")
 
 
@@ -76,7 +78,9 @@ def survey(folder: SweepFolder, plans: Sequence[RunPlan], retries: int = 2) -> t
         RunRecordError: If a row of runs.jsonl is wrong.
     """
     rows = folder.rows()
-    running = folder.read_json(STATE).get("running", {})
+    state = folder.read_json(STATE)
+    alive = time.time() - state.get("time", 0) < SILENCE
+    running = state.get("running", {}) if alive else {}
     return tuple(_state(folder, plan, rows.get(plan.id), running, retries) for plan in plans)
 
 

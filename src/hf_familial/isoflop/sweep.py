@@ -9,7 +9,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 from ..runs import RunRecord
 from .arguments import run_arguments
@@ -17,8 +17,9 @@ from .corpora import corpus
 from .design import IsoFlopDesign
 from .display import Display
 from .executors import Executor, LocalExecutor
-from .folder import DATA, DESIGN, FAILURE, STATE, SweepError, SweepFolder
-from .plans import RunPlan
+from .fields import DesignError
+from .folder import DATA, FAILURE, RECORD, STATE, SweepError, SweepFolder
+from .plans import RunPlan, content_id
 from .status import Failure, read_failure, survey
 from .tasks import Event, Task
 from .workspace import clear_run
@@ -61,7 +62,8 @@ class Sweep:
         design ([`IsoFlopDesign`]): What to run.
         folder (`str` or `os.PathLike`): Where rows and checkpoints go: a path, or a URL that
             `fsspec` knows.
-        executor ([`Executor`], *optional*): Who does the runs; [`LocalExecutor`] by default.
+        executor ([`Executor`], *optional*): Who does the runs; by default a [`LocalExecutor`] whose
+            workers have accelerators for `processes` each.
         retries (`int`, *optional*, defaults to 2): Times that a run which failed is tried again; a
             checkpoint reached in between wipes the slate clean.
         save_seconds (`float`, *optional*, defaults to 60): Seconds between checkpoints, at least.
@@ -76,12 +78,19 @@ class Sweep:
 
     design: IsoFlopDesign
     folder: str | os.PathLike[str]
-    executor: Executor = field(default_factory=LocalExecutor)
+    executor: Executor | None = None
     retries: int = 2
     save_seconds: float = 60.0
     processes: int = 1
     keep_models: bool = False
     display: Display | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        for name, least in (("retries", 0), ("save_seconds", 0), ("processes", 1)):
+            value = getattr(self, name)
+            if not value >= least:
+                raise DesignError(f"`{name}` must be {least} or more, got {value}.", name)
 
     def run(self) -> SweepOutcome:
         """Do what is left of the design.
@@ -103,9 +112,10 @@ class Sweep:
         with folder.hold():
             folder.mend()
             turn = _Turn(self, folder, plans)
-            turn.collect()
-            folder.write(self.design.to_yaml(), DESIGN)
             try:
+                turn.beat()
+                turn.collect()
+                folder.keep(self.design.to_yaml())
                 if turn.waiting:
                     turn.go()
             finally:
@@ -149,6 +159,7 @@ class _Turn:
 
     def __init__(self, sweep: Sweep, folder: SweepFolder, plans: Sequence[RunPlan]) -> None:
         self.sweep, self.folder = sweep, folder
+        self.executor = sweep.executor or LocalExecutor(processes=sweep.processes)
         self.plans = {plan.id: plan for plan in plans}
         self.running: dict[str, Event] = {}
         self.waiting: deque[RunPlan] = deque()
@@ -169,22 +180,24 @@ class _Turn:
 
     def go(self) -> None:
         """Do all that waits."""
-        executor = self.sweep.executor
+        executor = self.executor
         executor.start()
         self._know_data()
         if self.sweep.display:
-            ended = [plan for plan in self.plans.values() if plan not in self.waiting]
+            rows = self.folder.rows()
+            ended = [plan for plan in self.plans.values() if plan.id in rows]
             self.sweep.display.begin(list(self.plans.values()), ended)
         while self.waiting or self.running:
             while self.waiting and len(self.running) < executor.slots:
                 self._submit(self.waiting.popleft())
             for event in executor.poll(POLL):
                 self._hear(event)
-            self._beat()
+            if time.monotonic() - self._written >= HEARTBEAT:
+                self.beat()
 
     def end(self) -> None:
         """Let the workers and the display go."""
-        self.sweep.executor.close()
+        self.executor.close()
         if self.sweep.display:
             self.sweep.display.close()
         self.running.clear()
@@ -195,10 +208,11 @@ class _Turn:
         plan = self.waiting[0]
         args = run_arguments(plan, os.devnull, self.sweep.processes)[0]
         data, _, found = corpus(args)
+        # designs of one folder may ask for different data
         known = self.folder.read_json(DATA)
-        # another design may ask for other data; the old rows stay what they are
         asked = {name: value for name, value in asdict(args).items() if value is not None}
-        if known.get("arguments") == asked and known.get("fingerprint") != found:
+        key = content_id(asked)
+        if known.get(key, {}).get("fingerprint", found) != found:
             raise StoppedSweepError(
                 f"the data `{data.name}` have changed since this sweep began: bring the old ones "
                 f"back, or choose another folder than `{self.folder.url}`."
@@ -206,13 +220,13 @@ class _Turn:
         names = ("name", "train_tokens", "eval_tokens", "eval_bytes_per_token")
         about = {name: getattr(data, name) for name in names}
         about |= {"fingerprint": found, "arguments": asked}
-        self.folder.write(json.dumps(about, indent=1), DATA)
+        self.folder.write(json.dumps(known | {key: about}, indent=1), DATA)
         self.data_print = found
 
     def _submit(self, plan: RunPlan) -> None:
         sweep = self.sweep
         self.running[plan.id] = Event("progress", plan.id, self.folder.steps_saved(plan.id))
-        sweep.executor.submit(
+        self.executor.submit(
             Task(
                 plan,
                 self.folder.url,
@@ -231,30 +245,29 @@ class _Turn:
                 self.sweep.display.progress(plan, event)
             return
         self.running.pop(plan.id, None)
-        if event.kind == "finished":
-            record = self.folder.record(plan.id)
-            if record is not None:
-                self._book(plan, record)
-                return
-            event = replace(event, kind="failed", message="its record is gone.")
-        self._failed(plan, event)
+        if event.kind != "finished":
+            self._failed(plan, event)
+        elif (record := self.folder.record(plan.id)) is None:
+            self._failed(plan, replace(event, kind="failed", message="its record is gone."))
+        elif (record := self._book(plan, record)) is not None and self.sweep.display:
+            self.sweep.display.ended(plan, record)
 
-    def _book(self, plan: RunPlan, record: RunRecord) -> None:
-        """Write the row of a run that ended."""
+    def _book(self, plan: RunPlan, record: RunRecord) -> RunRecord | None:
+        """Write the row of a run that ended; `None` if it did not do what was planned."""
         if record.status == "finished":
             planned, found = (plan.tokens, plan.flops), (record.D_tokens, record.C_flops)
             if planned[0] != found[0] or not math.isclose(planned[1], found[1], rel_tol=1e-9):
                 message = f"trained {found[0]} tokens, {found[1]:.6g} FLOPs; planned {planned}."
+                self.folder.remove("runs", plan.id, RECORD)
                 self._failed(plan, Event("failed", plan.id, message=message))
-                return
+                return None
             loss = record.eval_loss_final
             if loss is None or loss >= math.log(record.vocab_size):
                 record = replace(record, status="diverged")
         self.folder.add(record)
         clear_run(self.folder, plan.id)
         self.done += 1
-        if self.sweep.display:
-            self.sweep.display.ended(plan, record)
+        return record
 
     def _failed(self, plan: RunPlan, event: Event) -> None:
         """Try again, or no more."""
@@ -273,14 +286,13 @@ class _Turn:
         if self.sweep.display:
             self.sweep.display.failed(plan, failure, again)
 
-    def _beat(self) -> None:
-        """Write what runs now, for `status`."""
-        if time.monotonic() - self._written < HEARTBEAT:
-            return
+    def beat(self) -> None:
+        """Write who runs the sweep and what runs now, for others to see."""
         self._written = time.monotonic()
+        self.folder.still_held()
         running = {
             run_id: {"step": event.step, "loss": event.loss, "rate": event.flops_per_second}
             for run_id, event in self.running.items()
         }
-        state = {"pid": os.getpid(), "host": platform.node(), "running": running}
-        self.folder.write(json.dumps(state), STATE)
+        state = {"pid": os.getpid(), "host": platform.node(), "time": time.time()}
+        self.folder.write(json.dumps(state | {"running": running}), STATE)

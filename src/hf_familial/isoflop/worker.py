@@ -8,6 +8,7 @@ events to its standard output; it ends when its input does, so that no worker ou
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import queue
 import sys
@@ -25,7 +26,7 @@ from ..training.data import DataError
 from ..training.pretraining import pretrain
 from .arguments import run_arguments
 from .corpora import CorpusChangedError, prepared
-from .folder import RECORD, SweepFolder
+from .folder import DRAFT, RECORD, SweepFolder
 from .launching import launch
 from .reporting import SweepCallback
 from .tasks import Event, Task, Tell
@@ -53,7 +54,8 @@ def run_task(task: Task, tell: Tell) -> None:
                 launch(task, tell) if task.processes > 1 else train(task, tell)
         tell(Event("finished", run_id, step=task.plan.steps))
     except Exception as error:
-        shared = isinstance(error, SHARED_TROUBLE) or not _can_write(folder, run_id)
+        shared = isinstance(error, SHARED_TROUBLE) or _is_full(error)
+        shared = shared or not _can_write(folder, run_id)
         message = f"{type(error).__name__}: {error}"
         trace = traceback.format_exc()
         tell(Event("failed", run_id, message=message, trace=trace, stops_sweep=shared))
@@ -74,24 +76,35 @@ def train(task: Task, tell: Tell) -> None:
         data = prepared(data_args, plan, task.data_print)
         reporting = SweepCallback(plan, space, tell, task.save_seconds)
         recording = RunRecordCallback(
-            str(space.path / RECORD), plan.id, data=data.name, seq_length=plan.seq_length
+            str(space.path / DRAFT), plan.id, data=data.name, seq_length=plan.seq_length
         )
         trainer = pretrain(
             lambda: FamilialForCausalLM(plan.config()),
             args,
             data,
             checkpoint=None if checkpoint is None else str(checkpoint),
-            # the evaluations are written before the record, which says that all is there
+            # the evaluations are written before the record
             callbacks=[FlopCounterCallback(), reporting, recording],
         )
         if task.keep_models:
             trainer.save_model(str(space.path / MODEL))
         if trainer.is_world_process_zero():
+            # under its own name it says that all is there, the model too
+            (space.path / DRAFT).replace(space.path / RECORD)
             space.finish(task.keep_models)
 
 
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one before it, is that of a full disk; hosts have their own types."""
+    if error is None:
+        return False
+    code, words = getattr(error, "errno", None), os.strerror(errno.ENOSPC)
+    before = error.__cause__ or error.__context__
+    return code in (errno.ENOSPC, errno.EDQUOT) or words in str(error) or _is_full(before)
+
+
 def _can_write(folder: SweepFolder, run_id: str) -> bool:
-    """Whether the disk still takes a megabyte: hosts hide a full one in errors of their own."""
+    """Whether the folder still takes a megabyte: hosts hide their trouble in other errors."""
     try:
         folder.write("0" * 2**20, "runs", run_id, "probe")
         folder.remove("runs", run_id, "probe")

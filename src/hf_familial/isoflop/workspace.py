@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -23,7 +26,8 @@ class Workspace:
 
     In a sweep on a disk it is the run's own folder there. Behind a URL it is a temporary one, and
     what matters goes to the URL. A checkpoint counts once the pointer beside it names it: a break
-    while one is written, or sent, leaves the one before.
+    while one is written, or sent, leaves the one before. What is sent has a name of its own, so
+    that a worker that was given up, and lives on, does not write into what another one reads.
 
     Args:
         folder ([`SweepFolder`]): Of the sweep.
@@ -48,8 +52,7 @@ class Workspace:
     def _restored(self) -> Path | None:
         step = self.folder.steps_saved(self.run_id)
         if not self.folder.local and step:
-            name = _name(step)
-            self.folder.fs.get(self._remote(name), str(self.path / name), recursive=True)
+            step = self._fetched()
         for path in self.path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             if path.name != _name(step):
                 shutil.rmtree(path)
@@ -58,30 +61,54 @@ class Workspace:
 
     def commit(self, step: int) -> None:
         """Make the checkpoint of a step, whole on this disk, the one to go on from."""
-        if not self.folder.local:
-            self._send(_name(step))
-        before = self.folder.steps_saved(self.run_id)
-        self.folder.write(json.dumps({"step": step}), "runs", self.run_id, POINTER)
-        if before and before != step:
-            self.folder.remove("runs", self.run_id, _name(before))
+        pointer: dict[str, Any] = {"step": step, "name": _name(step)}
+        if self.folder.local:
+            _settle(self.path / _name(step))
+        else:
+            pointer["name"] = f"{_name(step)}-{uuid.uuid4().hex[:8]}"
+            self._send(_name(step), pointer["name"])
+        before = self._pointed()
+        self.folder.write(json.dumps(pointer), "runs", self.run_id, POINTER)
+        if before["step"] and before["name"] != pointer["name"]:
+            self.folder.remove("runs", self.run_id, before["name"])
+
+    def _pointed(self) -> dict[str, Any]:
+        pointer = self.folder.read_json("runs", self.run_id, POINTER)
+        step = pointer.get("step", 0)
+        return {"step": step, "name": _name(step)} | pointer
+
+    def _fetched(self) -> int:
+        """Bring the newest checkpoint to this disk; gives its step, 0 if it is gone."""
+        while True:
+            pointer = self._pointed()
+            here = self.path / _name(pointer["step"])
+            self.folder.refresh()
+            try:
+                self.folder.fs.get(self._remote(pointer["name"]), str(here), recursive=True)
+                return int(pointer["step"])
+            except FileNotFoundError:
+                shutil.rmtree(here, ignore_errors=True)
+                # another worker may have put a newer one in its place just now
+                if self._pointed() == pointer:
+                    return 0
 
     def finish(self, keep_model: bool) -> None:
         """Bring the run's last words to the sweep's folder; its record last of all."""
         if self.folder.local:
             return
         if keep_model:
-            self._send(MODEL)
+            self._send(MODEL, MODEL)
         for name in (RUN_POINTS, RECORD):
             if (self.path / name).exists():
                 text = (self.path / name).read_text(encoding="utf-8")
                 self.folder.write(text, "runs", self.run_id, name)
 
-    def _send(self, name: str) -> None:
-        self.folder.remove("runs", self.run_id, name)
-        fs = self.folder.fs
-        for path in sorted((self.path / name).rglob("*")):
-            if path.is_file():
-                fs.put_file(str(path), self._remote(path.relative_to(self.path).as_posix()))
+    def _send(self, name: str, to: str) -> None:
+        self.folder.remove("runs", self.run_id, to)
+        top = self.path / name
+        paths = sorted(path for path in top.rglob("*") if path.is_file())
+        targets = [f"{self._remote(to)}/{path.relative_to(top).as_posix()}" for path in paths]
+        self.folder.send(paths, targets)
 
     def _remote(self, name: str) -> str:
         return self.folder.path("runs", self.run_id, name)
@@ -90,6 +117,7 @@ class Workspace:
 def clear_run(folder: SweepFolder, run_id: str) -> None:
     """Remove what a run needs no more once its row is written; a kept model stays."""
     top = folder.path("runs", run_id)
+    folder.refresh()
     if not folder.fs.exists(top):
         return
     kept = False
@@ -101,6 +129,14 @@ def clear_run(folder: SweepFolder, run_id: str) -> None:
             folder.remove("runs", run_id, name)
     if not kept:
         folder.remove("runs", run_id)
+
+
+def _settle(folder: Path) -> None:
+    """Have the files of a folder on disk, not on their way to it; code there is not read again."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix != ".py":
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
 
 
 def _name(step: int) -> str:
