@@ -105,9 +105,12 @@ class FamilialTrainer(Trainer):
         self._forget()
         try:
             return super().train(*args, **kwargs)
-        except Exception:
+        except Exception as error:
             for callback in self._callbacks(RunRecordCallback):
-                callback.on_failure(self.args, self.state)
+                try:
+                    callback.on_failure(self.args, self.state)
+                except OSError as second:  # a full disk fails both; the first says where
+                    error.add_note(f"its row could not be written either: {second}")
             raise
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
