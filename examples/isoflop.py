@@ -77,7 +77,7 @@ def show_runs(outcome: SweepOutcome) -> None:
     table = Table(title="Evaluation loss, nats per token", title_justify="left")
     for name in ("C", "N (no emb.)", "D", "G", "seed", "mean", "exits", "status"):
         table.add_column(name, justify="left" if name in ("exits", "status") else "right")
-    for record in sorted(outcome.records, key=lambda r: (r.C_flops, r.N_non_embedding, r.G)):
+    for record in outcome.records:
         losses = [x for x in record.eval_loss_exits or () if x is not None]
         mean = record.eval_loss_mean
         table.add_row(
@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         design.table(calibrate_rate(runs, args.calibrate) if args.calibrate else None, console())
         outcome = Sweep(design, args.out, LocalExecutor(args.workers), display=display_for()).run()
         show_runs(outcome)
+        console().print(f"rows are in {args.out}/runs.jsonl", soft_wrap=True)
         if "://" not in args.out:
             fit_runs(Path(args.out), args)
         if outcome.failed:
