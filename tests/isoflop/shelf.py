@@ -4,9 +4,10 @@ import json
 from typing import Any, ClassVar
 
 from fsspec.implementations.memory import MemoryFileSystem
-from sweep_harness import Killed
+from sweep_harness import CLOCKS, Killed
 
 from hf_familial.isoflop import SweepFolder, lease
+from hf_familial.isoflop.folder import ROWS
 
 
 URL = "shelf://sweep"
@@ -95,3 +96,18 @@ def age(url: str = URL) -> None:
     holder = folder.read_json(lease.LOCK)
     if holder:
         folder.write(json.dumps(holder | {"time": holder["time"] - lease.STALE}), lease.LOCK)
+
+
+def rows_of(url: str) -> dict[str, Any]:
+    """Runs and evaluations without clocks; fails if one stands there twice."""
+    found = {}
+    for name in (ROWS, "evaluations.jsonl"):
+        rows = [json.loads(line) for line in (SweepFolder(url).read(name) or "").splitlines()]
+        keyed = {(row["run_id"], row.get("step", 0)): row for row in rows}
+        assert len(keyed) == len(rows)
+        found[name] = {
+            key: {field: value for field, value in row.items() if field not in CLOCKS}
+            for key, row in keyed.items()
+        }
+    assert found[ROWS]
+    return found

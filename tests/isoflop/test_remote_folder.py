@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import pytest
 from huggingface_hub import constants
-from shelf import URL, Shelf, age, files
+from shelf import URL, Shelf, age, files, rows_of
 from sweep_harness import Here, Killed, design_of, killed_at, write_corpus
 
 from hf_familial.isoflop import (
@@ -30,7 +30,6 @@ from hf_familial.isoflop.workspace import Workspace
 from hf_familial.runs import RunRecordError
 
 
-CLOCKS = ("wall_s", "tokens_per_s")
 LEFT = {"data.json", "designs", "evaluations.jsonl", "runs.jsonl"}  # of a sweep that is done
 
 
@@ -56,21 +55,6 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     Shelf.clear()
     yield
     Shelf.clear()
-
-
-def rows_of(url: str) -> dict[str, Any]:
-    """Runs and evaluations without clocks; fails if one stands there twice."""
-    found = {}
-    for name in (ROWS, "evaluations.jsonl"):
-        rows = [json.loads(line) for line in (SweepFolder(url).read(name) or "").splitlines()]
-        keyed = {(row["run_id"], row.get("step", 0)): row for row in rows}
-        assert len(keyed) == len(rows)
-        found[name] = {
-            key: {field: value for field, value in row.items() if field not in CLOCKS}
-            for key, row in keyed.items()
-        }
-    assert found[ROWS]
-    return found
 
 
 # rows and checkpoints

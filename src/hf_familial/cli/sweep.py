@@ -160,15 +160,13 @@ def executor_of(
         ValueError: If options of this machine stand beside a cluster.
         ImportError: If Ray is asked for and not there.
     """
-    from ..isoflop import LocalExecutor
+    from ..isoflop import LocalExecutor, RayExecutor
 
     if ray is None:
         log_dir = None if "://" in out else f"{out}/logs"
         return LocalExecutor(workers, threads, log_dir, processes)
     if threads is not None:
         raise ValueError("`--threads` is for this machine; with `--ray` give `--cpus`.")
-    from ..isoflop.ray_executor import RayExecutor
-
     return RayExecutor(ray, cpus=cpus, gpus=gpus, slots=workers)
 
 

@@ -9,6 +9,7 @@ from .folder import SweepError, SweepFolder, SweepLockedError
 from .outlook import Bracket, brackets
 from .plans import Refusal, RefusedRunsError, RunPlan
 from .rate import MachineRate, calibrate_rate
+from .ray_executor import RayExecutor
 from .rules import ExpectedLaw, Fixed, Measured, MeasuredRow, StepLaw
 from .status import Failure, RunState, survey
 from .sweep import StoppedSweepError, Sweep, SweepOutcome
@@ -32,6 +33,7 @@ __all__ = [
     "MachineRate",
     "Measured",
     "MeasuredRow",
+    "RayExecutor",
     "Refusal",
     "RefusedRunsError",
     "RunPlan",
