@@ -46,9 +46,11 @@ class IsoFlopDesign:
         rule (`Fixed`, `StepLaw` or `Measured`): Learning rate and batch; in a file a mapping with
             `kind`: `fixed`, `step_law` or `measured`.
         counting (`str`): How N is counted: a field of [`~hf_familial.flops.ParameterCount`].
-        data (`str`): What is trained on: a name for those who run the design.
+        data (`str`): What is trained on: empty or `stdlib` for the source code of Python's standard
+            library, else a file or folder, or a dataset of the Hub.
         data_tokens (`int`, *optional*): Tokens of one pass over it.
-        training (`Mapping[str, Any]`): Further training arguments, for those who run the design.
+        training (`Mapping[str, Any]`): Further arguments of data and training, by the names that
+            `examples/pretrain.py` has for them; what follows from the design is refused.
         expected ([`ExpectedLaw`]): Where optima are expected.
 
     Raises:
