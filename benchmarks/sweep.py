@@ -1,15 +1,15 @@
 """An IsoFLOP sweep on this machine: what it gets out of it, and what the machinery costs.
 
-    python benchmarks/sweep.py            # examples/isoflop.yaml whole, then the overhead
+    python benchmarks/sweep.py            # examples/isoflop.yaml whole: about 10 minutes
     python benchmarks/sweep.py --quick    # under 50 seconds: one cell of the design
     python benchmarks/sweep.py --save     # also keeps the result in benchmarks/results/
 
 The design: G in {1, 4}, 3 budgets, 5 sizes, 30 runs, with a worker of one thread for each of two
 processors. `useful` is the FLOPs of its rows over its seconds, everything counted: start of the
 workers, data, evaluations, checkpoints, gaps. The limit beside it is the rate of training steps
-alone, measured for every model of the design and weighted with its FLOPs, times the workers:
-what a sweep without any machinery would reach. `matmul` is the rate of a float32 matrix product of
-1024 x 1024, measured in this process.
+alone, measured for the smallest, the middle and the largest model and weighted with the FLOPs of
+every run, times the workers. Its steps have 4,096 tokens, those of the design 512, and no trainer.
+`matmul` is the rate of a float32 matrix product of 1024 x 1024, measured in this process.
 
 Overhead: the same runs by `pretrain` alone, in this process, with the evaluations but without
 records, checkpoints or events, then by a sweep's own `train`, in turn; processor seconds, medians.
@@ -118,7 +118,7 @@ def main() -> int:
     steps = calibrate_rate(plans, 3 if args.quick else 20)
     limit = sum(plan.flops for plan in plans) / steps.total(plans)
     seconds, flops, count = whole_sweep(design)
-    # a run of about half a minute, from the middle of the design
+    # a run of some seconds, from the middle of the design
     middle = plans[0] if args.quick else plans[len(plans) // 2]
     alone, with_sweep = overhead(middle, 1 if args.quick else 4)
     metrics = {
