@@ -292,6 +292,8 @@ def test_a_file_that_cannot_be_replaced_stays(cli, fit_json, tmp_path, monkeypat
 def load(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -303,15 +305,13 @@ def test_the_page_of_laws_is_fresh(monkeypatch, capsys):
 
 def test_the_example(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["fit_scaling_law.py", "--draws", "60", "--out", "out"])
+    monkeypatch.setattr(
+        sys, "argv", ["fit_scaling_law.py", "--smoke", "--draws", "60", "--out", "out"]
+    )
     load(ROOT / "examples" / "fit_scaling_law.py").main()
     shown = capsys.readouterr().out
     assert "gamma" in shown
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "runs.jsonl",
-        "fit.json",
-        "report.html",
-    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fit.json", "report.html"}
 
 
 @pytest.mark.parametrize("page", ["scaling.md"])
