@@ -1,6 +1,6 @@
 """An IsoFLOP sweep on this machine: what it gets out of it, and what the machinery costs.
 
-    python benchmarks/sweep.py            # examples/isoflop.yaml whole: about 10 minutes
+    python benchmarks/sweep.py            # examples/isoflop.yaml whole: about 10 minutes in all
     python benchmarks/sweep.py --quick    # under 50 seconds: one cell of the design
     python benchmarks/sweep.py --save     # also keeps the result in benchmarks/results/
 

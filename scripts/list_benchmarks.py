@@ -70,6 +70,14 @@ GRANULARITIES = {
 }
 VOCABULARIES = {f"vocabulary {v:,}": f"V{v}" for v in (8192, 32768)}
 WORDS: Mapping[str, Words] = {
+    "sweep": Words(
+        goals={
+            "minutes": "the whole of `examples/isoflop.yaml`, minutes",
+            "overhead": "time that a sweep adds to a run, as a share of it",
+        },
+        limits={},
+        tables=(),
+    ),
     "relay": Words(
         goals={
             "relay_speedup_over_assistant": "relay over the host's `assistant_early_exit`, float32",

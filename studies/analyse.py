@@ -185,13 +185,15 @@ def pairs(folder: Path) -> list[dict[str, Any]]:
         return float(f"{row['C_flops']:.1e}"), row["backbone"]["hidden"], row["seed"]
 
     dense = {cell(row): row["eval_loss_final"] for row in rows if row["G"] == 1}
-    for G in sorted({row["G"] for row in rows} - {1}):
-        of_G = [row for row in rows if row["G"] == G and cell(row) in dense]
-        entry: dict[str, Any] = {"G": G, "pairs": len(of_G)}
-        for name in ("eval_loss_mean", "eval_loss_final"):
-            ratios = [row[name] / dense[cell(row)] for row in of_G]
-            entry[name] = [float(q) for q in np.quantile(ratios, (0.5, 0, 1))]
-        found.append(entry)
+    several = [row for row in rows if row["G"] > 1 and cell(row) in dense]
+    for C in (None, *sorted({cell(row)[0] for row in several})):
+        for G in sorted({row["G"] for row in several}):
+            chosen = [r for r in several if r["G"] == G and C in (None, cell(r)[0])]
+            entry: dict[str, Any] = {"C": C, "G": G, "pairs": len(chosen)}
+            for name in ("eval_loss_mean", "eval_loss_final"):
+                ratios = [row[name] / dense[cell(row)] for row in chosen]
+                entry[name] = [float(q) for q in np.quantile(ratios, (0.5, 0, 1))]
+            found.append(entry)
     return found
 
 
@@ -302,9 +304,10 @@ def tables(results: Mapping[str, Any]) -> Iterator[str]:
     )
     yield "### G exits against one, pair by pair\n\nRatio of losses: median, least and greatest."
     yield table(
-        ("G", "pairs", "mean over exits", "deepest exit"),
+        ("C", "G", "pairs", "mean over exits", "deepest exit"),
         [
             (
+                "all" if row["C"] is None else f"{row['C']:.2g}",
                 str(row["G"]),
                 str(row["pairs"]),
                 *(
