@@ -9,7 +9,6 @@ benchmarks/results and from the laws of `hf_familial.scaling`.
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from pages import wants_check
 
 from hf_familial.scaling import get_law
 
@@ -366,15 +366,13 @@ PICTURES: tuple[Callable[[str], Canvas], ...] = (family, segments, relay, loss, 
 
 def main() -> int:
     """Write the pictures, or compare with them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
-    args = parser.parse_args()
+    check = wants_check(__doc__)
     files = {
         FOLDER / f"{draw.__name__}-{theme}.svg": draw(theme).svg()
         for draw in PICTURES
         for theme in THEMES
     }
-    if args.check:
+    if check:
         stale = [p for p, text in files.items() if not p.exists() or p.read_text("utf-8") != text]
         for path in stale:
             print(f"{path.name} is stale: run python scripts/draw_concepts.py")

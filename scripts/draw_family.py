@@ -8,10 +8,11 @@ They stand in docs/assets; the icon, three members side by side, is the site's.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from pages import wants_check
 
 
 ASSETS = Path(__file__).resolve().parent.parent / "docs" / "assets"
@@ -246,15 +247,13 @@ def text(
 
 def main() -> int:
     """Write the pictures, or compare with them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
-    args = parser.parse_args()
+    check = wants_check(__doc__)
     pictures = {f"family-{theme}.svg": draw(palette) for theme, palette in PALETTES.items()}
     pictures["icon.svg"] = icon(PALETTES["light"])
     stale = 0
     for name, picture in pictures.items():
         path = ASSETS / name
-        if not args.check:
+        if not check:
             path.write_text(picture, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != picture:
             print(f"{name} is stale: run python scripts/draw_family.py")

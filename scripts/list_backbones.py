@@ -9,7 +9,6 @@ pass must also make a family whose deepest exit is the host, bit for bit, and ge
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from pages import wants_check
 from transformers.utils import logging
 
 
@@ -99,9 +99,7 @@ def check_family(host: transformers.PreTrainedModel, private: bool) -> None:
 
 def main() -> int:
     """Try all types and write the page, or compare with it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
-    args = parser.parse_args()
+    check = wants_check(__doc__)
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     findings = [try_type(t) for t in causal_lm_types() if t != "familial"]
@@ -121,7 +119,7 @@ def main() -> int:
     for name, types in (("missing from", works - VERIFIED), ("wrongly in", VERIFIED - works)):
         if types:
             print(f"{name} VERIFIED: {sorted(types)}")
-    if args.check:
+    if check:
         return int(works != VERIFIED or PAGE.read_text(encoding="utf-8") != text)
     PAGE.write_text(text, encoding="utf-8")
     return int(works != VERIFIED)

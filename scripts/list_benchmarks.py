@@ -6,7 +6,6 @@ python scripts/list_benchmarks.py --check    # fails if the page would change
 
 from __future__ import annotations
 
-import argparse
 import ast
 import html
 import json
@@ -16,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pages import keep, wants_check
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -356,17 +357,8 @@ def line(cells: list[str]) -> str:
 
 def main() -> int:
     """Write the page, or compare with it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
-    args = parser.parse_args()
-    text = page()
-    if args.check:
-        fresh = PAGE.exists() and PAGE.read_text(encoding="utf-8") == text
-        print("fresh" if fresh else f"{PAGE.name} is stale: run python scripts/list_benchmarks.py")
-        return int(not fresh)
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"{len(result_files())} results")
-    return 0
+    check, text = wants_check(__doc__), page()
+    return keep(PAGE, text, "list_benchmarks.py", f"{len(result_files())} results", check)
 
 
 if __name__ == "__main__":

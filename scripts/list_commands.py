@@ -6,13 +6,13 @@ python scripts/list_commands.py --check    # fails if the page would change
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
+from pages import keep, wants_check
 
 from hf_familial.cli import app
 
@@ -134,17 +134,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def main() -> int:
     """Write the page, or compare with it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
-    args = parser.parse_args()
-    text = page()
-    if args.check:
-        fresh = PAGE.exists() and PAGE.read_text(encoding="utf-8") == text
-        print("fresh" if fresh else f"{PAGE.name} is stale: run python scripts/list_commands.py")
-        return int(not fresh)
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"{text.count('## ')} commands")
-    return 0
+    check, text = wants_check(__doc__), page()
+    return keep(PAGE, text, "list_commands.py", f"{text.count('## ')} commands", check)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ python scripts/list_laws.py --check    # fails if the page would change
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from pages import keep, wants_check
 
 from hf_familial.scaling import LAWS, Law
 from hf_familial.scaling.laws import ALIASES
@@ -112,17 +113,8 @@ def link(source: str) -> str:
 
 def main() -> int:
     """Write the page, or compare with it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
-    args = parser.parse_args()
-    text = page()
-    if args.check:
-        fresh = PAGE.exists() and PAGE.read_text(encoding="utf-8") == text
-        print("fresh" if fresh else f"{PAGE.name} is stale: run python scripts/list_laws.py")
-        return int(not fresh)
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"{len(LAWS)} laws")
-    return 0
+    check, text = wants_check(__doc__), page()
+    return keep(PAGE, text, "list_laws.py", f"{len(LAWS)} laws", check)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
 from sweep_harness import (
     Here,
     Killed,
@@ -34,25 +32,6 @@ from hf_familial.isoflop import (
 from hf_familial.isoflop.corpora import _corpus
 from hf_familial.isoflop.folder import FAILURE, RECORD, RUN_POINTS
 from hf_familial.runs import RunRecordError, read_runs
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Tokenizers and blocks of this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setattr(constants, "HF_HOME", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def corpus(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("data") / "corpus")
-
-
-@pytest.fixture(scope="module")
-def design(corpus: Path) -> IsoFlopDesign:
-    return design_of(corpus)
 
 
 @pytest.fixture(scope="module")

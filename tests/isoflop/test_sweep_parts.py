@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from sweep_harness import Here, assert_same_sweep, design_of, rows_of, write_corpus
+from sweep_harness import Here, assert_same_sweep, design_of, rows_of
 
 from hf_familial.isoflop import (
     BarDisplay,
@@ -41,19 +40,6 @@ from hf_familial.runs import Backbone, RunRecord
 
 
 PLANS = design_of("stdlib", seeds=(0, 1)).runs()  # nothing is read for them
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setattr(constants, "HF_HOME", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def design(home: Path, tmp_path_factory: pytest.TempPathFactory) -> IsoFlopDesign:
-    return design_of(write_corpus(tmp_path_factory.mktemp("data") / "corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -92,9 +92,7 @@ class LocalExecutor:
             self._workers.append(self._worker(len(self._workers)))
 
     def _worker(self, index: int) -> _Worker:
-        environment = {name: str(self.threads) for name in THREAD_VARIABLES}
-        # several of them spin on one processor otherwise
-        environment |= {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+        environment = thread_variables(self.threads)
         if self.devices:
             first = index * self.processes
             own = [(first + k) % self.devices for k in range(self.processes)]
@@ -141,7 +139,14 @@ class LocalExecutor:
 
 
 PATIENCE = 10  # seconds that a worker which closed its output has to end
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """Variables of the environment that pin the threads of a worker."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    # threads of several workers spin on one processor otherwise
+    waiting = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+    return dict.fromkeys(names, str(threads)) | waiting
 
 
 class _Worker:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .executors import THREAD_VARIABLES
+from .executors import thread_variables
 from .fields import DesignError
 from .folder import SweepError
 from .tasks import Event, Task
@@ -121,8 +121,7 @@ class RayExecutor:
                 "gpus",
             )
         threads = max(1, self.cpus // task.processes)
-        variables = {name: str(threads) for name in THREAD_VARIABLES}
-        variables |= {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+        variables = thread_variables(threads)
         request = self._do.options(
             num_cpus=self.cpus,
             num_gpus=self.gpus,
