@@ -38,9 +38,9 @@ from hf_familial.isoflop import (
     calibrate_rate,
     display_for,
 )
-from hf_familial.isoflop.arguments import run_arguments
-from hf_familial.isoflop.corpora import prepared
-from hf_familial.isoflop.worker import train
+from hf_familial.isoflop.sweep.arguments import run_arguments
+from hf_familial.isoflop.sweep.corpora import prepared
+from hf_familial.isoflop.sweep.worker import train
 from hf_familial.training.pretraining import pretrain
 
 

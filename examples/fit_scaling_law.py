@@ -21,13 +21,13 @@ import numpy as np
 from rich.table import Table
 
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.columns import Choice, read_runs
-from hf_familial.scaling.examine import examine
-from hf_familial.scaling.optimum import best
-from hf_familial.scaling.plan import Plan, plan
-from hf_familial.scaling.report import write_report
-from hf_familial.scaling.study import Origin, Study, write_study
-from hf_familial.scaling.wording import MISSING, count, estimate, scientific, significant
+from hf_familial.scaling.data.columns import Choice, read_runs
+from hf_familial.scaling.optima.optimum import best
+from hf_familial.scaling.planning.plan import Plan, plan
+from hf_familial.scaling.report.examine import examine
+from hf_familial.scaling.report.page import write_report
+from hf_familial.scaling.report.study import Origin, Study, write_study
+from hf_familial.scaling.report.wording import MISSING, count, estimate, scientific, significant
 from hf_familial.scripts import arguments, console, run
 
 

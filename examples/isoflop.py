@@ -27,10 +27,10 @@ from hf_familial.isoflop import (
     display_for,
 )
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.columns import Choice, read_runs
-from hf_familial.scaling.examine import examine
-from hf_familial.scaling.report import write_report
-from hf_familial.scaling.study import Origin, write_study
+from hf_familial.scaling.data.columns import Choice, read_runs
+from hf_familial.scaling.report.examine import examine
+from hf_familial.scaling.report.page import write_report
+from hf_familial.scaling.report.study import Origin, write_study
 from hf_familial.scripts import arguments, console, run
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from pages import wants_check
+from pages import table, wants_check
 from transformers.utils import logging
 
 
@@ -43,8 +43,6 @@ Every causal-LM type of transformers {version}, tried at tiny size ({depth} laye
 A type that is not in this table is checked numerically when a family is made of it, and refused
 with the reason if it cannot be right; `verify_backbone(model)` does the same check at any time.
 
-| type | exits | private layers | relay | why not |
-|---|---|---|---|---|
 """
 
 
@@ -58,10 +56,10 @@ class Finding:
     relay: bool = False
     reason: str = ""
 
-    def line(self) -> str:
+    def cells(self) -> list[str]:
         """A row of the table."""
         marks = ["yes" if x else "no" for x in (self.exits, self.private_layers, self.relay)]
-        return f"| `{self.model_type}` | {' | '.join(marks)} | {self.reason} |"
+        return [f"`{self.model_type}`", *marks, self.reason]
 
 
 def try_type(model_type: str) -> Finding:
@@ -111,7 +109,8 @@ def main() -> int:
         total=len(findings),
         works=len(works),
     )
-    text += "\n".join(finding.line() for finding in findings) + "\n"
+    head = ["type", "exits", "private layers", "relay", "why not"]
+    text += table(head, [finding.cells() for finding in findings]) + "\n"
     relays, private = (sum(getattr(f, a) for f in findings) for a in ("relay", "private_layers"))
     print(
         f"{len(findings)} types: {len(works)} have exits, {private} private layers, {relays} relay"

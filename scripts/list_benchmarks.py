@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pages import keep, wants_check
+from pages import keep, table, wants_check
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,8 +225,8 @@ def page() -> str:
     goals = [met(result, key) for result in results for key in result["targets"]]
     count = f"{sum(goals)} of {len(goals)} goals are met; {len(goals) - sum(goals)} are missed."
     rows = [summary(result) for result in results]
-    head = "| benchmark | machine | goals met | missed |\n|---|---|---|---|\n"
-    parts = [HEADER + "\n" + count, head + "\n".join(rows)]
+    head = ["benchmark", "machine", "goals met", "missed"]
+    parts = [HEADER + "\n" + count, table(head, rows)]
     names = list(dict.fromkeys(result["name"] for result in results))
     for name in names:
         parts += benchmark(name, [result for result in results if result["name"] == name])
@@ -251,13 +251,13 @@ def met(result: Mapping[str, Any], key: str) -> bool:
     return bool(value <= goal + ROUNDING if sign == "<=" else value >= goal - ROUNDING)
 
 
-def summary(result: Mapping[str, Any]) -> str:
-    """A benchmark on one machine, in a line."""
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """A benchmark on one machine, in the cells of a line."""
     missed = [label(result["name"], key) for key in result["targets"] if not met(result, key)]
     name, kind = result["name"], result["path"].stem.rsplit("_", 1)[1]
     total = len(result["targets"])
     cells = [f"[{name}](#{name})", kind.upper(), f"{total - len(missed)} of {total}"]
-    return line([*cells, "; ".join(missed) or "none"])
+    return [*cells, "; ".join(missed) or "none"]
 
 
 def benchmark(name: str, results: list[Mapping[str, Any]]) -> list[str]:
@@ -290,21 +290,21 @@ def machine(result: Mapping[str, Any]) -> list[str]:
         f"{versions} ([{path.name}](../benchmarks/results/{path.name})).",
         goals(result),
     ]
-    for table in words.tables:
-        parts += [f"**{table.title}**", grid(table, result["metrics"])]
+    for asked in words.tables:
+        parts += [f"**{asked.title}**", grid(asked, result["metrics"])]
     return [*parts, everything(result["metrics"])]
 
 
 def goals(result: Mapping[str, Any]) -> str:
     """Every metric that has a goal."""
-    rows = [line(["what", "measured", "goal", "limit", ""]), "|---|---|---|---|---|"]
+    rows = []
     for key, (sign, goal) in result["targets"].items():
         limit = words_of(WORDS.get(result["name"], Words({}, {})).limits, key)
         cells = [label(result["name"], key), number(result["metrics"][key])]
         cells += [f"{SIGNS[sign]} {number(goal)}"]
         cells += [f"{number(limit[0][0])}, {limit[0][1]}" if limit else ""]
-        rows.append(line([*cells, "met" if met(result, key) else "**missed**"]))
-    return "\n".join(rows)
+        rows.append([*cells, "met" if met(result, key) else "**missed**"])
+    return table(["what", "measured", "goal", "limit", ""], rows)
 
 
 def label(name: str, key: str) -> str:
@@ -322,13 +322,13 @@ def words_of(table: Mapping[str, Any], key: str) -> tuple[Any, tuple[str, ...]] 
     return None
 
 
-def grid(table: Table, metrics: Mapping[str, float]) -> str:
+def grid(words: Table, metrics: Mapping[str, float]) -> str:
     """Metrics side by side; none where there is no such number."""
-    rows = [line(["", *table.columns]), "|---" * (1 + len(table.columns)) + "|"]
-    for name, part in table.rows.items():
-        keys = [pattern.format(part) for pattern in table.columns.values()]
-        rows.append(line([name, *(number(metrics[k]) if k in metrics else "" for k in keys)]))
-    return "\n".join(rows)
+    rows = []
+    for name, part in words.rows.items():
+        keys = [pattern.format(part) for pattern in words.columns.values()]
+        rows.append([name, *(number(metrics[k]) if k in metrics else "" for k in keys)])
+    return table(["", *words.columns], rows)
 
 
 def everything(metrics: Mapping[str, float]) -> str:
@@ -348,11 +348,6 @@ def number(value: float) -> str:
     if abs(value) >= 10 or abs(value) < 0.1:
         return f"{value:.3g}"
     return f"{value:.3f}".rstrip("0").rstrip(".")
-
-
-def line(cells: list[str]) -> str:
-    """A row of a table."""
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:

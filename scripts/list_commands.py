@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from pages import keep, wants_check
+from pages import keep, table, wants_check
 
 from hf_familial.cli import app
 
@@ -24,17 +24,15 @@ HEADER = f"""# Command line
 Every command of `{PROGRAM}`, made by `python scripts/list_commands.py` from the commands
 themselves. `{PROGRAM} COMMAND --help` says the same in a terminal. What a user can get wrong ends
 in one line and exit code 1, a wrong option in exit code 2.
-
-| command | what it does |
-|---|---|
 """
 
 
 def page() -> str:
     """The whole page."""
     found = list(commands(typer.main.get_command(app), (PROGRAM,)))
-    rows = [f"| [`{' '.join(path)}`](#{anchor(path)}) | {summary(c)} |" for path, c in found]
-    return HEADER + "\n".join(rows) + "\n\n" + "\n\n".join(section(p, c) for p, c in found) + "\n"
+    rows = [[f"[`{' '.join(path)}`](#{anchor(path)})", summary(c)] for path, c in found]
+    parts = [HEADER, table(["command", "what it does"], rows), ""]
+    return "\n".join(parts) + "\n" + "\n\n".join(section(p, c) for p, c in found) + "\n"
 
 
 def commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -95,7 +93,7 @@ def spelled(option: Any, context: Any) -> str:
     names = " / ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
     if option.is_flag:
         return names
-    return f"{names} `{name_of(option, context)}`".replace("|", "\\|")
+    return f"{names} `{name_of(option, context)}`"
 
 
 def described(parameter: Any) -> str:
@@ -120,16 +118,10 @@ def default(option: Any, context: Any) -> str:
 
 
 def cell(text: str) -> str:
-    """Text in a table: one line, with nothing that Markdown takes for a bar or a tag."""
-    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    """Text in a table: one line, with nothing that Markdown takes for a tag."""
+    parts = " ".join(text.split()).split("`")
     parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]  # code keeps its own
     return "`".join(parts)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> int:

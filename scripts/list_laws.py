@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pages import keep, wants_check
+from pages import keep, table, wants_check
 
 from hf_familial.scaling import LAWS, Law
-from hf_familial.scaling.laws import ALIASES
+from hf_familial.scaling.laws.catalogue import ALIASES
 
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "laws.md"
@@ -28,23 +28,19 @@ The {count} laws of `hf_familial.scaling`, made by `python scripts/list_laws.py`
 itself. Fit one by its name: `hf-familial fit runs.jsonl --law {first}`; see
 [scaling.md](scaling.md). Losses are in nats per token, C in FLOPs, N in parameters, D in tokens.
 
-A law of your own is one more [`Law`](../src/hf_familial/scaling/law.py): its variables, its
-parameters, and one function that gives a column per linear parameter.
-
-| name | formula | reads |
-|---|---|---|
-"""
+A law of your own is one more [`Law`](../src/hf_familial/scaling/laws/law.py): its variables, its
+parameters, and one function that gives a column per linear parameter."""
 
 
 def page() -> str:
     """The whole page."""
     first = next(iter(LAWS))
     rows = [
-        f"| [`{law.name}`](#{law.name}) | `{law.formula_text}` | {', '.join(law.variable_names)} |"
+        [f"[`{law.name}`](#{law.name})", f"`{law.formula_text}`", ", ".join(law.variable_names)]
         for law in LAWS.values()
     ]
     aliases = ", ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items())
-    parts = [HEADER.format(count=len(LAWS), first=first) + "\n".join(rows)]
+    parts = [HEADER.format(count=len(LAWS), first=first), table(["name", "formula", "reads"], rows)]
     parts += [f"Other names: {aliases}."] if aliases else []
     for family, title in FAMILIES.items():
         laws = [law for law in LAWS.values() if law.family == family]
@@ -63,10 +59,8 @@ def section(law: Law) -> str:
     ]
     if law.target.name != "loss":
         parts.append(f"Predicts `{law.target.name}`: {law.target.meaning} ({law.target.unit}).")
-    parts.append("\n".join(["| variable | unit | values | meaning |", "|---|---|---|---|", *(
-        f"| ${v.symbol}$ `{v.name}` | {v.unit} | {v.range_text} | {v.meaning} |"
-        for v in law.variables
-    )]))  # fmt: skip
+    columns = [[f"${v.symbol}$ `{v.name}`", v.unit, v.range_text, v.meaning] for v in law.variables]
+    parts.append(table(["variable", "unit", "values", "meaning"], columns))
     labels = list(law.published)
     head = ["parameter", "kind", "bounds", "meaning", *(f"published: {name}" for name in labels)]
     rows = []
@@ -76,7 +70,7 @@ def section(law: Law) -> str:
         values = [f"{law.published[name].values[parameter.name]:.6g}" for name in labels]
         cells = [f"${parameter.symbol}$ `{parameter.name}`", kind, f"{low:g} to {high:g}"]
         rows.append([*cells, parameter.meaning, *values])
-    parts.append("\n".join(line(cells) for cells in [head, ["---"] * len(head), *rows]))
+    parts.append(table(head, rows))
     for name, published in law.published.items():
         note = f" {published.note}" if published.note else ""
         parts.append(f"- {name}: {link(published.source)}.{note}")
@@ -94,11 +88,6 @@ def domain(law: Law) -> list[str]:
         words.append(f"Fitted on: {'; '.join(ranges)}.")
     failures = "\n".join(f"- {failure}" for failure in found.failures)
     return [part for part in (" ".join(words), failures) if part]
-
-
-def line(cells: list[str]) -> str:
-    """A row of a table."""
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def link(source: str) -> str:

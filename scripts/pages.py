@@ -1,8 +1,9 @@
-"""What scripts share that make a page of the documentation: write it, or see that it is fresh."""
+"""What scripts share that make a page of the documentation: tables, and whether it is fresh."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -11,6 +12,16 @@ def wants_check(doc: str) -> bool:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
     return bool(parser.parse_args().check)
+
+
+def line(cells: Iterable[str]) -> str:
+    """A row of a Markdown table; bars inside its cells are no borders."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(line(cells) for cells in [head, ["---"] * len(head), *rows])
 
 
 def keep(path: Path, text: str, script: str, done: str, check: bool) -> int:

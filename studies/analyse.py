@@ -38,11 +38,11 @@ from hf_familial.scaling import (
     seed_noise,
     size_exponent,
 )
-from hf_familial.scaling.columns import Choice, read_runs
-from hf_familial.scaling.examine import examine
-from hf_familial.scaling.leverage import even_members
-from hf_familial.scaling.report import write_figures, write_report
-from hf_familial.scaling.study import Origin, write_study
+from hf_familial.scaling.data.columns import Choice, read_runs
+from hf_familial.scaling.planning.leverage import even_members
+from hf_familial.scaling.report.examine import examine
+from hf_familial.scaling.report.page import write_figures, write_report
+from hf_familial.scaling.report.study import Origin, write_study
 
 
 LOSSES = {"eval_mean": "mean over exits", "eval_final": "deepest exit"}

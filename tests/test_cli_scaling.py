@@ -13,7 +13,7 @@ import pytest
 
 from hf_familial.cli import main
 from hf_familial.scaling import LAWS, get_law
-from hf_familial.scaling.study import read_study
+from hf_familial.scaling.report.study import read_study
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,6 +28,21 @@ ROOMS: dict[str, set[str]] = {
 ROOMS["cli"] = set(ROOMS)
 ROOMS["__main__"] = {"cli"}
 
+# rooms inside a room and modules beside them, from the ground up: each may import those before it
+FLOORS: dict[str, tuple[str, ...]] = {
+    "isoflop": ("design", "sweep"),
+    "scaling": (
+        "errors",
+        "laws",
+        "optima",
+        "data",
+        "fitting",
+        "uncertainty",
+        "planning",
+        "report",
+    ),
+}
+
 # rooms whose imports from outside the package and the standard library are counted
 THIRD_PARTY: dict[str, set[str]] = {
     "runs": set(),
@@ -121,9 +136,23 @@ def judge(found: Import, package: str) -> str | None:
         return None
     if target in ROOT_NAMES:
         return None if room not in THIRD_PARTY else f"`{room}` may not import the package"
-    if target == room or target in ROOMS[room]:
+    if target == room:
+        return judge_floor(found)
+    if target in ROOMS[room]:
         return None
     return f"`{room}` may not import `{target or package}`"
+
+
+def judge_floor(found: Import) -> str | None:
+    """What is wrong with an import from one floor of a room to another, or None."""
+    room, *inside = found.module.split(".")
+    floors = FLOORS.get(room, ())
+    if not inside or inside[0] not in floors:  # the room itself shows names of every floor
+        return None
+    lower = [*found.target.split("."), ""][2]
+    if lower in floors[: floors.index(inside[0]) + 1]:
+        return None
+    return f"`{room}.{inside[0]}` may not import `{lower or room}`"
 
 
 def cycles(edges: dict[str, set[str]]) -> list[str]:
@@ -149,9 +178,11 @@ def violations(root: Path) -> list[str]:
     modules, problems = modules_of(root), []
     edges: dict[str, set[str]] = {}
     for module, path in modules.items():
-        room = module.split(".")[0]
+        room, *inside = module.split(".")
         if room and room not in ROOMS:
             problems.append(f"{module}: no row for `{room}` in ROOMS")
+        if inside and inside[0] not in FLOORS.get(room, inside):
+            problems.append(f"{module}: no floor for `{inside[0]}` in FLOORS")
         lines = len(path.read_text(encoding="utf-8").splitlines())
         if lines > MAX_LINES:
             problems.append(f"{module}: {lines} lines, more than {MAX_LINES}")
@@ -281,6 +312,21 @@ def tree(tmp_path):
             "the package imports `training` eagerly",
             id="eager-package",
         ),
+        pytest.param(
+            {"scaling/laws/law.py": "from ..data import rows", "scaling/data/rows.py": ""},
+            "`scaling.laws` may not import `data`",
+            id="upstairs",
+        ),
+        pytest.param(
+            {"scaling/data/rows.py": "def f():\n    from .. import fit", "scaling/__init__.py": ""},
+            "scaling.data.rows:2: `scaling.data` may not import `scaling`",
+            id="floor-to-its-room",
+        ),
+        pytest.param(
+            {"scaling/attic.py": ""},
+            "scaling.attic: no floor for `attic` in FLOORS",
+            id="unknown-floor",
+        ),
         pytest.param({"utils.py": ""}, "utils: no row for `utils` in ROOMS", id="unknown-room"),
         pytest.param({"flops.py": "#\n" * 401}, "flops: 401 lines, more than 400", id="too-long"),
     ],
@@ -307,8 +353,14 @@ def test_a_lawful_tree_passes(tree):
             "hub/__init__.py": "from .push import push",
             "hub/push.py": "from .. import __version__\nfrom ..flops import count\nimport rich",
             "training/__init__.py": "from ..hub.push import push",
-            "scaling/__init__.py": "from .fit import fit",
-            "scaling/fit.py": "import numpy as np\nfrom scipy import optimize\nimport dataclasses",
+            "scaling/__init__.py": "from .fitting.fit import fit",
+            "scaling/errors.py": "",
+            "scaling/laws/law.py": "from ..errors import UnknownLawError",
+            "scaling/fitting/fit.py": (
+                "import numpy as np\nfrom scipy import optimize\nimport dataclasses\n"
+                "from ..laws.law import Law\nfrom .search import minimise"
+            ),
+            "scaling/fitting/search.py": "from hf_familial.scaling.errors import TooFewError",
             "cli.py": "from .scaling import fit\nfrom .training import args\nimport typer",
         }
     )

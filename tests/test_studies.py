@@ -11,7 +11,7 @@ import pytest
 
 from hf_familial.isoflop import IsoFlopDesign
 from hf_familial.runs import read_runs
-from hf_familial.scaling.study import read_study
+from hf_familial.scaling.report.study import read_study
 
 
 ROOT = Path(__file__).resolve().parents[1]

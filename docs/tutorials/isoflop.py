@@ -24,11 +24,11 @@ from rich.console import Console
 import hf_familial as hff
 from hf_familial.isoflop import BackboneTemplate, LocalExecutor, Measured, MeasuredRow, Sweep
 from hf_familial.scaling import HeadFlops, ScalingError, fit, get_law, plan
-from hf_familial.scaling.columns import Choice, read_runs
-from hf_familial.scaling.examine import examine
-from hf_familial.scaling.flop_models import aspect_width
-from hf_familial.scaling.report import write_report
-from hf_familial.scaling.study import Origin, write_study
+from hf_familial.scaling.data.columns import Choice, read_runs
+from hf_familial.scaling.optima.flop_models import aspect_width
+from hf_familial.scaling.report.examine import examine
+from hf_familial.scaling.report.page import write_report
+from hf_familial.scaling.report.study import Origin, write_study
 
 
 # %% [markdown]

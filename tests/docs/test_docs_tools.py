@@ -100,7 +100,7 @@ def test_names_become_links_where_a_page_documents_them(text, expected):
 def test_of_two_names_the_nearest_is_linked():
     near = docstrings.documented("MissingColumnError", "hf_familial.training.data.corpus")
     assert near == "hf_familial.training.data.arguments.MissingColumnError"
-    assert docstrings.documented("MissingColumnError", "hf_familial.scaling.fit.fit") == (
+    assert docstrings.documented("MissingColumnError", "hf_familial.scaling.fitting.fit.fit") == (
         "hf_familial.scaling.MissingColumnError"
     )
 

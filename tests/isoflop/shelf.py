@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 from fsspec.implementations.memory import MemoryFileSystem
 from sweep_harness import CLOCKS, Killed
 
-from hf_familial.isoflop import SweepFolder, lease
-from hf_familial.isoflop.folder import ROWS
+from hf_familial.isoflop import SweepFolder
+from hf_familial.isoflop.sweep import lease
+from hf_familial.isoflop.sweep.folder import ROWS
 
 
 URL = "shelf://sweep"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_familial.isoflop import BackboneTemplate, Event, Fixed, IsoFlopDesign, Task
-from hf_familial.isoflop.worker import run_task
+from hf_familial.isoflop.sweep.worker import run_task
 
 
 WORDS = "alpha beta gamma delta the of and a b exit layer loss".split()

@@ -26,7 +26,7 @@ from hf_familial.isoflop import (
     brackets,
     calibrate_rate,
 )
-from hf_familial.isoflop.rules import ExpectedLaw
+from hf_familial.isoflop.design.rules import ExpectedLaw
 
 
 TEMPLATE = BackboneTemplate(head_dim=16, multiple=16, kv_heads=2)
@@ -63,10 +63,11 @@ rules = st.one_of(
         ),
     ),
 )
+one_size = st.one_of(st.floats(1e4, 1e12), st.just("64x4"))
 designs = st.builds(
     design_of,
     budgets=st.lists(st.floats(1e9, 1e21), min_size=1, max_size=3, unique=True),
-    sizes=st.lists(st.one_of(st.floats(1e4, 1e12), st.just("64x4")), min_size=1, unique=True),
+    sizes=st.lists(one_size, min_size=1, unique=True),
     granularities=st.sets(st.integers(2, 8), max_size=3).map(lambda s: [1, *sorted(s)]),
     placement=st.one_of(st.just("even"), st.permutations([0.1 * i for i in range(1, 9)])),
     seeds=st.lists(st.integers(0, 9), min_size=1, unique=True),
@@ -108,6 +109,12 @@ WRONG = [
     ({"seq_length": True}, "`seq_length` must be an integer, got True"),
     ({"seq_length": 1.5}, "`seq_length` must be an integer, got 1.5"),
     ({"sizes": ["64 by 4"]}, "`sizes` must be numbers of parameters or `width x depth`"),
+    ({"sizes": [-1e5]}, "`sizes` must be positive, got -100000.0"),
+    ({"sizes": ["64x4", "64x4"]}, "`sizes` must hold different values"),
+    ({"sizes": [["64x4"], ["32x4"], ["16x4"]]}, "one list for each of them (1 here)"),
+    ({"sizes": [["64x4"], "32x4"]}, "must be one list for all budgets"),
+    ({"sizes": [[]]}, "`sizes` must hold different values, at least one"),
+    ({"sizes": [["64 by 4"]]}, "`sizes` must be numbers of parameters"),
     ({"granularities": [2, 4]}, "`granularities` must hold 1, the dense model"),
     ({"placement": [0.5]}, "one for each early exit of G = 3"),
     ({"placement": "odd"}, "`placement` must be `even`"),
@@ -175,6 +182,21 @@ def test_runs_are_the_whole_grid() -> None:
     assert (first.G, paired.G) == (1, 3)
     ratio = paired.flops_per_token / first.flops_per_token
     assert first.tokens / paired.tokens == pytest.approx(ratio, rel=0.01)
+
+
+def test_every_budget_may_have_its_own_sizes() -> None:
+    small, large = ["16x4", "32x4"], ["32x4", "48x4", "64x4"]
+    design = design_of(sizes=[small, large])
+    assert IsoFlopDesign.parse(design.to_yaml()) == design
+    widths = {C: {run.width for run in design.runs() if run.budget == C} for C in design.budgets}
+    assert list(widths.values()) == [{16, 32}, {32, 48, 64}]
+    # each run is the one that a design of its budget alone would have
+    apart = [
+        run.id
+        for budget, sizes in zip(design.budgets, (small, large), strict=True)
+        for run in design_of(budgets=[budget], sizes=sizes).runs()
+    ]
+    assert [run.id for run in design.runs()] == apart
 
 
 def test_an_id_is_its_content() -> None:

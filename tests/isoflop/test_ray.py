@@ -15,8 +15,8 @@ import pytest
 from filelock import FileLock
 
 from hf_familial.isoflop import DesignError, IsoFlopDesign, LocalExecutor, Sweep, SweepFolder, Task
-from hf_familial.isoflop.folder import ROWS, SweepError
-from hf_familial.isoflop.ray_executor import RayExecutor, import_ray
+from hf_familial.isoflop.sweep.folder import ROWS, SweepError
+from hf_familial.isoflop.sweep.ray_executor import RayExecutor, import_ray
 
 
 DESIGN = IsoFlopDesign.from_dict(
@@ -199,7 +199,7 @@ ONE = replace(DESIGN, budgets=(4e10,), sizes=("48x3",), granularities=(1,))
 KILLED = """
 import sys
 from hf_familial.isoflop import IsoFlopDesign, Sweep
-from hf_familial.isoflop.ray_executor import RayExecutor
+from hf_familial.isoflop.sweep.ray_executor import RayExecutor
 design, folder, address = sys.argv[1:]
 Sweep(IsoFlopDesign.parse(design), folder, RayExecutor(address), save_seconds=0).run()
 """

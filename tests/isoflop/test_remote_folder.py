@@ -23,10 +23,10 @@ from hf_familial.isoflop import (
     Sweep,
     SweepFolder,
     SweepLockedError,
-    lease,
 )
-from hf_familial.isoflop.folder import POINTER, ROWS
-from hf_familial.isoflop.workspace import Workspace
+from hf_familial.isoflop.sweep import lease
+from hf_familial.isoflop.sweep.folder import POINTER, ROWS
+from hf_familial.isoflop.sweep.workspace import Workspace
 from hf_familial.runs import RunRecordError
 
 

@@ -29,8 +29,8 @@ from hf_familial.isoflop import (
     Task,
     survey,
 )
-from hf_familial.isoflop.corpora import _corpus
-from hf_familial.isoflop.folder import FAILURE, RECORD, RUN_POINTS
+from hf_familial.isoflop.sweep.corpora import _corpus
+from hf_familial.isoflop.sweep.folder import FAILURE, RECORD, RUN_POINTS
 from hf_familial.runs import RunRecordError, read_runs
 
 

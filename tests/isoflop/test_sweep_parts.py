@@ -34,8 +34,8 @@ from hf_familial.isoflop import (
     Task,
     display_for,
 )
-from hf_familial.isoflop.display import Tally
-from hf_familial.isoflop.worker import _is_full, serve_one
+from hf_familial.isoflop.sweep.display import Tally
+from hf_familial.isoflop.sweep.worker import _is_full, serve_one
 from hf_familial.runs import Backbone, RunRecord
 
 
@@ -281,7 +281,7 @@ def test_a_tally_stays_in_its_bounds(steps: list[tuple[int, float, bool]]) -> No
 def test_a_tally_knows_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, other = PLANS[0], PLANS[1]
     tally = Tally(plan.flops + other.flops, start=0.0)
-    monkeypatch.setattr("hf_familial.isoflop.display.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("hf_familial.isoflop.sweep.display.time.monotonic", lambda: 100.0)
     assert (tally.share, tally.left()) == (0.0, "?")
     tally.put(other, other.steps, before=True)
     tally.put(plan, plan.steps // 2, before=True)
@@ -407,7 +407,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fake]]:
         def start(command: list[str], **choices: Any) -> Any:
             return popen([sys.executable, "-c", code], **choices)
 
-        monkeypatch.setattr("hf_familial.isoflop.executors.subprocess.Popen", start)
+        monkeypatch.setattr("hf_familial.isoflop.sweep.executors.subprocess.Popen", start)
         made.append(Fake(code, workers))
         return made[-1]
 
@@ -456,7 +456,7 @@ def test_a_worker_that_dies_is_replaced(fake: Callable[..., Fake], code: str, ho
 def test_a_worker_that_babbles_is_ended(
     fake: Callable[..., Fake], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_familial.isoflop.executors.PATIENCE", 0.2)
+    monkeypatch.setattr("hf_familial.isoflop.sweep.executors.PATIENCE", 0.2)
     executor = fake(BABBLES)
     executor.start()
     executor.submit(TASK)

@@ -3,9 +3,9 @@
 import numpy as np
 
 from hf_familial.scaling import Observations, fit, get_law
-from hf_familial.scaling.examine import examine
-from hf_familial.scaling.optimum import best
-from hf_familial.scaling.study import Origin
+from hf_familial.scaling.optima.optimum import best
+from hf_familial.scaling.report.examine import examine
+from hf_familial.scaling.report.study import Origin
 
 
 BUDGETS = (1e19, 1e20, 1e21)

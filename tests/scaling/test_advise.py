@@ -7,12 +7,12 @@ import pytest
 from scipy.stats import norm
 
 from hf_familial.scaling import ScalingError, fit, get_law
-from hf_familial.scaling.advise import UNKNOWN, advise
-from hf_familial.scaling.candidates import Candidate, Situation
-from hf_familial.scaling.flop_models import six_nd
-from hf_familial.scaling.optimum import best
-from hf_familial.scaling.predict import Known
-from hf_familial.scaling.simulate import isoflop_design, simulate
+from hf_familial.scaling.data.simulate import isoflop_design, simulate
+from hf_familial.scaling.optima.flop_models import six_nd
+from hf_familial.scaling.optima.optimum import best
+from hf_familial.scaling.planning.advise import UNKNOWN, advise
+from hf_familial.scaling.planning.candidates import Candidate, Situation
+from hf_familial.scaling.planning.predict import Known
 
 
 FAMILIAL, HOFFMANN = get_law("familial"), get_law("hoffmann")
@@ -20,7 +20,7 @@ TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28, "gamma"
 DENSE = {name: TRUTH[name] for name in HOFFMANN.names}
 MIXTURE = get_law("ludziejewski")
 
-pytestmark = pytest.mark.filterwarnings("ignore::hf_familial.scaling.predict.DomainWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::hf_familial.scaling.DomainWarning")
 
 
 @pytest.fixture(scope="module")

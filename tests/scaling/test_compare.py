@@ -8,9 +8,9 @@ import pytest
 from scipy import integrate, stats
 
 from hf_familial.scaling import FarResiduals, Observations, ScalingError, fit, get_law
-from hf_familial.scaling.compare import compare
-from hf_familial.scaling.criteria import aicc, log_likelihood
-from hf_familial.scaling.simulate import isoflop_design, simulate
+from hf_familial.scaling.data.simulate import isoflop_design, simulate
+from hf_familial.scaling.fitting.compare import compare
+from hf_familial.scaling.fitting.criteria import aicc, log_likelihood
 
 
 TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28, "gamma": 0.033}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.bootstrap import bootstrap
-from hf_familial.scaling.delta import Spread
-from hf_familial.scaling.quantity import coefficient, loss_at, optimal
-from hf_familial.scaling.simulate import isoflop_design, simulate
+from hf_familial.scaling.data.simulate import isoflop_design, simulate
+from hf_familial.scaling.optima.quantity import coefficient, loss_at, optimal
+from hf_familial.scaling.uncertainty.bootstrap import bootstrap
+from hf_familial.scaling.uncertainty.delta import Spread
 
 
 STUDIES = 400

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from studies import FAMILY, NEIGHBOURS, study_of
 
-from hf_familial.scaling.canvas import (
+from hf_familial.scaling.report.canvas import (
     ACCENT,
     CONTRAST,
     HUES,
@@ -25,9 +25,9 @@ from hf_familial.scaling.canvas import (
     to_png,
     to_svg,
 )
-from hf_familial.scaling.figures import Group, draw_agreement, draw_frontier, draw_residuals
-from hf_familial.scaling.gallery import pictures
-from hf_familial.scaling.wording import count, estimate, percent, scientific, significant
+from hf_familial.scaling.report.figures import Group, draw_agreement, draw_frontier, draw_residuals
+from hf_familial.scaling.report.gallery import pictures
+from hf_familial.scaling.report.wording import count, estimate, percent, scientific, significant
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,9 @@ from hf_familial.scaling import (
     get_law,
     refit,
 )
-from hf_familial.scaling.newton import minimise
-from hf_familial.scaling.objective import Loss, Problem
-from hf_familial.scaling.space import Space
+from hf_familial.scaling.fitting.newton import minimise
+from hf_familial.scaling.fitting.objective import Loss, Problem
+from hf_familial.scaling.fitting.space import Space
 
 
 NOISY = study("hoffmann", get_law("hoffmann").published["besiroglu"].values, noise=0.005, seed=1)

@@ -19,10 +19,8 @@ from hf_familial.scaling import (
     get_law,
     refit,
 )
-from hf_familial.scaling.bootstrap import Bootstrap, bootstrap
-from hf_familial.scaling.delta import Spread
-from hf_familial.scaling.intervals import Estimate, intervals, seed_noise
-from hf_familial.scaling.quantity import (
+from hf_familial.scaling.data.simulate import isoflop_design, simulate
+from hf_familial.scaling.optima.quantity import (
     Interval,
     Quantity,
     coefficient,
@@ -30,7 +28,9 @@ from hf_familial.scaling.quantity import (
     optimal,
     size_exponent,
 )
-from hf_familial.scaling.simulate import isoflop_design, simulate
+from hf_familial.scaling.uncertainty.bootstrap import Bootstrap, bootstrap
+from hf_familial.scaling.uncertainty.delta import Spread
+from hf_familial.scaling.uncertainty.intervals import Estimate, intervals, seed_noise
 
 
 FAMILIAL, HOFFMANN = get_law("familial"), get_law("hoffmann")

@@ -22,7 +22,7 @@ from hf_familial.scaling import (
     fit,
     get_law,
 )
-from hf_familial.scaling.duals import BINARY, UNARY, Dual
+from hf_familial.scaling.laws.duals import BINARY, UNARY, Dual
 
 
 POINT = {

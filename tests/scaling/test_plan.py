@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from hf_familial.scaling import MissingColumnError, ScalingError, fit, get_law
+from hf_familial.scaling.data.simulate import isoflop_design, simulate
 from hf_familial.scaling.errors import NoMinimumError
-from hf_familial.scaling.flop_models import HeadFlops, LifetimeFlops, aspect_width, six_nd
-from hf_familial.scaling.leverage import compute_leverage, even_members, loss_leverage
-from hf_familial.scaling.optimum import best, powers, tokens_for
-from hf_familial.scaling.plan import Limits, plan
-from hf_familial.scaling.predict import DomainWarning, Known, predict
-from hf_familial.scaling.quantity import compute_for, granularity_compute, least_loss
-from hf_familial.scaling.simulate import isoflop_design, simulate
+from hf_familial.scaling.optima.flop_models import HeadFlops, LifetimeFlops, aspect_width, six_nd
+from hf_familial.scaling.optima.optimum import best, powers, tokens_for
+from hf_familial.scaling.optima.quantity import compute_for, granularity_compute, least_loss
+from hf_familial.scaling.planning.leverage import compute_leverage, even_members, loss_leverage
+from hf_familial.scaling.planning.plan import Limits, plan
+from hf_familial.scaling.planning.predict import DomainWarning, Known, predict
 
 
 FAMILIAL, HOFFMANN = get_law("familial"), get_law("hoffmann")
@@ -25,7 +25,7 @@ TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28, "gamma"
 DENSE = {name: TRUTH[name] for name in HOFFMANN.names}
 KNOWN = Known(FAMILIAL, TRUTH)
 
-pytestmark = pytest.mark.filterwarnings("ignore::hf_familial.scaling.predict.DomainWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::hf_familial.scaling.DomainWarning")
 
 exponents = st.floats(0.1, 0.9)
 weights = st.floats(10, 1e4)

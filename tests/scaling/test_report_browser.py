@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from studies import FAMILY, study_of
 
-from hf_familial.scaling.report import write_report
+from hf_familial.scaling.report.page import write_report
 
 
 pytestmark = pytest.mark.slow

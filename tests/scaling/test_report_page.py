@@ -13,12 +13,11 @@ from matplotlib.image import imread
 from studies import FAMILY, NEIGHBOURS, SPARSE, rows_of, study_of
 
 from hf_familial.scaling import LAWS, FitStatus, Observations, fit, get_law
-from hf_familial.scaling.doubts import doubts
-from hf_familial.scaling.examine import examine
-from hf_familial.scaling.formula import draw_formula, symbol_html, symbol_text
-from hf_familial.scaling.report import report_html, write_figures
-from hf_familial.scaling.sections import granularity
-from hf_familial.scaling.study import (
+from hf_familial.scaling.report.examine import examine
+from hf_familial.scaling.report.formula import draw_formula, symbol_html, symbol_text
+from hf_familial.scaling.report.page import report_html, write_figures
+from hf_familial.scaling.report.sections import granularity
+from hf_familial.scaling.report.study import (
     Origin,
     StudyError,
     check_place,
@@ -26,7 +25,8 @@ from hf_familial.scaling.study import (
     write_study,
     write_whole,
 )
-from hf_familial.scaling.wording import estimate
+from hf_familial.scaling.report.wording import estimate
+from hf_familial.scaling.uncertainty.doubts import doubts
 
 
 @pytest.fixture(scope="module")

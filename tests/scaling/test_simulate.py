@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hf_familial.scaling import ScalingError, get_law
-from hf_familial.scaling.optimum import best
-from hf_familial.scaling.simulate import isoflop_design, simulate
+from hf_familial.scaling.data.simulate import isoflop_design, simulate
+from hf_familial.scaling.optima.optimum import best
 
 
 LAW = get_law("familial")

@@ -82,10 +82,10 @@ def fit_command(
     if drop_largest and drop_far:
         raise ValueError("use one of `--drop-largest` and `--drop-far`.")
     from ..scaling import FarResiduals, LargestLosses, fit
-    from ..scaling.columns import read_runs
-    from ..scaling.examine import examine
-    from ..scaling.report import write_report
-    from ..scaling.study import Origin, check_place, write_study
+    from ..scaling.data.columns import read_runs
+    from ..scaling.report.examine import examine
+    from ..scaling.report.page import write_report
+    from ..scaling.report.study import Origin, check_place, write_study
 
     for path in filter(None, (out, report)):
         check_place(path)
@@ -162,9 +162,9 @@ def plan_command(
     """Plan the best run for a budget, or the least budget for a loss."""
     import math
 
-    from ..scaling.flop_models import HeadFlops
-    from ..scaling.plan import Limits, plan
-    from ..scaling.predict import DomainWarning
+    from ..scaling.optima.flop_models import HeadFlops
+    from ..scaling.planning.plan import Limits, plan
+    from ..scaling.planning.predict import DomainWarning
     from . import scaling_views as views
 
     source = fit_or_law(fit)
@@ -204,8 +204,8 @@ def report_command(
     ] = None,
 ) -> None:
     """Write a fit as one page of HTML that needs nothing else."""
-    from ..scaling.report import write_figures, write_report
-    from ..scaling.study import read_study
+    from ..scaling.report.page import write_figures, write_report
+    from ..scaling.report.study import read_study
     from . import scaling_views as views
 
     study = read_study(fit)

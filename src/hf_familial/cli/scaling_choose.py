@@ -26,7 +26,7 @@ from .scaling_options import (
 
 
 if TYPE_CHECKING:
-    from ..scaling.candidates import Candidate
+    from ..scaling.planning.candidates import Candidate
 
 # of a candidate: what is no variable of its law
 TRAITS = ("stored", "active", "error")
@@ -47,9 +47,9 @@ def compare_command(
     as_json: AsJson = False,
 ) -> None:
     """Fit several laws to the same runs; judge them by the runs they did not see."""
-    from ..scaling.columns import read_runs
-    from ..scaling.compare import compare
-    from ..scaling.examine import comparison_tables
+    from ..scaling.data.columns import read_runs
+    from ..scaling.fitting.compare import compare
+    from ..scaling.report.examine import comparison_tables
     from . import scaling_views as views
 
     forms = [law_of(name) for name in laws.split(",")]
@@ -84,7 +84,7 @@ def advise_command(
     as_json: AsJson = False,
 ) -> None:
     """Say which architecture to train, how sure that is, and what would change the answer."""
-    from ..scaling.advise import advise
+    from ..scaling.planning.advise import advise
     from . import scaling_views as views
 
     answer = advise(
@@ -104,7 +104,7 @@ def advise_command(
 
 def _candidate(word: str) -> Candidate:
     """A candidate as `moe.json:S=0.9,stored=8`."""
-    from ..scaling.candidates import Candidate
+    from ..scaling.planning.candidates import Candidate
 
     source, colon, words = word.rpartition(":")
     if not colon or "=" not in words:

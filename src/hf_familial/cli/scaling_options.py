@@ -12,8 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from ..scaling import Fit, Law
-    from ..scaling.columns import Choice
-    from ..scaling.predict import Known
+    from ..scaling.data.columns import Choice
+    from ..scaling.planning.predict import Known
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 def law_of(name: str) -> Law:
     """A law by name; near names where there is none."""
     from ..scaling import UnknownLawError, get_law
-    from ..scaling.laws import ALIASES, LAWS
+    from ..scaling.laws.catalogue import ALIASES, LAWS
 
     try:
         return get_law(name)
@@ -56,8 +56,8 @@ def law_of(name: str) -> Law:
 
 def fit_or_law(name: str) -> Fit | Known:
     """A fit in a file, or a law with its published values."""
-    from ..scaling.predict import Known
-    from ..scaling.study import read_study
+    from ..scaling.planning.predict import Known
+    from ..scaling.report.study import read_study
 
     if Path(name).exists() or name.endswith(".json") or "/" in name:
         return read_study(name).fit
@@ -66,7 +66,7 @@ def fit_or_law(name: str) -> Fit | Known:
 
 def choice_of(size: str, loss: str, columns: list[str] | None, status: str) -> Choice:
     """What to take from a table, as the options say."""
-    from ..scaling.columns import Choice
+    from ..scaling.data.columns import Choice
 
     names = pairs(columns, str, "--column N=my_column") or {}
     return Choice(size, loss, names, tuple(status.split(",")))

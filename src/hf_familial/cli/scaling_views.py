@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..scaling.wording import MISSING, count, estimate, scientific, significant
+from ..scaling.report.wording import MISSING, count, estimate, scientific, significant
 
 
 if TYPE_CHECKING:
-    from ..scaling.advise import Advice
-    from ..scaling.intervals import Estimate
-    from ..scaling.plan import Plan
-    from ..scaling.study import Study
+    from ..scaling.planning.advise import Advice
+    from ..scaling.planning.plan import Plan
+    from ..scaling.report.study import Study
+    from ..scaling.uncertainty.intervals import Estimate
 
 
 FAMILIES = {

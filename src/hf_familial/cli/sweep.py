@@ -43,8 +43,8 @@ def plan(
 ) -> None:
     """What would run: sizes, tokens, FLOPs, times, and what to worry about. Nothing is trained."""
     from ..isoflop import IsoFlopDesign, calibrate_rate
-    from ..isoflop.arguments import check_training
-    from ..isoflop.table import words_of_time
+    from ..isoflop.design.table import words_of_time
+    from ..isoflop.sweep.arguments import check_training
 
     found = IsoFlopDesign.from_yaml(design)
     check_training(found.training)
@@ -189,7 +189,7 @@ def print_states(states: tuple[RunState, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..isoflop.status import STATES
+    from ..isoflop.sweep.status import STATES
 
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)

@@ -1,19 +1,19 @@
 """IsoFLOP designs and sweeps: which runs a budget pays for, and their doing, whatever happens."""
 
-from .backbones import BackboneTemplate
-from .design import IsoFlopDesign
-from .display import BarDisplay, Display, LineDisplay, display_for
-from .executors import Executor, LocalExecutor
-from .fields import DesignError
-from .folder import SweepError, SweepFolder, SweepLockedError
-from .outlook import Bracket, brackets
-from .plans import Refusal, RefusedRunsError, RunPlan
-from .rate import MachineRate, calibrate_rate
-from .ray_executor import RayExecutor
-from .rules import ExpectedLaw, Fixed, Measured, MeasuredRow, StepLaw
-from .status import Failure, RunState, survey
-from .sweep import StoppedSweepError, Sweep, SweepOutcome
-from .tasks import Event, Task
+from .design.backbones import BackboneTemplate
+from .design.fields import DesignError
+from .design.grid import IsoFlopDesign
+from .design.outlook import Bracket, brackets
+from .design.plans import Refusal, RefusedRunsError, RunPlan
+from .design.rate import MachineRate, calibrate_rate
+from .design.rules import ExpectedLaw, Fixed, Measured, MeasuredRow, StepLaw
+from .sweep.display import BarDisplay, Display, LineDisplay, display_for
+from .sweep.executors import Executor, LocalExecutor
+from .sweep.folder import SweepError, SweepFolder, SweepLockedError
+from .sweep.loop import StoppedSweepError, Sweep, SweepOutcome
+from .sweep.ray_executor import RayExecutor
+from .sweep.status import Failure, RunState, survey
+from .sweep.tasks import Event, Task
 
 
 __all__ = [

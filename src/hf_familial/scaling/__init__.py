@@ -1,13 +1,6 @@
 """Scaling laws: every form on one core; numpy and scipy only."""
 
-from .advise import advise
-from .bias import parabola_bias
-from .bootstrap import bootstrap
-from .candidates import Candidate
-from .compare import compare
-from .data import DroppedRow, Observations
-from .delta import Spread
-from .envelope import envelope
+from .data.observations import DroppedRow, Observations
 from .errors import (
     BadRowsError,
     MissingColumnError,
@@ -18,16 +11,16 @@ from .errors import (
     TooFewError,
     UnknownLawError,
 )
-from .fit import Refits, fit, refit
-from .flop_models import HeadFlops, LifetimeFlops
-from .intervals import Estimate, intervals, seed_noise
-from .law import Law, Link, Outer
-from .laws import LAWS, get_law
-from .leverage import compute_leverage, loss_leverage
-from .parabola import BiasWarning, parabolas
-from .plan import Limits, plan
-from .predict import DomainWarning, Known, predict
-from .quantity import (
+from .fitting.compare import compare
+from .fitting.fit import Refits, fit, refit
+from .fitting.result import FarResiduals, Fit, FitStatus, LargestLosses, Settings
+from .laws.catalogue import LAWS, get_law
+from .laws.law import Law, Link, Outer
+from .laws.vocabulary import LOSS, Domain, Parameter, Published, Variable
+from .optima.envelope import envelope
+from .optima.flop_models import HeadFlops, LifetimeFlops
+from .optima.parabola import BiasWarning, parabolas
+from .optima.quantity import (
     Interval,
     Quantity,
     coefficient,
@@ -36,8 +29,15 @@ from .quantity import (
     optimal,
     size_exponent,
 )
-from .result import FarResiduals, Fit, FitStatus, LargestLosses, Settings
-from .vocabulary import LOSS, Domain, Parameter, Published, Variable
+from .planning.advise import advise
+from .planning.candidates import Candidate
+from .planning.leverage import compute_leverage, loss_leverage
+from .planning.plan import Limits, plan
+from .planning.predict import DomainWarning, Known, predict
+from .uncertainty.bias import parabola_bias
+from .uncertainty.bootstrap import bootstrap
+from .uncertainty.delta import Spread
+from .uncertainty.intervals import Estimate, intervals, seed_noise
 
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..law import Law, Namespace
-from ..vocabulary import Domain, Parameter, Published
+from .law import Law, Namespace
 from .parts import D_UNIQUE, EXP_LINK, FEW_EXPONENTS, D, N, exponent, factor, floor
+from .vocabulary import Domain, Parameter, Published
 
 
 # --- Data-constrained -------------------------------------------------------------------------

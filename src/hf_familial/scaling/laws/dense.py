@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..law import Law, Namespace, Outer
-from ..vocabulary import Domain, Parameter, Published
+from .law import Law, Namespace, Outer
 from .parts import EXPONENTS, FEW_EXPONENTS, D, N, X, exponent, factor, floor
+from .vocabulary import Domain, Parameter, Published
 
 
 SIZE = factor("A", meaning="weight of the size term, nats per token times parameters to alpha")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..law import Law, Namespace, Outer
-from ..vocabulary import Domain, Parameter, Published
+from .law import Law, Namespace, Outer
 from .parts import EXPERT_GRANULARITY, EXPERTS, FEW_EXPONENTS, D, N, exponent, factor, floor
+from .vocabulary import Domain, Parameter, Published
 
 
 LN10 = math.log(10)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..law import Law, Namespace
-from ..vocabulary import Domain, Published
+from .law import Law, Namespace
 from .parts import FEW_EXPONENTS, D, G, N, U, V, exponent, factor, floor
+from .vocabulary import Domain, Published
 
 
 SOURCE = "arXiv 2512.23407"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..law import Law, Namespace, Outer
-from ..vocabulary import Domain, Published
+from .law import Law, Namespace, Outer
 from .parts import D, N, exponent, factor, power_link
+from .vocabulary import Domain, Published
 
 
 KAPLAN_DOMAIN = Domain(

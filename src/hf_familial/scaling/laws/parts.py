@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..law import Link, Namespace
-from ..vocabulary import Parameter, Variable
+from .law import Link, Namespace
+from .vocabulary import Parameter, Variable
 
 
 N = Variable("N", "N", "parameters", "model size; count embeddings or not, but always alike")

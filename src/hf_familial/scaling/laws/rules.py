@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..law import Law, Namespace
-from ..vocabulary import Domain, Published, Variable
+from .law import Law, Namespace
 from .parts import D, N, exponent, factor
+from .vocabulary import Domain, Published, Variable
 
 
 LEARNING_RATE = Variable("lr", r"\eta", "1", "best peak learning rate")

@@ -1,0 +1,1 @@
+"""Where rows come from: tables and files, their columns, or a simulation."""

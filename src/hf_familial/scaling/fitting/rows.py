@@ -1,0 +1,77 @@
+"""Which rows a fit uses: reading, weights, outliers, and whether they can bear the law."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from ..data.observations import Observations
+from ..data.reading import columns_of
+from ..errors import ScalingError, TooFewError
+from ..laws.law import Law
+from ..laws.vocabulary import LOSS
+from .result import LargestLosses, Settings
+
+
+def usable_rows(law: Law, data: Any, weights: Any, settings: Settings) -> Observations:
+    """The rows to fit: read, weighted, judged.
+
+    Args:
+        law ([`Law`]): The law.
+        data ([`Observations`] or a table): As for `fit`.
+        weights (array, *optional*): One positive number per row.
+        settings ([`Settings`]): Its rule for outliers, where that needs no fit.
+
+    Raises:
+        ScalingError: Of every kind that `fit` names for rows.
+    """
+    if not isinstance(data, Observations):
+        columns = columns_of(data)
+        data = Observations.read(
+            columns,
+            loss=law.target.name if law.target.name in columns else LOSS.name,
+            run_id="run_id" if "run_id" in columns else None,
+            needed=law.variable_names,
+        )
+    if weights is not None:
+        array = np.array(weights, dtype=np.float64)
+        if array.shape != data.loss.shape or not (array > 0).all() or not np.isfinite(array).all():
+            raise ScalingError(
+                f"`weights` must be {len(data)} positive numbers, one per row, got shape "
+                f"{array.shape}."
+            )
+        data = dataclasses.replace(data, weight=array * data.weight)
+    data = data.for_law(law)
+    if isinstance(settings.outliers, LargestLosses) and settings.outliers.count > 0:
+        count = min(settings.outliers.count, len(data))
+        drop = data.loss >= np.sort(data.loss)[-count]
+        data = data.without(drop, f"among the {count} largest losses")
+    if not settings.fixed and not settings.tied:
+        for variable in law.variables:
+            levels = len(np.unique(data.columns[variable.name]))
+            if levels < variable.levels:
+                what = "never varies" if levels == 1 else f"takes {levels} values only"
+                raise TooFewError(
+                    f"`{variable.name}` {what}; `{law.name}` needs at least {variable.levels}, or "
+                    "parameters fixed.",
+                    variable.name,
+                    levels,
+                    variable.levels,
+                )
+    return data
+
+
+def far_rows(residual: np.ndarray, threshold: float) -> np.ndarray:
+    """Which residuals are far from their median.
+
+    Args:
+        residual (`np.ndarray`): (rows,).
+        threshold (`float`): In robust standard deviations.
+
+    Returns:
+        `np.ndarray`: Booleans, (rows,).
+    """
+    off = np.abs(residual - np.median(residual))
+    return off > threshold * 1.4826 * np.median(off)

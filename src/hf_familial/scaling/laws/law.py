@@ -1,0 +1,225 @@
+"""What a scaling law is: variables, parameters, columns, an outer function, and where it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ..errors import MissingColumnError, ScalingError
+from .duals import Dual, grad_of, value_of
+from .vocabulary import LOSS, Domain, Parameter, Published, Variable
+
+
+# `x.N`, `p.alpha`: columns of a table and parameters, by name
+Namespace = SimpleNamespace
+
+# columns(x, p): one array, `Dual` or number per linear parameter
+Columns = Callable[[Namespace, Namespace], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Link:
+    """How a linear parameter weights its column, where it is not the weight itself.
+
+    Attributes:
+        weight (`Callable`): `weight(value, p)`, the factor of the column.
+        value (`Callable`): `value(weight, p)`, the parameter that gives this factor.
+    """
+
+    weight: Callable[[Any, Namespace], Any]
+    value: Callable[[Any, Namespace], Any]
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The function of the sum of a law's terms, where that sum is not the loss itself.
+
+    Attributes:
+        apply (`Callable`): `apply(total, x, p)`, the loss.
+        invert (`Callable`): `invert(loss, x, p)`, the sum of terms that gives this loss.
+    """
+
+    apply: Callable[[Any, Namespace, Namespace], Any]
+    invert: Callable[[Any, Namespace, Namespace], Any]
+
+
+@dataclass(frozen=True)
+class Law:
+    """A scaling law as data: the loss is `outer(sum_j weight_j * column_j)`.
+
+    A law is written once, in plain numpy over `x.N`, `p.alpha` and the like; its gradient follows
+    by forward-mode differentiation (`Dual`). What makes it fast to fit is that its linear
+    parameters only weight columns: given the nonlinear ones, least squares finds them.
+
+    Attributes:
+        name (`str`): Its key in `LAWS`.
+        title (`str`): One line for people.
+        formula (`str`): LaTeX, without dollar signs.
+        formula_text (`str`): The same in ASCII.
+        source (`str`): arXiv number or URL.
+        variables (`tuple[Variable, ...]`): What it reads.
+        linear (`tuple[Parameter, ...]`): One per column, in its order.
+        nonlinear (`tuple[Parameter, ...]`): Exponents and the like.
+        columns (`Callable`): `columns(x, p)`: as many arrays of shape (rows,), or numbers, as
+            there are linear parameters. `x` holds the variables and `p` every parameter; a column
+            may read linear ones, but should then depend on them weakly.
+        links (`Mapping[str, Link]`): For a linear parameter that is not its column's weight, such
+            as the `N_c` of `(N_c / N) ** alpha`, how it makes it.
+        outer (`Outer`, *optional*): Function of the sum; without it the sum is the loss.
+        published (`Mapping[str, Published]`): Values by label.
+        domain (`Domain`): Where it holds.
+        notes (`str`): Conventions and open questions.
+        family (`str`): `"familial"`, `"dense"`, `"sparse"`, or `"rule"` for what is no loss.
+        target (`Variable`): What it predicts.
+    """
+
+    name: str
+    title: str
+    formula: str
+    formula_text: str
+    source: str
+    variables: tuple[Variable, ...]
+    linear: tuple[Parameter, ...]
+    nonlinear: tuple[Parameter, ...]
+    columns: Columns
+    links: Mapping[str, Link] = field(default_factory=dict)
+    outer: Outer | None = None
+    published: Mapping[str, Published] = field(default_factory=dict)
+    domain: Domain = field(default_factory=Domain)
+    notes: str = ""
+    family: str = "dense"
+    target: Variable = LOSS
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if len(set(names)) < len(names):
+            raise ScalingError(f"Parameters of `{self.name}` must differ in name, got {names}.")
+        for label, given in self.published.items():
+            if set(given.values) != set(names):
+                raise ScalingError(
+                    f"Published values {label!r} of `{self.name}` must name {sorted(names)}, got "
+                    f"{sorted(given.values)}."
+                )
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """All parameters: linear ones first."""
+        return self.linear + self.nonlinear
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of `parameters`, in their order."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    @property
+    def variable_names(self) -> tuple[str, ...]:
+        """Names of `variables`, in their order."""
+        return tuple(variable.name for variable in self.variables)
+
+    def parameter(self, name: str) -> Parameter:
+        """The parameter of this name.
+
+        Raises:
+            ScalingError: If there is none.
+        """
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise ScalingError(f"`{self.name}` has parameters {list(self.names)}, not {name!r}.")
+
+    def terms(self, x: Namespace, p: Namespace) -> list[Any]:
+        """Every column times its weight, for arrays or `Dual`s.
+
+        Args:
+            x (`Namespace`): Variables, arrays that broadcast together.
+            p (`Namespace`): Parameters; numbers, arrays or `Dual`s that broadcast with them.
+
+        Returns:
+            `list`: One term per linear parameter.
+        """
+        columns = self.columns(x, p)
+        return [
+            self.weight(parameter.name, p) * column
+            for parameter, column in zip(self.linear, columns, strict=True)
+        ]
+
+    def weight(self, name: str, p: Namespace) -> Any:
+        """What a linear parameter's column is multiplied by."""
+        value = getattr(p, name)
+        return self.links[name].weight(value, p) if name in self.links else value
+
+    def evaluate(self, x: Namespace, p: Namespace) -> Any:
+        """The loss, for arrays or `Dual`s; see `terms`. Nothing is checked."""
+        first, *rest = self.terms(x, p)
+        total = first
+        for term in rest:
+            total = total + term
+        return total if self.outer is None else self.outer.apply(total, x, p)
+
+    def predict(self, values: Mapping[str, Any], **variables: Any) -> np.ndarray:
+        """The loss at given values of the parameters and variables.
+
+        Args:
+            values (`Mapping[str, float]`): Every parameter by name; arrays broadcast with the
+                variables, so a cloud of values of shape (draws, 1) gives (draws, rows).
+            variables (`float` or array): Every variable by name, in its unit.
+
+        Returns:
+            `np.ndarray`: In the unit of `target` (nats per token for a loss), of the shape the
+            variables broadcast to.
+
+        Raises:
+            MissingColumnError: If a variable is missing.
+            ScalingError: If a parameter is missing.
+
+        Example:
+            >>> law = get_law("hoffmann")
+            >>> law.predict(law.published["hoffmann"].values, N=70e9, D=1.4e12)
+        """
+        x, p = self._namespaces(values, variables)
+        shape = np.broadcast_shapes(*(np.shape(v) for v in [*vars(x).values(), *vars(p).values()]))
+        result = np.broadcast_to(value_of(self.evaluate(x, p)), shape)
+        return np.array(result, dtype=np.float64)
+
+    def gradient(self, values: Mapping[str, Any], **variables: Any) -> np.ndarray:
+        """Derivatives of `predict` with respect to every parameter.
+
+        Args:
+            values (`Mapping[str, float]`): Every parameter by name.
+            variables (`float` or array): Every variable by name.
+
+        Returns:
+            `np.ndarray`: Of the shape of `predict`'s result with one more axis at the end, of
+            size `len(names)` and in their order.
+
+        Raises:
+            MissingColumnError: If a variable is missing.
+            ScalingError: If a parameter is missing.
+        """
+        x, p = self._namespaces(values, variables)
+        shape = np.broadcast_shapes(*(np.shape(v) for v in [*vars(x).values(), *vars(p).values()]))
+        duals = {name: Dual(value, {name: 1.0}) for name, value in vars(p).items()}
+        grad = grad_of(self.evaluate(x, Namespace(**duals)))
+        return np.stack([np.broadcast_to(grad.get(name, 0.0), shape) for name in self.names], -1)
+
+    def _namespaces(
+        self, values: Mapping[str, Any], variables: Mapping[str, Any]
+    ) -> tuple[Namespace, Namespace]:
+        missing = tuple(name for name in self.variable_names if name not in variables)
+        if missing:
+            raise MissingColumnError(
+                f"`{self.name}` reads {list(self.variable_names)}; missing: {list(missing)}.",
+                missing,
+            )
+        absent = [name for name in self.names if name not in values]
+        if absent:
+            raise ScalingError(
+                f"`values` of `{self.name}` must give {list(self.names)}; missing: {absent}."
+            )
+        x = {name: np.asarray(variables[name], np.float64) for name in self.variable_names}
+        p = {name: np.asarray(values[name], np.float64) for name in self.names}
+        return Namespace(**x), Namespace(**p)

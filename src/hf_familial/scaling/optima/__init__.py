@@ -1,0 +1,1 @@
+"""What follows from a law, or from curves without one: costs of runs, optima, quantities."""

@@ -1,0 +1,1 @@
+"""From a fit to what to train: predictions, plans, leverage, advice."""

@@ -1,0 +1,1 @@
+"""A study for readers: its file, its pictures and its page."""

@@ -1,0 +1,1 @@
+"""How far to trust a fit: intervals of many kinds, bias, and doubts in sentences."""
