@@ -36,7 +36,7 @@ print(tokenizer.decode(plain[0]))
 #
 # `RelayCache` holds keys and values, and the *taps* of positions that have not gone deeper yet:
 # the hidden states at an exit, of shape (batch, positions, hidden). Such positions are *pending*.
-# Four of its methods are all that a relay needs:
+# Six of its methods are all that a relay needs:
 #
 # | method | what it does |
 # |---|---|
@@ -44,6 +44,8 @@ print(tokenizer.decode(plain[0]))
 # | `catch_up(k)` | runs all pending positions up to exit k, in one pass |
 # | `logits(k, last=n)` | reads exit k at the last n positions |
 # | `crop(n)` | forgets the last n positions, however deep they got |
+# | `pending(k)` | how many positions have not reached exit k |
+# | `settle()` | says that the positions so far are certain: nothing before them will be cropped |
 #
 # A round of *self-speculation* drafts four tokens at exit 0, one after the other, each a pass of 2
 # layers. Then the 6 layers above run once, over all pending positions together. At every one of
@@ -243,10 +245,10 @@ draw(relays, "tokens.png")
 #
 # - **Speculation** wins where a shallow exit often agrees with the deepest one and reading weights
 #   is the bottleneck: batch 1, a large model. It gives the same text, so there is nothing to lose
-#   but time; and where it would lose time, `"auto"` stops it. In a batch all rows keep as many
-#   drafts as the least lucky row, so the gain shrinks.
-# - **Leaving early** wins latency per token for a known loss of quality. It is the policy to
-#   calibrate, never to guess.
+#   but time; and where it would lose time, `"auto"` stops it after about a dozen drafts. In a batch
+#   all rows keep as many drafts as the least lucky row, so the gain shrinks.
+# - **Leaving early** has easy tokens there sooner, for a known loss of quality; the whole text takes
+#   about as long. It is the policy to calibrate, never to guess.
 # - **Handing over** wins where the beginning is easy or a device is slow, and where what comes
 #   after must be as good as it gets.
 # - **None of them** wins on a model whose shallow exits are poor. The share of accepted drafts is

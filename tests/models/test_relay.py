@@ -28,6 +28,7 @@ from hf_familial import (
     SpeculativeRelay,
     relay_decode,
 )
+from hf_familial.models.familial.draft_length import Acceptance, DraftLength
 from hf_familial.models.familial.relay_policies import confidence
 from hf_familial.models.familial.speculative import Proposal, Speculation
 
@@ -536,6 +537,7 @@ def test_several_texts_of_one_prompt():
     [
         ({"num_beams": 2}, "generation mode `beam_search`"),
         ({"use_cache": False}, "lives in the cache"),
+        ({"exit_idx": 1}, "`SpeculativeRelay\\(exit_idx=1\\)`, not beside it"),
         ({"cache_implementation": "static"}, "needs a `DynamicCache`"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
         ({"relay": "fast"}, "`relay` must be a `SpeculativeRelay`.* got str"),
@@ -563,6 +565,46 @@ def test_the_hosts_early_exit_points_to_ours():
     with pytest.raises(ValueError, match="relay_generate"):
         family.generate(ids, assistant_early_exit=2, max_new_tokens=3)
     assert family.config.num_hidden_layers == 4
+
+
+def drafted_in(rounds, confidence, is_right):
+    """Drafts of each round, told how sure the exit was and whether it was right."""
+    length, counts = DraftLength(1 / 3, timed=False), []
+    for _ in range(rounds):
+        drafts, right = 0, 0
+        if length.drafts():
+            while drafts < 15 and length.goes_on(confidence):
+                drafts += 1
+                right += is_right and right == drafts - 1
+        length.finish(drafts, right, right + 1)
+        if drafts == right and length._confidences and drafts < 15:
+            length.learn_next(float(is_right))
+        counts.append(drafts)
+    return counts
+
+
+@pytest.mark.parametrize("confidence", [0.2, 0.6, 0.99])
+def test_an_exit_that_is_always_wrong_is_found_out_in_a_few_drafts(confidence):
+    counts = drafted_in(40, confidence, False)
+    assert sum(counts) <= 16
+    assert not any(counts[8:])
+
+
+def test_an_exit_that_is_always_right_drafts_long_soon():
+    counts = drafted_in(12, 0.95, True)
+    assert counts[0] == 4  # nothing is known yet
+    assert min(counts[3:]) == 15
+
+
+def test_what_is_learned_of_one_class_of_confidence_holds_for_others():
+    seen = Acceptance()
+    before = seen.rate(0.95)
+    for _ in range(10):
+        seen.observe(0.35, 0.0)
+    assert seen.rate(0.95) < before / 3
+    for _ in range(50):
+        seen.observe(0.95, 1.0)
+    assert seen.rate(0.95) > 0.9
 
 
 @pytest.mark.parametrize(

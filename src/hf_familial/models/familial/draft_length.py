@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 # most sure (the best token of a shallow exit is the deepest's far more often than its probability
 # says), and how much that weighs
 BUCKETS, PRIOR, PRIOR_WEIGHT = 10, (0.5, 1.0), 4.0
+# what drafts that came out as expected the expectation starts with, for all classes together
+TRUST_WEIGHT = 2.0
+# drafts of a round before anything was checked
+FIRST_DRAFTS = 4
 # how fast old acceptances and times are forgotten, per observation
 FORGET_ACCEPTANCE, FORGET_TIME = 0.99, 0.9
 # factor beyond which a time is believed no further: the machine did something else meanwhile
@@ -22,23 +26,32 @@ FIRST_REST, LONGEST_REST, TRIAL = 8, 128, 6
 
 @dataclass
 class Acceptance:
-    """How often a draft was right, by how sure its exit was of it."""
+    """How often a draft was right, by how sure its exit was of it.
 
-    right: list[float] = field(
-        default_factory=lambda: [PRIOR_WEIGHT * _prior(i) for i in range(BUCKETS)]
-    )
-    seen: list[float] = field(default_factory=lambda: [PRIOR_WEIGHT] * BUCKETS)
+    What is expected before a class of confidence was seen is believed as far as the drafts of all
+    classes bore it out: an exit that was never trained is sure of itself, and found out in a few.
+    """
+
+    right: list[float] = field(default_factory=lambda: [0.0] * BUCKETS)
+    seen: list[float] = field(default_factory=lambda: [0.0] * BUCKETS)
+    weight: list[float] = field(default_factory=lambda: [PRIOR_WEIGHT] * BUCKETS)
+    expected: float = TRUST_WEIGHT
+    found: float = TRUST_WEIGHT
 
     def rate(self, confidence: float) -> float:
         """Estimated probability that a draft of this confidence is accepted."""
         i = _bucket(confidence)
-        return self.right[i] / self.seen[i]
+        prior = min(1.0, self.found / self.expected) * _prior(i)
+        return (self.right[i] + prior * self.weight[i]) / (self.seen[i] + self.weight[i])
 
     def observe(self, confidence: float, accepted: float) -> None:
         """Learn from one draft that was checked: 1 if it was right, 0 if not."""
         i = _bucket(confidence)
         self.right[i] = self.right[i] * FORGET_ACCEPTANCE + accepted
         self.seen[i] = self.seen[i] * FORGET_ACCEPTANCE + 1.0
+        self.weight[i] *= FORGET_ACCEPTANCE
+        self.found = self.found * FORGET_ACCEPTANCE + accepted
+        self.expected = self.expected * FORGET_ACCEPTANCE + _prior(i)
 
 
 def _prior(bucket: int) -> float:
@@ -137,6 +150,8 @@ class DraftLength:
             confidence (`float`): Probability that its exit gave it.
         """
         self._confidences.append(confidence)
+        if self._rate is None and len(self._confidences) > FIRST_DRAFTS:
+            return False
         self._survival *= self.acceptance.rate(confidence)
         cost = self._feed.value + self._read.value + self._check.slope
         return self._survival > self.rate * cost

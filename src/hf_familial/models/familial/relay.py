@@ -171,6 +171,11 @@ def _check_mode(generation_config: Any, model_kwargs: dict[str, Any]) -> None:
         )
     if model_kwargs.get("use_cache") is False:
         raise ValueError("a relay lives in the cache: leave out `use_cache=False`.")
+    if model_kwargs.get("exit_idx") is not None:
+        raise ValueError(
+            "a relay says itself whose text it writes: give `exit_idx` to it, as in "
+            f"`SpeculativeRelay(exit_idx={model_kwargs['exit_idx']})`, not beside it."
+        )
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(generation_config, name, False):
             raise ValueError(f"a relay does not record them: leave out `{name}=True`.")

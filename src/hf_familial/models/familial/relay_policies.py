@@ -127,7 +127,8 @@ class ConfidenceRelay(RelayPolicy):
 
     Attributes:
         threshold (`float` or `Mapping[int, float]`): Confidence, between 0 and 1, at which a token
-            leaves; one for all early exits, or by index of the exit: others are not read then.
+            leaves (above 1: never); one for all early exits, or by index of the exit: others are
+            not read then.
         measure (`str`): `"max_prob"`, `"margin"` or `"entropy"`, see `confidence`.
         exit_idx (`int`): Exit that decides what no other was sure of.
 
@@ -240,7 +241,7 @@ class SpeculativeRelay:
             goes on with the one that yields most tokens per time.
         draft_length (`int`, `"auto"`): Tokens drafted before a check; by default as many as pay,
             from the acceptance and the cost seen so far, and none where none pay.
-        exit_idx (`int`): Exit whose text is wanted.
+        exit_idx (`int`): Exit whose text is wanted; the config's `default_exit` does not matter.
 
     Raises:
         ValueError: If `draft_length` is neither `"auto"` nor 1 or more.
