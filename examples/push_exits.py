@@ -2,7 +2,7 @@
 
     python examples/push_exits.py outputs/pretrain me/family
     python examples/push_exits.py outputs/pretrain me/family --exits 0 -1 --private
-    python examples/push_exits.py outputs/pretrain me/family --memory 2e9 --dry_run
+    python examples/push_exits.py outputs/pretrain me/family --memory 2GB --dry_run
     python examples/push_exits.py --smoke
 
 FOLDER is what training left (`examples/pretrain.py`, `save_pretrained`). The family goes to REPO,
@@ -40,8 +40,9 @@ class PushArguments:
     base_model: str | None = field(
         default=None, metadata={"help": "Repository of the decoder that the family was made of."}
     )
-    memory: float | None = field(
-        default=None, metadata={"help": "Say which member fits in so many bytes."}
+    memory: str | None = field(
+        default=None,
+        metadata={"help": "Say which member fits in it: a number of bytes, or 2GB, 512MiB."},
     )
     context: int | None = field(default=None, metadata={"help": "Tokens of text, for the memory."})
     dry_run: bool = field(default=False, metadata={"help": "Send nothing."})
@@ -52,7 +53,7 @@ def smoke(folder: Path) -> dict[str, Any]:
     model, tokenizer = toy_family()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"folder": str(folder), "repo": "me/family", "memory": 1.5e6, "dry_run": True}
+    return {"folder": str(folder), "repo": "me/family", "memory": "1500000", "dry_run": True}
 
 
 def wanted(rows: Sequence[ExitDescription], exits: Sequence[int] | None) -> list[ExitDescription]:
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = describe(place.folder, context=args.context).exits
         members = wanted(rows, args.exits)
         if args.memory is not None:
-            choice = choose_exit(place.folder, memory=int(args.memory), context=args.context)
+            choice = choose_exit(place.folder, memory=args.memory, context=args.context)
             console().print(f"{choice}\nthe deepest that fits: exit {choice.exit_idx}")
         if args.dry_run:
             states = try_out(place.folder, members)

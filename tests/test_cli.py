@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM, describe
 from hf_familial.cli import main
-from hf_familial.cli.members import count, parse_exits, parse_size, size
+from hf_familial.cli.members import count, parse_exits, size
 
 
 @pytest.fixture(scope="module")
@@ -198,27 +198,6 @@ def test_push_refuses_in_one_line(run, folder, hub, monkeypatch, tmp_path):
 
 
 # the rest
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("1", 1),
-        ("512MiB", 512 * 2**20),
-        ("2GB", 2 * 10**9),
-        ("1.5 GiB", 3 * 2**29),
-        ("1e9", 10**9),
-        ("10k", 10**4),
-    ],
-)
-def test_sizes(words, expected):
-    assert parse_size(words) == expected
-
-
-@pytest.mark.parametrize("words", ["", "GB", "1.2.3", "-5", "0", "2 apples", "1e"])
-def test_no_sizes(words):
-    with pytest.raises(ValueError, match="a size must look like"):
-        parse_size(words)
 
 
 def test_exits_of_a_command_line():

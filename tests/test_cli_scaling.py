@@ -14,6 +14,7 @@ import pytest
 from hf_familial.cli import main
 from hf_familial.scaling import LAWS, get_law
 from hf_familial.scaling.report.study import read_study
+from hf_familial.scaling.report.wording import significant
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,18 +147,28 @@ def test_plan(cli, fit_json):
     assert (code, err) == (0, "")
     for words in ("10²¹ FLOPs with G = 4", "parameters N", "95% interval", "Efficiency Leverage"):
         assert words in out
+    shown = out
     code, out, _ = cli("plan", fit_json, "--flops", "1e21", "--granularity", "4", "--json")
     heads = json.loads(out)
     assert heads["N"]["interval"]["low"] < heads["N"]["value"] < heads["N"]["interval"]["high"]
     assert 6 * heads["N"]["value"] * heads["D"]["value"] < 0.99e21
+    # exits cost their loss, and their heads besides
+    alone, paid = (heads[name]["value"] for name in ("granularity", "granularity_with_heads"))
+    assert alone < paid
+    rows = " ".join(shown.split())
+    assert f"buys back the exits' loss {significant(alone, 3)} [" in rows
+    assert f"the same, their heads paid for {significant(paid, 3)} [" in rows
     code, out, _ = cli("plan", fit_json, "--flops", "1e21", "--no-head-flops", "--json")
     plain = json.loads(out)
+    _, out, _ = cli("plan", fit_json, "--flops", "1e21", "--granularity", "4", "--no-head-flops")
+    assert "buys back the exits' loss" in out
+    assert "heads paid for" not in out
     assert 6 * plain["N"]["value"] * plain["D"]["value"] == pytest.approx(1e21)
     assert plain["N"]["value"] == pytest.approx(2.8e9, rel=0.1)
 
 
 def test_plan_within_limits(cli, fit_json):
-    words = ("--flops", "1e22", "--tokens", "1e11", "--memory", "8e9", "--json")
+    words = ("--flops", "1e22", "--tokens", "1e11", "--memory", "8GB", "--json")
     _, out, _ = cli("plan", fit_json, *words)
     plan = json.loads(out)
     assert plan["N"]["value"] <= 4e9 * (1 + 1e-9)
@@ -192,7 +203,7 @@ def test_compare(cli, runs):
 
 
 def test_advise(cli, fit_json):
-    words = ("--unique-tokens", "1e11", "--flops", "1e21", "--memory", "2e9,8e9")
+    words = ("--unique-tokens", "1e11", "--flops", "1e21", "--memory", "2e9,8GB")
     code, out, err = cli("advise", fit_json, "hoffmann:error=0.01", *words)
     assert (code, err) == (0, "")
     assert "nats per token" in out
@@ -238,7 +249,8 @@ def test_advise(cli, fit_json):
             ("fit", "RUNS", "--no-profiles", "--out", "absent/fit.json"),
             "cannot write absent/fit.json",
         ),
-        (("plan", "FIT"), "`plan` needs one of `C` and `loss`"),
+        (("plan", "FIT"), "give `--flops` or `--loss`."),
+        (("plan", "FIT", "--flops", "1e21", "--loss", "2"), "`--flops` or `--loss`, not both"),
         (("plan", "FIT", "--flops", "-1"), "`C` must be positive"),
         (("plan", "RUNS.json", "--flops", "1e21"), "RUNS.json"),
         (("plan", "NEWER", "--flops", "1e21"), "newer.json: its `schema` is 99.*upgrade"),
@@ -251,7 +263,7 @@ def test_advise(cli, fit_json):
         (("compare", "RUNS", "--laws", "familial,nope"), "no law is called 'nope'"),
         (
             ("advise", "FIT", "--unique-tokens", "1", "--flops", "1", "--memory", "x"),
-            "write --memory 4e9,16e9",
+            "a size must look like 2GB or 512MiB, got 'x'",
         ),
     ],
     ids=lambda value: "-".join(value[:4]) if isinstance(value, tuple) else "",

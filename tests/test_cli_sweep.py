@@ -34,7 +34,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hf-familial", "sweep", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setenv("COLUMNS", "80")
         code = 0
         try:
             main()
@@ -90,16 +90,22 @@ def test_status_shows_why_a_run_failed_and_retry_forgives(
     cli: Cli, design: Path, tmp_path: Path
 ) -> None:
     folder, run = SweepFolder(tmp_path / "sweep"), IsoFlopDesign.from_yaml(design).runs()[1]
-    failure = {"attempts": 3, "step": 0, "message": "KeyError: 'lost'", "trace": ""}
+    message = f"KeyError: {'lost ' * 40}"
+    failure = {"attempts": 3, "step": 0, "message": message, "trace": ""}
     folder.write(json.dumps(failure), "runs", run.id, FAILURE)
     _, out, _ = cli("status", design, "--out", tmp_path / "sweep")
-    assert "KeyError: 'lost'" in out
+    # the table keeps its columns, and the error its words
+    assert "id C size G seed state steps loss" in " ".join(out.split())
+    assert f"{run.id[:8]} 4.3e+08 16x2 2 0 failed 0/{run.steps}" in " ".join(out.split())
+    assert f"run {run.id} failed 3 times: {message.strip()}" in out.splitlines()
     assert "4 runs: 1 failed, 3 waiting" in out
     rows = json.loads(cli("status", design, "--out", tmp_path / "sweep", "--json")[1])
     assert [row["state"] for row in rows] == ["waiting", "failed", "waiting", "waiting"]
-    assert rows[1]["error"] == "KeyError: 'lost'"
+    assert rows[1]["error"] == message
     code, out, _ = cli("retry", design, "--out", tmp_path / "sweep")
-    assert (code, out.split(" are ")[0]) == (0, "1 runs")
+    go_on = f"hf-familial sweep run {design} --out {tmp_path / 'sweep'}"
+    assert (code, out) == (0, f"1 run is forgiven; go on with `{go_on}`.\n")
+    assert cli("retry", design, "--out", tmp_path / "sweep")[1] == "no run had failed.\n"
     _, out, _ = cli("status", design, "--out", tmp_path / "sweep")
     assert "4 runs: 4 waiting" in out
 
@@ -149,12 +155,12 @@ def test_run_leaves_every_row_and_then_has_nothing_to_do(
     design, out = write(tmp_path / "design.yaml", data=str(texts)), tmp_path / "sweep"
     code, shown, err = cli("run", design, "--out", out, "--workers", 1)
     assert code == 0, err
-    assert "4 runs have ended (4 now, 0 diverged)" in shown
+    assert "4 runs ended (4 now, 0 diverged)" in shown
     rows = read_runs(out / "runs.jsonl")
     assert [row.run_id for row in rows] == [r.id for r in IsoFlopDesign.from_yaml(design).runs()]
     assert "\x1b" not in err
     before = (out / "runs.jsonl").read_bytes()
     code, shown, _ = cli("run", design, "--out", out, "--workers", 1)
-    assert "4 runs have ended (0 now" in shown
+    assert "4 runs ended (0 now" in shown
     assert (out / "runs.jsonl").read_bytes() == before
     assert "4 runs: 4 finished" in cli("status", design, "--out", out)[1]

@@ -68,7 +68,7 @@ EXAMPLES = {
         slow=True,
     ),
     "pretrain": Example(
-        shows=("Members", "exit 3 (depth 4)", "members.json and losses.png are in"),
+        shows=("Members", "exit 3 (depth 4)", "members.json and losses.png are in", "is gone"),
         mistakes=(
             ("--exits 2 9", 1, "got [2, 9]"),
             ("--smoke --backbone absent/decoder", 1, "absent/decoder"),
@@ -197,9 +197,10 @@ def test_smoke(name: str, tmp_path: Path) -> None:
     shown = " ".join(done.stdout.split())
     for words in EXAMPLES[name].shows:
         assert words in shown.replace("│ ", "") or words in shown, done.stdout
-    # nothing is left behind, in the folder it was started in or in the temporary one
-    left = [path.name for folder in (tmp_path, tmp_path / "tmp") for path in folder.iterdir()]
-    assert set(left) <= {"tmp", "home"}
+    # nothing is left behind, in the folder it was started in or in the temporary one, but torch's
+    # own cache, which it makes for itself on some machines
+    left = {path.name for folder in (tmp_path, tmp_path / "tmp") for path in folder.iterdir()}
+    assert {name for name in left if not name.startswith("torchinductor_")} <= {"tmp", "home"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

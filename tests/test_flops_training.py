@@ -21,7 +21,7 @@ from hf_familial.flops import (
     training,
     training_flops_per_token,
 )
-from hf_familial.training.tuning import train_exits_only
+from hf_familial.training.tuning import train_exits_only, what_learns
 
 
 EXITS, LENGTH = [1, 2, 4], 16
@@ -106,6 +106,44 @@ def test_lora_pays_for_adapters_and_for_the_way_back(model_type: str) -> None:
     full = training_flops_per_token(family, LENGTH).per_token
     assert counted == FlopCount(real_flops(get_peft_model(family, lora), fused=False), exact=True)
     assert full / 3 < counted.per_token < full
+
+
+@pytest.mark.parametrize("variant", ["own heads", "private layers"])
+def test_lora_pays_for_exits_that_learn_whole(variant: str) -> None:
+    family = family_of(config_of("llama", **VARIANTS[variant]))
+    saved = family.exit_module_names()
+    targets = r"model\.backbone\..*\.(q_proj|v_proj)"
+    lora = LoraConfig(r=4, target_modules=targets, modules_to_save=saved, init_lora_weights="pissa")
+    before = lora.to_dict()
+    counted = training_flops_per_token(family, LENGTH, train=lora)
+    assert lora.to_dict() == before
+    lora.init_lora_weights = True
+    tuned = get_peft_model(family, lora)
+    assert counted == FlopCount(real_flops(tuned, fused=False), exact=True)
+    assert what_learns(tuned) is lora
+    without = LoraConfig(r=4, target_modules=targets)
+    assert counted.per_token > training_flops_per_token(family.config, LENGTH, without).per_token
+
+
+def test_what_learns_is_read_off_the_model() -> None:
+    family = family_of(config_of("llama", num_exit_layers=1))
+    assert what_learns(family) == "all"
+    train_exits_only(family)
+    assert what_learns(family) == "exits"
+    family.model.exits[0].requires_grad_(False)
+    assert what_learns(family) == "exits"
+    family.get_output_embeddings().requires_grad_(True)
+    assert what_learns(family) == "all"
+    family.requires_grad_(False)
+    assert what_learns(family) == "all"
+    lora = LoraConfig(target_modules=["q_proj"])
+    tuned = get_peft_model(family, lora)
+    assert what_learns(tuned) is lora
+    tuned.get_base_model().model.exits[0].requires_grad_(True)
+    assert what_learns(tuned) == "all"
+    family = family_of(config_of("llama"))
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    assert what_learns(get_peft_model(family, prompt)) == "all"
 
 
 def test_what_learns_must_be_known_and_there() -> None:

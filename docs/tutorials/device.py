@@ -109,7 +109,7 @@ print(f"exits {small.config.exits}, {small.num_parameters():,} parameters")
 #
 # For a device that should not know of families, export the member. It is an ordinary model of its
 # host's class, for stock transformers and for every tool that reads such models ([GGUF, for
-# one](../export.md)).
+# one](../how-to/gguf.md)).
 
 # %%
 report = hff.export_exit("family", choice.exit_idx, "device", dtype="bfloat16")

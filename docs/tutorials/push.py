@@ -9,6 +9,13 @@
 # runs without network or account, it pushes to a stand-in for the Hub: a small server from this
 # project's tests that speaks what the Hub's client asks of one. **With the real Hub**, leave out
 # every `endpoint=` and `token=` below, and log in once: `hf auth login`.
+#
+# The stand-in is the module `hub_server` in the folder `tests/hub` of a clone of this project; to
+# type in what follows, start Python with that folder on its path:
+#
+# ```text
+# PYTHONPATH=<clone>/tests/hub python
+# ```
 
 # %%
 import os

@@ -247,8 +247,8 @@ draw(relays, "tokens.png")
 #   is the bottleneck: batch 1, a large model. It gives the same text, so there is nothing to lose
 #   but time; and where it would lose time, `"auto"` stops it after about a dozen drafts. In a batch
 #   all rows keep as many drafts as the least lucky row, so the gain shrinks.
-# - **Leaving early** has easy tokens there sooner, for a known loss of quality; the whole text takes
-#   about as long. It is the policy to calibrate, never to guess.
+# - **Leaving early** has easy tokens there sooner, for a known loss of quality; the whole text
+#   takes about as long. It is the policy to calibrate, never to guess.
 # - **Handing over** wins where the beginning is easy or a device is slow, and where what comes
 #   after must be as good as it gets.
 # - **None of them** wins on a model whose shallow exits are poor. The share of accepted drafts is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
@@ -101,6 +102,8 @@ def arguments(
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         yield tuple(parsed)
+    if trying and int(os.environ.get("RANK", "0")) == 0:
+        console().print("That was --smoke: its temporary folder is gone.")
 
 
 def run(main: Callable[[], None]) -> None:

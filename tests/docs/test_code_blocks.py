@@ -26,7 +26,7 @@ from hf_familial.scripts import toy_decoder
 DECODERS = ("Qwen/Qwen3-0.6B",)
 FAMILIES = ("me/family",)
 # what they call a family on the disk
-FOLDERS = ("family", "outputs/family", "outputs/pretrain", "runs/family")
+FOLDERS = ("family", "outputs/pretrain")
 
 # page -> blocks that say of themselves, in their first line, why no test runs them
 NOT_RUN: dict[str, int] = {"docs/training.md": 1}
@@ -85,7 +85,7 @@ def desk(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def given() -> dict[str, object]:
-    """What a page may take for granted: a text, rows of it, and training arguments."""
+    """What a page may take for granted: a tokenizer, a text, rows, and training arguments."""
     _, tokenizer = toy_decoder()
     inputs = tokenizer("import os\n\n\ndef main():", return_tensors="pt")
     rows = {"input_ids": torch.randint(250, (32, 32)).tolist()}
@@ -97,6 +97,7 @@ def given() -> dict[str, object]:
         "dataset": Dataset.from_dict(rows | {"labels": rows["input_ids"]}),
         "input_ids": inputs.input_ids,
         "inputs": inputs,
+        "tokenizer": tokenizer,
     }
 
 

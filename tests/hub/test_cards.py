@@ -113,6 +113,26 @@ def test_code_on_a_card_compiles():
             compile(block.split("```")[0], "card", "exec")
 
 
+def test_without_a_tokenizer_a_model_reads_ids():
+    for card in (
+        family_card(described(), FULL, tokenizer=False),
+        member_card(described(), 1, FULL, "LlamaForCausalLM", tokenizer=False),
+    ):
+        assert "okenizer.from_pretrained" not in card.text
+        assert "AutoTokenizer" not in card.text
+        assert 'inputs = {"input_ids": torch.tensor([[1, 2, 3]])}' in card.text
+        for block in card.text.split("```python\n")[1:]:
+            compile(block.split("```")[0], "card", "exec")
+
+
+def test_a_relay_needs_no_package():
+    for card in (family_card(described(), FULL), member_card(described(), 0, FULL, "X")):
+        relay = card.text.split("## Relay")[1].split("## ")[0]
+        assert '"me/fam", trust_remote_code=True' in relay
+        assert "hf_familial" not in relay
+        assert "pip" not in card.text
+
+
 def test_the_table_has_one_row_per_member_and_is_whole():
     lines = [line for line in body(family_card(described(), FULL)).splitlines() if line[:1] == "|"]
     assert len(lines) == 2 + 2

@@ -388,6 +388,12 @@ def test_half_precision_leaves_room_for_more():
     assert choose_exit(llama(), memory=memory, context=8, dtype="bfloat16").exit_idx == 2
 
 
+def test_memory_may_be_given_as_people_write_it():
+    need_kib = need(describe(llama(), context=8).exits[1], 8) / 1024
+    assert choose_exit(llama(), memory=f"{need_kib:.6f}KiB", context=8).exit_idx == 1
+    assert choose_exit(llama(), memory="2GB", context=8).exit_idx == 2
+
+
 def test_flops_limit_alone_and_with_memory():
     rows = describe(llama(), context=8).exits
     flops = rows[1].decode_flops_per_token
@@ -406,6 +412,9 @@ def test_flops_limit_alone_and_with_memory():
     [
         ({}, "there is no limit"),
         ({"memory": 0}, "`memory` must be more than 0, got 0"),
+        ({"memory": "much"}, "a size must look like 2GB or 512MiB, got 'much'"),
+        ({"memory": b"2GB"}, "`memory` must be a number, got b'2GB'"),
+        ({"flops_per_token": "1e9"}, "`flops_per_token` must be a number, got '1e9'"),
         ({"memory": 1, "flops_per_token": -1.0}, "`flops_per_token` must be more than 0"),
     ],
 )

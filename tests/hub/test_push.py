@@ -17,9 +17,15 @@ from huggingface_hub import ModelCard, constants
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_familial import FamilialForCausalLM, describe, push_exits_to_hub, push_family_to_hub
+from hf_familial import (
+    FamilialForCausalLM,
+    describe,
+    export_exit,
+    push_exits_to_hub,
+    push_family_to_hub,
+)
 from hf_familial.hub.remote import (
     HubAuthError,
     HubError,
@@ -28,6 +34,7 @@ from hf_familial.hub.remote import (
     HubUnavailableError,
     Retry,
 )
+from hf_familial.hub.source import find_source
 
 
 EXITS = [1, 2, 4]
@@ -48,7 +55,9 @@ def folder(tmp_path_factory):
     words = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "once", "upon"])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(out)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"]
+    ).save_pretrained(out)
     rows = [{"depth": d, "eval_loss": x} for d, x in zip(EXITS, LOSSES, strict=True)]
     (out / "members.json").write_text(json.dumps(rows))
     (out / "README.md").write_text("---\nlicense: mit\nbase_model: some/base\n---\n\nBy hand.\n")
@@ -206,6 +215,71 @@ def test_a_family_in_memory(hub, to, folder, tmp_path):
     assert "modeling_familial.py" in hub.repos["me/fam"].files()
 
 
+@pytest.fixture
+def bare(folder, tmp_path):
+    """The family without a tokenizer, as `save_pretrained` of a model leaves it."""
+    return shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+
+
+def warnings_of(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "hf_familial.hub.push"]
+
+
+def test_without_a_tokenizer_the_cards_have_none_and_one_warning_says_so(hub, to, bare, caplog):
+    push_exits_to_hub(bare, "me/fam", exits=[0, 1], **to)
+    assert warnings_of(caplog) == [
+        "`me/fam-depth1`, `me/fam-depth2` have no tokenizer: pass `tokenizer=`, or save one in the "
+        "family's folder."
+    ]
+    caplog.clear()
+    push_exits_to_hub(bare, "me/fam", exits=[2], layout="revisions", **to)
+    push_family_to_hub(bare, "me/fam", **to)
+    assert [line.split(":")[0] for line in warnings_of(caplog)] == [
+        "`me/fam@depth4` has no tokenizer",
+        "`me/fam` has no tokenizer",
+    ]
+    for repo, branch in [(NAMES[0], "main"), ("me/fam", "depth4"), ("me/fam", "main")]:
+        files = hub.repos[repo].files(branch)
+        assert not any("tokenizer" in name for name in files)
+        assert "AutoTokenizer" not in files["README.md"].decode()
+
+
+def test_a_tokenizer_may_be_passed_or_stand_on_the_hub(hub, to, folder, bare, caplog):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    push_exits_to_hub(bare, "me/fam", exits=[0], tokenizer=tokenizer, **to)
+    push_family_to_hub(bare, "me/whole", tokenizer=tokenizer, **to)
+    for repo in (NAMES[0], "me/whole"):
+        assert "tokenizer.json" in hub.repos[repo].files()
+    # from now on it is there: its owner's, whoever brought it
+    assert changed(push_exits_to_hub(bare, "me/fam", exits=[0], **to)) == [False]
+    assert changed(push_family_to_hub(bare, "me/whole", **to)) == [False]
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        (FamilialForCausalLM.from_pretrained, "me/fam"),
+        (FamilialForCausalLM.from_backbone, NAMES[2]),
+    ],
+)
+def test_a_family_in_memory_takes_the_tokenizer_that_the_client_has(
+    hub, to, folder, tmp_path, monkeypatch, load, name
+):
+    push_family_to_hub(folder, "me/fam", **to)
+    push_exits_to_hub(folder, "me/fam", exits=[2], **to)
+    let_out(monkeypatch, tmp_path / "client", hub)
+    model = load(name)
+    without = export_exit(model, 0, tmp_path / "without")
+    assert not any("tokenizer" in file for file in without.files)
+    AutoTokenizer.from_pretrained(name)
+    hub.log.clear()
+    report = export_exit(model, 0, tmp_path / "member")
+    assert {"tokenizer.json", "tokenizer_config.json"} <= set(report.files)
+    assert AutoTokenizer.from_pretrained(report.path)("once upon").input_ids == [3, 4]
+    assert hub.log == []  # what is in the cache, and no request
+
+
 def test_a_name_alone_belongs_to_the_tokens_user(hub, to, folder):
     report = push_exits_to_hub(folder, "fam", exits=[0], **to)
     assert report.pushed[0].place.repo_id == NAMES[0]
@@ -266,7 +340,7 @@ def test_the_card_of_a_member(hub, to, folder):
     assert [row[-1].strip(" |") for row in rows][1] == "this"
     assert f'from_pretrained("{NAMES[1]}")' in card.text
     assert f'from_pretrained("{NAMES[0]}")' in card.text  # the draft
-    assert 'FamilialForCausalLM.from_pretrained("me/fam")' in card.text
+    assert '"me/fam", trust_remote_code=True' in card.text
     assert "relay_generate" in card.text
 
 
@@ -472,8 +546,19 @@ def test_offline(monkeypatch, to, folder):
 
 
 def test_nobody_at_home(to, folder):
-    with pytest.raises(HubUnavailableError, match="could not read .* refused"):
+    with pytest.raises(HubUnavailableError, match="could not read .* refused") as caught:
         push_exits_to_hub(folder, "me/fam", **to | {"endpoint": "http://127.0.0.1:9"})
+    assert "taken for a repository" not in str(caught.value)  # a place to push to is one
+
+
+def test_what_was_uploaded_is_kept_and_nothing_else(hub, to, folder):
+    hub.fail("POST", COMMIT, status=503, times=99)
+    with pytest.raises(HubUnavailableError, match="again later; what was uploaded is kept"):
+        push_exits_to_hub(folder, "me/fam", **to)
+    hub.fail("POST", "/repos/create", status=503, times=99)
+    with pytest.raises(HubUnavailableError) as caught:
+        push_exits_to_hub(folder, "me/fam", **to)
+    assert str(caught.value).endswith("Do the same again later.")
 
 
 # bad input: before anything is on the Hub
@@ -519,10 +604,11 @@ def test_what_is_no_family_is_refused(hub, to, folder, tmp_path):
 
 # reading back, in processes of their own: the client reads its address when it is imported
 
-READ_BACK = """
-import json, sys
+READ_BACK = r"""
+import json, re, sys
 sys.modules["hf_familial"] = None  # not even installed
 import torch
+from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 ids = torch.tensor(json.loads(sys.argv[1]))
 found = {}
@@ -533,6 +619,13 @@ with torch.no_grad():
     family = AutoModelForCausalLM.from_pretrained("me/fam", trust_remote_code=True)
     for k in range(3):
         found[f"exit {k}"] = family(ids, exit_idx=k).logits.tolist()
+for name in sys.argv[2:]:
+    names, card = {}, open(hf_hub_download(name, "README.md")).read()
+    for block in re.findall(r"```python\n(.*?)```", card, re.S):
+        exec(block, names)
+    family, inputs = names["family"], names["inputs"]
+    texts = family.generate(**inputs), family.relay_generate(**inputs)
+    found[f"card of {name}"] = [text.tolist() for text in texts]
 found["text"] = AutoTokenizer.from_pretrained("me/fam-depth1")("once upon").input_ids
 print(json.dumps(found))
 """
@@ -559,11 +652,14 @@ def run(code: str, *words: str, hub: Hub, home: Path, **env: str) -> str:
     return done.stdout
 
 
-def test_stock_transformers_reads_members_and_family(hub, to, folder, tmp_path):
+def test_stock_transformers_reads_members_and_family(hub, to, folder, bare, tmp_path):
     push_family_to_hub(folder, "me/fam", **to)
+    push_family_to_hub(bare, "me/bare", **to)
+    push_exits_to_hub(bare, "me/bare", exits=[1], **to)
     push_exits_to_hub(folder, "me/fam", **to)
     push_exits_to_hub(folder, "me/fam", exits=[1], layout="revisions", **to)
-    shown = run(READ_BACK, json.dumps(IDS), hub=hub, home=tmp_path / "home")
+    cards = ("me/fam", "me/fam-depth4", "me/bare", "me/bare-depth2")
+    shown = run(READ_BACK, json.dumps(IDS), *cards, hub=hub, home=tmp_path / "home")
     found = json.loads(shown.splitlines()[-1])
     family = FamilialForCausalLM.from_pretrained(folder)
     names = {0: "me/fam-depth1@None", 1: "me/fam@depth2", 2: "me/fam-depth4@None"}
@@ -572,6 +668,11 @@ def test_stock_transformers_reads_members_and_family(hub, to, folder, tmp_path):
         assert found[name] == expected
         assert found[f"exit {k}"] == expected
     assert found["text"] == [3, 4]
+    # what the cards say runs as it stands, the relay too
+    for name in cards:
+        text, relayed = found[f"card of {name}"]
+        assert text == relayed
+        assert len(text[0]) > 3
 
 
 def test_a_repository_is_described_without_its_weights(hub, to, folder, tmp_path):
@@ -598,10 +699,21 @@ def test_a_repository_is_described_without_its_weights(hub, to, folder, tmp_path
 
 
 def test_a_repository_that_is_not_there(hub, to):
-    with pytest.raises(HubNotFoundError, match="there is no such repository"):
+    with pytest.raises(HubNotFoundError, match="there is no such repository") as caught:
         describe("me/nothing", token=WRITE, endpoint=hub.url)
+    # most often a folder was meant, and its name was wrong
+    assert "`me/nothing` (no folder here is called that, so it was taken for" in str(caught.value)
     with pytest.raises(HubNotFoundError, match="or it is private"):
         describe("me/nothing", endpoint=hub.url)
+
+
+def test_a_folder_that_is_not_there_is_said_before_the_hub_is_asked(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    assert find_source("outputs/family").guessed
+    assert caplog.messages == []
+    (tmp_path / "outputs").mkdir()
+    assert find_source("outputs/family").guessed
+    assert caplog.messages == ["There is no folder `outputs/family`; it is looked for on the Hub."]
 
 
 def test_what_the_client_asks_for(hub, to, folder):

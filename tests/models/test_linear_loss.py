@@ -149,6 +149,40 @@ def test_empty_batch(how) -> None:
     assert all(h.grad.shape == h.shape for h in hidden)
 
 
+@pytest.mark.parametrize("how", [None, Distillation(1.0, 2.0)], ids=["plain", "distillation"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["no-target", "no-weight"])
+def test_no_row_to_learn_from_and_a_denominator_of_zero(how, weighted: bool) -> None:
+    """The loss is NaN and the gradients are 0, as of torch's mean over nothing."""
+    hidden, heads, targets, _ = make_case(own_heads=True, bias=True)
+    targets = targets if weighted else torch.full_like(targets, -100)
+    none = torch.tensor(0.0)
+    total, losses = linear_cross_entropy(
+        hidden,
+        heads,
+        targets,
+        none,
+        WEIGHTS,
+        row_weights=torch.zeros(ROWS) if weighted else None,
+        distillation=how,
+    )
+    total.backward()
+    assert total.isnan()
+    assert losses.isnan().all()
+    for tensor in (*hidden, *(p for head in heads for p in head.parameters())):
+        assert torch.equal(tensor.grad, torch.zeros_like(tensor))
+    mean = F.cross_entropy(heads[0](hidden[0]), torch.full_like(targets, -100))
+    assert mean.isnan()
+    assert not torch.autograd.grad(mean, heads[0].weight)[0].any()
+
+
+def test_a_denominator_of_zero_with_targets_is_no_number() -> None:
+    hidden, heads, targets, _ = make_case()
+    total, _ = linear_cross_entropy(hidden, heads, targets, torch.tensor(0.0), WEIGHTS)
+    total.backward()
+    assert total.isinf()
+    assert not heads[0].weight.grad.isfinite().any()
+
+
 def test_a_broken_exit_breaks_its_own_states_only() -> None:
     hidden, heads, targets, denominator = make_case(own_heads=True)
     with torch.no_grad():

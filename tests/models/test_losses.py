@@ -55,6 +55,22 @@ def test_the_loss_is_the_mean_of_the_members(model_type, fields):
     torch.testing.assert_close(output.logits.detach(), logits(family, ids))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize("how", [{"skip_logits": True}, {}, {"output_exits": True}], ids=str)
+@pytest.mark.parametrize("count", [{}, {"num_items_in_batch": 0}], ids=str)
+def test_no_target_anywhere_gives_gradients_of_zero(model_type, how, count):
+    """In chunks, by the host's loss, or some exits each way; the loss is NaN, as the host's."""
+    family = tiny_family(model_type, EXITS, exit_head="own").train()
+    ids = token_ids()
+    output = family(ids, labels=torch.full_like(ids, -100), use_cache=False, **how, **count)
+    assert output.exit_losses.isnan().all()
+    assert output.loss.isnan()
+    output.loss.backward()
+    for name, parameter in family.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
 @pytest.mark.parametrize("exit_idx", [0, 1, 2, -1, -3])
 @pytest.mark.parametrize("output_exits", [False, True])
 def test_one_exit_has_its_loss_alone(exit_idx, output_exits):

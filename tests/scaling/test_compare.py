@@ -9,8 +9,9 @@ from scipy import integrate, stats
 
 from hf_familial.scaling import FarResiduals, Observations, ScalingError, fit, get_law
 from hf_familial.scaling.data.simulate import isoflop_design, simulate
-from hf_familial.scaling.fitting.compare import compare
+from hf_familial.scaling.fitting.compare import Entry, _doubt, compare
 from hf_familial.scaling.fitting.criteria import aicc, log_likelihood
+from hf_familial.scaling.fitting.result import FitStatus
 
 
 TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28, "gamma": 0.033}
@@ -36,6 +37,36 @@ def test_the_wrong_variant_reads_0033_as_0079():
     assert "0.079 by `familial`" in warning
     assert "0.033 by `familial_e_inside`" in warning
     assert "these runs speak for `familial_e_inside`" in warning
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "doubt"),
+    [
+        ({}, {}, ""),
+        ({"status": "at_bound"}, {}, "the fit of `a`, the best in AICc, is at bound"),
+        ({}, {"status": "at_bound"}, ""),
+        ({"held_out": None}, {"held_out": None}, "no larger compute could be held out"),
+        ({"held_out": 0.3}, {}, "AICc prefers `a`, the error on larger computes `b`"),
+        ({}, {"aicc": 1.9}, "the AICc of `a` and `b` differ by less than 2"),
+    ],
+)
+def test_a_variant_is_named_only_where_all_speaks_for_it(first, second, doubt):
+    common = {"values": {}, "free": 6, "objective": 0.0, "weight": 0.5, "error": 0.1}
+    fair = {"held_out": 0.1, "status": str(FitStatus.CONVERGED)}
+    a = Entry("a", **common, **({"aicc": 0.0} | fair | first))
+    b = Entry("b", **common, **({"aicc": 2.0} | fair | {"held_out": 0.2} | second))
+    assert _doubt([a, b]) == doubt
+
+
+def test_too_few_runs_speak_for_no_variant():
+    """One budget: nothing can be held out."""
+    law = get_law("familial")
+    columns = isoflop_design(law, TRUTH, BUDGETS[:2], G=[1, 2, 4], sizes=4)
+    runs = simulate(law, TRUTH, columns, noise=0.02, seed=3)
+    found = compare(runs, VARIANTS)
+    (note,) = [note for note in found.notes if note.startswith("gamma depends")]
+    assert "these runs do not tell the variants apart: " in note
+    assert not any("[" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("truth", VARIANTS)

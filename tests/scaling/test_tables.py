@@ -184,7 +184,8 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("size,loss\n1,2\n")
     with pytest.raises(
-        TableError, match=r"no column for D, G; it has size, loss. Name one as D=COLUMN"
+        TableError,
+        match=r"no column for D, G; it has size, loss. Name one with `--column D=COLUMN`",
     ):
         read_runs(path, FAMILIAL)
     path.write_text("N,D,loss\nsmall,2,3\nlarge,2,3\n")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from reference import tiny_family
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
@@ -22,6 +23,7 @@ from hf_familial.training.callbacks import (
     RunRecordCallback,
 )
 from hf_familial.training.trainer import FamilialTrainer
+from hf_familial.training.tuning import train_exits_only
 
 
 EXITS, LENGTH, BATCH = [1, 2], 12, 2
@@ -34,7 +36,11 @@ def rows(count: int) -> Dataset:
 
 
 def trainer_of(
-    folder: Path, *callbacks: TrainerCallback, kind: Any = FamilialTrainer, **choices: Any
+    folder: Path,
+    *callbacks: TrainerCallback,
+    kind: Any = FamilialTrainer,
+    model: Any = None,
+    **choices: Any,
 ) -> FamilialTrainer:
     defaults = {
         "max_steps": 4,
@@ -49,7 +55,7 @@ def trainer_of(
         "seed": 3,
     }
     return kind(
-        model=tiny_family("llama", EXITS, depth=2),
+        model=model or tiny_family("llama", EXITS, depth=2),
         args=TrainingArguments(str(folder), **(defaults | choices)),
         train_dataset=rows(16),
         eval_dataset=rows(4),
@@ -245,6 +251,39 @@ def test_a_finished_run_leaves_its_row(tmp_path: Path) -> None:
     assert record.eval_loss_mean == pytest.approx(last["eval_loss"], rel=1e-5)
     assert record.loss_final == record.loss_exits[-1]
     assert record.eval_loss_final == record.eval_loss_exits[-1]
+
+
+@pytest.mark.parametrize("way", ["exits", "lora"])
+def test_what_is_frozen_costs_no_gradient(tmp_path: Path, way: str) -> None:
+    """Trainer, record and budget count what learns, by the exact count of such a step."""
+    path, family, train = tmp_path / "runs.jsonl", tiny_family("llama", EXITS, depth=2), way
+    if way == "exits":
+        train_exits_only(family)
+    else:
+        train = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["model.exits.0"])
+        family = get_peft_model(family, train)
+    whole = training_flops_per_token(family.config, LENGTH).per_token
+    cost = training_flops_per_token(family.config, LENGTH, train).per_token
+    assert cost < 0.8 * whole
+    budget = 2 * cost * PER_STEP_TOKENS
+    trainer = trainer_of(
+        tmp_path,
+        FlopBudgetCallback(budget),
+        RunRecordCallback(path),
+        model=family,
+        max_steps=2,
+    )
+    assert flops_per_step(trainer.model, trainer.args, LENGTH) == cost * PER_STEP_TOKENS
+    trainer.train()
+    (record,) = read_runs(path)
+    assert trainer.state.global_step == 2
+    assert record.C_flops == trainer.state.total_flos == budget
+    # a second training of another part is counted anew
+    trainer.pop_callback(FlopBudgetCallback)
+    for parameter in trainer.model.parameters():
+        parameter.requires_grad_(True)
+    trainer.train()
+    assert trainer.state.total_flos == 2 * whole * PER_STEP_TOKENS
 
 
 def test_tokens_are_those_the_trainer_counted(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset, IterableDataset
@@ -460,10 +461,48 @@ def test_file_errors(tmp_path: Path) -> None:
             load_corpus(args)
 
 
-def test_a_corpus_of_one_document_cannot_be_split(tmp_path: Path) -> None:
-    (tmp_path / "one.txt").write_text("one")
-    args = DataArguments(train_files=[str(tmp_path / "one.txt")], cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(EmptyCorpusError, match="got 1, all held out"):
+def one_file(folder: Path, text: str, **choices: Any) -> DataArguments:
+    (folder / "one.txt").write_text(text, newline="")
+    names = {"train_files": [str(folder / "one.txt")], "cache_dir": str(folder / "cache")}
+    return DataArguments(**(names | choices))
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction", "held_out"),
+    [
+        ("ab\ncd\nef\ngh\n", 0.25, "gh\n"),
+        ("ab\ncd\nef\ngh\n", 0.3, "ef\ngh\n"),
+        ("ab\ncd\nef\ngh\n", 1e-9, "gh\n"),
+        ("ab\ncd\nef\ngh", 1e-9, "gh"),
+        ("ab\ncd\nef\ngh", 0.999, "cd\nef\ngh"),
+        ("\nab", 0.5, "ab"),
+    ],
+)
+def test_the_end_of_one_document_is_held_out(
+    tmp_path: Path, text: str, fraction: float, held_out: str
+) -> None:
+    corpus = load_corpus(one_file(tmp_path, text, eval_fraction=fraction))
+    assert texts_of(corpus.eval) == [held_out]
+    assert texts_of(corpus.train) == [text.removesuffix(held_out)]
+
+
+def test_one_text_file_is_enough_to_train_on(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of a file that is one document\n" for i in range(2000))
+    args = one_file(tmp_path, text, vocab_size=300, seq_length=16, eval_fraction=0.1)
+    data = prepare_data(args)[0]
+    assert len(data.train) > 5 * len(data.eval) > 0
+
+
+@pytest.mark.parametrize("text", ["one", "one\n"])
+def test_one_line_cannot_be_split(tmp_path: Path, text: str) -> None:
+    with pytest.raises(EmptyCorpusError, match="got one line. A text file is one document: give"):
+        load_corpus(one_file(tmp_path, text))
+
+
+def test_copies_cannot_be_split(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "copies.jsonl", ["same\ntext"] * 2)
+    args = DataArguments(train_files=[str(path)], cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(EmptyCorpusError, match="got 2, all held out"):
         load_corpus(args)
 
 

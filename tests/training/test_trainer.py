@@ -15,9 +15,15 @@ import pytest
 import torch
 from datasets import Dataset
 from reference import cross_entropy, logits, tiny_family, truncated_host
-from transformers import EvalPrediction, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import (
+    EvalPrediction,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
-from hf_familial import FamilialForCausalLM
+from hf_familial import FamilialForCausalLM, FamilialTrainingArguments
 from hf_familial.training.progress import ExitProgressCallback
 from hf_familial.training.trainer import FamilialTrainer
 
@@ -48,6 +54,7 @@ def trainer_of(
     callbacks: list[TrainerCallback] | None = None,
     compute_metrics: Any = None,
     data: Dataset = TRAIN,
+    arguments_class: type[TrainingArguments] = TrainingArguments,
     **choices: Any,
 ) -> FamilialTrainer:
     defaults = {
@@ -64,7 +71,7 @@ def trainer_of(
     }
     return FamilialTrainer(
         model=model or family_of(),
-        args=TrainingArguments(str(folder), **(defaults | choices)),
+        args=arguments_class(str(folder), **(defaults | choices)),
         train_dataset=data,
         eval_dataset=EVAL,
         data_collator=default_data_collator,
@@ -177,6 +184,16 @@ def test_parameters_do_not_depend_on_the_accumulation(tmp_path: Path) -> None:
             assert exit_losses_of(row) == pytest.approx(exit_losses_of(expected), rel=1e-5)
 
 
+def test_checkpointed_layers_train_the_same(tmp_path: Path) -> None:
+    found = []
+    for checkpointing in (False, True):
+        trainer = trainer_of(tmp_path, max_steps=2, gradient_checkpointing=checkpointing)
+        trainer.train()
+        assert trainer.model.is_gradient_checkpointing == checkpointing
+        found.append([exit_losses_of(row) for row in training_rows(trainer)])
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
 def test_resuming_changes_no_bit(tmp_path: Path) -> None:
     choices = {"gradient_accumulation_steps": 2, "max_steps": 6, "save_strategy": "steps"}
     choices |= {"save_steps": 3, "train_sampling_strategy": "random", "seed": 3}
@@ -238,6 +255,52 @@ def test_micro_batches_without_a_target(tmp_path: Path) -> None:
     assert losses == pytest.approx(expected, rel=1e-6)
     for name, value in right.items():
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("by_processes", [True, False])
+@pytest.mark.parametrize(
+    "choices", [{}, {"distillation_weight": 0.5}, {"gradient_accumulation_steps": 2}], ids=str
+)
+def test_a_step_without_a_target_moves_nothing(
+    tmp_path: Path, choices: dict[str, Any], by_processes: bool
+) -> None:
+    """As in the host's Trainer on the host's model: a gradient of 0, and no NaN in the weights."""
+    rows = TRAIN.to_dict()
+    size = 2 * choices.get("gradient_accumulation_steps", 1)
+    rows["labels"][size : 2 * size] = [[-100] * LENGTH] * size
+    arguments = {"max_steps": 3, "optim": "sgd", "average_tokens_across_devices": by_processes}
+    objective = FamilialTrainingArguments if "distillation_weight" in choices else TrainingArguments
+    found = []
+    for host in (False, True):
+        snapshots = Snapshots()
+        trainer = trainer_of(
+            tmp_path,
+            data=Dataset.from_dict(rows),
+            callbacks=[snapshots],
+            **(arguments | choices),
+            arguments_class=objective,
+        )
+        if host:
+            trainer = Trainer(
+                truncated_host(family_of(), len(EXITS) - 1),
+                trainer.args,
+                default_data_collator,
+                trainer.train_dataset,
+                callbacks=[snapshots],
+            )
+        trainer.train()
+        found.append([row["grad_norm"] for row in training_rows(trainer)])
+        _, before, after = (model.state_dict() for model in snapshots.models)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    for first, second, third in found:
+        assert (first > 0, second, third > 0) == (True, 0, True)
+
+
+def test_rows_without_labels_are_refused(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, data=TRAIN.remove_columns("labels"))
+    with pytest.raises(ValueError, match="must have `labels`: .*; got input_ids"):
+        trainer.train()
 
 
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from ..hub.push import Pushed
 
 
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-
 Source = Annotated[str, typer.Argument(metavar="PATH_OR_REPO", help="A family.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
@@ -31,10 +28,14 @@ ShardSize = Annotated[str, typer.Option(help="Size of a file of weights, at most
 @app.command()
 def describe(
     path_or_repo: Source,
-    context: Annotated[int | None, typer.Option(help="Tokens of text.")] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of text; by default the backbone's limit, 4096 at most."),
+    ] = None,
     dtype: Dtype = None,
     memory: Annotated[
-        str | None, typer.Option(help="Say which member fits in it: 2GB, 512MiB, ...")
+        str | None,
+        typer.Option(help="Say which member fits in it: a number of bytes, or 2GB, 512MiB, ..."),
     ] = None,
     flops: Annotated[
         float | None, typer.Option(help="Say which member needs no more FLOPs per token.")
@@ -45,6 +46,7 @@ def describe(
     """What every member weighs and costs; no weights are downloaded."""
     from ..hub.choose import judge_exits, pick_exit
     from ..hub.describe import describe
+    from ..hub.sizes import parse_size
 
     limits = (None if memory is None else parse_size(memory), flops)
     family = describe(path_or_repo, context=context, dtype=dtype, revision=revision)
@@ -65,7 +67,8 @@ def export(
     path_or_repo: Source,
     out: Annotated[str, typer.Argument(help="Folder to write.")],
     exit_idx: Annotated[
-        str, typer.Option("--exit", metavar="K|all", help="Exit; `all`: one folder for each.")
+        str,
+        typer.Option("--exit", metavar="K,...|all", help="Exits; several get a folder each."),
     ] = "all",
     format: Annotated[str, typer.Option(help="plain or familial.")] = "plain",  # noqa: A002
     dtype: Dtype = None,
@@ -137,9 +140,8 @@ def push(
             pushed, slug = [*pushed, *report.pushed], report.collection
     for row in pushed:
         what = "family" if row.exit_idx is None else f"exit {row.exit_idx}"
-        where = row.place.repo_id + (f"@{row.place.revision}" if row.place.revision else "")
         did = f"{len(row.uploaded)} files in one commit" if row.changed else "up to date"
-        typer.echo(f"{what}: {where}, {did}")
+        typer.echo(f"{what}: {row.place.name}, {did}")
     if slug:
         typer.echo(f"collection: {slug}")
 
@@ -164,23 +166,6 @@ def parse_exits(words: str) -> list[int] | None:
     if not re.fullmatch(r"-?\d+(,-?\d+)*", words):
         raise ValueError(f"exits must be `all` or numbers such as 0,-1, got {words!r}.")
     return [int(word) for word in words.split(",")]
-
-
-def parse_size(words: str) -> int:
-    """Bytes, from a number and a unit: `512MiB`, `2GB`, `1e9`.
-
-    Raises:
-        ValueError: If it is no size.
-    """
-    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kKMGT]i?)?B?\s*", words)
-    try:
-        number = float(match[1]) if match else 0.0
-    except ValueError:
-        number = 0.0
-    if match is None or not number > 0:
-        raise ValueError(f"a size must look like 2GB or 512MiB, got {words!r}.")
-    unit = match[2] or ""
-    return int(number * UNITS["k" if unit == "K" else unit])
 
 
 def print_family(family: FamilyDescription) -> None:

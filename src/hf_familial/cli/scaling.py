@@ -141,7 +141,10 @@ def plan_command(
     ] = True,
     vocab: Annotated[int, typer.Option(min=1, help="Rows of a head.")] = 50_304,
     tokens: Annotated[float | None, typer.Option(help="Training tokens there are.")] = None,
-    memory: Annotated[float | None, typer.Option(help="Bytes for the deployed weights.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="For the deployed weights: a number of bytes, or 2GB, 512MiB, ..."),
+    ] = None,
     bytes_per_parameter: Annotated[float, typer.Option(help="2 for bfloat16.")] = 2.0,
     deployed: Annotated[
         float, typer.Option(help="Parameters of the deployed member as a share of N.")
@@ -162,11 +165,15 @@ def plan_command(
     """Plan the best run for a budget, or the least budget for a loss."""
     import math
 
+    from ..hub.sizes import parse_size
     from ..scaling.optima.flop_models import HeadFlops
     from ..scaling.planning.plan import Limits, plan
     from ..scaling.planning.predict import DomainWarning
     from . import scaling_views as views
 
+    if (flops is None) == (loss is None):
+        both = "give either `--flops` or `--loss`, not both."
+        raise ValueError("give `--flops` or `--loss`." if flops is None else both)
     source = fit_or_law(fit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DomainWarning)  # the plan's notes say the same
@@ -178,7 +185,7 @@ def plan_command(
             head_flops=head_flops,
             flops=HeadFlops(vocab=vocab) if head_flops else None,
             limits=Limits(
-                memory=math.inf if memory is None else memory,
+                memory=math.inf if memory is None else parse_size(memory),
                 bytes_per_parameter=bytes_per_parameter,
                 deployed=deployed,
                 tokens=math.inf if tokens is None else tokens,

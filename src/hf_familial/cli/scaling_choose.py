@@ -20,7 +20,6 @@ from .scaling_options import (
     choice_of,
     fit_or_law,
     law_of,
-    numbers,
     pairs,
 )
 
@@ -75,7 +74,9 @@ def advise_command(
     ],
     unique_tokens: Annotated[float, typer.Option(help="Different training tokens there are.")],
     flops: Annotated[float, typer.Option(help="Compute budget, as 1e22.")],
-    memory: Annotated[str, typer.Option(help="Bytes for weights on each device, as 4e9,16e9.")],
+    memory: Annotated[
+        str, typer.Option(help="For the weights on each device: bytes or sizes, as 4GB,16GB.")
+    ],
     inference_tokens: Annotated[
         float, typer.Option(help="Tokens to be served, on each device; the budget pays for them.")
     ] = 0.0,
@@ -84,6 +85,7 @@ def advise_command(
     as_json: AsJson = False,
 ) -> None:
     """Say which architecture to train, how sure that is, and what would change the answer."""
+    from ..hub.sizes import parse_size
     from ..scaling.planning.advise import advise
     from . import scaling_views as views
 
@@ -91,7 +93,7 @@ def advise_command(
         unique_tokens=unique_tokens,
         training_flops=flops,
         candidates=[_candidate(word) for word in candidates],
-        memory=numbers(memory, "--memory 4e9,16e9"),
+        memory=[parse_size(word) for word in memory.split(",")],
         inference_tokens=inference_tokens,
         epochs=epochs,
         bytes_per_parameter=bytes_per_parameter,

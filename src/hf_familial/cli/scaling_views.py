@@ -155,8 +155,11 @@ def show_plan(plan: Plan) -> None:
 def _gains(plan: Plan) -> list[list[str]]:
     """What granularity costs and saves."""
     rows = []
-    if plan.granularity is not None:
-        rows.append(["compute that buys back the exits, factor", *_three(plan.granularity)])
+    costs = {
+        "factor of compute that buys back the exits' loss": plan.granularity,
+        "the same, their heads paid for": plan.granularity_with_heads,
+    }
+    rows += [[name, *_three(cost)] for name, cost in costs.items() if cost is not None]
     names = {
         "loss": "Efficiency Leverage, ratio of losses at equal FLOPs",
         "compute": "Efficiency Leverage, ratio of FLOPs at equal loss",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from .app import app
 
 
 if TYPE_CHECKING:
-    from ..isoflop import Executor, RunState
+    from ..isoflop import Executor, Failure, RunState
 
 
 commands = typer.Typer(
@@ -100,15 +101,14 @@ def run(
         display=display_for(),
     ).run()
     diverged = sum(record.status == "diverged" for record in outcome.records)
+    rows = f"; rows are in {folder_of(design, out)}/runs.jsonl" if outcome.records else ""
     typer.echo(
-        f"{len(outcome.records)} runs have ended ({outcome.done_now} now, {diverged} diverged); "
-        f"rows are in {folder_of(design, out)}/runs.jsonl"
+        f"{counted(len(outcome.records))} ended ({outcome.done_now} now, {diverged} diverged){rows}"
     )
     for run_id, failure in outcome.failed.items():
-        last = failure.message.strip().splitlines()[-1:] or [""]
-        typer.echo(f"run {run_id} failed {failure.attempts} times: {last[0]}", err=True)
+        typer.echo(failure_line(run_id, failure), err=True)
     if outcome.failed:
-        typer.echo("`hf-familial sweep retry` forgives them.", err=True)
+        typer.echo(f"`{command_of('retry', design, out)}` forgives them.", err=True)
         raise typer.Exit(1)
 
 
@@ -137,7 +137,30 @@ def retry(design: Design, out: Out = None, retries: Retries = 2) -> None:
     from ..isoflop import IsoFlopDesign, Sweep
 
     count = Sweep(IsoFlopDesign.from_yaml(design), folder_of(design, out), retries=retries).retry()
-    typer.echo(f"{count} runs are forgiven; go on with `hf-familial sweep run {design}`.")
+    if not count:
+        typer.echo("no run had failed.")
+        return
+    verb = "is" if count == 1 else "are"
+    go_on = command_of("run", design, out)
+    typer.echo(f"{counted(count)} {verb} forgiven; go on with `{go_on}`.")
+
+
+def counted(runs: int) -> str:
+    """A number of runs in words."""
+    return f"{runs} run" if runs == 1 else f"{runs} runs"
+
+
+def command_of(name: str, design: Path, out: str | None) -> str:
+    """What to type for another command on the same sweep."""
+    where = [] if out is None else ["--out", out]
+    return shlex.join(["hf-familial", "sweep", name, str(design), *where])
+
+
+def failure_line(run_id: str, failure: Failure) -> str:
+    """Which run failed, how often, and of what."""
+    last = failure.message.strip().splitlines()[-1:] or [""]
+    times = "once" if failure.attempts == 1 else f"{failure.attempts} times"
+    return f"run {run_id} failed {times}: {last[0]}"
 
 
 def folder_of(design: Path, out: str | None) -> str:
@@ -185,7 +208,7 @@ def row_of(state: RunState) -> dict[str, Any]:
 
 
 def print_states(states: tuple[RunState, ...]) -> None:
-    """A line for each run, then how many are in which state."""
+    """A line for each run, then how many are in which state, then why runs failed."""
     from rich.console import Console
     from rich.table import Table
 
@@ -200,7 +223,11 @@ def print_states(states: tuple[RunState, ...]) -> None:
     console.print(table)
     counts = {name: sum(state.state == name for state in states) for name in STATES}
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    console.print(f"{len(states)} runs: {told}")
+    console.print(f"{counted(len(states))}: {told}")
+    for state in states:
+        if state.failure is not None:
+            # not in the table, of which a long error would leave nothing
+            typer.echo(failure_line(state.plan.id, state.failure))
 
 
 def cells_of(state: RunState) -> tuple[str, ...]:
@@ -210,8 +237,6 @@ def cells_of(state: RunState) -> tuple[str, ...]:
         loss = " ".join("nan" if x is None else f"{x:.4f}" for x in record.eval_loss_exits)
     elif state.loss is not None:
         loss = f"{state.loss:.3f} (training)"
-    elif state.failure is not None:
-        loss = (state.failure.message.strip().splitlines() or [""])[-1]
     steps = f"{state.step}/{plan.steps}"
     size = f"{plan.width}x{plan.depth}"
     names = (plan.id[:8], f"{plan.budget:.3g}", size, str(plan.G), str(plan.seed))

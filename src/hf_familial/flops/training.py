@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,8 @@ def _learning(family: FamilialForCausalLM, train: str | LoraConfig) -> FamilialF
     if not isinstance(train, str):
         from peft import inject_adapter_in_model  # takes a second to import
 
+        train = copy.deepcopy(train)  # peft writes into it
+        train.init_lora_weights = False  # some ways to start look at weights
         with torch.device("meta"):
             inject_adapter_in_model(train, family, low_cpu_mem_usage=True)
     elif train == "exits":

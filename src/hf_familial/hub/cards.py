@@ -28,7 +28,11 @@ COLUMNS = (
 
 
 def member_card(
-    family: FamilyDescription, exit_idx: int, lineage: Lineage, architecture: str
+    family: FamilyDescription,
+    exit_idx: int,
+    lineage: Lineage,
+    architecture: str,
+    tokenizer: bool = True,
 ) -> ModelCard:
     """The card of a plain member.
 
@@ -37,6 +41,7 @@ def member_card(
         exit_idx (`int`): The member, from 0.
         lineage ([`Lineage`]): Where everything is.
         architecture (`str`): Class of transformers that loads it.
+        tokenizer (`bool`, *optional*, defaults to `True`): Whether one stands beside it.
 
     Returns:
         `ModelCard`
@@ -56,11 +61,10 @@ def member_card(
         "other package, no remote code.",
         "## Load",
         _code(
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            *_imports(tokenizer),
             "",
             f"model = AutoModelForCausalLM.from_pretrained({place.arguments})",
-            f"tokenizer = AutoTokenizer.from_pretrained({place.arguments})",
-            'inputs = tokenizer("Once", return_tensors="pt")',
+            *_inputs(place.arguments, tokenizer),
             "model.generate(**inputs)",
         ),
         *_members_section(family, lineage, exit_idx),
@@ -72,12 +76,13 @@ def member_card(
     return _card(data, text)
 
 
-def family_card(family: FamilyDescription, lineage: Lineage) -> ModelCard:
+def family_card(family: FamilyDescription, lineage: Lineage, tokenizer: bool = True) -> ModelCard:
     """The card of a whole family.
 
     Args:
         family ([`FamilyDescription`]): What the members weigh and cost.
         lineage ([`Lineage`]): Where everything is; `lineage.family` is this.
+        tokenizer (`bool`, *optional*, defaults to `True`): Whether one stands beside it.
 
     Returns:
         `ModelCard`
@@ -93,14 +98,14 @@ def family_card(family: FamilyDescription, lineage: Lineage) -> ModelCard:
         "each member runs only the layers up to its exit.",
         "## Load",
         _code(
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            *_imports(tokenizer),
             "",
-            "# or: import hf_familial  # instead of trust_remote_code=True",
+            "# where hf_familial is installed: `import hf_familial` instead of trust_remote_code",
             "model = AutoModelForCausalLM.from_pretrained(",
             f"    {place.arguments}, trust_remote_code=True",
             ")",
-            f"tokenizer = AutoTokenizer.from_pretrained({place.arguments})",
-            'inputs = tokenizer("Once", return_tensors="pt")',
+            # its config names code, which would be asked about here too
+            *_inputs(f"{place.arguments}, trust_remote_code=True", tokenizer),
             "model.generate(**inputs, exit_idx=0)  # runs "
             f"{family.exits[0].depth} of {family.exits[-1].depth} layers",
         ),
@@ -139,6 +144,25 @@ def index_card(family: FamilyDescription, lineage: Lineage, repo_id: str) -> Mod
         *_lineage_section(lineage),
     ]
     return _card(_metadata(lineage.base_model, lineage, [], repo_id.split("/")[-1]), text)
+
+
+def _imports(tokenizer: bool) -> tuple[str, ...]:
+    if tokenizer:
+        return ("from transformers import AutoModelForCausalLM, AutoTokenizer",)
+    return "import torch", "from transformers import AutoModelForCausalLM"
+
+
+def _inputs(where: str, tokenizer: bool) -> tuple[str, ...]:
+    """What a model reads: text where the repository holds a tokenizer, else token ids."""
+    if tokenizer:
+        return (
+            f"tokenizer = AutoTokenizer.from_pretrained({where})",
+            'inputs = tokenizer("Once", return_tensors="pt")',
+        )
+    return (
+        "# no tokenizer is here: put in the ids of your own",
+        'inputs = {"input_ids": torch.tensor([[1, 2, 3]])}',
+    )
 
 
 def _card(data: ModelCardData, text: Sequence[str]) -> ModelCard:
@@ -219,7 +243,8 @@ def _draft_section(exit_idx: int, lineage: Lineage) -> tuple[str, ...]:
     return (
         "## A shallower member drafts",
         "Members share their vocabulary, so stock transformers speeds this one up with a shallower "
-        "one; the greedy text stays the same:",
+        "one; the greedy text stays the same (in float32; half precision may break near-ties "
+        "otherwise):",
         _code(
             f"draft = AutoModelForCausalLM.from_pretrained({shallower[0].arguments})",
             "model.generate(**inputs, assistant_model=draft)",
@@ -233,12 +258,12 @@ def _relay_section(family: FamilyDescription, lineage: Lineage) -> tuple[str, ..
     return (
         "## Relay",
         "In the family, a deeper member goes on from the hidden states of a shallower one and "
-        "computes nothing twice:",
+        "computes nothing twice. The code for that comes with the family, no package is needed:",
         _code(
-            "import hf_familial as hff  # pip install hf-familial",
-            "",
-            f"family = hff.FamilialForCausalLM.from_pretrained({lineage.family.arguments})",
-            "family.relay_generate(**inputs, relay=hff.SpeculativeRelay(draft_exit=0))",
+            "family = AutoModelForCausalLM.from_pretrained(",
+            f"    {lineage.family.arguments}, trust_remote_code=True",
+            ")",
+            "family.relay_generate(**inputs)  # a shallow exit drafts, the deepest checks",
         ),
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .describe import ExitDescription, FamilyDescription, describe, resolve_dtype
+from .sizes import parse_size
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class NoExitFitsError(ValueError):
 def choose_exit(
     model_or_path: str | os.PathLike[str] | FamilialForCausalLM | FamilialConfig,
     *,
-    memory: int | None = None,
+    memory: float | str | None = None,
     flops_per_token: float | None = None,
     context: int | None = None,
     dtype: str | torch.dtype | None = None,
@@ -75,8 +77,9 @@ def choose_exit(
     Args:
         model_or_path (`str`, `os.PathLike`, [`FamilialForCausalLM`] or [`FamilialConfig`]): As in
             [`describe`]; no weights are read.
-        memory (`int`, *optional*): Bytes for the weights and for the cache of one text of `context`
-            tokens; what the layers hold in passing is not counted.
+        memory (`int` or `str`, *optional*): Bytes, as a number or as in `"2GB"` and `"512MiB"`, for
+            the weights and for the cache of one text of `context` tokens; what the layers hold in
+            passing is not counted.
         flops_per_token (`float`, *optional*): FLOPs of one more token after `context` tokens.
         context (`int`, *optional*): As in [`describe`].
         dtype (`str` or `torch.dtype`, *optional*): As in [`describe`].
@@ -87,35 +90,38 @@ def choose_exit(
 
     Raises:
         NoExitFitsError: If none does; it says why, exit by exit.
-        ValueError: If neither limit is given, or one is not positive; else as in [`describe`].
+        ValueError: If neither limit is given, or one is no positive number; else as in
+            [`describe`].
 
     Example:
         >>> choice = choose_exit("me/family", memory=2 * 1024**3, context=2048, dtype="bfloat16")
         >>> model = FamilialForCausalLM.from_pretrained("me/family", max_exit=choice.exit_idx)
     """
-    _check_limits(memory, flops_per_token)
+    memory = _check_limits(memory, flops_per_token)
     found = describe(model_or_path, context=context, dtype=dtype, **where)
     return pick_exit(found, judge_exits(found, memory, flops_per_token))
 
 
 def judge_exits(
-    family: FamilyDescription, memory: int | None = None, flops_per_token: float | None = None
+    family: FamilyDescription,
+    memory: float | str | None = None,
+    flops_per_token: float | None = None,
 ) -> tuple[ExitVerdict, ...]:
     """Compare every member with the limits.
 
     Args:
         family ([`FamilyDescription`]): What they weigh and cost.
-        memory (`int`, *optional*): As in [`choose_exit`].
+        memory (`int` or `str`, *optional*): As in [`choose_exit`].
         flops_per_token (`float`, *optional*): As in [`choose_exit`].
 
     Returns:
         `tuple[ExitVerdict, ...]`: Shallowest first.
 
     Raises:
-        ValueError: If neither limit is given, or one is not positive.
+        ValueError: If neither limit is given, or one is no positive number.
     """
-    _check_limits(memory, flops_per_token)
-    return tuple(_judge(row, family, memory, flops_per_token) for row in family.exits)
+    limit = _check_limits(memory, flops_per_token)
+    return tuple(_judge(row, family, limit, flops_per_token) for row in family.exits)
 
 
 def pick_exit(family: FamilyDescription, verdicts: tuple[ExitVerdict, ...]) -> ExitChoice:
@@ -132,18 +138,23 @@ def pick_exit(family: FamilyDescription, verdicts: tuple[ExitVerdict, ...]) -> E
     return ExitChoice(fitting[-1].exit_idx, fitting[-1].depth, verdicts, family)
 
 
-def _check_limits(memory: int | None, flops_per_token: float | None) -> None:
+def _check_limits(memory: float | str | None, flops_per_token: float | None) -> float | None:
+    """The limit on memory in bytes, if there is one."""
+    memory = parse_size(memory) if isinstance(memory, str) else memory
     if memory is None and flops_per_token is None:
-        raise ValueError("give `memory` in bytes, `flops_per_token`, or both: there is no limit.")
+        raise ValueError("give `memory`, `flops_per_token`, or both: there is no limit.")
     for name, limit in (("memory", memory), ("flops_per_token", flops_per_token)):
+        if limit is not None and not isinstance(limit, Real):
+            raise ValueError(f"`{name}` must be a number, got {limit!r}.")
         if limit is not None and not limit > 0:
             raise ValueError(f"`{name}` must be more than 0, got {limit!r}.")
+    return memory
 
 
 def _judge(
     row: ExitDescription,
     family: FamilyDescription,
-    memory: int | None,
+    memory: float | None,
     flops_per_token: float | None,
 ) -> ExitVerdict:
     """Compare one member with the limits."""

@@ -24,7 +24,7 @@ from .plain import plain_config, plain_tensors
 from .safetensors_io import FLOATS, Piece, read_header
 from .shards import by_segment as split_by_segment
 from .shards import plan_shards, write_shards
-from .stored import StoredFamily, companions, open_family
+from .stored import StoredFamily, companions, open_family, origin_of
 
 
 FORMATS = ("plain", "familial")
@@ -136,8 +136,8 @@ def export_exit(
         ValueError: If an argument is wrong.
 
     Example:
-        >>> export_exit("runs/family", 0, "runs/small")
-        >>> AutoModelForCausalLM.from_pretrained("runs/small")  # a stock Llama, Qwen3, ...
+        >>> export_exit("outputs/pretrain", 0, "small")
+        >>> AutoModelForCausalLM.from_pretrained("small")  # a stock Llama, Qwen3, ...
     """
     family = _open(model_or_path, revision=revision, token=token)
     how = _How(format, _dtype_code(dtype), max_shard_size, by_segment, overwrite)
@@ -269,14 +269,14 @@ def _save(family: FamilialForCausalLM, exit_idx: int, out: Path, how: _How) -> N
     options: dict[str, Any] = {"max_shard_size": how.max_shard_size}
     if how.format == "familial":
         options["by_segment"] = how.by_segment
-    loaded_from = Path(family.name_or_path or "")
+    origin = origin_of(family)
     with whole_folder(out, how.overwrite) as folder:
         _check_space(folder, sum(p.nbytes for p in member.state_dict().values()))
         member.save_pretrained(folder, **options)
-        if family.name_or_path and loaded_from.is_dir():
-            for path in companions(loaded_from):
+        if origin is not None:
+            for path in companions(origin):
                 if path.name != "generation_config.json":
-                    _copy_file(path, folder / path.relative_to(loaded_from))
+                    _copy_file(path, folder / path.relative_to(origin))
 
 
 def _copy_file(source: Path, target: Path) -> None:

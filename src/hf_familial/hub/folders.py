@@ -73,7 +73,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise FileExistsError(f"`{out}` is a file; give the name of a folder.")
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise FileExistsError(
-            f"`{out}` holds something already; pass `overwrite=True` to replace it."
+            f"`{out}` holds something already; pass `overwrite=True` (`--overwrite`) to replace it."
         )
 
 

@@ -97,7 +97,7 @@ def mirror_folder(
         )
         return Mirrored(commit.oid, True, changed, stale)
 
-    return request(f"write to `{place.repo_id}`", compare_and_commit, retry)
+    return request(f"write to `{place.repo_id}`", compare_and_commit, retry, uploads=True)
 
 
 def _tree(api: HfApi, repo_id: str, revision: str | None) -> Mapping[str, RepoFile]:

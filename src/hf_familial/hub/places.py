@@ -25,6 +25,11 @@ class Place:
         return f'"{self.repo_id}"{suffix}'
 
     @property
+    def name(self) -> str:
+        """As messages have it."""
+        return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+
+    @property
     def link(self) -> str:
         """As written in Markdown."""
         if self.revision is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tempfile
@@ -24,8 +25,10 @@ from .export import export_exit
 from .mirror import Mirrored
 from .places import Lineage, Place
 from .remote import Retry
-from .stored import StoredFamily, open_family
+from .stored import StoredFamily, holds_tokenizer, open_family
 
+
+logger = logging.getLogger(__name__)
 
 LAYOUTS = ("repos", "revisions")
 
@@ -99,7 +102,8 @@ def push_exits_to_hub(
             family if it is `repo_id`, in a collection.
         base_model (`str`, *optional*): Repository of the decoder that the family was made of;
             defaults to what the checkpoint's card or the model says.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): To go with a family in memory.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): To go along; by default what the family's
+            folder, or the client's cache of its repository, holds.
         dtype (`torch.dtype` or `str`, *optional*): Of the weights; unchanged by default.
         max_shard_size (`str` or `int`, *optional*, defaults to `"5GB"`): Of each weights file.
         token (`str`, *optional*): With the role `write`; defaults to the one logged in with.
@@ -140,15 +144,19 @@ def push_exits_to_hub(
         if lineage.family is None:
             _push_index(hub, family, lineage, repo_id)
     options = {"dtype": dtype, "max_shard_size": max_shard_size, "token": token}
-    pushed = []
+    pushed, bare = [], []
     for k in wanted:
         if layout == "repos":
             hub.create(places[k].repo_id, private)
         else:
             hub.create_branch(places[k])
         alone = layout == "revisions"  # a new branch holds what the main one does
-        found = _push_member(hub, model_or_path, k, family, lineage, tokenizer, alone, options)
+        found, readable = _push_member(
+            hub, model_or_path, k, family, lineage, tokenizer, alone, options
+        )
+        bare += [] if readable else [places[k]]
         pushed.append(Pushed(k, places[k], found.commit, found.changed, found.uploaded))
+    _warn_of_bare(bare)
     slug = None
     if collection and layout == "repos":
         slug = collect(hub.api, repo_id, family, lineage, bool(private), retry)
@@ -164,17 +172,41 @@ def _push_member(
     tokenizer: Any,
     alone: bool,
     options: dict[str, Any],
-) -> Mirrored:
-    """Export one member, write its card, and bring both to where it belongs."""
+) -> tuple[Mirrored, bool]:
+    """Export one member, write its card, and bring both to where it belongs.
+
+    Returns:
+        `tuple[Mirrored, bool]`: What became of its place, and whether a tokenizer is there.
+    """
     place, depth = lineage.members[exit_idx], family.exits[exit_idx].depth
     with _workplace() as folder:
         report = export_exit(model, exit_idx, folder, **options)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        card = member_card(family, exit_idx, lineage, report.architecture)
+        readable = _add_tokenizer(hub, tokenizer, folder, place, alone)
+        card = member_card(family, exit_idx, lineage, report.architecture, readable)
         hub.write_card(card, folder, place, None)
         message = f"Member of depth {depth} (exit {exit_idx} of {len(family.exits)})"
-        return hub.mirror(folder, place, message, alone=alone)
+        return hub.mirror(folder, place, message, alone=alone), readable
+
+
+def _add_tokenizer(hub: Hub, tokenizer: Any, folder: Path, place: Place, alone: bool) -> bool:
+    """Put a tokenizer beside the weights; whether the place will hold one, this or its owner's."""
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if holds_tokenizer(folder) or alone:
+        return holds_tokenizer(folder)
+    return hub.source(place).read_text("tokenizer_config.json") is not None
+
+
+def _warn_of_bare(places: Sequence[Place]) -> None:
+    """Say which places hold a model and no tokenizer."""
+    if places:
+        names = ", ".join(f"`{place.name}`" for place in places)
+        verb = "has" if len(places) == 1 else "have"
+        logger.warning(
+            "%s %s no tokenizer: pass `tokenizer=`, or save one in the family's folder.",
+            names,
+            verb,
+        )
 
 
 def _push_index(hub: Hub, family: FamilyDescription, lineage: Lineage, repo_id: str) -> None:
@@ -208,7 +240,8 @@ def push_family_to_hub(
         repo_id (`str`): `user/name`, or a name of the token's user.
         private (`bool`, *optional*): Visibility, if the repository is made here.
         base_model (`str`, *optional*): Repository of the decoder that the family was made of.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): To go with a family in memory.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): To go along; by default what the family's
+            folder, or the client's cache of its repository, holds.
         dtype (`torch.dtype` or `str`, *optional*): Of the weights; unchanged by default.
         max_shard_size (`str` or `int`, *optional*, defaults to `"5GB"`): Of each weights file.
         token (`str`, *optional*): With the role `write`.
@@ -237,11 +270,11 @@ def push_family_to_hub(
         options = {"dtype": dtype, "max_shard_size": max_shard_size, "token": token}
         # one group of files per segment: a device downloads those of its exit alone
         export_exit(model_or_path, -1, folder, format="familial", by_segment=True, **options)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        readable = _add_tokenizer(hub, tokenizer, folder, place, alone=False)
         _write_members(family, folder)
-        hub.write_card(family_card(family, lineage), folder, place, _card_of(opened))
+        hub.write_card(family_card(family, lineage, readable), folder, place, _card_of(opened))
         found = hub.mirror(folder, place, f"Family of {config.num_exits} members")
+    _warn_of_bare([] if readable else [place])
     return PushReport((Pushed(None, place, found.commit, found.changed, found.uploaded),))
 
 

@@ -75,13 +75,17 @@ class Retry:
         return min(self.longest_wait, self.first_wait * 2 ** (failures - 1))
 
 
-def request(what: str, action: Callable[[], T], retry: Retry | None = None) -> T:
+def request(
+    what: str, action: Callable[[], T], retry: Retry | None = None, *, uploads: bool = False
+) -> T:
     """Do something on the Hub; try again what may succeed later.
 
     Args:
         what (`str`): What is being done, for messages: `"create repository me/family"`.
         action (`Callable[[], T]`): Does it; must be safe to do again.
         retry ([`Retry`], *optional*): How often and how soon.
+        uploads (`bool`, *optional*, defaults to `False`): Whether it uploads files, which are then
+            there for the next time.
 
     Returns:
         `T`: What the action returns.
@@ -102,7 +106,7 @@ def request(what: str, action: Callable[[], T], retry: Retry | None = None) -> T
             if cause is None:
                 raise
             if not _is_transient(cause) or failures == retry.attempts:
-                raise _explained(what, cause, failures) from error
+                raise _explained(what, cause, failures, uploads) from error
             seconds = _asked_wait(cause)
             seconds = retry.wait(failures) if seconds is None else seconds
             logger.warning("Could not %s (%s); again in %.3g s.", what, _brief(cause), seconds)
@@ -164,7 +168,7 @@ def _brief(error: Exception) -> str:
     return said if status is None else f"{status}: {said}"
 
 
-def _explained(what: str, error: Exception, attempts: int) -> HubError:
+def _explained(what: str, error: Exception, attempts: int, uploads: bool) -> HubError:
     """The error that says what to do."""
     status, said = _status(error), _brief(error)
     if isinstance(error, OfflineModeIsEnabled):
@@ -173,8 +177,9 @@ def _explained(what: str, error: Exception, attempts: int) -> HubError:
         return HubAuthError(f"could not {what}: there is no token. {LOG_IN}.")
     if _is_transient(error):
         tries = f" in {attempts} tries" if attempts > 1 else ""
+        kept = "; what was uploaded is kept" if uploads else ""
         return HubUnavailableError(
-            f"could not {what}{tries}: {said}. Do the same again later; what was uploaded is kept."
+            f"could not {what}{tries}: {said}. Do the same again later{kept}."
         )
     if isinstance(error, GatedRepoError):
         return HubPermissionError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ from ..models.familial import FamilialConfig
 from .remote import HubUnavailableError, Retry, request
 from .safetensors_io import FLOATS, CheckpointError, read_header
 
+
+logger = logging.getLogger(__name__)
 
 # downloads are tried again by the client itself
 ONCE = Retry(attempts=1)
@@ -54,6 +57,7 @@ class Source:
         token (`str` or `bool`, *optional*): For the Hub.
         endpoint (`str`, *optional*): Address of the Hub.
         retry ([`Retry`], *optional*): How often requests are sent again.
+        guessed (`bool`): Whether it is a repository because there is no folder of that name.
     """
 
     name: str
@@ -62,6 +66,13 @@ class Source:
     token: str | bool | None = None
     endpoint: str | None = None
     retry: Retry | None = None
+    guessed: bool = False
+
+    @property
+    def called(self) -> str:
+        """As messages have it."""
+        how = " (no folder here is called that, so it was taken for a repository on the Hub)"
+        return f"`{self.name}`{how if self.guessed else ''}"
 
     @property
     def api(self) -> HfApi:
@@ -92,7 +103,7 @@ class Source:
 
     def _local(self, filename: str) -> Path | None:
         """A file of the repository, downloaded unless it is in the client's cache."""
-        what = f"read `{filename}` of `{self.name}`"
+        what = f"read `{filename}` of {self.called}"
         try:
             download = partial(
                 self.api.hf_hub_download, self.name, filename, revision=self.revision
@@ -116,7 +127,7 @@ class Source:
         fields = self.read_json("config.json")
         if fields is None:
             raise FileNotFoundError(
-                f"`{self.name}` holds no `config.json`: it is not a checkpoint. A family is what "
+                f"{self.called} holds no `config.json`: it is not a checkpoint. A family is what "
                 "`save_pretrained` or `push_family_to_hub` leaves."
             )
         model_type = fields.get("model_type") if isinstance(fields, dict) else None
@@ -154,7 +165,7 @@ class Source:
         """The same, by requests for the first bytes of each file."""
         ask = partial(self.api.get_safetensors_metadata, self.name, revision=self.revision)
         try:
-            metadata = request(f"read the headers of `{self.name}`", ask, self.retry)
+            metadata = request(f"read the headers of {self.called}", ask, self.retry)
         except NotASafetensorsRepoError:
             return {}
         except SafetensorsParsingError as error:
@@ -204,7 +215,10 @@ def find_source(path_or_repo: str | os.PathLike[str], **where: Any) -> Source:
         ) from None
     if isinstance(path_or_repo, os.PathLike) or name.startswith((".", "~")):
         raise FileNotFoundError(f"there is no folder `{name}`.")
-    return Source(name, None, **where)
+    if "/" in name and Path(name).parent.is_dir():
+        # the client may try for half a minute before anything is said
+        logger.warning("There is no folder `%s`; it is looked for on the Hub.", name)
+    return Source(name, None, guessed=True, **where)
 
 
 __all__ = ["Source", "StoredTensor", "find_source"]

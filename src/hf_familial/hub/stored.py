@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..models.familial import FamilialConfig
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .remote import request
 from .safetensors_io import CheckpointError, PickleCheckpointError, Stored, read_header
 from .source import Source, find_source
@@ -19,19 +22,17 @@ from .source import Source, find_source
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.bin.index.json")
 
-# what a member takes along besides config and weights
+# of these, a tokenizer leaves one at least
+TOKENIZERS = ("tokenizer*", "vocab.*", "*.tiktoken", "*.model", "tekken.json")
 TOKENIZER_FILES = (
-    "tokenizer*",
+    *TOKENIZERS,
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.*",
     "merges.txt",
-    "*.tiktoken",
-    "*.model",
     "chat_template*",
     "additional_chat_templates/*",
-    "tekken.json",
 )
+# what a member takes along besides config and weights
 COMPANIONS = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*", *TOKENIZER_FILES)
 
 
@@ -98,9 +99,7 @@ def open_family(path_or_repo: str | os.PathLike[str], **where: Any) -> StoredFam
     """
     source = find_source(path_or_repo, **where)
     folder = source.folder or download(source, ["config.json", INDEX, *COMPANIONS])
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"`{source.name}` holds no `config.json`: it is not a checkpoint.")
-    config = FamilialConfig.from_pretrained(folder)
+    config = replace(source, folder=folder).config()
     if getattr(config, "quantization_config", None) is not None:
         raise CheckpointError(
             f"`{source.name}` is quantised: its tensors are no copies of a member's. Export the "
@@ -115,6 +114,36 @@ def companions(folder: Path) -> list[Path]:
     """Files of a folder that a member takes along."""
     found = {path for pattern in COMPANIONS for path in folder.glob(pattern)}
     return sorted(path for path in found if path.is_file())
+
+
+def origin_of(family: FamilialForCausalLM) -> Path | None:
+    """The folder that a family in memory was read from; nothing is downloaded.
+
+    Args:
+        family ([`FamilialForCausalLM`]): Loaded from a folder or a repository, or made of a decoder
+            that was.
+
+    Returns:
+        `Path`: The folder, or the repository's in the client's cache; `None` where there is none.
+    """
+    name = family.name_or_path
+    if not name or Path(name).is_dir():
+        return Path(name) if name else None
+    # of the family, or of the decoder that it was made of
+    configs = (family.config, family.config.text_config)
+    commits = (getattr(config, "_commit_hash", None) for config in configs)
+    commit = next(filter(None, commits), None)
+    try:
+        # every model that was loaded has a config
+        found = try_to_load_from_cache(name, "config.json", revision=commit)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files of a tokenizer."""
+    return any(path.is_file() for pattern in TOKENIZERS for path in folder.glob(pattern))
 
 
 def download(source: Source, patterns: list[str]) -> Path:
@@ -136,7 +165,7 @@ def download(source: Source, patterns: list[str]) -> Path:
         revision=source.revision,
         allow_patterns=patterns,
     )
-    return Path(request(f"download `{source.name}`", fetch, source.retry))
+    return Path(request(f"download {source.called}", fetch, source.retry))
 
 
 def weight_files(name: str, folder: Path) -> dict[str, str]:
@@ -180,4 +209,12 @@ def weight_files(name: str, folder: Path) -> dict[str, str]:
     return files
 
 
-__all__ = ["StoredFamily", "companions", "download", "open_family", "weight_files"]
+__all__ = [
+    "StoredFamily",
+    "companions",
+    "download",
+    "holds_tokenizer",
+    "open_family",
+    "origin_of",
+    "weight_files",
+]

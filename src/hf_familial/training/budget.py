@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from ..flops import training_flops_per_token
 from ..models.familial import FamilialConfig, FamilialForCausalLM
+from .tuning import what_learns
 
 
 def tokens_per_step(args: TrainingArguments, seq_length: int) -> int:
@@ -23,14 +24,16 @@ def flops_per_step(
     """FLOPs of one optimiser step, over all processes.
 
     Args:
-        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
+        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family; a model costs
+            what its `what_learns` says, a config as if everything learnt.
         args ([`~transformers.TrainingArguments`]): Batch size, accumulation, processes.
         seq_length (`int`): Tokens of every sequence.
 
     Returns:
         `float`: FLOPs, see `training_flops_per_token`.
     """
-    per_token = training_flops_per_token(model_or_config, seq_length).per_token
+    train = "all" if isinstance(model_or_config, FamilialConfig) else what_learns(model_or_config)
+    per_token = training_flops_per_token(model_or_config, seq_length, train).per_token
     return per_token * tokens_per_step(args, seq_length)
 
 

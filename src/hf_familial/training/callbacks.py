@@ -16,6 +16,7 @@ from .. import __version__
 from ..runs import RunRecordError, append_run, read_runs
 from .budget import flops_per_step, sequence_length, steps_for_budget, unwrap
 from .record import make_record
+from .tuning import what_learns
 
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,7 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         self.seq_length, self.code_version = seq_length, code_version
         self._name: str | None = None
         self._family: Any = None
+        self._train: Any = "all"
         self._wall_before, self._began = 0.0, 0.0
         self._open = False
 
@@ -187,7 +189,9 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         self._wall_before = kept.get("_wall_before", 0.0)
         self._name = self.run_id or kept.get("_name") or uuid.uuid4().hex
         self.seq_length = self.seq_length or sequence_length(train_dataloader)
-        self._family, self._began, self._open = unwrap(model).config, time.perf_counter(), True
+        family = unwrap(model)
+        self._family, self._train = family.config, what_learns(family)
+        self._began, self._open = time.perf_counter(), True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -229,6 +233,7 @@ class RunRecordCallback(TrainerCallback, ExportableState):
             self.seq_length or 0,
             wall,
             status,
+            self._train,
             run_id=str(self._name),
             data=self.data,
             code_version=self.code_version,

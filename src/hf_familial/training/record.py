@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerState, TrainingArguments
 
@@ -14,6 +14,10 @@ from ..runs import Backbone, RunRecord
 from .budget import tokens_per_step
 
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
 def make_record(
     config: FamilialConfig,
     args: TrainingArguments,
@@ -21,6 +25,7 @@ def make_record(
     seq_length: int,
     wall_s: float,
     status: str,
+    train: str | LoraConfig = "all",
     **names: Any,
 ) -> RunRecord:
     """Sum up a run.
@@ -32,6 +37,8 @@ def make_record(
         seq_length (`int`): Tokens of every sequence.
         wall_s (`float`): Seconds of training.
         status (`str`): Becomes `"diverged"` if a last loss is not finite.
+        train (`str` or `peft.LoraConfig`, *optional*, defaults to `"all"`): What learnt, see
+            `what_learns`.
         **names: `run_id`, `data`, `code_version`.
 
     Returns:
@@ -51,7 +58,7 @@ def make_record(
         N_non_embedding=sizes["non_embedding"],
         N_active=sizes["active"],
         D_tokens=tokens,
-        C_flops=tokens * training_flops_per_token(config, seq_length).per_token,
+        C_flops=tokens * training_flops_per_token(config, seq_length, train).per_token,
         G=config.num_exits,
         exits=tuple(config.exits),
         **named_losses("loss", exits),

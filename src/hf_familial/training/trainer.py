@@ -14,6 +14,7 @@ from ..flops import training_flops_per_token
 from .args import FamilialTrainingArguments
 from .callbacks import FlopCounterCallback, RunRecordCallback
 from .progress import ExitProgressCallback
+from .tuning import what_learns
 
 
 class FamilialTrainer(Trainer):
@@ -54,8 +55,18 @@ class FamilialTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The host's loss of the exits' objective; keeps the loss of every exit for the logs."""
+        """The host's loss of the exits' objective; keeps the loss of every exit for the logs.
+
+        Raises:
+            ValueError: If rows to train on have no `labels`.
+        """
         if self.model.training and self.compute_loss_func is None:
+            if "labels" not in inputs:
+                raise ValueError(
+                    "rows to train on must have `labels`: token ids, -100 where there is no target "
+                    "(`DataCollatorForLanguageModeling(tokenizer, mlm=False)` makes them of "
+                    f"`input_ids`); got {', '.join(inputs)}."
+                )
             inputs = inputs | self._objective()
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
@@ -103,6 +114,7 @@ class FamilialTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in the host."""
         self._forget()
+        self._flops_per_token.clear()  # something else may learn than before
         try:
             return super().train(*args, **kwargs)
         except Exception as error:
@@ -114,13 +126,13 @@ class FamilialTrainer(Trainer):
             raise
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
-        """FLOPs of forward and backward: every exit, private layers, every head, attention."""
+        """FLOPs of forward and backward, every exit and head counted, of what learns."""
         ids = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
         length = ids.shape[1]
         if length not in self._flops_per_token:
             model = self.accelerator.unwrap_model(self.model)
-            model = model.get_base_model() if hasattr(model, "get_base_model") else model
-            self._flops_per_token[length] = training_flops_per_token(model, length).per_token
+            count = training_flops_per_token(model, length, what_learns(model))
+            self._flops_per_token[length] = count.per_token
         return self._flops_per_token[length] * ids.numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

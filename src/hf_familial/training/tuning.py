@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
 from ..models.familial import FamilialForCausalLM
+
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def train_exits_only(model: FamilialForCausalLM) -> list[str]:
@@ -30,3 +37,32 @@ def train_exits_only(model: FamilialForCausalLM) -> list[str]:
     for name in names:
         model.get_submodule(name).requires_grad_(True)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def what_learns(model: Any) -> str | LoraConfig:
+    """What of a family learns, as `training_flops_per_token` has it in `train`.
+
+    Args:
+        model ([`FamilialForCausalLM`] or `peft.PeftModel`): The family as it will be trained.
+
+    Returns:
+        `str` or `peft.LoraConfig`: `"exits"` if nothing learns but modules that only early exits
+        have; the config of its one LoRA if nothing learns but the adapters and `modules_to_save`;
+        otherwise `"all"`, the most that a step can cost.
+    """
+    learning = [name for name, p in model.named_parameters() if p.requires_grad]
+    adapters = list((getattr(model, "peft_config", None) or {}).values())
+    if not adapters and _all_in(learning, model.exit_module_names()):
+        return "exits"
+    if len(adapters) == 1 and adapters[0].peft_type == "LORA":
+        # names of peft's own: of the updates, and of the wrappers of what it saves whole
+        if all("lora_" in name or ".modules_to_save." in name for name in learning):
+            return adapters[0]
+    return "all"
+
+
+def _all_in(parameters: Iterable[str], modules: Iterable[str]) -> bool:
+    """Whether each of some parameters, at least one, stands in one of some modules."""
+    prefixes = tuple(f"{module}." for module in modules)
+    found = [name.startswith(prefixes) for name in parameters]
+    return bool(found) and all(found)

@@ -147,7 +147,8 @@ class RefusedRunsError(ValueError):
     def __init__(self, refused: tuple[Refusal, ...]) -> None:
         self.refused = refused
         lines = "\n".join(f"  {refusal}" for refusal in refused)
-        super().__init__(f"{len(refused)} runs of this design cannot be:\n{lines}")
+        runs = "1 run" if len(refused) == 1 else f"{len(refused)} runs"
+        super().__init__(f"{runs} of this design cannot be:\n{lines}")
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def display_for(console: Console | None = None) -> LineDisplay:
 
 def name_of(plan: RunPlan) -> str:
     """A run in few words."""
-    return f"{plan.id[:8]} C={plan.budget:.2g} {plan.width}x{plan.depth} G={plan.G} s{plan.seed}"
+    return f"{plan.id[:8]} C={plan.budget:.3g} {plan.width}x{plan.depth} G={plan.G} s{plan.seed}"
 
 
 def progress_of(plan: RunPlan, event: Event) -> str:

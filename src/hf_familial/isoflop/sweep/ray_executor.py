@@ -13,7 +13,6 @@ from ..design.fields import DesignError
 from .executors import thread_variables
 from .folder import SweepError
 from .tasks import Event, Task
-from .worker import run_task
 
 
 CLOSING = 30.0  # seconds that cancelled tasks have to end
@@ -196,6 +195,9 @@ def import_ray() -> Any:
 
 def _do(line: str, threads: int, news: Any) -> str:
     """The Ray task: does a run, sends what happens, gives how it ended."""
+    # here, or a worker that starts as a module of its own would find itself imported already
+    from .worker import run_task
+
     torch.set_num_threads(threads)
     ended = []
 

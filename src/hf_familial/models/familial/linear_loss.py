@@ -77,7 +77,8 @@ def linear_cross_entropy(
             norm.
         heads (`Sequence[nn.Linear]`): Head of each exit; the same object where it is shared.
         targets (`torch.Tensor` of shape `(rows,)`): Token ids, already shifted; rows with
-            `ignore_index` are left out before the matmul.
+            `ignore_index`, or of weight 0, are left out before the matmul; if that leaves none,
+            gradients are 0 whatever the denominator.
         denominator (`torch.Tensor` of shape `()`): What the summed losses are divided by, in
             tokens.
         weights (`Sequence[float]`): Weight of each exit in the sum.
@@ -90,7 +91,10 @@ def linear_cross_entropy(
         `tuple[torch.Tensor, torch.Tensor]`: The weighted sum, of shape `()`, to call `backward` on
         once; and the loss of every exit, of shape `(exits,)`, float32, without a graph.
     """
-    kept = torch.nonzero(targets != ignore_index).squeeze(1)
+    read = targets != ignore_index
+    if row_weights is not None:
+        read &= row_weights != 0
+    kept = torch.nonzero(read).squeeze(1)
     unique = list(dict.fromkeys(heads))
     device = hidden_states[0].device
     dtype = unique[0].weight.dtype
@@ -162,7 +166,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 assert states is not None
                 sums[:, k] += rows.run(states, gradients[k], heads[k], plan.weights[k])
         # of the summed, not the mean loss: in half precision the mean's would vanish
-        ctx.gradients, ctx.denominator = gradients, denominator
+        ctx.gradients = gradients
+        # of no rows, both may be 0, and 0 / 0 would be NaN in every weight
+        ctx.denominator = denominator if len(kept) else torch.ones_like(denominator)
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
         cross_entropies, objectives = sums / denominator
         ctx.mark_non_differentiable(cross_entropies)

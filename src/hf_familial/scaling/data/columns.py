@@ -129,7 +129,7 @@ def select(table: Table, laws: Sequence[Law], choice: Choice) -> Reading:
     if missing:
         raise TableError(
             f"{table.source} has no column for {some(missing)}; it has {some(table.columns, 20)}. "
-            f"Name one as {missing[0]}=COLUMN."
+            f"Name one with `--column {missing[0]}=COLUMN`, or in `columns` of `Choice`."
         )
     named = "run_id" in names
     kept = sorted(_latest(rows, values, named))

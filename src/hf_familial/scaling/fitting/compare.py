@@ -19,7 +19,9 @@ from .fit import fit
 from .result import FarResiduals, Fit, FitStatus, Objective
 
 
-DECISIVE = 2.0  # difference of AICc below which laws are not told apart
+# Difference of AICc up to which the worse law has substantial support: Burnham & Anderson 2004,
+# https://doi.org/10.1177/0049124104268644, section 2.6
+DECISIVE = 2.0
 APART = 0.2  # relative difference of gamma between variants worth a warning
 MANY = 12  # computes beyond which there are no budgets
 SHARES = (0.5, 0.65, 0.8, 0.9)  # of the runs fitted, where compute takes many values
@@ -284,9 +286,10 @@ def _notes(found: Comparison, fits: Mapping[str, Fit], rows: Observations) -> It
     lost = [split for split in found.splits if None in split.errors.values()]
     if lost:
         names = sorted({n for split in lost for n, error in split.errors.items() if error is None})
+        shown = ", ".join(f"`{name}`" for name in names)
         yield (
             f"{len(lost)} of {len(found.splits)} splits do not count for the held-out error: "
-            f"{names} could not be fitted there."
+            f"{shown} could not be fitted there."
         )
 
 
@@ -302,9 +305,30 @@ def _gammas(found: Comparison, fits: Mapping[str, Fit]) -> Iterator[str]:
     low, high = min(read.values()), max(read.values())
     if high - low > APART * max(abs(low), abs(high)):
         shown = ", ".join(f"{value:.3f} by `{name}`" for name, value in read.items())
-        judged = [entry for entry in found.entries if entry.law in read]
-        best = min(judged, key=lambda e: (e.held_out is None, e.held_out or 0.0, e.aicc))
-        yield (
-            f"gamma depends on the variant: {shown}. The wrong one biases it; these runs speak for "
-            f"`{best.law}`."
+        doubt = _doubt([entry for entry in found.entries if entry.law in read])
+        best = next(entry.law for entry in found.entries if entry.law in read)
+        verdict = (
+            f"these runs do not tell the variants apart: {doubt}"
+            if doubt
+            else f"these runs speak for `{best}`"
         )
+        yield f"gamma depends on the variant: {shown}. The wrong one biases it; {verdict}."
+
+
+def _doubt(variants: Sequence[Entry]) -> str:
+    """Why the best of several fitted laws in AICc must not be taken for the true one; or nothing.
+
+    It must have converged, have the least error on larger computes too, and a clear distance in
+    AICc to the next (see `DECISIVE`).
+    """
+    first, second = variants[:2]
+    if first.status != FitStatus.CONVERGED:
+        return f"the fit of `{first.law}`, the best in AICc, is {first.status.replace('_', ' ')}"
+    if first.held_out is None:
+        return "no larger compute could be held out"
+    least = min(variants, key=lambda entry: entry.held_out or math.inf)
+    if (least.held_out or 0.0) < first.held_out:
+        return f"AICc prefers `{first.law}`, the error on larger computes `{least.law}`"
+    if second.aicc - first.aicc < DECISIVE:
+        return f"the AICc of `{first.law}` and `{second.law}` differ by less than {DECISIVE:g}"
+    return ""

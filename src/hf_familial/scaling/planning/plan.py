@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import ScalingError
+from ..errors import NoMinimumError, ScalingError
 from ..optima.flop_models import Flops, HeadFlops, LifetimeFlops, six_nd
 from ..optima.optimum import best, powers
 from ..optima.quantity import compute_for, granularity_compute, loss_at, optimal
@@ -16,6 +16,7 @@ from .leverage import compute_leverage, even_members, loss_leverage
 from .predict import NEAR, Estimator, Source, outside, warn_of
 
 
+BOUNDLESS = 1e100  # parameters or tokens that leave nothing of their term
 ASKED: tuple[Literal["N", "D", "loss"], ...] = ("N", "D", "loss")
 
 
@@ -167,7 +168,8 @@ def plan(
     arXiv:2401.00448.
     """
     if (C is None) == (loss is None):
-        raise ScalingError("`plan` needs one of `C` and `loss`.")
+        got = "neither" if C is None else "both"
+        raise ScalingError(f"`plan` needs either `C` or `loss`, not both; got {got}.")
     if G < 1:
         raise ScalingError(f"`G` must be 1 or more, got {G}.")
     sizes = even_members(G) if members is None else tuple(members)
@@ -273,13 +275,26 @@ class _Task:
     def least_budget(self, loss: float) -> float:
         """FLOPs of the optimum that has a loss."""
         more = {**self.edges, **self.given}
-        C = float(compute_for(self.law, self.values, loss, (), self.paid, **more))
+        try:
+            C = float(compute_for(self.law, self.values, loss, (), self.paid, **more))
+        except NoMinimumError:
+            # budgets without end are tried for a loss that none has
+            if loss > self.floor():
+                raise
+            C = math.inf
         if math.isinf(C):
             within = " within the limits" if any(map(math.isfinite, self.edges.values())) else ""
+            known = f", E is {self.values['E']:.4g}" if "E" in self.values else ""
             raise ScalingError(
-                f"no budget reaches a loss of {loss}{within}: the law leaves more at any size."
+                f"no budget reaches a loss of {loss}{within}: the law leaves "
+                f"{self.floor():.4g} at any size{known}."
             )
         return C
+
+    def floor(self) -> float:
+        """The loss of a run of all parameters and tokens that the limits allow."""
+        N, D = min(self.limits.max_N, BOUNDLESS), min(self.limits.tokens, BOUNDLESS)
+        return float(self.law.predict(self.values, **self.given, N=N, D=D))
 
 
 def _with_exits(flops: Flops, G: int) -> Flops:

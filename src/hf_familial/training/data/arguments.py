@@ -83,7 +83,11 @@ class DataArguments:
     )
     seq_length: int = field(default=256, metadata={"help": "Tokens in one block, at least 2."})
     eval_fraction: float = field(
-        default=0.02, metadata={"help": "Share of the documents held out, strictly within (0, 1)."}
+        default=0.02,
+        metadata={
+            "help": "Share of the documents held out, strictly within (0, 1); of a single one, of "
+            "its text."
+        },
     )
     max_train_bytes: int | None = field(
         default=None,

@@ -42,8 +42,9 @@ def load_corpus(args: DataArguments) -> Corpus:
 
     Without an eval split or eval files a document is held out by a hash of its text (of its
     path, for the standard library), so it stays on its side whatever the order or its
-    neighbours; if the hash holds out none, the document of the lowest hash is. A stream
-    holds out its first `args.stream_eval_documents` instead.
+    neighbours; if the hash holds out none, the document of the lowest hash is. Of a single
+    document, such as one text file, the last lines are held out. A stream holds out its first
+    `args.stream_eval_documents` instead.
 
     Args:
         args (`DataArguments`): Source, split and bounds.
@@ -131,8 +132,28 @@ def _split(documents: Documents, args: DataArguments) -> tuple[Documents, Docume
     if isinstance(documents, IterableDataset):
         size = args.stream_eval_documents
         return documents.skip(size), documents.take(size)
+    if len(documents) == 1:
+        return _split_by_lines(documents[0]["text"] or "", args.eval_fraction)
     keys = (text or "" for batch in documents.iter(1000) for text in batch["text"])
     return _split_by_keys(documents, keys, args.eval_fraction)
+
+
+def _split_by_lines(text: str, eval_fraction: float) -> tuple[Dataset, Dataset]:
+    """One document as two: what stands before the end of a line, and what is held out after it."""
+    last = min(round(len(text) * (1 - eval_fraction)), len(text) - 1)
+    # the nearest line end before the place asked for, or the first behind it
+    cut = text.rfind("\n", 0, max(0, last)) + 1 or text.find("\n") + 1
+    if cut in (0, len(text)):
+        raise EmptyCorpusError(
+            "A corpus of one document must have two lines or more to be split into train and eval, "
+            "got one line. A text file is one document: give more files, `eval_files`, or a jsonl "
+            "file, of which each line is a document."
+        )
+    kept, held_out = (
+        Dataset.from_dict({"text": [part]}, features=TEXT_FEATURES)
+        for part in (text[:cut], text[cut:])
+    )
+    return kept, held_out
 
 
 def _split_by_keys(
@@ -148,7 +169,7 @@ def _split_by_keys(
     if not kept:
         raise EmptyCorpusError(
             "A corpus must hold different documents to be split into train and eval, got "
-            f"{len(held_out)}, all held out; give more documents, `eval_files` or an eval split."
+            f"{len(held_out)}, all held out; give others, `eval_files` or an eval split."
         )
     return documents.select(kept), documents.select(held_out)
 
