@@ -1,13 +1,12 @@
 """The studies: what their pages say follows from their rows, and a fit of them takes seconds."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import measure
 import pytest
+import tell
 
 from hf_familial.isoflop import IsoFlopDesign
 from hf_familial.runs import read_runs
@@ -19,19 +18,8 @@ STUDY = ROOT / "studies" / "stdlib_cpu"
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("analyse", ROOT / "studies" / "analyse.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["analyse"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def results(script: ModuleType) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(script.analyse(STUDY)[0]))
+def results() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(measure.analyse(STUDY)[0]))
     return found
 
 
@@ -56,10 +44,10 @@ def test_a_new_fit_of_the_rows_finds_what_is_committed(results: dict[str, Any]) 
             assert found[path] == value, path
 
 
-def test_the_page_has_the_tables_of_the_rows(script: ModuleType) -> None:
+def test_the_page_has_the_tables_of_the_rows() -> None:
     kept = json.loads((STUDY / "results.json").read_text())
     page = (STUDY / "README.md").read_text(encoding="utf-8")
-    for part in script.tables(kept):
+    for part in tell.tables(kept):
         assert part in page
 
 
@@ -72,6 +60,15 @@ def test_every_row_is_a_run_of_the_design_and_stands_once() -> None:
         plan = planned[row.run_id]
         assert (row.G, row.D_tokens, row.seed) == (plan.G, plan.tokens, plan.seed)
         assert row.C_flops == pytest.approx(plan.flops, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "folder", [STUDY / "proxy", STUDY / "proxy" / "init"], ids=lambda p: p.name
+)
+def test_every_proxy_is_a_run_of_a_design_beside_it(folder: Path) -> None:
+    designs = [IsoFlopDesign.from_yaml(path) for path in folder.glob("*.yaml")]
+    planned = {run.id for design in designs for run in design.runs()}
+    assert {row.run_id for row in read_runs(folder / "runs.jsonl")} == planned
 
 
 def test_the_committed_fit_can_be_read() -> None:
