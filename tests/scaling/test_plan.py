@@ -388,8 +388,8 @@ def test_given_coefficients_have_no_intervals():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, "one of `C` and `loss`"),
-        ({"C": 1e20, "loss": 2.0}, "one of `C` and `loss`"),
+        ({}, "either `C` or `loss`, not both"),
+        ({"C": 1e20, "loss": 2.0}, "either `C` or `loss`, not both"),
         ({"C": -1.0}, "`C` must be positive"),
         ({"C": 1e20, "G": 0}, "`G` must be 1 or more"),
         ({"C": 1e20, "G": 2, "members": (1.0,)}, "must give 2 sizes"),
