@@ -155,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         # for comparison alone: neither process needs the whole
         whole = FamilialForCausalLM.from_pretrained(args.family).eval()
         expected = whole.generate(ids, max_new_tokens=args.max_new_tokens, do_sample=False)
-    console().print(Panel(Text(tokenizer.decode(expected[0])), title="one process"))
-    show(rows, expected)
+        console().print(Panel(Text(tokenizer.decode(expected[0])), title="one process"))
+        show(rows, expected)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             states = try_out(place.folder, members)
         else:
             states = push(place.folder, place.repo, members, args)
-    show(place.repo, members, states)
+        show(place.repo, members, states)
 
 
 if __name__ == "__main__":
