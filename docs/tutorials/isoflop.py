@@ -155,7 +155,7 @@ print(f"typical residual: {np.median(np.abs(answer.residuals())):.1%} of the los
 # %% [markdown]
 # And here is what the tools themselves think of it:
 
-# %%
+# %% varies
 for sentence in (*reading.notes, *study.warnings):
     print("-", sentence)
 
