@@ -257,11 +257,7 @@ def analyse(folder: Path) -> tuple[dict[str, Any], Fit]:
     rows = rows_of(folder)
     data = observed(folder, "familial", "eval_mean", "non_embedding")
     answer = fit(get_law("familial"), data)
-    noise = (
-        seed_noise(replace(data, columns=dict(data.columns)), get_law("familial"))
-        if len({row["seed"] for row in rows}) > 1
-        else None
-    )
+    noise = seed_noise(data, answer.law) if len({row["seed"] for row in rows}) > 1 else None
     results = {
         "runs": len(rows),
         "flops": sum(row["C_flops"] for row in rows),

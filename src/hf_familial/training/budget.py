@@ -18,6 +18,14 @@ def tokens_per_step(args: TrainingArguments, seq_length: int) -> int:
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * seq_length
 
 
+def flops_per_token(
+    model_or_config: FamilialForCausalLM | FamilialConfig, seq_length: int
+) -> float:
+    """FLOPs of training on one token: of a model what its `what_learns` says, of a config all."""
+    train = "all" if isinstance(model_or_config, FamilialConfig) else what_learns(model_or_config)
+    return training_flops_per_token(model_or_config, seq_length, train).per_token
+
+
 def flops_per_step(
     model_or_config: FamilialForCausalLM | FamilialConfig, args: TrainingArguments, seq_length: int
 ) -> float:
@@ -32,9 +40,7 @@ def flops_per_step(
     Returns:
         `float`: FLOPs, see `training_flops_per_token`.
     """
-    train = "all" if isinstance(model_or_config, FamilialConfig) else what_learns(model_or_config)
-    per_token = training_flops_per_token(model_or_config, seq_length, train).per_token
-    return per_token * tokens_per_step(args, seq_length)
+    return flops_per_token(model_or_config, seq_length) * tokens_per_step(args, seq_length)
 
 
 def steps_for_budget(budget: float, flops_per_step: float) -> int:

@@ -10,11 +10,10 @@ from transformers import ProgressCallback, Trainer
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..flops import training_flops_per_token
 from .args import FamilialTrainingArguments
+from .budget import flops_per_token
 from .callbacks import FlopCounterCallback, RunRecordCallback
 from .progress import ExitProgressCallback
-from .tuning import what_learns
 
 
 class FamilialTrainer(Trainer):
@@ -131,8 +130,7 @@ class FamilialTrainer(Trainer):
         length = ids.shape[1]
         if length not in self._flops_per_token:
             model = self.accelerator.unwrap_model(self.model)
-            count = training_flops_per_token(model, length, what_learns(model))
-            self._flops_per_token[length] = count.per_token
+            self._flops_per_token[length] = flops_per_token(model, length)
         return self._flops_per_token[length] * ids.numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
