@@ -445,31 +445,19 @@ def test_a_changed_precision_is_followed():
 # what is kept
 
 
-def test_weights_are_copied_once_for_all_segments():
-    host = Host()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_weight_is_copied(dtype):
+    host = Host(dtype=dtype)
     assert host.lean.nbytes == 0
-    host.runner()
-    whole = host.lean.nbytes
-    assert whole == sum(p.nbytes for p in host.layers.parameters() if p.dim() == 2)
+    host.step()
+    tables = host.lean.nbytes
+    assert 0 < tables <= 2 * 256 * 8 * dtype.itemsize * 2  # cosines and sines alone
     host.runner(0, 2)
-    host.runner(2, 4)
-    assert host.lean.nbytes == whole
+    assert host.lean.nbytes == tables
     host.lean.clear()
     assert host.lean.nbytes == 0
     right, found = host.step()
-    assert worst(found, right) <= 1e-5
-
-
-def test_half_precision_copies_only_what_it_fuses():
-    host = Host(dtype=torch.bfloat16)
-    host.runner()
-    fused = [
-        getattr(part, f"{name}_proj").weight.nbytes
-        for layer in host.layers
-        for part, names in ((layer.self_attn, "qkv"), (layer.mlp, ("gate", "up")))
-        for name in names
-    ]
-    assert host.lean.nbytes == sum(fused)
+    assert worst(found.float(), right.float()) <= (1e-5 if dtype is torch.float32 else 0.05)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

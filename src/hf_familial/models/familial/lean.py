@@ -1,14 +1,16 @@
 """A lean pass through Llama-shaped layers, for the few tokens of a decoding step.
 
 The host's forward spends much of a small step on modules, masks and copies. A lean pass computes
-the same from fused weights. Nothing is taken on trust: a backbone's layers must have the right
-structure (`lean_layers.py`), and each one's lean pass must agree with the host's own once, on near
-and on far positions; else there is no lean pass and the host's forward runs.
+the same straight from the layers' own parameters; it keeps no copy of them, so that no change of a
+weight is missed. Nothing is taken on trust: a backbone's layers must have the right structure
+(`lean_layers.py`), and each one's lean pass must agree with the host's own once, on near and on far
+positions; else there is no lean pass and the host's forward runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +18,6 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .contract import Contract
-from .exits import read_out
 from .lean_cache import GrowingLayer
 from .lean_layers import (
     Projection,
@@ -27,7 +28,7 @@ from .lean_layers import (
     read_layer,
     read_norm,
 )
-from .lean_pass import LeanHead, LeanRunner, Reading, RotaryTable
+from .lean_pass import LeanHead, LeanRunner, RotaryTable
 from .segments import Segment, run_segment, slice_config
 
 
@@ -48,26 +49,43 @@ _POSITIONS = ("max_position_embeddings", "original_max_position_embeddings")
 _SHOWN = ("output_attentions", "output_hidden_states")
 
 
-class Lean:
-    """The lean passes of one model: asked for by segment and by head, built when first used.
+@dataclass
+class _Reading:
+    """One module as a lean pass sees it.
 
-    Keep one with the model. It holds copies of weights (`nbytes`), follows every change of them,
-    and copies or pickles as an empty one.
+    Attributes:
+        signature (`list[Any]`): Of the module when it was read.
+        value (`Any`): What was made of it; it refers to the module's own parameters.
+        agrees (`dict[int, bool]`): At which depths it was compared with the module, and whether it
+            did the same. Weights do not count: both are run on noise in their place.
+    """
+
+    signature: list[Any]
+    value: Any
+    agrees: dict[int, bool] = field(default_factory=dict)
+
+
+class Lean:
+    """The lean passes of one model: asked for by segment and by head, made when first used.
+
+    Keep one with the model. It refers to weights and copies none; it copies or pickles as an empty
+    one.
     """
 
     def __init__(self) -> None:
-        self._readings: dict[nn.Module, tuple[list[Any], Reading]] = {}
+        self._readings: dict[nn.Module, _Reading] = {}
 
     def __reduce__(self) -> tuple[type[Lean], tuple[()]]:
         return Lean, ()
 
     @property
     def nbytes(self) -> int:
-        """`int`: Bytes of all copies of weights."""
-        return sum(reading.nbytes for _, reading in self._readings.values())
+        """`int`: Bytes of all that is kept beside the weights: tables of rotary angles."""
+        values = [reading.value for reading in self._readings.values()]
+        return sum(value.nbytes for value in values if isinstance(value, RotaryTable))
 
     def clear(self) -> None:
-        """Give the memory back; what is asked for next is built anew."""
+        """Forget everything; what is asked for next is read and compared anew."""
         self._readings.clear()
 
     def runner(
@@ -94,23 +112,31 @@ class Lean:
             attentions or hidden states asked for, a device or a cache of another kind.
         """
         layers = list(segment.layers)
-        if not _allowed(backbone, segment) or not all(map(is_full_attention, cache_layers)):
+        if not _allowed(backbone, contract, segment) or not all(
+            map(is_full_attention, cache_layers)
+        ):
             return None
         owner = backbone.get_submodule(contract.owner)
         rotary: Any = getattr(owner, "rotary_emb", None)
         if not all(map(is_llama_shaped, layers)) or not _is_rotary(rotary, layers):
             return None
         readings = [self._reading(layer, read_layer) for layer in layers]
-        table = self._reading(rotary, RotaryTable)
-        if len({reading.fresh().groups for reading in readings}) > 1:
+        table = self._reading(rotary, RotaryTable).value.fresh()
+        if len({reading.value.groups for reading in readings}) > 1:
             return None
+        noise: dict[Any, nn.Parameter] = {}
+        kinds: list[list[Any]] = []
         for depth, (layer, reading) in enumerate(zip(layers, readings, strict=True), segment.start):
             if depth not in reading.agrees:
-                alone = LeanRunner([reading], table)
-                reading.agrees[depth] = _agrees(backbone, contract, layer, depth, alone)
+                twin = _twin(layer, noise)
+                kind = _signature(twin, but="layer_idx")
+                brief = depth > 0 and kind in kinds
+                alone = LeanRunner([read_layer(twin)], table)
+                reading.agrees[depth] = _agrees(backbone, contract, twin, depth, alone, brief)
+                kinds += [kind] if depth > 0 else []
             if not reading.agrees[depth]:
                 return None
-        return LeanRunner(readings, table)
+        return LeanRunner([reading.value for reading in readings], table)
 
     def head(self, norm: Any, head: Any, ops: tuple[tuple[str, float], ...]) -> LeanHead | None:
         """An exit's norm and output head as one lean call, if there is one.
@@ -128,31 +154,32 @@ class Lean:
             return None
         of_norm = self._reading(norm, read_norm)
         of_head = self._reading(head, lambda module: Projection([module]))
-        lean, key = LeanHead(of_norm, of_head, ops), (of_norm, ops)
-        if key not in of_head.agrees:
-            taps = _noise((3, head.in_features), head.weight)
-            right = read_out(norm(taps), head, ops)
-            of_head.agrees[key] = _close(lean(taps), right) and _close(lean(taps[:1]), right[:1])
-        return lean if of_head.agrees[key] else None
+        if not of_norm.agrees:
+            twin, taps = _twin(norm, {}), _noise((3, head.in_features), norm.weight)
+            of_norm.agrees[0] = _close(read_norm(twin)(taps), twin(taps))
+        return LeanHead(of_norm.value, of_head.value, ops) if of_norm.agrees[0] else None
 
-    def _reading(self, module: nn.Module, read: Callable[[Any], Any]) -> Reading:
+    def _reading(self, module: nn.Module, read: Callable[[Any], Any]) -> _Reading:
         """What was read of a module, or a new reading if more than values has changed in it."""
-        signature, reading = self._readings.get(module, (None, None))
-        found = _signature(module)
-        if reading is None or signature != found:
-            tensors = [*module.parameters(), *module.buffers()]
-            reading = Reading(tensors, lambda: read(module))
-            self._readings[module] = found, reading
-        reading.fresh()  # parameters may have moved, which a step does not look for
+        reading, signature = self._readings.get(module), _signature(module)
+        if reading is None or reading.signature != signature:
+            reading = self._readings[module] = _Reading(signature, read(module))
         return reading
 
 
-def _signature(module: nn.Module) -> list[Any]:
-    """The classes, parameters and plain settings of a module and of those in it."""
-    found: list[Any] = [id(tensor) for tensor in (*module.parameters(), *module.buffers())]
+def _signature(module: nn.Module, but: str = "") -> list[Any]:
+    """The classes, parameters and plain settings of a module and of those in it, but for one."""
+    found: list[Any] = [
+        (id(tensor), tensor.dtype, tensor.device, tensor.shape)
+        for tensor in (*module.parameters(), *module.buffers())
+    ]
     for part in module.modules():
         found.append(type(part))
-        found += [value for value in part.__dict__.values() if isinstance(value, (int, float, str))]
+        found += [
+            value
+            for name, value in part.__dict__.items()
+            if isinstance(value, (int, float, str)) and name != but
+        ]
     return found
 
 
@@ -161,7 +188,7 @@ def is_full_attention(cache_layer: Any) -> bool:
     return type(cache_layer) in (DynamicLayer, GrowingLayer)
 
 
-def _allowed(backbone: Any, segment: Segment) -> bool:
+def _allowed(backbone: Any, contract: Contract, segment: Segment) -> bool:
     """Whether nothing around the layers asks for the host's own pass."""
     config = slice_config(backbone.config, segment.start, segment.start + len(segment.layers))
     types = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -175,6 +202,21 @@ def _allowed(backbone: Any, segment: Segment) -> bool:
         and not any(getattr(config, name, False) for name in _SHOWN)
         and is_plain(backbone)
         and not _watched(backbone.device.type)
+        and (segment.start > 0 or not _adds_at_entry(backbone, contract))
+    )
+
+
+def _adds_at_entry(backbone: Any, contract: Contract) -> bool:
+    """Return whether something else than the embedding has weights before the first layer."""
+    owner, embedding = backbone.get_submodule(contract.owner), backbone.get_input_embeddings()
+    known = {
+        embedding,
+        owner,
+        *(owner._modules.get(contract.layers), owner._modules.get(contract.norm)),
+    }
+    others = {*backbone.children(), *owner.children()} - known
+    return any(True for module in others for _ in module.parameters()) or any(
+        parameter is not None for m in (backbone, owner) for parameter in m._parameters.values()
     )
 
 
@@ -196,27 +238,36 @@ def _is_rotary(rotary: Any, layers: Sequence[Any]) -> bool:
 
 
 def _agrees(
-    backbone: Any, contract: Contract, layer: nn.Module, depth: int, lean: LeanRunner
+    backbone: Any,
+    contract: Contract,
+    layer: nn.Module,
+    depth: int,
+    lean: LeanRunner,
+    brief: bool,
 ) -> bool:
     """Whether a lean pass gives what the host's does, near the start and beyond its positions.
 
-    One layer at a time: over many, rounding alone grows past any tolerance that would tell.
+    One layer at a time: over many, rounding alone grows past any tolerance that would tell. For a
+    layer that is like one compared before, but for its index, one short pass is enough.
     """
     config, embedding = backbone.config, backbone.get_input_embeddings()
     segment = Segment([layer], depth, None, [0])
-    for first in (0, _far(config)):
+    for starts in [[0, _far(config)]] if brief else [[0], [_far(config)]]:
         slots, hosts = [GrowingLayer()], Cache(layers=[DynamicLayer()])
-        for start, stop in ((0, 5), (5, 6), (6, 9)):
-            positions = torch.arange(first + start, first + stop, device=backbone.device)[None]
+        firsts = torch.tensor(starts, device=backbone.device)[:, None]
+        for start, stop in ((0, 3),) if brief else ((0, 5), (5, 6), (6, 9)):
+            positions = firsts + torch.arange(start, stop, device=backbone.device)
             if depth == 0:
                 ids = positions % embedding.num_embeddings
                 taps, entry = embedding(ids), {"input_ids": ids}
+                if not taps.any():  # nothing can be told from it
+                    return False
             else:
-                taps = _noise((1, stop - start, config.hidden_size), embedding.weight)
+                taps = _noise((len(starts), stop - start, config.hidden_size), embedding.weight)
                 entry = {"inputs_embeds": taps}
             entry |= {"position_ids": positions, "use_cache": True}
             right = run_segment(backbone, contract, segment, hosts, **entry).last_hidden_state
-            if not _close(lean(taps, slots, positions if first else None), right):
+            if not _close(lean(taps, slots, None if starts == [0] else positions), right):
                 return False
     return True
 
@@ -227,6 +278,39 @@ def _far(config: Any) -> int:
     places = [config.__dict__, rope]
     limits = [place.get(name) for place in places for name in _POSITIONS]
     return 3 + 2 * max(limit or 0 for limit in limits)
+
+
+def _twin(module: nn.Module, noise: dict[Any, nn.Parameter], path: str = "") -> Any:
+    """A module that does the same with noise for weights, and shares all else.
+
+    What agrees on weights that happen to be zero may differ once they are trained: noise tells.
+
+    Args:
+        module (`nn.Module`): Left as it is.
+        noise (`dict`): Noise made so far, for the twins of other layers; added to.
+        path (`str`, *optional*): Of the module in what is copied.
+    """
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    parameters: dict[str, Any] = dict(module._parameters)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            key = (path, name, parameter.shape, parameter.dtype, parameter.device)
+            if key not in noise:
+                noise[key] = _noise_like(parameter, len(noise))
+            parameters[name] = noise[key]
+    modules = {k: m and _twin(m, noise, f"{path}.{k}") for k, m in module._modules.items()}
+    twin.__dict__.update(_parameters=parameters, _modules=modules)
+    return twin
+
+
+def _noise_like(parameter: nn.Parameter, number: int) -> nn.Parameter:
+    """Noise of the size of usual weights: of a norm around one, of a matrix by its inputs."""
+    period = _noise((4099,), parameter).roll(number)  # prime: no two rows are alike
+    noise = period.repeat(parameter.numel() // len(period) + 1)[: parameter.numel()]
+    noise = noise.view(parameter.shape)
+    flat = parameter.dim() < 2
+    return nn.Parameter(1 + 0.1 * noise if flat else noise * parameter.shape[-1] ** -0.5, False)
 
 
 def _noise(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a lean pass needs of a Llama-shaped layer: its weights, stored for few rows at a time.
+"""What a lean pass needs of a Llama-shaped layer: its weights, read for few rows at a time.
 
 A layer is read by the structure of its modules: whatever has another part, a hook, a bias in an odd
 place or a parameter more is not read at all, and the host's own forward runs it.
@@ -15,9 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 
-# Rows that `F.linear` on the parameters themselves reads as fast as one, where a product with the
-# transposed copy takes 1.4 times as long (float32, weights beyond the inner caches).
-_FEW = (2, 3)
+# float32 on a CPU: up to how many rows, for inputs of up to what width, torch reads a weight faster
+# as the left factor of a product, `weight @ rows.T`, than by `F.linear`. One row is as fast only
+# when it is given twice, since a product with one column is run by a slower routine. Read so,
+# weights need no transposed copy, which would go stale whenever they change.
+_LEFT_WIDTH = {1: 1024, 2: 1 << 30, 3: 1 << 30} | dict.fromkeys(range(4, 9), 768)
 
 _NORM_EPS = ("variance_epsilon", "eps")
 _LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -28,7 +30,7 @@ _CAPTURING = "transformers.utils.output_capturing"
 
 
 class Projection:
-    """Linear maps of one input, read as one.
+    """Linear maps of one input, read side by side from their own weights; nothing is copied.
 
     Called with rows of shape `(rows, in)`, gives `(rows, out)`, all outputs side by side.
 
@@ -37,37 +39,35 @@ class Projection:
     """
 
     def __init__(self, linears: Sequence[Any]) -> None:
-        self._originals = weights = [linear.weight.detach() for linear in linears]
-        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-        fused = weights[0] if len(weights) == 1 else torch.cat(weights)
-        on_cpu, full = fused.device.type == "cpu", fused.dtype is torch.float32
-        # the layout and the product that read few rows fastest, by device and precision
-        self._transposed = on_cpu and full
-        self._row_by_row = on_cpu and not full
-        self.weight = fused.t().contiguous() if self._transposed else fused
-        self.bias = torch.cat(biases) if biases else None
-        self.nbytes = self.weight.nbytes if self.weight is not weights[0] else 0
+        self._maps = [(linear.weight, linear.bias) for linear in linears]
+        self.weight = linears[0].weight
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """`(rows, in)` to `(rows, out)`."""
-        count = rows.shape[0]
-        if self._transposed and count in _FEW:
-            out = torch.cat([F.linear(rows, weight) for weight in self._originals], -1)
-        elif self._transposed:
-            out = torch.mm(rows, self.weight)
-        elif not self._row_by_row:
-            return F.linear(rows, self.weight, self.bias)
-        elif count == 1:
-            out = torch.mv(self.weight, rows[0]).unsqueeze(0)
-        else:
-            out = torch.mm(self.weight, rows.t()).t().contiguous()
-        return out if self.bias is None else out.add_(self.bias)
+        count, width = rows.shape
+        on_cpu, full = self.weight.device.type == "cpu", self.weight.dtype is torch.float32
+        if not on_cpu or (full and width > _LEFT_WIDTH.get(count, 0)):
+            outs = [F.linear(rows, weight, bias) for weight, bias in self._maps]
+            return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
+        if count == 1 and not full:
+            out = _joined([_plus(torch.mv(weight, rows[0]), bias) for weight, bias in self._maps])
+            return out.unsqueeze(0)
+        columns = (rows if count > 1 else torch.cat((rows, rows))).t()
+        outs = [_plus(torch.mm(weight, columns), bias, 1) for weight, bias in self._maps]
+        return _joined(outs).t()[:count].contiguous()
 
     def add_to(self, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The same, added to `residual` of shape `(rows, out)`."""
-        if self._transposed and self.bias is None and rows.shape[0] not in _FEW:
-            return torch.addmm(residual, rows, self.weight)
         return self(rows).add_(residual)
+
+
+def _plus(out: torch.Tensor, bias: torch.Tensor | None, columns: int = 0) -> torch.Tensor:
+    """Outputs of shape `(out,)` or `(out, rows)`, with their bias."""
+    return out if bias is None else out.add_(bias.unsqueeze(-1) if columns else bias)
+
+
+def _joined(outs: list[torch.Tensor]) -> torch.Tensor:
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 class RootMeanSquare:
@@ -95,6 +95,26 @@ class RootMeanSquare:
         return self.weight * normed.to(hidden_states.dtype)
 
 
+class HeadNorms:
+    """RMSNorm of every head of the queries, and another of every head of the keys.
+
+    Args:
+        queries ([`RootMeanSquare`]): Of the first heads.
+        keys ([`RootMeanSquare`]): Of the others.
+        counts (`tuple[int, int]`): Number of query heads and of key heads.
+    """
+
+    def __init__(
+        self, queries: RootMeanSquare, keys: RootMeanSquare, counts: tuple[int, int]
+    ) -> None:
+        self._queries, self._keys, self._counts = queries, keys, counts
+
+    def __call__(self, heads: torch.Tensor) -> torch.Tensor:
+        """Normalise heads of shape `(batch, seq, queries + keys, head_dim)`."""
+        queries, keys = heads.split_with_sizes(self._counts, 2)
+        return torch.cat((self._queries(queries), self._keys(keys)), 2)
+
+
 @dataclass(frozen=True)
 class LeanLayer:
     """One decoder layer, ready for few rows.
@@ -102,7 +122,7 @@ class LeanLayer:
     Attributes:
         input_norm ([`RootMeanSquare`]): Before attention.
         qkv ([`Projection`]): Queries, keys and values side by side.
-        qk_norm ([`RootMeanSquare`], *optional*): Over each head of the queries and keys.
+        qk_norm ([`HeadNorms`], *optional*): Over each head of the queries and keys.
         out ([`Projection`]): After attention.
         mlp_norm ([`RootMeanSquare`]): Before the MLP.
         gate_up ([`Projection`]): Gate and up projections side by side.
@@ -117,7 +137,7 @@ class LeanLayer:
 
     input_norm: RootMeanSquare
     qkv: Projection
-    qk_norm: RootMeanSquare | None
+    qk_norm: HeadNorms | None
     out: Projection
     mlp_norm: RootMeanSquare
     gate_up: Projection
@@ -128,11 +148,6 @@ class LeanLayer:
     head_dim: int
     scale: float
     rotary: bool
-
-    @property
-    def nbytes(self) -> int:
-        """`int`: Bytes of the copies of weights held here."""
-        return sum(p.nbytes for p in (self.qkv, self.out, self.gate_up, self.down))
 
 
 def read_layer(layer: Any) -> LeanLayer | None:
@@ -170,16 +185,14 @@ def read_layer(layer: Any) -> LeanLayer | None:
 def read_norm(norm: Any) -> RootMeanSquare:
     """Read a host's RMSNorm; see `is_rms_norm`."""
     eps = next(getattr(norm, name) for name in _NORM_EPS if hasattr(norm, name))
-    return RootMeanSquare(norm.weight.detach(), eps)
+    return RootMeanSquare(norm.weight, eps)
 
 
-def _read_qk_norm(attention: Any, queries: int, keys: int) -> RootMeanSquare | None:
-    """One norm over all heads, whose weight has a row for each."""
+def _read_qk_norm(attention: Any, queries: int, keys: int) -> HeadNorms | None:
+    """Read the norms of the heads, where there are some."""
     if not hasattr(attention, "q_norm"):
         return None
-    of_queries, of_keys = read_norm(attention.q_norm), read_norm(attention.k_norm)
-    rows = [of_queries.weight.expand(queries, -1), of_keys.weight.expand(keys, -1)]
-    return RootMeanSquare(torch.cat(rows), float(of_queries.eps))
+    return HeadNorms(read_norm(attention.q_norm), read_norm(attention.k_norm), (queries, keys))
 
 
 def is_llama_shaped(layer: Any) -> bool:
@@ -230,8 +243,8 @@ def is_plain(module: Any) -> bool:
 
 
 def _is_own(parameter: torch.Tensor) -> bool:
-    """Whether a parameter lies in this process, whole, and counts its changes."""
-    return type(parameter) is nn.Parameter and not parameter.is_inference()
+    """Return whether a parameter lies in this process, whole and with values."""
+    return type(parameter) is nn.Parameter and not parameter.is_meta
 
 
 def is_rms_norm(norm: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,68 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from .exits import read_out
-from .lean_layers import LeanLayer
-
-
-class Reading:
-    """Something made of parameters, made anew when one of them has changed.
-
-    Args:
-        parameters (`Sequence[torch.Tensor]`): What it is made of.
-        read (`Callable`): Makes it.
-
-    Attributes:
-        agrees (`dict[Any, bool]`): Where it was compared with the modules, and whether it did what
-            they do.
-    """
-
-    def __init__(self, parameters: Sequence[torch.Tensor], read: Callable[[], Any]) -> None:
-        self.parameters = parameters
-        self.agrees: dict[Any, bool] = {}
-        self._read = read
-        self._marks: list[tuple[int, int]] = []
-        self._value: Any = None
-
-    def fresh(self) -> Any:
-        """What was read, as the parameters are now."""
-        marks = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters]
-        if marks != self._marks:
-            self._value, self._marks = self._read(), marks
-        return self._value
-
-    @property
-    def nbytes(self) -> int:
-        """`int`: Bytes of the copies held; 0 before the first use."""
-        return getattr(self._value, "nbytes", 0)
-
-
-class Readings:
-    """Several of them, looked at together at every step.
-
-    Args:
-        readings (`Sequence[Reading]`): In order.
-    """
-
-    def __init__(self, readings: Sequence[Reading]) -> None:
-        self._readings = readings
-        self._parameters = [p for reading in readings for p in reading.parameters]
-        self._versions: list[int] = []
-        self._values: list[Any] = []
-
-    def fresh(self) -> list[Any]:
-        """What was read, as the parameters are now; moved parameters are seen by [`Lean`] alone."""
-        versions = [parameter._version for parameter in self._parameters]
-        if versions != self._versions:
-            self._values = [reading.fresh() for reading in self._readings]
-            self._versions = versions
-        return self._values
+from .lean_layers import LeanLayer, Projection, RootMeanSquare
 
 
 class LeanRunner:
     """The lean pass of one segment; made by [`Lean`]."""
 
-    def __init__(self, layers: Sequence[Reading], rotary: Reading) -> None:
-        self._parts = Readings([rotary, *layers])
+    def __init__(self, layers: Sequence[LeanLayer], rotary: RotaryTable) -> None:
+        self._layers, self._rotary = layers, rotary
 
     @torch.no_grad()
     def __call__(
@@ -96,8 +42,8 @@ class LeanRunner:
         """
         batch, count, width = hidden_states.shape
         past = cache_layers[0].get_seq_length()
-        rotary, *layers = self._parts.fresh()
-        cos, sin = rotary.at(hidden_states, past, position_ids)
+        layers = self._layers
+        cos, sin = self._rotary.at(hidden_states, past, position_ids)
         mask = causal_mask(count, past, layers[0].groups, hidden_states) if count > 1 else None
         rows = hidden_states.reshape(-1, width)
         for layer, slot in zip(layers, cache_layers, strict=True):
@@ -166,6 +112,19 @@ class RotaryTable:
     def __init__(self, rotary: nn.Module) -> None:
         self._rotary = rotary
         self._table: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._buffers: list[Any] = []
+
+    def fresh(self) -> RotaryTable:
+        """The table itself, emptied if a buffer that it was made from has other values now."""
+        buffers = [buffer.tolist() for buffer in self._rotary.buffers()]
+        if buffers != self._buffers:
+            self._table, self._buffers = None, buffers
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """`int`: Bytes of the table; 0 before the first use."""
+        return sum(part.nbytes for part in self._table or ())
 
     def at(
         self, hidden_states: torch.Tensor, past: int, position_ids: torch.Tensor | None
@@ -205,13 +164,14 @@ class RotaryTable:
 class LeanHead:
     """Norm and output head in one call; made by [`Lean`]."""
 
-    def __init__(self, norm: Reading, head: Reading, ops: tuple[tuple[str, float], ...]) -> None:
-        self._parts = Readings([norm, head])
-        self._ops = ops
+    def __init__(
+        self, norm: RootMeanSquare, head: Projection, ops: tuple[tuple[str, float], ...]
+    ) -> None:
+        self._norm, self._head, self._ops = norm, head, ops
 
     @torch.no_grad()
     def __call__(self, taps: torch.Tensor) -> torch.Tensor:
         """Logits of shape `(..., vocab)` from taps of shape `(..., hidden)`."""
-        norm, head = self._parts.fresh()
-        logits = read_out(norm(taps.reshape(-1, taps.shape[-1])), head, self._ops)
+        states = self._norm(taps.reshape(-1, taps.shape[-1]))
+        logits = read_out(states, self._head, self._ops)
         return logits.view(*taps.shape[:-1], -1)
