@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.generation import GenerationMode, StoppingCriteriaList
 from transformers.generation.stopping_criteria import StopStringCriteria
 
@@ -227,9 +226,8 @@ def _stats(
     whole = depths[-1] * (cache.length - cache.first)
     sources = torch.stack(text.sources, 1)
     rows = len(text.input_ids)
-    flops = [2 * _size(cache.segment_layers(i)) for i in range(len(exits))]
+    flops, heads = ([2 * size for size in sizes] for sizes in cache.sizes)
     spent = sum(f * n for f, n in zip(flops, cache.ran, strict=True))
-    heads = [2 * _size([model.head(k)]) for k in exits]
     reads = sum(f * n for f, n in zip(heads, cache.reads, strict=True))
     dense = (cache.length - cache.first) * sum(flops) + sources.shape[1] * heads[-1]
     return RelayStats(
@@ -245,12 +243,6 @@ def _stats(
         accepted=decide.accepted,
         seconds=seconds,
     )
-
-
-def _size(modules: Sequence[nn.Module]) -> int:
-    """Number of weights in matrices: each is multiplied and added once per position."""
-    weights = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
-    return sum(p.numel() for p in weights.values())
 
 
 def with_stop_strings(
