@@ -593,10 +593,10 @@ def test_an_exit_that_is_always_wrong_never_drafts(confidence):
 
 
 def test_an_exit_that_is_always_right_drafts_long_soon():
-    counts = drafted_in(16, 0.95, True)
-    assert counts[:4] == [0] * 4  # watched
-    assert counts[4] == 4  # nothing was drafted yet
-    assert min(counts[8:]) == 15
+    counts = drafted_in(20, 0.95, True)
+    assert counts[:7] == [0] * 7  # plain, then watched
+    assert counts[7] == 4  # nothing was drafted yet
+    assert min(counts[11:]) == 15
 
 
 def test_an_exit_that_begins_to_be_right_drafts_again():

@@ -21,6 +21,8 @@ OUTLIER = 1.5
 EXTRA_POSITION = 0.05
 # drafts of a round, where nothing else limits them
 LONGEST = 15
+# tokens that begin a text without drafts: the prompt's, and some that tell what one costs
+BEGIN = 3
 # tokens at which the draft exit is only read beside the deep one, before anything is drafted
 WATCH = 4
 # rounds of drafting before their rate is judged
@@ -160,7 +162,7 @@ class DraftLength:
         # of the drafted rounds of late; older ones count less
         self._tokens, self._spent = 0.0, 0.0
         self._watched = WATCH if watch else 0
-        self._rest, self._next_rest, self._trial = 0, FIRST_REST, TRIAL
+        self._rest, self._next_rest, self._trial = BEGIN if watch else 0, FIRST_REST, TRIAL
         self._survival, self._confidences = 1.0, []  # type: float, list[float]
 
     def mode(self) -> str:

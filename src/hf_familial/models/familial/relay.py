@@ -10,6 +10,7 @@ import torch
 from transformers.generation import GenerationMode, StoppingCriteriaList
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from .members import matrix_sizes
 from .outputs import RelayOutput, RelayStats
 from .relay_cache import RelayCache
 from .relay_policies import RelayPolicy, SpeculativeRelay, check_chain
@@ -226,7 +227,7 @@ def _stats(
     whole = depths[-1] * (cache.length - cache.first)
     sources = torch.stack(text.sources, 1)
     rows = len(text.input_ids)
-    flops, heads = ([2 * size for size in sizes] for sizes in cache.sizes)
+    flops, heads = ([2 * size for size in sizes] for sizes in matrix_sizes(model, exits))
     spent = sum(f * n for f, n in zip(flops, cache.ran, strict=True))
     reads = sum(f * n for f, n in zip(heads, cache.reads, strict=True))
     dense = (cache.length - cache.first) * sum(flops) + sources.shape[1] * heads[-1]

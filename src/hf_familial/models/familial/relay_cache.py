@@ -291,16 +291,6 @@ class RelayCache:
         assert states is not None
         return states[:, -last:]
 
-    def segment_layers(self, i: int) -> Sequence[torch.nn.Module]:
-        """The backbone layers that lead to the i-th of the exits from the one before."""
-        return self._runner(i, i).segment.layers
-
-    @property
-    def sizes(self) -> tuple[list[int], list[int]]:
-        """Number of weights in matrices, of each segment and of each exit's head."""
-        count = range(len(self.exits))
-        return [_size(self.segment_layers(i)) for i in count], [_size([h]) for h in self._heads]
-
     def crop(self, count: int) -> None:
         """Forget the last positions everywhere, however deep they got.
 
@@ -430,12 +420,6 @@ class RelayCache:
         if waiting and old is not None:
             taps = torch.cat((old[:, -waiting:], taps), 1)
         self._taps[i] = taps
-
-
-def _size(modules: Sequence[torch.nn.Module]) -> int:
-    """Number of weights in matrices: each is multiplied and added once per position."""
-    weights = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
-    return sum(p.numel() for p in weights.values())
 
 
 def _without_last(tensor: torch.Tensor | None, count: int) -> torch.Tensor | None:
