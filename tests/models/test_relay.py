@@ -28,7 +28,7 @@ from hf_familial import (
     SpeculativeRelay,
     relay_decode,
 )
-from hf_familial.models.familial.draft_length import Acceptance, DraftLength
+from hf_familial.models.familial.draft_length import DRAFTED, WATCHED, Acceptance, DraftLength
 from hf_familial.models.familial.relay_policies import confidence
 from hf_familial.models.familial.speculative import Proposal, Speculation
 
@@ -571,11 +571,15 @@ def drafted_in(rounds, confidence, is_right):
     """Drafts of each round, told how sure the exit was and whether it was right."""
     length, counts = DraftLength(1 / 3, timed=False), []
     for _ in range(rounds):
-        drafts, right = 0, 0
-        if length.drafts():
-            while drafts < 15 and length.goes_on(confidence):
-                drafts += 1
-                right += is_right and right == drafts - 1
+        drafts, right, kind = 0, 0, length.mode()
+        if kind == WATCHED:
+            length.watched(confidence, float(is_right))
+        if kind != DRAFTED:
+            counts.append(0)
+            continue
+        while drafts < 15 and length.goes_on(confidence):
+            drafts += 1
+            right += is_right and right == drafts - 1
         length.finish(drafts, right, right + 1)
         if drafts == right and length._confidences and drafts < 15:
             length.learn_next(float(is_right))
@@ -584,16 +588,28 @@ def drafted_in(rounds, confidence, is_right):
 
 
 @pytest.mark.parametrize("confidence", [0.2, 0.6, 0.99])
-def test_an_exit_that_is_always_wrong_is_found_out_in_a_few_drafts(confidence):
-    counts = drafted_in(40, confidence, False)
-    assert sum(counts) <= 16
-    assert not any(counts[8:])
+def test_an_exit_that_is_always_wrong_never_drafts(confidence):
+    assert not any(drafted_in(200, confidence, False))
 
 
 def test_an_exit_that_is_always_right_drafts_long_soon():
-    counts = drafted_in(12, 0.95, True)
-    assert counts[0] == 4  # nothing is known yet
-    assert min(counts[3:]) == 15
+    counts = drafted_in(20, 0.95, True)
+    assert counts[:7] == [0] * 7  # plain, then watched
+    assert counts[7] == 4  # nothing was drafted yet
+    assert min(counts[11:]) == 15
+
+
+def test_an_exit_that_begins_to_be_right_drafts_again():
+    length, drafts = DraftLength(1 / 3, timed=False), 0
+    for step in range(120):
+        kind = length.mode()
+        if kind == WATCHED:
+            length.watched(0.9, float(step > 20))
+        drafts += kind == DRAFTED
+        if kind == DRAFTED:
+            length.goes_on(0.9)
+            length.finish(1, 1, 2)
+    assert drafts > 40
 
 
 def test_what_is_learned_of_one_class_of_confidence_holds_for_others():

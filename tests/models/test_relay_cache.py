@@ -52,6 +52,9 @@ class Schedule:
             move = self.random.random()
             if self.rollback and move < 0.3 and self.cache.length > prompt + 3:
                 self.cache.crop(self.random.randint(0, 3))
+            elif 0.3 <= move < 0.4 and self.cache.length < self.ids.shape[1] - 2:
+                self.feed(self.random.randint(1, 2), whole=True)
+                self.feed(1)
             elif move < 0.5:
                 self.read(self.random.choice(self.exits))
             elif self.rollback and move < 0.6:
@@ -63,11 +66,14 @@ class Schedule:
             self.read(k)
         return self
 
-    def feed(self, count):
+    def feed(self, count, whole=False):
         start = self.cache.length
         span = slice(start, start + count)
         padded = {"attention_mask": self.mask[:, span]} if (self.mask == 0).any() else {}
-        self.cache.feed(self.ids[:, span], position_ids=positions_of(self.mask)[:, span], **padded)
+        positions = positions_of(self.mask)[:, span]
+        self.cache.feed(self.ids[:, span], position_ids=positions, whole=whole, **padded)
+        if whole:  # the exits before cannot be read at these positions
+            self.read(self.exits[-1])
 
     def read(self, k):
         pending = self.cache.pending(k)

@@ -1,8 +1,7 @@
-"""How far to draft: as long as one more position is likely to pay for itself."""
+"""Choose how many tokens to draft: one more as long as it is likely to pay for itself."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 
@@ -20,8 +19,19 @@ FORGET_ACCEPTANCE, FORGET_TIME = 0.99, 0.9
 OUTLIER = 1.5
 # cost of one more position in a checking pass, as a part of the pass, until it is measured
 EXTRA_POSITION = 0.05
-# rounds without drafts before trying again, at first and at most
-FIRST_REST, LONGEST_REST, TRIAL = 8, 128, 6
+# drafts of a round, where nothing else limits them
+LONGEST = 15
+# tokens that begin a text without drafts: the prompt's, and some that tell what one costs
+BEGIN = 3
+# tokens at which the draft exit is only read beside the deep one, before anything is drafted
+WATCH = 4
+# rounds of drafting before their rate is judged
+TRIAL = 6
+# plain rounds before the draft exit is watched again, at first and at most
+FIRST_REST, LONGEST_REST = 16, 256
+
+# kinds of rounds: no draft; no draft, but the draft exit is read too; drafts
+PLAIN, WATCHED, DRAFTED = "plain", "watched", "drafted"
 
 
 @dataclass
@@ -43,6 +53,11 @@ class Acceptance:
         i = _bucket(confidence)
         prior = min(1.0, self.found / self.expected) * _prior(i)
         return (self.right[i] + prior * self.weight[i]) / (self.seen[i] + self.weight[i])
+
+    @property
+    def mean(self) -> float:
+        """Share of the drafts seen of late that were right."""
+        return (sum(self.right) + 0.5) / (sum(self.seen) + 1)
 
     def observe(self, confidence: float, accepted: float) -> None:
         """Learn from one draft that was checked: 1 if it was right, 0 if not."""
@@ -110,64 +125,110 @@ class Line:
 
 
 class DraftLength:
-    """Decides after every draft whether to run it too, and before every round whether to draft.
+    """Decides before every round whether to draft, and after every read whether to draft one more.
 
     A round over the positions of one known token and k drafts yields `1 + S_1 + ... + S_k` tokens,
-    with `S_i` the probability that the first i drafts are all right. Running one more draft pays if
-    its `S` is worth more, at the present rate of tokens per time, than its pass through the shallow
-    layers and its place in the checking pass.
+    with `S_i` the probability that the first i drafts are all right. One more draft pays if its `S`
+    is worth more, at the present rate of tokens per time, than its pass through the shallow layers
+    and its place in the checking pass. What is decided depends on distributions that were read and
+    on tokens that were drawn before, never on the token that would be drafted: a decision that saw
+    that token would change the distribution of sampled text.
+
+    A text starts without drafts. For the first tokens the draft exit is read beside the deep one,
+    which tells how often it would have been right; it drafts only if that promises to pay.
 
     Args:
-        share (`float`): Layers below the draft exit, as a share of all.
+        share (`float`): Cost of the layers below the draft exit, as a share of a whole pass.
+        read (`float`, *optional*, defaults to 0.0): Cost of reading the draft exit, likewise.
         fixed (`int`, *optional*): Draft just as many, whatever it costs.
         timed (`bool`, *optional*, defaults to `True`): Measure costs with a clock; otherwise they
-            are taken from the number of layers, and the same seed gives the same text.
+            are taken from `share` and `read`, and the same seed gives the same text.
+        watch (`bool`, *optional*, defaults to `True`): Watch the exit before it drafts.
     """
 
-    def __init__(self, share: float, fixed: int | None = None, timed: bool = True) -> None:
+    def __init__(
+        self,
+        share: float,
+        read: float = 0.0,
+        fixed: int | None = None,
+        timed: bool = True,
+        watch: bool = True,
+    ) -> None:
         self.fixed, self.timed = fixed, timed and fixed is None
         self.acceptance = Acceptance()
         deep = 1 - share
-        self._feed, self._read = Mean(share), Mean(0.0)
+        self._feed, self._read, self._plain = Mean(share), Mean(read), Mean(1.0)
         self._check = Line(deep * (1 - EXTRA_POSITION), deep * EXTRA_POSITION)
-        self._rate: Mean | None = None
-        self._rest, self._next_rest, self._trial = 0, FIRST_REST, TRIAL
+        # of the drafted rounds of late; older ones count less
+        self._tokens, self._spent = 0.0, 0.0
+        self._watched = WATCH if watch else 0
+        self._rest, self._next_rest, self._trial = BEGIN if watch else 0, FIRST_REST, TRIAL
         self._survival, self._confidences = 1.0, []  # type: float, list[float]
-        self._began = 0.0
 
-    def drafts(self) -> bool:
-        """Whether to draft in this round."""
+    def mode(self) -> str:
+        """Return the kind of the next round, one of `PLAIN`, `WATCHED` and `DRAFTED`."""
         self._survival, self._confidences = 1.0, []
         if self._rest:
             self._rest -= 1
-            return False
-        return True
+            return PLAIN
+        return WATCHED if self._watched else DRAFTED
 
-    def goes_on(self, confidence: float) -> bool:
-        """Whether to run the token just drafted, and draft another; not asked for a fixed length.
+    def watch_again(self) -> None:
+        """Ask for a watched round, to see whether what was learned still holds."""
+        self._watched = max(1, self._watched)
+
+    def watched(self, confidence: float, accepted: float) -> None:
+        """Learn from a watched round.
 
         Args:
-            confidence (`float`): Probability that its exit gave it.
+            confidence (`float`): Largest probability at the draft exit.
+            accepted (`float`): Probability that a draft from it would have been accepted.
+        """
+        self.acceptance.observe(confidence, accepted)
+        self._watched = max(0, self._watched - 1)
+        if not self._watched and self.fixed is None and self.promise < self.plain_rate:
+            self._pause()
+
+    def goes_on(self, confidence: float) -> bool:
+        """Return whether to draw one more draft, and run it; not asked for a fixed length.
+
+        Args:
+            confidence (`float`): Largest probability of the distribution it would be drawn from.
         """
         self._confidences.append(confidence)
-        if self._rate is None and len(self._confidences) > FIRST_DRAFTS:
+        if not self._spent and len(self._confidences) > FIRST_DRAFTS:
             return False
         self._survival *= self.acceptance.rate(confidence)
         cost = self._feed.value + self._read.value + self._check.slope
-        return self._survival > self.rate * cost
+        return self._survival > self._rate * cost
 
     @property
-    def rate(self) -> float:
+    def _rate(self) -> float:
         """Tokens per unit of time, of late."""
-        return self.plain_rate if self._rate is None else self._rate.value
+        return self._tokens / self._spent if self._spent else self.plain_rate
 
     @property
     def plain_rate(self) -> float:
         """Tokens per unit of time without drafts."""
-        return 1 / max(self._feed.value + self._check.at(1), 1e-9)
+        split = self._feed.value + self._check.at(1)
+        return 1 / max(self._plain.value if self._plain.measured else split, 1e-9)
+
+    @property
+    def promise(self) -> float:
+        """Tokens per unit of time of drafted rounds, measured or expected."""
+        if self._spent and not self._trial:
+            return self._rate
+        survival, tokens, best = 1.0, 1.0, 0.0
+        for drafts in range(1, (self.fixed or LONGEST) + 1):
+            survival *= self.acceptance.mean
+            tokens += survival
+            reads = (drafts + 1) * (self._feed.value + self._read.value)
+            rate = tokens / max(reads + self._check.at(drafts + 1), 1e-9)
+            best = rate if self.fixed else max(best, rate)
+        return best
 
     def finish(self, drafted: int, accepted: int, tokens: int) -> None:
-        """Learn from a round.
+        """Learn from a drafted round.
 
         Args:
             drafted (`int`): Drafts that were checked.
@@ -181,43 +242,46 @@ class DraftLength:
             return
         positions = drafted + 1
         spent = positions * self._feed.value + self._check.at(positions)
-        rate = tokens / (spent + len(self._confidences) * self._read.value)
-        if self._rate is None:
-            self._rate = Mean(rate, measured=True)
-        self._rate.observe(rate)
+        spent += len(self._confidences) * self._read.value
+        self._tokens = FORGET_TIME * self._tokens + tokens
+        self._spent = FORGET_TIME * self._spent + spent
         self._trial = max(0, self._trial - 1)
-        if not self._trial and self._rate.value < self.plain_rate:
-            self._rest, self._trial = self._next_rest, TRIAL
-            self._next_rest = min(2 * self._next_rest, LONGEST_REST)
-            self._rate = None
+        if not self._trial and self._rate < self.plain_rate:
+            self._pause()
         elif not self._trial:
             self._next_rest = FIRST_REST
 
+    def _pause(self) -> None:
+        """Write plainly for a while, longer every time, then watch the exit anew."""
+        self._rest, self._trial, self._watched = self._next_rest, TRIAL, WATCH
+        self._next_rest = min(2 * self._next_rest, LONGEST_REST)
+        self._tokens, self._spent = 0.0, 0.0
+
     def learn_next(self, accepted: float) -> None:
-        """Learn from the draft that was not worth running, of which the check told as well.
+        """Learn from a draft that was not worth drawing, of which the check told as well.
 
         Args:
-            accepted (`float`): Share of the rows in which it was right.
+            accepted (`float`): Probability that it would have been accepted.
         """
         self.acceptance.observe(self._confidences[-1], accepted)
 
-    def start_clock(self) -> None:
-        """Before a pass that is to be timed."""
-        self._began = time.perf_counter()
+    def fed(self, seconds: float) -> None:
+        """Learn the time of one position in the shallow layers."""
+        self._learn_time(self._feed, seconds)
 
-    def fed(self) -> None:
-        """After one position ran through the shallow layers."""
-        self._stop(self._feed)
+    def read(self, seconds: float) -> None:
+        """Learn the time of reading the draft exit."""
+        self._learn_time(self._read, seconds)
 
-    def read(self) -> None:
-        """After the draft exit was read."""
-        self._stop(self._read)
+    def wrote_plainly(self, seconds: float) -> None:
+        """Learn the time of a round without drafts, over one position."""
+        self._learn_time(self._plain, seconds)
 
-    def checked(self, positions: int) -> None:
-        """After a checking pass."""
+    def checked(self, positions: int, seconds: float) -> None:
+        """Learn the time of a checking pass."""
         if self.timed:
-            self._check.observe(positions, time.perf_counter() - self._began)
+            self._check.observe(positions, seconds)
 
-    def _stop(self, mean: Mean) -> None:
+    def _learn_time(self, mean: Mean, seconds: float) -> None:
         if self.timed:
-            mean.observe(time.perf_counter() - self._began)
+            mean.observe(seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,3 +91,26 @@ class Members:
             member = slice_config(config, 0, depth + count)
             sources += [(member, depth + j) for j in range(count)]
         grow_cache(cache, num_slots, sources)
+
+
+def matrix_sizes(model: Any, exits: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Count the weights in matrices: each is multiplied and added once per position.
+
+    Args:
+        model ([`FamilialForCausalLM`]): The family.
+        exits (`Sequence[int]`): Indices of exits, shallowest first.
+
+    Returns:
+        `tuple[list[int], list[int]]`: For each exit, the weights of the backbone's layers from the
+        exit before it on, and those of its head.
+    """
+    members = model.model.members
+    depths = [0, *(model.config.exits[k] for k in exits)]
+    spans = zip(depths, depths[1:], strict=False)
+    layers = [_matrix_weights(members.trunk(*span).layers) for span in spans]
+    return layers, [_matrix_weights([model.head(k)]) for k in exits]
+
+
+def _matrix_weights(modules: Iterable[nn.Module]) -> int:
+    weights = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
+    return sum(p.numel() for p in weights.values())

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.generation import GenerationMode, StoppingCriteriaList
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from .members import matrix_sizes
 from .outputs import RelayOutput, RelayStats
 from .relay_cache import RelayCache
 from .relay_policies import RelayPolicy, SpeculativeRelay, check_chain
@@ -227,9 +227,8 @@ def _stats(
     whole = depths[-1] * (cache.length - cache.first)
     sources = torch.stack(text.sources, 1)
     rows = len(text.input_ids)
-    flops = [2 * _size(cache.segment_layers(i)) for i in range(len(exits))]
+    flops, heads = ([2 * size for size in sizes] for sizes in matrix_sizes(model, exits))
     spent = sum(f * n for f, n in zip(flops, cache.ran, strict=True))
-    heads = [2 * _size([model.head(k)]) for k in exits]
     reads = sum(f * n for f, n in zip(heads, cache.reads, strict=True))
     dense = (cache.length - cache.first) * sum(flops) + sources.shape[1] * heads[-1]
     return RelayStats(
@@ -245,12 +244,6 @@ def _stats(
         accepted=decide.accepted,
         seconds=seconds,
     )
-
-
-def _size(modules: Sequence[nn.Module]) -> int:
-    """Number of weights in matrices: each is multiplied and added once per position."""
-    weights = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
-    return sum(p.numel() for p in weights.values())
 
 
 def with_stop_strings(

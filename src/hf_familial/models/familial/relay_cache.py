@@ -67,13 +67,10 @@ class RelayCache:
         check_relay(model)
         self.cache = self._prepared(cache)
         members, backbone = model.model.members, model.model.backbone
-        depths = [0, *(model.config.exits[k] for k in self.exits)]
         early = [k < model.config.num_exits - 1 for k in self.exits]
         self._norms = [members.norm(k) for k in self.exits]
-        self._trunk = [
-            SegmentRunner(backbone, self.contract, members.trunk(*span), self.cache)
-            for span in zip(depths, depths[1:], strict=False)
-        ]
+        self._depths = [0, *(model.config.exits[k] for k in self.exits)]
+        self._runners: dict[tuple[int, int], SegmentRunner] = {}
         wanted = self.exits if reads is None else [model.config.resolve_exit(k) for k in reads]
         private = [
             bool(model.config.num_exit_layers) and is_early and k in wanted
@@ -129,14 +126,17 @@ class RelayCache:
             )
         return cache
 
-    def _lean_passes(self) -> tuple[dict[int, Any], dict[int, Any]]:
+    def _lean_passes(self) -> tuple[dict[tuple[int, int], Any], dict[int, Any]]:
         """Lean passes of segments and of exits without private layers, where there are some."""
         lean, backbone = self.model.model.lean, self.model.model.backbone
         runners, heads = {}, {}
-        for i, runner in enumerate(self._trunk):
+        last = len(self.exits) - 1
+        for span in [*((i, i) for i in range(last + 1)), (0, last)]:
+            runner = self._runner(*span)
             found = lean.runner(backbone, self.contract, runner.segment, runner.layers)
             if found is not None:
-                runners[i] = found
+                runners[span] = found
+        for i in range(last + 1):
             head = lean.head(self._norms[i], self._heads[i], self._ops)
             if head is not None and self._branches[i] is None:
                 heads[i] = head
@@ -168,8 +168,9 @@ class RelayCache:
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        whole: bool = False,
     ) -> None:
-        """Run new positions through the first segment.
+        """Run new positions through the first segment, or through all of them.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The new tokens.
@@ -178,12 +179,19 @@ class RelayCache:
                 tokens; counted on from the last ones by default.
             attention_mask (`torch.Tensor` of shape `(batch, seq)`, or `(batch, past + seq)` at the
                 first call, *optional*): 0 for padding; by default there is none.
+            whole (`bool`, *optional*, defaults to `False`): Run to the deepest of the exits, in one
+                pass where nothing is pending. The exits before it cannot be read then.
         """
         given: Any = input_ids if input_ids is not None else inputs_embeds
         batch, new = given.shape[:2]
         self._extend(batch, new, given.device, position_ids, attention_mask)
-        self._run(0, new, **{"inputs_embeds" if input_ids is None else "input_ids": given})
-        if self.length - self._done[-1] > self.prompt_end - self.first + self.max_pending:
+        entry = {"inputs_embeds" if input_ids is None else "input_ids": given}
+        if whole and self._done[0] == self._done[-1] and not any(self._branches):
+            self._run(0, len(self.exits) - 1, new, **entry)
+            return
+        self._run(0, 0, new, **entry)
+        pending = self.length - self._done[-1]
+        if whole or pending > self.prompt_end - self.first + self.max_pending:
             self.catch_up(self.exits[-1])
 
     def push(
@@ -217,7 +225,7 @@ class RelayCache:
             if new:
                 taps = self._taps[i - 1]
                 assert taps is not None
-                self._run(i, new, inputs_embeds=taps[:, -new:])
+                self._run(i, i, new, inputs_embeds=taps[:, -new:])
 
     def taps(self, exit_idx: int, last: int) -> torch.Tensor:
         """Taps of the last positions that have reached an exit.
@@ -250,6 +258,23 @@ class RelayCache:
             return self._lean_heads[i](taps[:, -last:])
         return read_out(self._normed(i, last), self._heads[i], self._ops)
 
+    def logits_beside(self, exits: Sequence[int]) -> list[torch.Tensor]:
+        """Read the last position at several exits; a head that they share reads all at once.
+
+        Args:
+            exits (`Sequence[int]`): Some of `exits`, caught up.
+
+        Returns:
+            `list[torch.Tensor]`: For each, logits of shape `(batch, 1, vocab)`.
+        """
+        places = [self._place(k) for k in exits]
+        if len({id(self._heads[i]) for i in places}) > 1:
+            return [self.logits(k) for k in exits]
+        for i in places:
+            self.reads[i] += 1
+        states = torch.cat([self._normed(i, 1) for i in places])
+        return list(read_out(states, self._heads[places[0]], self._ops).chunk(len(places)))
+
     def _normed(self, i: int, last: int) -> torch.Tensor:
         """States of an exit after its private layers and norm, shape `(batch, last, hidden)`."""
         taps, branch = self._taps[i], self._branches[i]
@@ -266,10 +291,6 @@ class RelayCache:
         assert states is not None
         return states[:, -last:]
 
-    def segment_layers(self, i: int) -> Sequence[torch.nn.Module]:
-        """The backbone layers that lead to the i-th of the exits from the one before."""
-        return self._trunk[i].segment.layers
-
     def crop(self, count: int) -> None:
         """Forget the last positions everywhere, however deep they got.
 
@@ -277,8 +298,8 @@ class RelayCache:
             count (`int`): How many.
         """
         length = self.length - count
-        for i, runner in enumerate(self._trunk):
-            crop(runner.layers, self._done[i] - length)
+        for i in range(len(self.exits)):
+            crop(self._runner(i, i).layers, self._done[i] - length)
             branch = self._branches[i]
             if branch is not None:
                 crop(branch.layers, self._read[i] - length)
@@ -348,20 +369,34 @@ class RelayCache:
             attention_mask = torch.cat((seen, attention_mask), 1)
         self.attention_mask = attention_mask
 
-    def _run(self, i: int, new: int, **entry: torch.Tensor) -> None:
-        """One pass of a segment over the positions that follow those it has done."""
-        if i in self._lean and new <= MAX_TOKENS and self.attention_mask is None:
+    def _run(self, first: int, last: int, new: int, **entry: torch.Tensor) -> None:
+        """One pass of consecutive segments over the positions that follow those they have done."""
+        start, runner = self._done[first], self._runner(first, last)
+        lean = self._lean.get((first, last))
+        if lean is not None and new <= MAX_TOKENS and self.attention_mask is None:
             states = entry.get("inputs_embeds")
             if states is None:
                 states = self._embed(entry["input_ids"])
             counted = self.position_ids is None
-            positions = None if counted else self._inputs(self._done[i], new)["position_ids"]
-            taps = self._lean[i](states, self._trunk[i].layers, positions)
+            positions = None if counted else self._inputs(start, new)["position_ids"]
+            taps = lean(states, runner.layers, positions)
         else:
-            taps = self._trunk[i](**entry, **self._inputs(self._done[i], new))
-        self._keep(i, taps)
-        self._done[i] += new
-        self.ran[i] += new
+            taps = runner(**entry, **self._inputs(start, new))
+        for i in range(first, last):
+            self._taps[i] = None
+        self._keep(last, taps)
+        for i in range(first, last + 1):
+            self._done[i] += new
+            self.ran[i] += new
+
+    def _runner(self, first: int, last: int) -> SegmentRunner:
+        """The host's pass through consecutive segments."""
+        if (first, last) not in self._runners:
+            model = self.model.model
+            segment = model.members.trunk(self._depths[first], self._depths[last + 1])
+            runner = SegmentRunner(model.backbone, self.contract, segment, self.cache)
+            self._runners[first, last] = runner
+        return self._runners[first, last]
 
     def _inputs(self, start: int, new: int) -> dict[str, Any]:
         """Positions and mask of `new` columns from `start` on, and all before."""

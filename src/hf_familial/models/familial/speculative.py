@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .draft_length import DraftLength
+from .draft_length import DRAFTED, LONGEST, PLAIN, WATCHED, DraftLength
+from .members import matrix_sizes
 from .relay_cache import RelayCache
 from .relay_policies import SpeculativeRelay
 from .relay_text import Block, RelayText
 
 
-# drafts of a round, where nothing else limits them
-LONGEST = 15
 # tokens that an exit in the middle of a chain collects before the next one checks them
 COLLECTED = 6
-# rounds in which each exit that may draft is tried at first, and after how many it is tried again
-TRIAL, AGAIN = 6, 32
+# rounds after which all exits are watched again, where several may draft
+AGAIN = 64
 
 
 @dataclass
@@ -33,15 +33,15 @@ class Proposal:
             `(batch, vocab)`; only when sampling.
         sources (`torch.LongTensor` of shape `(batch, count)`): Exit that each token came from.
         ran (`bool`): Whether the last token has run too, so that the check yields one more.
-        next (`torch.LongTensor` of shape `(batch, 1)`, *optional*): A draft that was not worth
-            running; the check tells for nothing whether it was right.
+        undrawn (`torch.Tensor` of shape `(batch, vocab)`, *optional*): Processed scores from which
+            no draft was drawn any more; the check tells whether one would have been right.
     """
 
     tokens: torch.Tensor
     scores: list[torch.Tensor]
     sources: torch.Tensor
     ran: bool
-    next: torch.Tensor | None = None
+    undrawn: torch.Tensor | None = None
 
 
 class Speculation:
@@ -58,23 +58,35 @@ class Speculation:
         self, relay: SpeculativeRelay, exits: tuple[int, ...], cache: RelayCache, text: RelayText
     ) -> None:
         self.exits, self.cache, self.text = exits, cache, text
-        depths = [cache.model.config.exits[k] for k in exits]
         fixed = relay.draft_length if isinstance(relay.draft_length, int) else None
         # a clock would make sampled text depend on the machine's mood
         timed = not text.do_sample
-        self.chosen_freely = relay.draft_exit == "auto" and len(exits) > 2
-        above = depths[1] if not self.chosen_freely else depths[-1]
-        drafting = exits[:-1] if self.chosen_freely else exits[:1]
+        free = relay.draft_exit == "auto"
+        # in a chain, each exit but the shallowest checks the one before and always proposes
+        self.chain = len(exits) > 2 and not free
+        self.drafting = exits[:1] if self.chain else exits[:-1]
+        watch = not self.chain and (fixed is None or len(self.drafting) > 1)
         # what was learned of a model serves its next text; sampled ones all begin alike
         self._known = cache.model.model.draft_lengths if timed and fixed is None else {}
-        self._keys = [(exits, len(text.input_ids), cache.lean, k) for k in drafting]
+        self._keys = [(exits, free, len(text.input_ids), cache.lean, k) for k in self.drafting]
         self.lengths = [
             # a copy, since another thread may be writing too
-            copy.deepcopy(self._known.get(key)) or DraftLength(depth / above, fixed, timed)
-            for key, depth in zip(self._keys, depths, strict=False)
+            copy.deepcopy(self._known.get(key)) or DraftLength(*cost, fixed, timed, watch)
+            for key, cost in zip(self._keys, self._costs(), strict=True)
         ]
         self.arm = 0
         self.rounds = self.drafted = self.accepted = 0
+        # on a CPU the time of this thread alone: other work on the machine says nothing of a pass
+        on_cpu = cache.model.device.type == "cpu"
+        self._clock = time.thread_time if on_cpu else time.perf_counter
+        self._began = self._clock()
+
+    def _costs(self) -> list[tuple[float, float]]:
+        """Cost of running and of reading each exit that drafts, as shares of a whole pass."""
+        layers, heads = matrix_sizes(self.cache.model, self.exits)
+        checker = 1 if self.chain else len(self.exits) - 1
+        whole = sum(layers[: checker + 1]) + heads[checker]
+        return [(sum(layers[: i + 1]) / whole, heads[i] / whole) for i in range(len(self.drafting))]
 
     def remember(self) -> None:
         """Leave what was learned with the model, for its next text."""
@@ -91,25 +103,74 @@ class Speculation:
         Args:
             **inputs: For `RelayCache.feed`: the tokens that have not run yet, positions, mask.
         """
-        top = len(self.exits) - 1
-        if self.chosen_freely:
-            self.arm = self._best_arm()
-            proposal = self._draft(self.text.input_ids, inputs, self.text.room)
+        kind = DRAFTED if self.chain else self._kind()
+        if kind == PLAIN:
+            block = self._write_plainly(inputs)
+        elif kind == WATCHED:
+            block = self._watch(inputs)
         else:
-            proposal = self._propose(top - 1, self.text.input_ids, inputs, self.text.room)
-        block = self._check(top, self.text.input_ids, proposal, self.text.wants_scores)
+            top, ids = len(self.exits) - 1, self.text.input_ids
+            level = top - 1 if self.chain else 0
+            proposal = self._propose(level, ids, inputs, self.text.room)
+            block = self._check(top, ids, proposal, self.text.wants_scores)
         self.cache.settle()
         return block
 
-    def _best_arm(self) -> int:
-        """The exit that yields most tokens per time; the others are tried now and then."""
-        count = len(self.lengths)
-        if self.rounds < TRIAL * count:
-            return self.rounds // TRIAL
-        turn, place = divmod(self.rounds, AGAIN)
-        if place < 2:
-            return turn % count
-        return max(range(count), key=lambda i: self.lengths[i].rate)
+    def _kind(self) -> str:
+        """The kind of the next round; of the exits that may draft, the most promising one does."""
+        if len(self.lengths) > 1 and self.rounds % AGAIN == AGAIN - 1:
+            for length in self.lengths:
+                length.watch_again()
+        kinds = [length.mode() for length in self.lengths]
+        if DRAFTED not in kinds or WATCHED in kinds:
+            return WATCHED if WATCHED in kinds else PLAIN
+        ready = [i for i, kind in enumerate(kinds) if kind == DRAFTED]
+        self.arm = max(ready, key=lambda i: self.lengths[i].promise)
+        return DRAFTED
+
+    def _write_plainly(self, inputs: dict[str, Any]) -> Block:
+        """One token of the deepest exit, in one pass through all layers."""
+        before = self.cache.length
+        self._lap()
+        self.cache.feed(**inputs, whole=True)
+        block = self._deepest(self.cache.logits(self.exits[-1])[:, -1])
+        if self.cache.length == before + 1:
+            self.length.wrote_plainly(self._lap())
+        return block
+
+    def _watch(self, inputs: dict[str, Any]) -> Block:
+        """One token of the deepest exit, with the exits that may draft read beside it."""
+        before, first = self.cache.length, self.lengths[0]
+        self._lap()
+        self.cache.feed(**inputs)
+        fed = self._lap()
+        self.cache.catch_up(self.exits[-1])
+        deepened = self._lap()
+        *drafts, deep = self.cache.logits_beside((*self.drafting, self.exits[-1]))
+        block = self._deepest(deep[:, -1])
+        read = self._lap()
+        if self.cache.length == before + 1:
+            first.fed(fed)
+            first.checked(1, deepened + read)
+        for length, logits in zip(self.lengths, drafts, strict=True):
+            given = self.text.process(self.text.input_ids, logits[:, -1].float())
+            length.read(read)
+            length.watched(self._confidence(given), self._agreement(given, block.scores[0]))
+        return block
+
+    def _deepest(self, logits: torch.Tensor) -> Block:
+        """The token that the deepest exit gives, from its logits of shape `(batch, vocab)`."""
+        logits = logits.float()
+        scores = self.text.process(self.text.input_ids, logits)
+        tokens = self.text.choose(scores)
+        self.rounds += 1
+        return Block(tokens, torch.full_like(tokens, self.exits[-1]), [scores], [logits])
+
+    def _lap(self) -> float:
+        """Seconds since the last call."""
+        now = self._clock()
+        lap, self._began = now - self._began, now
+        return lap
 
     def _propose(
         self, level: int, ids: torch.Tensor, inputs: dict[str, Any], room: int
@@ -134,57 +195,60 @@ class Speculation:
         )
 
     def _draft(self, ids: torch.Tensor, inputs: dict[str, Any], room: int) -> Proposal:
-        """Tokens of the shallowest exit, one after the other, all of which have run."""
-        clock, exit_idx = self.length, self.exits[self.arm]
+        """Tokens of one exit, one after the other, all of which have run.
+
+        Every token that is drawn is checked. Whether to draw one is decided before, from the
+        distribution alone: to drop a token after a look at it would change what is sampled.
+        """
+        length, exit_idx = self.length, self.exits[self.arm]
+        most = min(LONGEST if length.fixed is None else length.fixed, room - 1)
         tokens: list[torch.Tensor] = []
         scores: list[torch.Tensor] = []
-        fixed = LONGEST if clock.fixed is None else clock.fixed
-        drafts, unused = clock.drafts(), None
+        undrawn = None
         while True:
-            clock.start_clock()
             before = self.cache.length
+            self._lap()
             self.cache.feed(**inputs)
             self.cache.catch_up(exit_idx)
             if self.cache.length == before + 1:
-                clock.fed()
-            if not drafts or len(tokens) >= min(fixed, room - 1):
+                length.fed(self._lap())
+            if len(tokens) >= most:
                 break
-            clock.start_clock()
+            self._lap()
             processed = self.text.process(ids, self.cache.logits(exit_idx)[:, -1].float())
+            if length.fixed is None:
+                confidence = self._confidence(processed)
+                length.read(self._lap())
+                if not length.goes_on(confidence):
+                    undrawn = processed
+                    break
             drawn = self.text.choose(processed)
-            if clock.fixed is None:
-                chances = processed.softmax(-1).gather(1, drawn)
-                sure = chances[self.text.unfinished].min().item()
-                clock.read()
-            if clock.fixed is None and not clock.goes_on(sure):
-                unused = drawn
-                break
             tokens.append(drawn)
             scores.append(processed)
             ids, inputs = torch.cat((ids, drawn), 1), {"input_ids": drawn}
         drafted = torch.cat(tokens, 1) if tokens else ids[:, :0]
-        return Proposal(drafted, scores, torch.full_like(drafted, exit_idx), True, unused)
+        return Proposal(drafted, scores, torch.full_like(drafted, exit_idx), True, undrawn)
 
     def _check(self, level: int, ids: torch.Tensor, proposal: Proposal, keep: bool) -> Block:
         """Run what is pending through the exit at a level, keep what it accepts, add its own."""
         count, exit_idx = proposal.tokens.shape[1], self.exits[level]
         columns = count + proposal.ran
         pending = self.cache.pending(exit_idx)
-        self.length.start_clock()
+        self._lap()
         self.cache.catch_up(exit_idx)
         logits = self.cache.logits(exit_idx, last=columns).float()
         scores = self._scores(ids, proposal.tokens, logits)
         tokens, reached, right = self._accept(proposal, scores)
         number = tokens.shape[1]  # syncs
-        lowest = level == 1 or self.chosen_freely
+        lowest = level == 1 or not self.chain
+        seconds = self._lap()
         if lowest and pending == columns:
-            self.length.checked(columns)
+            self.length.checked(columns, seconds)
         self.cache.crop(max(0, columns - number))
         if lowest:
             self.length.finish(count, reached, number)
-            if proposal.next is not None and reached == count and not self.text.do_sample:
-                same_next = (proposal.next == tokens[:, -1:])[self.text.unfinished]
-                self.length.learn_next(float(same_next.float().mean()))
+            if proposal.undrawn is not None and reached == count:
+                self.length.learn_next(self._agreement(proposal.undrawn, scores[:, count]))
             self.rounds, self.drafted = self.rounds + 1, self.drafted + count
             self.accepted += reached
         sources = torch.full_like(tokens, exit_idx)
@@ -194,6 +258,22 @@ class Speculation:
         kept = [scores[:, i] for i in range(number)] if keep else []
         raw = [logits[:, i] for i in range(number)] if keep else []
         return Block(tokens, sources, kept, raw)
+
+    def _confidence(self, scores: torch.Tensor) -> float:
+        """Largest probability in the unfinished row that is least sure."""
+        return float(scores.softmax(-1).amax(-1)[self.text.unfinished].min())
+
+    def _agreement(self, given: torch.Tensor, wanted: torch.Tensor) -> float:
+        """Probability that every unfinished row accepts a draft from `given`, wanting `wanted`.
+
+        Both are processed scores of shape `(batch, vocab)`. A sampled draft is accepted with the
+        overlap of the two distributions (arXiv:2211.17192, corollary 3.6).
+        """
+        if self.text.do_sample:
+            chances = torch.minimum(given.softmax(-1), wanted.softmax(-1)).sum(-1)
+        else:
+            chances = (given.argmax(-1) == wanted.argmax(-1)).float()
+        return float(chances[self.text.unfinished].prod())
 
     def _scores(
         self, ids: torch.Tensor, tokens: torch.Tensor, logits: torch.Tensor
