@@ -474,7 +474,7 @@ def test_stop_strings():
     found = family.relay_generate(ids, relay=DRAFTS["three"], tokenizer=tokenizer, **asked)
     assert torch.equal(found, right)
     assert right.shape[1] <= 16
-    with pytest.raises(ValueError, match="needs `tokenizer="):
+    with pytest.raises(ValueError, match="the model's tokenizer"):
         family.relay_generate(ids, **asked)
 
 
@@ -543,7 +543,7 @@ def test_several_texts_of_one_prompt():
         ({"relay": "fast"}, "`relay` must be a `SpeculativeRelay`.* got str"),
         ({"relay": SpeculativeRelay(2)}, "must be shallower"),
         ({"relay": ConfidenceRelay({2: 0.5})}, "go deeper one after the other"),
-        ({"prompt_lookup_num_tokens": 3}, "generation mode `assisted_generation`"),
+        ({"prompt_lookup_num_tokens": 3}, "leave out `prompt_lookup_num_tokens`, and say how"),
     ],
     ids=str,
 )
