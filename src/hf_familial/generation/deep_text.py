@@ -90,7 +90,8 @@ class DeepText:
             )
         self.relay.catch_up(-1)
         logits = self.relay.logits(-1)[:, -1]
-        check_finite("the logits", logits.clamp(min=0))  # minus infinity is a choice of the host
+        # a host may mean minus infinity
+        check_finite("the logits row", logits.clamp(min=0))
         return self._chooser(logits)
 
     @torch.no_grad()
