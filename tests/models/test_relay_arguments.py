@@ -16,6 +16,7 @@ from transformers import (
     GenerationMixin,
     PreTrainedTokenizerFast,
 )
+from transformers.generation import utils
 
 from hf_familial import SpeculativeRelay, relay_decode
 from hf_familial.models.familial.relay_checks import ASSISTED, UNUSED
@@ -73,6 +74,17 @@ def test_what_a_relay_would_ignore_is_refused(asked, message, entry):
             pytest.skip("`generate` hands this to its continuous batching before any loop")
     with pytest.raises(ValueError, match=message):
         write(ids, **ASKED, **asked)
+
+
+def test_processes_that_must_keep_step_do_not_relay(monkeypatch):
+    """Under ZeRO-3 and FSDP the host sets `synced_gpus` by itself."""
+    family, ids = family_of(), token_ids(1, 12)
+    right = family.generate(ids, **ASKED)
+    monkeypatch.setattr(utils, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(utils, "_get_torch_distributed_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="the default under FSDP and ZeRO-3"):
+        family.relay_generate(ids, **ASKED)
+    assert torch.equal(family.relay_generate(ids, synced_gpus=False, **ASKED), right)
 
 
 def test_a_cache_of_ones_own_that_offloads_is_named():

@@ -1,4 +1,4 @@
-"""A relay against `generate`: random ways of decoding, greedy text, and samples by seed or count."""
+"""A relay against `generate`: random arguments, greedy text, samples by seed or count."""
 
 import random
 
