@@ -171,7 +171,8 @@ def test_a_foreign_processor_has_a_memory_unless_it_says_otherwise():
     unclear = Own()
     unclear.stateless = "no"
     found = processors_with_memory([Own(), Told(), told, unclear, Descendant(3), even_after_odd])
-    assert found == ["Own", "Own", "Descendant", "even_after_odd"]
+    names = ["Own", "Own", "Descendant", "even_after_odd"]
+    assert found == [f"{__name__}.{name}" for name in names]
 
 
 # --- greedy text is `generate`'s
@@ -277,7 +278,9 @@ def test_a_grammar_is_called_once_for_each_kept_token(relay, sampled):
 def test_writing_without_drafts_is_said_once():
     family, ids = family_of(), token_ids(1, 12)
     asked = {"max_new_tokens": 4, "do_sample": False}
-    with pytest.warns(UserWarning, match="`Grammar` may remember.*`stateless = True`") as seen:
+    with pytest.warns(
+        UserWarning, match=r"`test_processors\.Grammar` may remember.*`stateless = True`"
+    ) as seen:
         family.relay_generate(ids, logits_processor=LogitsProcessorList([Grammar()]), **asked)
     assert len([one for one in seen if "drafts" in str(one.message)]) == 1
     with warnings.catch_warnings():

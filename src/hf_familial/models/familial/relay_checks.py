@@ -216,11 +216,17 @@ def processors_with_memory(processors: Iterable[Any]) -> list[str]:
         processors (`Iterable[LogitsProcessor]`): As `generate` prepared them.
 
     Returns:
-        `list[str]`: Empty if all of them may see drafts.
+        `list[str]`: With their modules; empty if all of them may see drafts.
     """
     prefix = logits_process.PrefixConstrainedLogitsProcessor
     found = [one._prefix_allowed_tokens_fn if type(one) is prefix else one for one in processors]
-    return [getattr(one, "__name__", type(one).__name__) for one in found if not _stateless(one)]
+    # a function has a name of its own, an object that of its class
+    named = [one if hasattr(one, "__qualname__") else type(one) for one in found]
+    return [
+        f"{name.__module__}.{name.__qualname__}"
+        for one, name in zip(found, named, strict=True)
+        if not _stateless(one)
+    ]
 
 
 def _stateless(one: Any) -> bool:
