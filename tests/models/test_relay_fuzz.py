@@ -58,7 +58,7 @@ def test_greedy_text_is_generates(model_type):
         right = right if isinstance(right, torch.Tensor) else right.sequences
         assert torch.equal(found.sequences, right), (seed, relay, asked)
         drafted += found.relay_stats.drafted
-    assert drafted > 500
+    assert drafted > 200
 
 
 @pytest.mark.slow
