@@ -343,7 +343,8 @@ def test_a_check_keeps_the_distribution_at_every_place(batch, ran):
     torch.manual_seed(3)
     wanted = torch.randn(3 if ran else 2, TOKENS).mul(1.5)
     given = wanted[:2] + torch.randn(2, TOKENS)  # close enough to be accepted now and then
-    text = SimpleNamespace(do_sample=True, unfinished=torch.ones(batch, dtype=torch.bool))
+    rows = torch.ones(batch, dtype=torch.bool)
+    text = SimpleNamespace(do_sample=True, unfinished=rows, kept_rows=rows)
     check = Speculation._accept
     me = SimpleNamespace(text=text)
     me._fewest = lambda right: Speculation._fewest(me, right)
