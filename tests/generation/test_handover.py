@@ -388,7 +388,7 @@ def test_the_sides_refuse_what_cannot_be():
     shallow = side.start(token_ids(1, 4), max_new_tokens=2)
     with pytest.raises(RelayStateError, match="`mode` must be one of split, migrate"):
         shallow.state("copy")
-    with pytest.raises(ValueError, match="no beams, got `num_beams=2`"):
+    with pytest.raises(ValueError, match="got generation mode `beam_search`"):
         deep_side(family, 0).resume(shallow.state("migrate"), num_beams=2)
     shallow.state("split")
     with pytest.raises(RelayStateError, match="all 4 columns were sent"):

@@ -343,7 +343,8 @@ def test_a_check_keeps_the_distribution_at_every_place(batch, ran):
     torch.manual_seed(3)
     wanted = torch.randn(3 if ran else 2, TOKENS).mul(1.5)
     given = wanted[:2] + torch.randn(2, TOKENS)  # close enough to be accepted now and then
-    text = SimpleNamespace(do_sample=True, unfinished=torch.ones(batch, dtype=torch.bool))
+    rows = torch.ones(batch, dtype=torch.bool)
+    text = SimpleNamespace(do_sample=True, unfinished=rows, kept_rows=rows)
     check = Speculation._accept
     me = SimpleNamespace(text=text)
     me._fewest = lambda right: Speculation._fewest(me, right)
@@ -474,7 +475,7 @@ def test_stop_strings():
     found = family.relay_generate(ids, relay=DRAFTS["three"], tokenizer=tokenizer, **asked)
     assert torch.equal(found, right)
     assert right.shape[1] <= 16
-    with pytest.raises(ValueError, match="needs `tokenizer="):
+    with pytest.raises(ValueError, match="the model's tokenizer"):
         family.relay_generate(ids, **asked)
 
 
@@ -543,7 +544,7 @@ def test_several_texts_of_one_prompt():
         ({"relay": "fast"}, "`relay` must be a `SpeculativeRelay`.* got str"),
         ({"relay": SpeculativeRelay(2)}, "must be shallower"),
         ({"relay": ConfidenceRelay({2: 0.5})}, "go deeper one after the other"),
-        ({"prompt_lookup_num_tokens": 3}, "generation mode `assisted_generation`"),
+        ({"prompt_lookup_num_tokens": 3}, "leave out `prompt_lookup_num_tokens`, and say how"),
     ],
     ids=str,
 )

@@ -6,9 +6,33 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.generation import GenerationMode
 
 from ..models.familial.contract import logit_ops
+from ..models.familial.relay_checks import ASSISTED, UNUSED, processors_with_memory
 from .wire import RelayStateError
+
+
+# arguments of `generate` beside the fields of `GenerationConfig`
+LISTS = {
+    "generation_config",
+    "logits_processor",
+    "negative_prompt_attention_mask",
+    "negative_prompt_ids",
+    "prefix_allowed_tokens_fn",
+    "stopping_criteria",
+}
+# fields that a hand-over does nothing with
+LEFT_OUT = {
+    *ASSISTED,
+    *UNUSED,
+    "cache_config",
+    "cache_implementation",
+    "output_logits",
+    "output_scores",
+    "return_dict_in_generate",
+    "token_healing",
+}
 
 
 class Chooser:
@@ -16,6 +40,7 @@ class Chooser:
 
     Args:
         model ([`FamilialForCausalLM`]): Whose `generate` prepares them.
+        answer_idx (`int`): Exit whose logits it will be given.
         tokens (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
         attention_mask (`torch.LongTensor` of shape `(batch, seq)`): 0 for padding.
         finished (`torch.Tensor` of shape `(batch,)`, *optional*): 1 for rows that have ended.
@@ -30,25 +55,36 @@ class Chooser:
             long as it may be.
 
     Raises:
-        ValueError: If `generate` would refuse the settings, or they ask for beams.
+        ValueError: If `generate` would refuse the settings, or they ask for what a hand-over does
+            not do.
     """
 
     def __init__(
         self,
         model: Any,
+        answer_idx: int,
         tokens: torch.Tensor,
         attention_mask: torch.Tensor,
         finished: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         **settings: Any,
     ) -> None:
+        _check_options(settings)
         # `generate` hands what it has prepared to the loop it is given; this one gives it back
         prepared = model.generate(
-            tokens, attention_mask=attention_mask, custom_generate=_as_prepared, **settings
+            tokens,
+            attention_mask=attention_mask,
+            exit_idx=answer_idx,
+            custom_generate=_as_prepared,
+            **settings,
         )
         self._processors, self._criteria, self._config = prepared
-        if self._config.num_beams > 1:
-            raise ValueError(f"a hand-over has no beams, got `num_beams={self._config.num_beams}`.")
+        mode, copies = self._config.get_generation_mode(), self._config.num_return_sequences
+        if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or copies > 1:
+            raise ValueError(
+                "a hand-over writes one text per row, greedily or by sampling, got generation mode "
+                f"`{mode.value}` and `num_return_sequences={copies}`: leave out what asks for it."
+            )
         self.tokens, self.done = tokens, False
         self.finished = tokens.new_zeros(len(tokens)) if finished is None else finished.to(tokens)
         if generator is None and self._config.do_sample:
@@ -59,6 +95,11 @@ class Chooser:
         ops = logit_ops(model.config.text_config)
         kept = [int(number) for kind, number in ops if kind == "keep"]
         self._width = min([model.config.vocab_size, *kept])
+
+    @property
+    def memory(self) -> list[str]:
+        """Names of the logits processors that may remember tokens, which does not travel."""
+        return processors_with_memory(self._processors)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Choose the next token of every row and add it to the text.
@@ -99,6 +140,24 @@ class Chooser:
         stopped: Any = self._criteria(self.tokens, None)
         self.finished = self.finished | stopped.long()
         self.done = bool(self.finished.all())
+
+
+def _check_options(settings: dict[str, Any]) -> None:
+    """Refuse arguments that would be ignored."""
+    if "stop_strings" in settings or "tokenizer" in settings:
+        raise ValueError(
+            "a hand-over has no tokenizer: instead of `stop_strings` give `stopping_criteria="
+            "StoppingCriteriaList([StopStringCriteria(tokenizer, stop_strings)])`."
+        )
+    fields = vars(GenerationConfig()).keys() - LEFT_OUT
+    unknown = sorted(
+        name
+        for name, value in settings.items()
+        if name not in fields | LISTS and value is not None and value is not False
+    )
+    if unknown or settings.get("use_cache") is False:
+        name = unknown[0] if unknown else "use_cache=False"
+        raise ValueError(f"a hand-over does nothing with `{name}`: leave it out.")
 
 
 def _as_prepared(

@@ -10,9 +10,10 @@ import torch
 from ..flops import FlopTally
 from ..models.familial.relay_cache import RelayCache
 from .caches import check_layers, restore
+from .checks import check_finite
 from .choosing import Chooser, restored_generator
 from .cost import Recomputed
-from .settings import largest_id
+from .settings import check_length, largest_id
 from .state import RelayState
 from .wire import RelayStateError
 
@@ -40,11 +41,14 @@ class DeepText:
                 f"the text begins at column {state.start}: 0 was never seen here."
             )
         self._check(state)
+        if options.get("max_new_tokens") is None:
+            check_length(state.settings, int(state.position_ids.max()), model.config)
         self.relay = RelayCache(model, [side.exit_idx, -1], reads=[-1])
         if state.layers:
             check_layers(state.layers, side.like, self.relay.cache, *state.shape)
         self._chooser = Chooser(
             model,
+            -1,
             state.tokens.to(device),
             state.attention_mask.to(device),
             state.finished,
@@ -76,7 +80,8 @@ class DeepText:
             `torch.LongTensor` of shape `(batch, 1)`: Also added to `tokens`.
 
         Raises:
-            RelayStateError: If the taps of the last token are still to come.
+            RelayStateError: If the taps of the last token are still to come, or they or the keys
+                and values that came are so large that the logits are not finite.
         """
         if self.relay.length < self.tokens.shape[1]:
             raise RelayStateError(
@@ -84,7 +89,10 @@ class DeepText:
                 "those of the last token first."
             )
         self.relay.catch_up(-1)
-        return self._chooser(self.relay.logits(-1)[:, -1])
+        logits = self.relay.logits(-1)[:, -1]
+        # a host may mean minus infinity
+        check_finite("the logits row", logits.clamp(min=0))
+        return self._chooser(logits)
 
     @torch.no_grad()
     def take(self, state: RelayState) -> None:
@@ -196,6 +204,7 @@ class DeepText:
             raise RelayStateError(
                 f"taps of depth {side.depth} are wanted, {backbone.dtype} of {shape}, got {found}."
             )
+        check_length({}, int(state.position_ids.max()), side.model.config)
         vocab = side.model.config.vocab_size
         largest = max(int(state.tokens.max()), largest_id(state.settings))
         if largest >= vocab:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,14 +9,39 @@ from .wire import RelayStateError
 
 
 MAX_IDS = 10_000
+MAX_TOKENS = 1 << 20  # more than any model has positions
+MAX_NGRAM = 1 << 10  # a step compares as many tokens at every place of the text
+MAX_FACTOR = 1e8  # logits times it, or over its inverse, stay far below the end of float32
 
 
 def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 31
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _length(value: Any) -> bool:
+    return _count(value) and value <= MAX_TOKENS
+
+
+def _some(value: Any) -> bool:
+    return _length(value) and value > 0
+
+
+def _ngram(value: Any) -> bool:
+    return _count(value) and value <= MAX_NGRAM
+
+
+def _factor(value: Any) -> bool:
+    # the host takes no whole number but 1
+    known = type(value) is float or (type(value) is int and value == 1)
+    return known and 1 / MAX_FACTOR <= value <= MAX_FACTOR
+
+
+def _share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _positive_share(value: Any) -> bool:
+    return _share(value) and value > 0
 
 
 def _flag(value: Any) -> bool:
@@ -33,7 +57,9 @@ def _id_or_ids(value: Any) -> bool:
 
 
 def _lists_of_ids(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_IDS and all(_ids(v) for v in value)
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_IDS:
+        return False
+    return all(_ids(v) and v for v in value) and sum(map(len, value)) <= MAX_IDS
 
 
 # field of `GenerationConfig` -> whether a value is one that it may have
@@ -41,21 +67,21 @@ SETTINGS: Mapping[str, Callable[[Any], bool]] = {
     "bad_words_ids": _lists_of_ids,
     "do_sample": _flag,
     "eos_token_id": _id_or_ids,
-    "epsilon_cutoff": _number,
-    "eta_cutoff": _number,
-    "max_new_tokens": _count,
-    "min_new_tokens": _count,
-    "min_p": _number,
-    "no_repeat_ngram_size": _count,
+    "epsilon_cutoff": _share,
+    "eta_cutoff": _share,
+    "max_new_tokens": _some,
+    "min_new_tokens": _length,
+    "min_p": _share,
+    "no_repeat_ngram_size": _ngram,
     "pad_token_id": _count,
     "renormalize_logits": _flag,
-    "repetition_penalty": _number,
+    "repetition_penalty": _factor,
     "suppress_tokens": _ids,
-    "temperature": _number,
-    "top_h": _number,
+    "temperature": _factor,
+    "top_h": _positive_share,
     "top_k": _count,
-    "top_p": _number,
-    "typical_p": _number,
+    "top_p": _share,
+    "typical_p": _positive_share,
 }
 # these name tokens
 IDS = ("bad_words_ids", "eos_token_id", "pad_token_id", "suppress_tokens")
@@ -70,7 +96,7 @@ def check_settings(settings: Any) -> None:
         settings (`Mapping[str, Any]`): Fields of `GenerationConfig`.
 
     Raises:
-        RelayStateError: If a name or the type of a value is none of `SETTINGS`.
+        RelayStateError: If a name is none of `SETTINGS`, or a value is not one that a run can use.
     """
     if not isinstance(settings, Mapping):
         raise RelayStateError(f"`settings` must be a mapping, got {type(settings).__name__}.")
@@ -83,6 +109,27 @@ def check_settings(settings: Any) -> None:
     wrong = [name for name, value in settings.items() if not SETTINGS[name](value)]
     if wrong:
         raise RelayStateError(f"`{wrong[0]}` cannot be {settings[wrong[0]]!r:.60}.")
+
+
+def check_length(settings: Mapping[str, Any], last: int, config: Any) -> None:
+    """Refuse a text that would grow beyond the positions of a model.
+
+    Args:
+        settings (`Mapping[str, Any]`): As checked.
+        last (`int`): The largest position of the text so far.
+        config ([`FamilialConfig`]): Of the model.
+
+    Raises:
+        RelayStateError: If the model counts its positions and has too few.
+    """
+    limit = getattr(config.text_config, "max_position_embeddings", None)
+    asked = settings.get("max_new_tokens", 0)
+    if limit is None or last + max(1, asked) <= limit:
+        return
+    raise RelayStateError(
+        f"{last + 1} positions and `max_new_tokens={asked}` are more than the {limit} positions of "
+        "this model. The side that chooses the tokens can set `max_new_tokens` itself."
+    )
 
 
 def remaining(settings: Mapping[str, Any], produced: int) -> dict[str, Any]:

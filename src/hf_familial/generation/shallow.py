@@ -15,7 +15,7 @@ from .caches import capture
 from .choosing import Chooser, generator_state
 from .fingerprint import fingerprint
 from .probe import what_layers_keep
-from .settings import check_settings, remaining
+from .settings import check_length, check_settings, remaining
 from .state import RelayState
 from .wire import RelayStateError
 
@@ -72,9 +72,11 @@ class ShallowSide:
             [`ShallowText`]: The text on this side.
 
         Raises:
-            RelayStateError: If a setting cannot travel.
+            RelayStateError: If a setting cannot travel, or the model has too few positions.
         """
         check_settings(settings)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        check_length(settings, int(mask.sum(1).max()) - 1, self.model.config)
         return ShallowText(self, input_ids, attention_mask, generator, settings)
 
 
@@ -106,7 +108,9 @@ class ShallowText:
             mask = attention_mask.to(input_ids)
         self._mask = mask[:, :0]
         chosen = {"max_new_tokens": ENDLESS, **settings}
-        self._chooser = Chooser(model, input_ids, mask, generator=generator, **chosen)
+        self._chooser = Chooser(
+            model, side.answer_idx, input_ids, mask, generator=generator, **chosen
+        )
         generator_state(generator)  # an accelerator's is refused before anything runs
         inner = model.model
         backbone, contract, members = inner.backbone, inner.contract, inner.members
@@ -167,7 +171,15 @@ class ShallowText:
 
         Returns:
             `torch.LongTensor` of shape `(batch, seq)`: The whole text.
+
+        Raises:
+            RelayStateError: If a logits processor remembers what it sees, for that cannot travel.
         """
+        if self._chooser.memory:
+            raise RelayStateError(
+                f"`{self._chooser.memory[0]}` may remember the tokens that it has seen, and its "
+                "memory does not travel: let the other side choose all tokens, with it."
+            )
         for _ in range(max_new_tokens):
             if self.done:
                 break
@@ -192,7 +204,13 @@ class ShallowText:
 
         Args:
             tokens (`torch.LongTensor` of shape `(batch, new)`): The columns that follow.
+
+        Raises:
+            RelayStateError: If the vocabulary has no such token.
         """
+        vocab = self.side.model.config.vocab_size
+        if int(tokens.min()) < 0 or int(tokens.max()) >= vocab:
+            raise RelayStateError(f"token ids must be below {vocab}, got {tokens.tolist()!s:.60}.")
         for column in tokens.split(1, dim=1):
             self._chooser.follow(column)
         self._run(torch.ones_like(tokens, device=self._mask.device))

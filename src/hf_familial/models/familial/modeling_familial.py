@@ -21,7 +21,8 @@ from .linear_loss import Distillation
 from .losses import Reading, balance_loss, multi_exit_loss
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .outputs import FamilialCausalLMOutput, RelayOutput
-from .relay import relay_decode, with_stop_strings
+from .relay import relay_decode
+from .relay_checks import check_arguments, guided_at
 from .relay_policies import RelayPolicy, SpeculativeRelay
 from .verify import as_host, check_unverified
 from .warm_start import family_of, load_host
@@ -345,16 +346,27 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         Example:
             >>> model.relay_generate(**inputs, relay=hff.SpeculativeRelay(draft_exit=0))
         """
-        stop_strings, tokenizer = kwargs.pop("stop_strings", None), kwargs.pop("tokenizer", None)
-        if stop_strings is not None:
-            criteria = kwargs.get("stopping_criteria")
-            kwargs["stopping_criteria"] = with_stop_strings(criteria, stop_strings, tokenizer)
-        if streamer is not None:
-            # `generate` puts the prompt, but does not hand the streamer to a callable
-            kwargs["relay_streamer"] = streamer
+        # before `generate` turns to its continuous batching
+        check_arguments({"cache_implementation": kwargs.get("cache_implementation")})
         return self.generate(
             inputs, custom_generate=relay_decode, relay=relay, streamer=streamer, **kwargs
         )
+
+    def _extract_generation_mode_kwargs(
+        self, custom_generate: Any, kwargs: dict[str, Any], *given: Any
+    ) -> dict[str, Any]:
+        if getattr(custom_generate, "func", custom_generate) is not relay_decode:
+            return super()._extract_generation_mode_kwargs(custom_generate, kwargs, *given)
+        # a callable gets neither streamer nor tokenizer, and drops the rest without a word
+        mode = super()._extract_generation_mode_kwargs(None, kwargs, *given)
+        check_arguments(kwargs | mode)
+        asked = {name: kwargs.pop(name) for name in ("relay", "lean") if name in kwargs}
+        return {name: mode[name] for name in ("streamer", "tokenizer") if name in mode} | asked
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        processors = super()._get_logits_processor(*args, **kwargs)
+        exit_idx = (kwargs.get("model_kwargs") or {}).get("exit_idx")
+        return processors if exit_idx is None else guided_at(processors, self, exit_idx)
 
     def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
         if generation_config.assistant_early_exit is not None:

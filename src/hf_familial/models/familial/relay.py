@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.generation import GenerationMode, StoppingCriteriaList
-from transformers.generation.stopping_criteria import StopStringCriteria
 
 from .members import matrix_sizes
 from .outputs import RelayOutput, RelayStats
 from .relay_cache import RelayCache
-from .relay_policies import RelayPolicy, SpeculativeRelay, check_chain
+from .relay_checks import check_decoding, guided_at, processors_with_memory
+from .relay_policies import FixedExit, RelayPolicy, SpeculativeRelay, check_chain
 from .relay_text import Block, RelayText
 from .speculative import Speculation
 
@@ -29,7 +29,7 @@ def relay_decode(
     stopping_criteria: Any,
     generation_config: Any,
     relay: RelayPolicy | SpeculativeRelay | None = None,
-    relay_streamer: Any = None,
+    streamer: Any = None,
     lean: bool | None = None,
     **model_kwargs: Any,
 ) -> RelayOutput | torch.Tensor:
@@ -43,8 +43,7 @@ def relay_decode(
         generation_config (`GenerationConfig`): As `generate` prepares it.
         relay ([`RelayPolicy`] or [`SpeculativeRelay`], *optional*): When to go deeper; defaults to
             `SpeculativeRelay()`.
-        relay_streamer (`BaseStreamer`, *optional*): What `generate` does not hand to a callable as
-            `streamer`.
+        streamer (`BaseStreamer`, *optional*): Gets every token as it is certain.
         lean (`bool`, *optional*): Whether to decode by lean passes (`lean.py`) where there are
             some: faster on a CPU, for a second copy of the weights that run. By default on a CPU,
             for weights of at most 2 GiB.
@@ -65,28 +64,33 @@ def relay_decode(
             "`relay` must be a `SpeculativeRelay`, `ConfidenceRelay`, `HandoffRelay`, `FixedExit` "
             f"or a `RelayPolicy` of your own, got {type(relay).__name__}."
         )
-    _check_mode(generation_config, model_kwargs)
+    check_decoding(generation_config, model_kwargs)
     exits = check_chain(relay.exits(model.config.num_exits), model.config.num_exits)
+    if generation_config.token_healing and model.config.resolve_exit(None) != exits[-1]:
+        raise ValueError(
+            f"`token_healing` asks the default exit, while this relay writes the text of exit "
+            f"{exits[-1]}: leave it out, or set `config.default_exit`."
+        )
+    relay, exits = _without_drafts(relay, exits, logits_processor)
+    logits_processor = guided_at(logits_processor, model, exits[-1])
     drafts = isinstance(relay, SpeculativeRelay)
     past = model_kwargs.get("past_key_values")
     lean = pays(model) if lean is None else lean
     cache = RelayCache(model, exits, past, rollback=drafts, lean=lean)
-    text = RelayText(
-        input_ids, logits_processor, stopping_criteria, generation_config, relay_streamer
-    )
+    text = RelayText(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
     decide: Decisions | Speculation
     if isinstance(relay, SpeculativeRelay):
         decide = Speculation(relay, exits, cache, text)
     else:
         decide = Decisions(relay, exits, cache, text)
-    inputs = _first_inputs(input_ids, cache.length, model_kwargs)
+    inputs = _first_inputs(input_ids, cache.length, generation_config, model_kwargs)
     while not text.done:
         text.write(decide(**inputs))
         inputs = {"input_ids": text.input_ids[:, -1:]}
     if isinstance(decide, Speculation):
         decide.remember()
-    if relay_streamer is not None:
-        relay_streamer.end()
+    if streamer is not None:
+        streamer.end()
     if not generation_config.return_dict_in_generate:
         return text.input_ids
     stats = _stats(model, exits, cache, text, decide, time.perf_counter() - began)
@@ -126,7 +130,7 @@ class Decisions:
         """One token for every row; `inputs` are for `RelayCache.feed`."""
         self.rounds += 1
         self.cache.feed(**inputs)
-        open_rows, chosen = self.text.unfinished, None
+        open_rows, chosen = self.text.kept_rows, None
         for k in self.exits:
             last = k == self.exits[-1]
             if not last and not self.relay.asks(k, self.state):
@@ -161,39 +165,37 @@ def _merge(
     )
 
 
-def _check_mode(generation_config: Any, model_kwargs: dict[str, Any]) -> None:
-    """Refuse what a relay does not do, before anything runs."""
-    mode = generation_config.get_generation_mode()
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise ValueError(
-            "a relay decodes greedily or by sampling, got generation mode "
-            f"`{mode.value}`: leave out `num_beams` and what else asks for it."
-        )
-    if model_kwargs.get("use_cache") is False:
-        raise ValueError("a relay lives in the cache: leave out `use_cache=False`.")
-    if model_kwargs.get("exit_idx") is not None:
-        raise ValueError(
-            "a relay says itself whose text it writes: give `exit_idx` to it, as in "
-            f"`SpeculativeRelay(exit_idx={model_kwargs['exit_idx']})`, not beside it."
-        )
-    for name in ("output_attentions", "output_hidden_states"):
-        if getattr(generation_config, name, False):
-            raise ValueError(f"a relay does not record them: leave out `{name}=True`.")
+def _without_drafts(
+    relay: RelayPolicy | SpeculativeRelay, exits: tuple[int, ...], processors: Any
+) -> tuple[RelayPolicy | SpeculativeRelay, tuple[int, ...]]:
+    """Let the deciding exit write alone where a logits processor must not see drafts."""
+    memory = processors_with_memory(processors)
+    if not memory or not isinstance(relay, SpeculativeRelay):
+        return relay, exits
+    warnings.warn(
+        f"`{memory[0]}` may remember the tokens that it has seen, so the relay writes without "
+        "drafts. If its answer depends on its arguments alone, give it `stateless = True`.",
+        stacklevel=3,
+    )
+    return FixedExit(exits[-1]), exits[-1:]
 
 
 def _first_inputs(
-    input_ids: torch.Tensor, past: int, model_kwargs: dict[str, Any]
+    input_ids: torch.Tensor, past: int, generation_config: Any, model_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """What the first pass takes: the part of the prompt that the cache has not seen."""
     mask, positions = (model_kwargs.get(name) for name in ("attention_mask", "position_ids"))
     embeds = model_kwargs.get("inputs_embeds")
-    if embeds is None and input_ids.shape[1] <= past:
+    given, length = (input_ids if embeds is None else embeds), input_ids.shape[1]
+    # as `generate` has it: ids that are fewer than the mask's columns are the new ones alone
+    columns = getattr(generation_config, "_mask_length", length) if mask is None else mask.shape[1]
+    new = given.shape[1] - (past if embeds is not None or columns == length else 0)
+    if new < 1:
         raise ValueError(
-            f"`input_ids` must go beyond `past_key_values`, which holds {past} tokens; got "
-            f"{input_ids.shape[1]}. Give the whole text, as for `generate`."
+            f"the prompt must go beyond `past_key_values`, which holds {past} tokens; got "
+            f"{given.shape[1]}. Give the whole text, as for `generate`."
         )
-    new = embeds.shape[1] if embeds is not None else input_ids.shape[1] - past
-    inputs = {"inputs_embeds": embeds} if embeds is not None else {"input_ids": input_ids[:, past:]}
+    inputs = {"input_ids" if embeds is None else "inputs_embeds": given[:, -new:]}
     if positions is not None:
         inputs["position_ids"] = positions[:, -new:]
     if mask is not None:
@@ -244,25 +246,3 @@ def _stats(
         accepted=decide.accepted,
         seconds=seconds,
     )
-
-
-def with_stop_strings(
-    stopping_criteria: Any, stop_strings: Any, tokenizer: Any
-) -> StoppingCriteriaList:
-    """Stopping criteria with stop strings among them, which `generate` cannot make for a callable.
-
-    Args:
-        stopping_criteria (`StoppingCriteriaList`, *optional*): Those given.
-        stop_strings (`str` or `list[str]`): What ends a text.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-
-    Returns:
-        `StoppingCriteriaList`: A new list.
-
-    Raises:
-        ValueError: If there is no tokenizer.
-    """
-    if tokenizer is None:
-        raise ValueError("`stop_strings` needs `tokenizer=...`, got none.")
-    criterion = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
-    return StoppingCriteriaList([*(stopping_criteria or []), criterion])

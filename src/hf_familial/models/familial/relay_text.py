@@ -35,6 +35,9 @@ class RelayText:
         stopping_criteria (`StoppingCriteriaList`): Likewise.
         generation_config (`GenerationConfig`): Likewise.
         streamer (`BaseStreamer`, *optional*): Gets every token as it is certain.
+
+    Raises:
+        ValueError: If rows that end are padded and there is no padding token.
     """
 
     def __init__(
@@ -51,6 +54,11 @@ class RelayText:
         self.do_sample = bool(generation_config.do_sample)
         self.unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         self.pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        if self.pads and generation_config._pad_token_tensor is None:
+            raise ValueError(
+                "a stopping criterion has `eos_token_id`, so rows that end are padded: give "
+                "`pad_token_id` too."
+            )
         asked = generation_config.return_dict_in_generate
         self.scores: list[torch.Tensor] | None = (
             [] if asked and generation_config.output_scores else None
@@ -65,6 +73,11 @@ class RelayText:
     def wants_scores(self) -> bool:
         """Whether blocks must bring the scores and logits of their tokens."""
         return self.scores is not None or self.logits is not None
+
+    @property
+    def kept_rows(self) -> torch.Tensor:
+        """Rows whose next token is written as it is: all, where rows that end are not padded."""
+        return self.unfinished if self.pads else torch.ones_like(self.unfinished)
 
     @property
     def room(self) -> int:

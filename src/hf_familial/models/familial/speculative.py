@@ -327,8 +327,8 @@ class Speculation:
         return tokens, reached, torch.nn.functional.pad(right, (0, columns - count))
 
     def _fewest(self, right: torch.Tensor) -> int:
-        """Number of drafts that every unfinished row accepts."""
-        return int(right.sum(1)[self.text.unfinished].min()) if right.shape[1] else 0
+        """Number of drafts that every row accepts whose next tokens are written."""
+        return int(right.sum(1)[self.text.kept_rows].min()) if right.shape[1] else 0
 
     def _drawn(
         self,
