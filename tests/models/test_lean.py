@@ -183,11 +183,11 @@ def test_inference_mode_may_come_and_go(built):
     taps, cache = host.embeddings(), host.cache
     with torch.inference_mode(built), torch.no_grad():
         runner = host.runner()
-        head = host.lean.head(host.backbone.norm, host.model.lm_head, ())
+        norm, head = host.lean.norm(host.backbone.norm), host.lean.head(host.model.lm_head)
         first = runner(taps[:, :4], cache.layers)
     with torch.inference_mode(not built), torch.no_grad():
         found = torch.cat((first, runner(taps[:, 4:], cache.layers)), 1)
-        logits = head(found)
+        logits = head(norm(found))
     right = host.host(taps)
     assert worst(found, right) <= 1e-5
     assert worst(logits, host.model.lm_head(host.backbone.norm(right))) <= 1e-5
@@ -358,7 +358,8 @@ def test_not_where_every_operation_is_watched(where):
     context = torch.enable_grad() if where == "gradients" else torch.autocast("cpu", torch.bfloat16)
     with context:
         assert host.runner() is None
-        assert host.lean.head(host.backbone.norm, host.model.lm_head, ()) is None
+        assert host.lean.head(host.model.lm_head) is None
+        assert host.lean.norm(host.backbone.norm) is None
     assert host.runner() is not None
 
 
@@ -476,28 +477,29 @@ def test_a_head_is_the_hosts(model_type, shape):
     host = Host(model_type)
     norm, head = host.contract.parts(host.backbone)[1], host.model.get_output_embeddings()
     ops = logit_ops(host.model.config)
-    lean = host.lean.head(norm, head, ops)
-    if model_type in ("cohere2", "gemma2"):  # a norm with a mean, a weight counted from 1
-        assert lean is None
-        return
+    lean, lean_norm = host.lean.head(head), host.lean.norm(norm)
+    # of another kind: a norm with a mean, a weight counted from 1
+    assert (lean_norm is None) == (model_type in ("cohere2", "gemma2"))
     taps = torch.randn((*shape, 32), generator=torch.Generator().manual_seed(3))
-    right = read_out(norm(taps), head, ops)
-    assert worst(lean(taps), right) <= 1e-5
-    assert lean(taps).shape == (*shape, 128)
-    head.weight.mul_(2)
-    assert worst(lean(taps), read_out(norm(taps), head, ops)) <= 1e-5
+    for factor in (1, 2):
+        head.weight.mul_(factor)
+        found = read_out((lean_norm or norm)(taps), lean, ops)
+        assert worst(found, read_out(norm(taps), head, ops)) <= 1e-5
+        assert found.shape == (*shape, 128)
 
 
 def test_a_head_with_a_bias():
-    norm, head = Host().backbone.norm, nn.Linear(32, 40).eval()
+    head = nn.Linear(32, 40).eval()
     taps = torch.randn((2, 3, 32), generator=torch.Generator().manual_seed(3))
-    assert worst(Lean().head(norm, head, ())(taps), head(norm(taps))) <= 1e-5
+    assert worst(Lean().head(head)(taps), head(taps)) <= 1e-5
 
 
 def test_hooked_heads_have_none():
     host = Host()
     host.model.lm_head.register_forward_hook(lambda *_: None)
-    assert host.lean.head(host.backbone.norm, host.model.lm_head, ()) is None
+    host.backbone.norm.register_forward_hook(lambda *_: None)
+    assert host.lean.head(host.model.lm_head) is None
+    assert host.lean.norm(host.backbone.norm) is None
 
 
 # the cache

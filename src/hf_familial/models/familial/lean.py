@@ -21,6 +21,7 @@ from .contract import Contract
 from .lean_cache import GrowingLayer
 from .lean_layers import (
     Projection,
+    RootMeanSquare,
     is_linear,
     is_llama_shaped,
     is_plain,
@@ -138,26 +139,35 @@ class Lean:
                 return None
         return LeanRunner([reading.value for reading in readings], table)
 
-    def head(self, norm: Any, head: Any, ops: tuple[tuple[str, float], ...]) -> LeanHead | None:
-        """An exit's norm and output head as one lean call, if there is one.
+    def norm(self, norm: Any) -> RootMeanSquare | None:
+        """An exit's norm as a lean call, if there is one.
 
         Args:
             norm (`nn.Module`): The exit's norm.
-            head (`nn.Module`): Its output head.
-            ops (`tuple[tuple[str, float], ...]`): What the host does around it, see `logit_ops`.
 
         Returns:
-            [`LeanHead`], or `None` where the modules themselves must be called.
+            [`RootMeanSquare`], or `None` where the module itself must be called.
         """
-        plain = is_plain(norm) and is_plain(head) and is_rms_norm(norm) and is_linear(head)
-        if not plain or _watched(head.weight.device.type):
+        if not is_plain(norm) or not is_rms_norm(norm) or _watched(norm.weight.device.type):
             return None
-        of_norm = self._reading(norm, read_norm)
-        of_head = self._reading(head, lambda module: Projection([module]))
-        if not of_norm.agrees:
-            twin, taps = _twin(norm, {}), _noise((3, head.in_features), norm.weight)
-            of_norm.agrees[0] = _close(read_norm(twin)(taps), twin(taps))
-        return LeanHead(of_norm.value, of_head.value, ops) if of_norm.agrees[0] else None
+        reading = self._reading(norm, read_norm)
+        if not reading.agrees:
+            twin, taps = _twin(norm, {}), _noise((3, norm.weight.numel()), norm.weight)
+            reading.agrees[0] = _close(read_norm(twin)(taps), twin(taps))
+        return reading.value if reading.agrees[0] else None
+
+    def head(self, head: Any) -> LeanHead | None:
+        """An output head as a lean call, if there is one.
+
+        Args:
+            head (`nn.Module`): The head.
+
+        Returns:
+            [`LeanHead`], or `None` where the module itself must be called.
+        """
+        if not is_plain(head) or not is_linear(head) or _watched(head.weight.device.type):
+            return None
+        return self._reading(head, lambda module: LeanHead(Projection([module]))).value
 
     def _reading(self, module: nn.Module, read: Callable[[Any], Any]) -> _Reading:
         """What was read of a module, or a new reading if more than values has changed in it."""

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .exits import read_out
-from .lean_layers import LeanLayer, Projection, RootMeanSquare
+from .lean_layers import LeanLayer, Projection
 
 
 class LeanRunner:
@@ -162,16 +161,17 @@ class RotaryTable:
 
 
 class LeanHead:
-    """Norm and output head in one call; made by [`Lean`]."""
+    """An output head; made by [`Lean`].
 
-    def __init__(
-        self, norm: RootMeanSquare, head: Projection, ops: tuple[tuple[str, float], ...]
-    ) -> None:
-        self._norm, self._head, self._ops = norm, head, ops
+    Args:
+        head ([`Projection`]): What it reads with.
+    """
+
+    def __init__(self, head: Projection) -> None:
+        self._head, self.weight = head, head.weight
 
     @torch.no_grad()
-    def __call__(self, taps: torch.Tensor) -> torch.Tensor:
-        """Logits of shape `(..., vocab)` from taps of shape `(..., hidden)`."""
-        states = self._norm(taps.reshape(-1, taps.shape[-1]))
-        logits = read_out(states, self._head, self._ops)
-        return logits.view(*taps.shape[:-1], -1)
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits of shape `(..., vocab)` from normed states of shape `(..., hidden)`."""
+        logits = self._head(states.reshape(-1, states.shape[-1]))
+        return logits.view(*states.shape[:-1], -1)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DynamicCache
 
 from .contract import logit_ops
 from .exits import read_out
 from .lean import MAX_TOKENS
 from .lean_cache import growing
-from .relay_checks import check_cache, check_relay, past_positions
+from .relay_checks import check_cache, check_relay, check_rollback, past_positions
 from .rollback import crop, record_past, settle
 from .segments import SegmentRunner
 
@@ -85,7 +85,7 @@ class RelayCache:
         self._embed = model.get_input_embeddings()
         self._ops = logit_ops(model.config.text_config)
         self._heads = [model.head(k) for k in self.exits]
-        self._lean, self._lean_heads = self._lean_passes() if lean else ({}, {})
+        self._lean = self._lean_passes() if lean else {}
         self.lean = bool(self._lean)
         self.first = past_positions(self.cache)
         count = len(self.exits)
@@ -116,31 +116,23 @@ class RelayCache:
             )
         self.model.model.members.grow(cache, self.exits)
         growing(cache)
-        if self.rollback and any(
-            isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers
-        ):
-            raise ValueError(
-                f"`{config.text_config.model_type}` has recurrent layers, whose state cannot be "
-                "taken back: drafts that may be rejected cannot run on it. Use a relay that never "
-                "takes a token back, such as `ConfidenceRelay`."
-            )
+        if self.rollback:
+            check_rollback(cache, config.text_config.model_type)
         return cache
 
-    def _lean_passes(self) -> tuple[dict[tuple[int, int], Any], dict[int, Any]]:
-        """Lean passes of segments and of exits without private layers, where there are some."""
+    def _lean_passes(self) -> dict[tuple[int, int], Any]:
+        """Lean passes of segments, norms and heads, where there are some."""
         lean, backbone = self.model.model.lean, self.model.model.backbone
-        runners, heads = {}, {}
+        self._norms = [lean.norm(norm) or norm for norm in self._norms]
+        self._heads = [lean.head(head) or head for head in self._heads]
+        runners = {}
         last = len(self.exits) - 1
         for span in [*((i, i) for i in range(last + 1)), (0, last)]:
             runner = self._runner(*span)
             found = lean.runner(backbone, self.contract, runner.segment, runner.layers)
             if found is not None:
                 runners[span] = found
-        for i in range(last + 1):
-            head = lean.head(self._norms[i], self._heads[i], self._ops)
-            if head is not None and self._branches[i] is None:
-                heads[i] = head
-        return runners, heads
+        return runners
 
     @property
     def length(self) -> int:
@@ -253,9 +245,6 @@ class RelayCache:
         """
         i = self._place(exit_idx)
         self.reads[i] += last
-        taps = self._taps[i]
-        if i in self._lean_heads and taps is not None:
-            return self._lean_heads[i](taps[:, -last:])
         return read_out(self._normed(i, last), self._heads[i], self._ops)
 
     def logits_beside(self, exits: Sequence[int]) -> list[torch.Tensor]:

@@ -122,6 +122,24 @@ def check_cache(cache: Any) -> None:
         )
 
 
+def check_rollback(cache: DynamicCache, model_type: str) -> None:
+    """Refuse a cache whose last positions cannot be taken back.
+
+    Args:
+        cache ([`DynamicCache`]): With a slot for every layer.
+        model_type (`str`): The host's.
+
+    Raises:
+        ValueError: If it holds recurrent states.
+    """
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+        raise ValueError(
+            f"`{model_type}` has recurrent layers, whose state cannot be taken back: drafts that "
+            "may be rejected cannot run on it. Use a relay that never takes a token back, such as "
+            "`ConfidenceRelay`."
+        )
+
+
 def past_positions(cache: DynamicCache) -> int:
     """Number of positions that every layer of a cache has seen.
 

@@ -260,11 +260,11 @@ class Speculation:
         return Block(tokens, sources, kept, raw)
 
     def _confidence(self, scores: torch.Tensor) -> float:
-        """Largest probability in the unfinished row that is least sure."""
-        return float(scores.softmax(-1).amax(-1)[self.text.unfinished].min())
+        """Largest probability in the row that is least sure."""
+        return float(scores.softmax(-1).amax(-1)[self.text.kept_rows].min())
 
     def _agreement(self, given: torch.Tensor, wanted: torch.Tensor) -> float:
-        """Probability that every unfinished row accepts a draft from `given`, wanting `wanted`.
+        """Probability that every row accepts a draft from `given`, wanting `wanted`.
 
         Both are processed scores of shape `(batch, vocab)`. A sampled draft is accepted with the
         overlap of the two distributions (arXiv:2211.17192, corollary 3.6).
@@ -273,7 +273,7 @@ class Speculation:
             chances = torch.minimum(given.softmax(-1), wanted.softmax(-1)).sum(-1)
         else:
             chances = (given.argmax(-1) == wanted.argmax(-1)).float()
-        return float(chances[self.text.unfinished].prod())
+        return float(chances[self.text.kept_rows].prod())
 
     def _scores(
         self, ids: torch.Tensor, tokens: torch.Tensor, logits: torch.Tensor
