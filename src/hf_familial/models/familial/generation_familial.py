@@ -11,13 +11,14 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from transformers.generation import GenerationMode
 
 from .contract import host_class, refusal
+from .families import ROWS, Row
 
 
 # Hooks of the host that a family runs (`prepare_inputs_for_generation`) or does not need.
 KNOWN_HOOKS = frozenset(
     {
         "prepare_inputs_for_generation",
-        # the backbone makes its masks itself, from the slots of the member that runs
+        # the backbone makes its masks itself, from the slots of the member that runs (`Row.own_mask`)
         "create_masks_for_generate",
     }
 )
@@ -78,12 +79,14 @@ class FamilialGenerationMixin(GenerationMixin):
             inputs["past_key_values"] = past_key_values
         return inputs
 
-    @staticmethod
     def create_masks_for_generate(
-        *, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self, *, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor | None:
         """Leave the mask as it is: only the member that runs knows the lengths of its own slots."""
-        return attention_mask
+        if not ROWS.get(self.config.text_config.model_type, Row()).own_mask:
+            return attention_mask
+        make = host_class(self.config.text_config).create_masks_for_generate
+        return make(_as_host(self), attention_mask=attention_mask, **kwargs)
 
     def _prepare_generation_config(
         self, generation_config: Any, **kwargs: Any
@@ -155,10 +158,20 @@ class FamilialGenerationMixin(GenerationMixin):
         """As in the host, at `config.default_exit`.
 
         Raises:
-            ValueError: If the generation config names another exit.
+            ValueError: If the generation config names another exit, or a manager is kept that ran
+                another one.
         """
         config = self.generation_config if generation_config is None else generation_config
         self._check_batched(getattr(config, "exit_idx", None))
+        exit_idx = self.config.resolve_exit()
+        kept = getattr(self, "_cached_continuous_batching_manager", None)
+        if kept is not None and self._batched_exit != exit_idx:
+            # prompts share its blocks, which hold keys and values of that exit's layers alone
+            raise ValueError(
+                f"the manager that is kept ran exit {self._batched_exit}, and `config.default_exit`"
+                f" is {exit_idx} now: call `destroy_cached_continuous_batching_manager()` first."
+            )
+        self._batched_exit = exit_idx
         return super().init_continuous_batching(generation_config, *args, **kwargs)
 
     def _check_batched(self, exit_idx: int | None) -> None:

@@ -13,6 +13,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 
 from .outputs import RelayOutput, RelayStats
 from .relay_cache import RelayCache
+from .relay_checks import check_positions
 from .relay_policies import RelayPolicy, SpeculativeRelay, check_chain
 from .relay_text import Block, RelayText
 from .speculative import Speculation
@@ -80,6 +81,7 @@ def relay_decode(
     else:
         decide = Decisions(relay, exits, cache, text)
     inputs = _first_inputs(input_ids, cache.length, model_kwargs)
+    _check_length(model, inputs, cache.length, text.room)
     while not text.done:
         text.write(decide(**inputs))
         inputs = {"input_ids": text.input_ids[:, -1:]}
@@ -199,6 +201,15 @@ def _first_inputs(
     if mask is not None:
         inputs["attention_mask"] = mask
     return inputs
+
+
+def _check_length(model: Any, inputs: dict[str, Any], past: int, room: int) -> None:
+    """Refuse a text that may get too long for the host's position angles."""
+    given = inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"]
+    ends, positions = past + given.shape[1], inputs.get("position_ids")
+    seen = past or (ends if positions is None else int(positions.max()) + 1)
+    # the last token is never run
+    check_positions(model.config.text_config, seen, ends + room - 1)
 
 
 def _returned_cache(model: Any, cache: RelayCache, text: RelayText) -> Any:

@@ -17,7 +17,7 @@ from .contract import logit_ops
 from .exits import read_out
 from .lean import MAX_TOKENS
 from .lean_cache import growing
-from .relay_checks import check_cache, check_relay, past_positions
+from .relay_checks import check_cache, check_positions, check_relay, past_positions
 from .rollback import crop, record_past, settle
 from .segments import SegmentRunner
 
@@ -90,7 +90,7 @@ class RelayCache:
         self._heads = [model.head(k) for k in self.exits]
         self._lean, self._lean_heads = self._lean_passes() if lean else ({}, {})
         self.lean = bool(self._lean)
-        self.first = past_positions(self.cache)
+        self.first = self._seen = past_positions(self.cache)  # or those of the prompt, which follow
         count = len(self.exits)
         self._done, self._read = [self.first] * count, [self.first] * count
         self._taps: list[torch.Tensor | None] = [None] * count
@@ -328,6 +328,10 @@ class RelayCache:
         attention_mask: torch.Tensor | None,
     ) -> None:
         """Positions and padding of `new` more columns."""
+        if self._seen:
+            check_positions(self.model.config.text_config, self._seen, self.length + new)
+        else:
+            self._seen = new if position_ids is None else int(position_ids.max()) + 1
         self.prompt_end = self.prompt_end or self.length + new
         old = self.position_ids
         if old is not None or position_ids is not None:
