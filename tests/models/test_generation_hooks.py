@@ -91,7 +91,7 @@ def test_every_attribute_that_a_host_sets_is_taken_over_or_explained():
     found = {}
     for model_type in sorted(VERIFIED):
         for cls in {base for host in host_classes(model_type) for base in host.__mro__} - BASES:
-            found |= {name: cls.__name__ for name in known & vars(cls).keys()}
+            found |= dict.fromkeys(known & vars(cls).keys(), cls.__name__)
     explained = {*TRAITS, *KNOWN_HOOKS, *OWN}
     assert {name: where for name, where in found.items() if name not in explained} == {}
 
@@ -381,7 +381,7 @@ def test_batches_of_the_host_run_the_default_exit_and_refuse_another():
 
 @pytest.mark.slow
 def test_batches_of_the_host_write_the_text_of_the_default_exit():
-    family = endless(tiny_family("llama", EXITS, max_position_embeddings=2048))
+    family = family_with(tiny_model("llama", max_position_embeddings=2048))
     ids = token_ids(1, 600)  # blocks are shared from 256 tokens on
     config = GenerationConfig(eos_token_id=-1, **GREEDY)
 

@@ -18,7 +18,7 @@ from .families import ROWS, Row
 KNOWN_HOOKS = frozenset(
     {
         "prepare_inputs_for_generation",
-        # the backbone makes its masks itself, from the slots of the member that runs (`Row.own_mask`)
+        # the backbone makes its masks itself, for the slots of the member that runs (`own_mask`)
         "create_masks_for_generate",
     }
 )
@@ -52,6 +52,8 @@ def _function(owner: Any, name: str) -> Any:
 
 class FamilialGenerationMixin(GenerationMixin):
     """The host's generation for a family: its hooks, and `exit_idx` wherever it can be given."""
+
+    _batched_exit: int | None = None  # the one that continuous batching was started with
 
     def prepare_inputs_for_generation(
         self,
