@@ -27,7 +27,7 @@ from hf_familial import (
 from hf_familial.models.familial import generation_familial
 from hf_familial.models.familial.contract import TRAITS
 from hf_familial.models.familial.families import VERIFIED
-from hf_familial.models.familial.generation_familial import KNOWN_HOOKS, check_hooks
+from hf_familial.models.familial.generation_familial import KNOWN_HOOKS, check_healing, check_hooks
 
 
 EXITS = [1, 3, 4]
@@ -404,3 +404,7 @@ def test_a_prompt_is_healed_by_the_exit_that_goes_on():
     family = family_of("llama")
     with pytest.raises(ValueError, match="`token_healing` heals the prompt with"):
         family.generate(token_ids(1), exit_idx=0, token_healing=True, **GREEDY)
+    config = GenerationConfig(token_healing=True, **GREEDY)
+    check_healing(family.config, config, exit_idx=2)
+    with pytest.raises(ValueError, match=r"set `model.config.default_exit = 1`"):
+        check_healing(family.config, config, exit_idx=1)

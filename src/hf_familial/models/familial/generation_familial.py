@@ -45,6 +45,25 @@ def check_hooks(text_config: Any) -> None:
         raise refusal(text_config.model_type, f"its causal LM overrides `{own[0]}`")
 
 
+def check_healing(config: Any, generation_config: Any, exit_idx: int) -> None:
+    """Refuse to heal a prompt with another exit than the one that goes on.
+
+    Args:
+        config ([`FamilialConfig`]): The family's.
+        generation_config (`GenerationConfig`): Says whether to heal.
+        exit_idx (`int`): Exit that writes the text.
+
+    Raises:
+        ValueError: If the host would heal with another exit.
+    """
+    if generation_config.token_healing and exit_idx != config.resolve_exit():
+        raise ValueError(
+            f"`token_healing` heals the prompt with `config.default_exit` ({config.default_exit}), "
+            f"got `exit_idx={exit_idx}`: set `model.config.default_exit = {exit_idx}`, or leave "
+            "out `token_healing`."
+        )
+
+
 def _function(owner: Any, name: str) -> Any:
     method = getattr(owner, name, None)
     return getattr(method, "__func__", method)
@@ -98,12 +117,7 @@ class FamilialGenerationMixin(GenerationMixin):
         if getattr(config, "exit_idx", None) is not None:
             model_kwargs.setdefault("exit_idx", config.exit_idx)
         exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
-        if config.token_healing and exit_idx != self.config.resolve_exit():
-            raise ValueError(
-                "`token_healing` heals the prompt with `config.default_exit` "
-                f"({self.config.default_exit}), got `exit_idx={exit_idx}`: set "
-                f"`model.config.default_exit = {exit_idx}`, or leave out `token_healing`."
-            )
+        check_healing(self.config, config, exit_idx)
         return config, model_kwargs
 
     def _supports_default_dynamic_cache(self) -> bool:

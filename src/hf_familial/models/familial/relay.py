@@ -11,6 +11,7 @@ from torch import nn
 from transformers.generation import GenerationMode, StoppingCriteriaList
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from .generation_familial import check_healing
 from .outputs import RelayOutput, RelayStats
 from .relay_cache import RelayCache
 from .relay_checks import check_positions
@@ -68,6 +69,7 @@ def relay_decode(
         )
     _check_mode(generation_config, model_kwargs)
     exits = check_chain(relay.exits(model.config.num_exits), model.config.num_exits)
+    check_healing(model.config, generation_config, exits[-1])
     drafts = isinstance(relay, SpeculativeRelay)
     past = model_kwargs.get("past_key_values")
     lean = pays(model) if lean is None else lean
