@@ -24,6 +24,7 @@ from hf_familial import (
     RelayCache,
     SpeculativeRelay,
 )
+from hf_familial.generation.shallow import ShallowSide
 from hf_familial.models.familial import generation_familial
 from hf_familial.models.familial.contract import TRAITS
 from hf_familial.models.familial.families import VERIFIED
@@ -342,6 +343,15 @@ def test_a_relay_cache_is_not_fed_past_that_length():
     cache.feed(ids[:, 16:20])
     with pytest.raises(ValueError, match="angles at 20 tokens"):
         cache.feed(ids[:, 20:21])
+
+
+def test_the_device_of_a_handover_stops_at_that_length():
+    family, ids = family_with(tiny_model("llama", **longrope("llama", 20))), token_ids(1, 16)
+    text = ShallowSide(family, depth=1).start(ids)
+    right = family.generate(ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(text.answer(4), right)
+    with pytest.raises(ValueError, match="angles at 20 tokens"):
+        text.answer(2)
 
 
 # every entry that takes the name of an exit
