@@ -630,5 +630,5 @@ def test_a_filled_cache_can_grow_from_there():
 
 def test_slots_added_later_grow_like_the_others():
     cache = growing(DynamicCache())
-    grow_cache(cache, 3, [(tiny_config("llama"), i) for i in range(3)])
+    grow_cache(cache, range(3), [(tiny_config("llama"), i) for i in range(3)])
     assert [type(layer) for layer in cache.layers] == [GrowingLayer] * 3

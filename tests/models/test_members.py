@@ -1,6 +1,5 @@
 """Every member of a family is the model it claims to be, over the whole zoo of hosts."""
 
-import itertools
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -273,30 +272,6 @@ def test_other_ways_to_decode_give_the_same_text(model_type, exit_idx):
     started = text(ids, max_new_tokens=3, return_dict_in_generate=True)
     kept = {"past_key_values": started.past_key_values, "max_new_tokens": 3}
     assert torch.equal(text(started.sequences, **kept), right)
-
-
-@pytest.mark.parametrize(
-    ("model_type", "exit_idx"),
-    [
-        *itertools.product(("llama", "gpt2"), range(3)),
-        *(("gemma2", k) for k in (1, 2)),
-        pytest.param(
-            "gemma2",
-            0,
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=AttributeError,
-                reason="a sliding layer's slot that the member does not fill cannot be cropped",
-            ),
-        ),
-    ],
-)
-def test_prompt_lookup_gives_the_same_text(model_type, exit_idx):
-    family = family_of(model_type, num_exit_layers=1)
-    ids = token_ids(1, 6).repeat(1, 3)
-    right = greedy(truncated_host(family, exit_idx), ids, 6)
-    found = family.generate(ids, exit_idx=exit_idx, prompt_lookup_num_tokens=3, **GREEDY)
-    assert torch.equal(found, right)
 
 
 @every_kind

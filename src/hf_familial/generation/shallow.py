@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..models.familial.contract import logit_ops
 from ..models.familial.exits import read_out
-from ..models.familial.relay_checks import check_relay
+from ..models.familial.relay_checks import check_positions, check_relay
 from ..models.familial.segments import Segment, SegmentRunner
 from .caches import capture
 from .choosing import Chooser, generator_state
@@ -143,6 +143,9 @@ class ShallowText:
     def _run(self, mask: torch.Tensor) -> None:
         """Run the columns that are new; `mask` of shape `(batch, new)` says which are padding."""
         ran, new = self._mask.shape[1], mask.shape[1]
+        if ran:
+            prompt = int(self._mask[:, : self._given].sum(1).max())
+            check_positions(self.side.model.config.text_config, prompt, ran + new)
         self._mask = torch.cat((self._mask, mask), 1)
         tokens = self.tokens[:, ran : ran + new]
         self._taps.append(self._below(input_ids=tokens, **self._columns(ran)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import MODEL_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedModel
 
 from .families import ONCE, REFUSED, ROWS, Row
 
@@ -29,6 +29,24 @@ NORMS = (
     "final_norm",
     "layer_norm",
     "ln_out",
+)
+
+# What the host's class says of itself and transformers asks of the family. The rest comes from the
+# backbone, which is a module of the family (`post_init`), or is the family's own.
+TRAITS = (
+    "_is_stateful",
+    "_supported_generation_modes",
+    "_can_compile_fullgraph",
+    "_compatible_flash_implementations",
+    "_supports_attention_backend",
+    "_supports_context_parallel",
+    "_supports_flash_attn",
+    "_supports_flex_attn",
+    "_supports_sdpa",
+    "supports_gradient_checkpointing",
+    "is_backend_compatible",
+    "_can_set_attn_implementation",
+    "_can_set_experts_implementation",
 )
 
 
@@ -144,6 +162,35 @@ def decoder_of(host: Any) -> Any:
             return module
     name = wanted.__name__ if isinstance(wanted, type) else wanted
     raise refusal(config.model_type, f"its base model {name} is no part of {type(host).__name__}")
+
+
+def host_class(config: Any) -> Any:
+    """Return the class that transformers builds for a decoder's config.
+
+    Args:
+        config (`PreTrainedConfig`): Config of the backbone.
+
+    Returns:
+        `type[PreTrainedModel]`: The causal LM, or the decoder where there is no causal LM.
+    """
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING):
+        found = mapping.get(type(config), None)
+        if isinstance(found, type):
+            return found
+    return PreTrainedModel
+
+
+def host_traits(config: Any) -> dict[str, Any]:
+    """Return the attributes of the host's class that a family takes over.
+
+    Args:
+        config (`PreTrainedConfig`): Config of the backbone.
+
+    Returns:
+        `dict[str, Any]`: Name to value, see `TRAITS`.
+    """
+    host = host_class(config)
+    return {name: getattr(host, name) for name in TRAITS if hasattr(host, name)}
 
 
 def logit_ops(config: Any) -> tuple[tuple[str, float], ...]:

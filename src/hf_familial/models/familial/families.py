@@ -52,6 +52,8 @@ class Row:
         tap_shift (`int`): Index of the tap after `depth` layers in `hidden_states`, minus `depth`.
         keep_depth (`bool`): Whether the forward needs the config's full depth to split its inputs.
         cached (`bool`): Whether its cache is one that transformers' `generate` makes.
+        own_mask (`bool`): Whether `generate` must make the mask for a static cache as the host's
+            causal LM says; elsewhere the backbone makes it.
         whole (`str`): Why a segment cannot go on from a tap alone; empty if it can. Members work.
     """
 
@@ -64,6 +66,7 @@ class Row:
     tap_shift: int = 0
     keep_depth: bool = False
     cached: bool = True
+    own_mask: bool = False
     whole: str = ""
 
 
@@ -78,6 +81,7 @@ _REUSED_EMBEDDING = Row(whole="its attention layers read the token embedding aga
 
 ROWS: Mapping[str, Row] = {
     "beam": Row(logits=(LogitOp("softcap_float", "final_logit_softcapping"),)),
+    "bloom": Row(own_mask=True),
     "cohere": _MULTIPLIED,
     "cohere2": _MULTIPLIED,
     "cohere2_moe": _MULTIPLIED,

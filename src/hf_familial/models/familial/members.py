@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from .contract import Contract
+from .rollback import UnusedLayer, hide_unused
 from .segments import Segment, grow_cache, slice_config
 
 
@@ -82,15 +83,27 @@ class Members:
         Raises:
             ValueError: If it is of a kind that cannot be extended.
         """
-        num_slots = 1 + max(slot for exit_idx in exits for slot in self.slots(exit_idx))
-        if len(cache.layers) >= num_slots:
+        slots = {slot for exit_idx in exits for slot in self.slots(exit_idx)}
+        if max(slots) < len(cache.layers) and not any(
+            isinstance(cache.layers[slot], UnusedLayer) for slot in slots
+        ):
             return
         config, count = self.backbone.config, self.config.num_exit_layers
         sources = [(config, i) for i in range(config.num_hidden_layers)]
         for depth in self.config.exits[:-1]:
             member = slice_config(config, 0, depth + count)
             sources += [(member, depth + j) for j in range(count)]
-        grow_cache(cache, num_slots, sources)
+        grow_cache(cache, slots, sources)
+
+    def show_only(self, cache: DynamicCache, exit_idx: int) -> None:
+        """Give a cache the slots of one member and hide the others that are empty.
+
+        Args:
+            cache ([`DynamicCache`]): Changed in place.
+            exit_idx (`int`): Exit at which the member ends.
+        """
+        self.grow(cache, (exit_idx,))
+        hide_unused(cache, self.slots(exit_idx))
 
 
 def matrix_sizes(model: Any, exits: Sequence[int]) -> tuple[list[int], list[int]]:

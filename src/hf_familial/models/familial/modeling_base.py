@@ -15,7 +15,7 @@ from transformers.utils.output_capturing import resolve_hidden_states_indices
 
 from .checkpoints import load_cut, may_split, save_by_segment
 from .configuration_familial import FamilialConfig
-from .contract import find_contract, refusal
+from .contract import find_contract, host_traits, refusal
 from .exits import build_exits
 from .lean import Lean
 from .members import Members
@@ -45,6 +45,8 @@ class FamilialPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def __init__(self, config: FamilialConfig) -> None:
+        # the host's own `__init__` asks for some of them
+        self.__dict__.update(host_traits(getattr(config, "text_config", None)))
         super().__init__(config)
         # FSDP2 changes the class; the code to save with a checkpoint is still found by this
         self.__module__ = type(self).__module__

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -17,18 +17,19 @@ from .configuration_familial import FamilialConfig
 from .contract import logit_ops
 from .exits import build_head, copy_module, read_out
 from .families import VERIFIED
+from .generation_familial import FamilialGenerationMixin, check_hooks
 from .linear_loss import Distillation
 from .losses import Reading, balance_loss, multi_exit_loss
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .outputs import FamilialCausalLMOutput, RelayOutput
 from .relay import relay_decode
-from .relay_checks import check_arguments, guided_at
+from .relay_checks import check_arguments
 from .relay_policies import RelayPolicy, SpeculativeRelay
 from .verify import as_host, check_unverified
 from .warm_start import family_of, load_host
 
 
-class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
+class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     """A family of causal language models on one backbone.
 
     Args:
@@ -52,6 +53,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
+        check_hooks(config.text_config)
         self.model = FamilialModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = build_head(config.text_config)
@@ -145,20 +147,6 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
             for head in self.exit_heads
         )
         return embedding
-
-    def _supports_default_dynamic_cache(self) -> bool:
-        # `generate` asks a cache of its own making for its length, which purely recurrent layers do
-        # not count; one that the first forward makes it does not ask
-        layers = DynamicCache(config=self.config.text_config).layers
-        counts = any(isinstance(layer, CacheLayerMixin) for layer in layers)
-        return counts and bool(self.model.contract.cache)
-
-    @staticmethod
-    def create_masks_for_generate(
-        *, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor | None:
-        """Leave the mask as it is: only the member that runs knows the lengths of its own slots."""
-        return attention_mask
 
     @can_return_tuple
     def forward(
@@ -351,31 +339,6 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         return self.generate(
             inputs, custom_generate=relay_decode, relay=relay, streamer=streamer, **kwargs
         )
-
-    def _extract_generation_mode_kwargs(
-        self, custom_generate: Any, kwargs: dict[str, Any], *given: Any
-    ) -> dict[str, Any]:
-        if getattr(custom_generate, "func", custom_generate) is not relay_decode:
-            return super()._extract_generation_mode_kwargs(custom_generate, kwargs, *given)
-        # a callable gets neither streamer nor tokenizer, and drops the rest without a word
-        mode = super()._extract_generation_mode_kwargs(None, kwargs, *given)
-        check_arguments(kwargs | mode)
-        asked = {name: kwargs.pop(name) for name in ("relay", "lean") if name in kwargs}
-        return {name: mode[name] for name in ("streamer", "tokenizer") if name in mode} | asked
-
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
-        processors = super()._get_logits_processor(*args, **kwargs)
-        exit_idx = (kwargs.get("model_kwargs") or {}).get("exit_idx")
-        return processors if exit_idx is None else guided_at(processors, self, exit_idx)
-
-    def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        if generation_config.assistant_early_exit is not None:
-            raise ValueError(
-                "`assistant_early_exit` is not for families: it shortens the config while it runs. "
-                "Use `relay_generate(relay=SpeculativeRelay(draft_exit=...))`, which drafts at a "
-                "trained exit and recomputes nothing."
-            )
-        return super()._get_candidate_generator(generation_config, *args, **kwargs)
 
     def _read_out(self, hidden_states: torch.Tensor, exit_idx: int) -> torch.Tensor:
         ops = logit_ops(self.config.text_config)

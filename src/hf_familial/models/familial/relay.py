@@ -12,7 +12,13 @@ import torch
 from .members import matrix_sizes
 from .outputs import RelayOutput, RelayStats
 from .relay_cache import RelayCache
-from .relay_checks import check_decoding, guided_at, processors_with_memory
+from .relay_checks import (
+    check_decoding,
+    check_healing,
+    check_positions,
+    guided_at,
+    processors_with_memory,
+)
 from .relay_policies import FixedExit, RelayPolicy, SpeculativeRelay, check_chain
 from .relay_text import Block, RelayText
 from .speculative import Speculation
@@ -66,11 +72,7 @@ def relay_decode(
         )
     check_decoding(generation_config, model_kwargs)
     exits = check_chain(relay.exits(model.config.num_exits), model.config.num_exits)
-    if generation_config.token_healing and model.config.resolve_exit(None) != exits[-1]:
-        raise ValueError(
-            f"`token_healing` asks the default exit, while this relay writes the text of exit "
-            f"{exits[-1]}: leave it out, or set `config.default_exit`."
-        )
+    check_healing(model.config, generation_config, exits[-1])
     relay, exits = _without_drafts(relay, exits, logits_processor)
     logits_processor = guided_at(logits_processor, model, exits[-1])
     drafts = isinstance(relay, SpeculativeRelay)
@@ -84,6 +86,7 @@ def relay_decode(
     else:
         decide = Decisions(relay, exits, cache, text)
     inputs = _first_inputs(input_ids, cache.length, generation_config, model_kwargs)
+    _check_length(model, inputs, cache.length, text.room)
     while not text.done:
         text.write(decide(**inputs))
         inputs = {"input_ids": text.input_ids[:, -1:]}
@@ -201,6 +204,15 @@ def _first_inputs(
     if mask is not None:
         inputs["attention_mask"] = mask
     return inputs
+
+
+def _check_length(model: Any, inputs: dict[str, Any], past: int, room: int) -> None:
+    """Refuse a text that may get too long for the host's position angles."""
+    given = inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"]
+    ends, positions = past + given.shape[1], inputs.get("position_ids")
+    seen = past or (ends if positions is None else int(positions.max()) + 1)
+    # the last token is never run
+    check_positions(model.config.text_config, seen, ends + room - 1)
 
 
 def _returned_cache(model: Any, cache: RelayCache, text: RelayText) -> Any:

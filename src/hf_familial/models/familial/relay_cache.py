@@ -17,7 +17,14 @@ from .contract import logit_ops
 from .exits import read_out
 from .lean import MAX_TOKENS
 from .lean_cache import growing
-from .relay_checks import check_cache, check_relay, check_rollback, past_positions
+from .relay_checks import (
+    check_cache,
+    check_positions,
+    check_relay,
+    check_rollback,
+    past_positions,
+)
+from .relay_columns import Columns
 from .rollback import crop, record_past, settle
 from .segments import SegmentRunner
 
@@ -87,16 +94,14 @@ class RelayCache:
         self._heads = [model.head(k) for k in self.exits]
         self._lean = self._lean_passes() if lean else {}
         self.lean = bool(self._lean)
-        self.first = past_positions(self.cache)
+        self.first = self._seen = past_positions(self.cache)  # or those of the prompt, which follow
         count = len(self.exits)
         self._done, self._read = [self.first] * count, [self.first] * count
         self._taps: list[torch.Tensor | None] = [None] * count
         self._states: list[torch.Tensor | None] = [None] * count
         self.ran, self.reads = [0] * count, [0] * count
         self.prompt_end = 0
-        # None while all rows count on from the first position
-        self.position_ids: torch.Tensor | None = None
-        self.attention_mask: torch.Tensor | None = None
+        self._columns = Columns(self.first)
         if rollback:
             record_past(self.cache.layers, True)
 
@@ -175,8 +180,7 @@ class RelayCache:
                 pass where nothing is pending. The exits before it cannot be read then.
         """
         given: Any = input_ids if input_ids is not None else inputs_embeds
-        batch, new = given.shape[:2]
-        self._extend(batch, new, given.device, position_ids, attention_mask)
+        new = self._extend(given, position_ids, attention_mask)
         entry = {"inputs_embeds" if input_ids is None else "input_ids": given}
         if whole and self._done[0] == self._done[-1] and not any(self._branches):
             self._run(0, len(self.exits) - 1, new, **entry)
@@ -201,8 +205,7 @@ class RelayCache:
             position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As in `feed`.
             attention_mask (`torch.Tensor`, *optional*): As in `feed`.
         """
-        batch, new = taps.shape[:2]
-        self._extend(batch, new, taps.device, position_ids, attention_mask)
+        new = self._extend(taps, position_ids, attention_mask)
         self._keep(0, taps)
         self._done[0] += new
 
@@ -297,10 +300,7 @@ class RelayCache:
             self._states[i] = _without_last(self._states[i], max(0, self._read[i] - length))
             self._done[i] = min(self._done[i], length)
             self._read[i] = min(self._read[i], length)
-        if count and self.position_ids is not None:
-            self.position_ids = self.position_ids[:, :-count]
-        if count and self.attention_mask is not None:
-            self.attention_mask = self.attention_mask[:, :-count]
+        self._columns.crop(count)
 
     def settle(self) -> None:
         """Drop what only a crop of positions seen so far would need: they are certain now."""
@@ -331,42 +331,29 @@ class RelayCache:
 
     def _extend(
         self,
-        batch: int,
-        new: int,
-        device: torch.device,
+        given: torch.Tensor,
         position_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
-    ) -> None:
-        """Positions and padding of `new` more columns."""
+    ) -> int:
+        """Make columns for what is given, of shape `(batch, new, ...)`; return how many."""
+        new = given.shape[1]
+        if self._seen:
+            check_positions(self.model.config.text_config, self._seen, self.length + new)
+        else:
+            self._seen = new if position_ids is None else int(position_ids.max()) + 1
         self.prompt_end = self.prompt_end or self.length + new
-        old = self.position_ids
-        if old is not None or position_ids is not None:
-            counted = torch.arange(self.length, self.length + new, device=device).expand(batch, new)
-            if position_ids is None:
-                assert old is not None
-                position_ids = counted - self.length + old[:, -1:] + 1
-            if old is None and not torch.equal(position_ids.expand(batch, new), counted):
-                old = torch.arange(self.first, self.length, device=device).expand(batch, -1)
-            if old is not None:
-                self.position_ids = torch.cat((old, position_ids.expand(batch, new)), 1)
-        if attention_mask is None and self.attention_mask is not None:
-            attention_mask = self.attention_mask.new_ones((batch, new))
-        if attention_mask is not None and attention_mask.shape[1] == new:
-            seen = self.attention_mask
-            if seen is None:
-                seen = attention_mask.new_ones((batch, self.length))
-            attention_mask = torch.cat((seen, attention_mask), 1)
-        self.attention_mask = attention_mask
+        self._columns.extend(given, position_ids, attention_mask)
+        return new
 
     def _run(self, first: int, last: int, new: int, **entry: torch.Tensor) -> None:
         """One pass of consecutive segments over the positions that follow those they have done."""
         start, runner = self._done[first], self._runner(first, last)
         lean = self._lean.get((first, last))
-        if lean is not None and new <= MAX_TOKENS and self.attention_mask is None:
+        if lean is not None and new <= MAX_TOKENS and self._columns.attention_mask is None:
             states = entry.get("inputs_embeds")
             if states is None:
                 states = self._embed(entry["input_ids"])
-            counted = self.position_ids is None
+            counted = self._columns.position_ids is None
             positions = None if counted else self._inputs(start, new)["position_ids"]
             taps = lean(states, runner.layers, positions)
         else:
@@ -388,15 +375,7 @@ class RelayCache:
         return self._runners[first, last]
 
     def _inputs(self, start: int, new: int) -> dict[str, Any]:
-        """Positions and mask of `new` columns from `start` on, and all before."""
-        if self.position_ids is None:
-            positions = torch.arange(start, start + new, device=self.model.device).unsqueeze(0)
-        else:
-            positions = self.position_ids[:, start - self.first : start - self.first + new]
-        inputs: dict[str, Any] = {"position_ids": positions}
-        if self.attention_mask is not None:
-            inputs["attention_mask"] = self.attention_mask[:, : start + new]
-        return inputs
+        return self._columns.inputs(start, new, self.model.device)
 
     def _keep(self, i: int, taps: torch.Tensor) -> None:
         """Add new taps of an exit and drop those that every reader has had."""

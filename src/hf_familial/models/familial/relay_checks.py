@@ -101,6 +101,60 @@ def check_relay(model: Any) -> None:
         )
 
 
+def check_healing(config: Any, generation_config: Any, exit_idx: int) -> None:
+    """Refuse to heal a prompt with another exit than the one that goes on.
+
+    Args:
+        config ([`FamilialConfig`]): The family's.
+        generation_config (`GenerationConfig`): Says whether to heal.
+        exit_idx (`int`): Exit that writes the text.
+
+    Raises:
+        ValueError: If the host would heal with another exit.
+    """
+    if generation_config.token_healing and exit_idx != config.resolve_exit():
+        raise ValueError(
+            f"`token_healing` heals the prompt with `config.default_exit` ({config.default_exit}), "
+            f"got `exit_idx={exit_idx}`: set `model.config.default_exit = {exit_idx}`, or leave "
+            "out `token_healing`."
+        )
+
+
+def check_positions(config: Any, seen: int, ran: int) -> None:
+    """Refuse a text that runs on past the length at which the host changes its rotary angles.
+
+    There the angles of a position depend on how far the same pass goes. A relay runs positions in
+    other groups than `generate` does, so its text would differ.
+
+    Args:
+        config (`PreTrainedConfig`): Config of the backbone.
+        seen (`int`): Positions of the prompt, which run in one pass.
+        ran (`int`): Positions that will have run at the end.
+
+    Raises:
+        ValueError: With the length.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        name = str(kind.get("rope_type"))
+        if name != "longrope" and "dynamic" not in name:
+            continue
+        lengths = [config.max_position_embeddings]
+        if name == "longrope":
+            # the angles change at the first; some hosts drop their cache at the second
+            original = "original_max_position_embeddings"
+            named = (kind.get(original), getattr(config, original, None))
+            lengths = [length for length in named if length] or lengths
+            if seen > max(lengths):
+                continue  # all positions have the angles of a long text
+        if ran > min(lengths):
+            raise ValueError(
+                f"`{config.model_type}` changes its `{name}` angles at {min(lengths)} tokens, "
+                f"which a relay cannot run past: the prompt has {seen} and the text may have "
+                f"{ran + 1}. Give a smaller `max_new_tokens`, or call `generate(exit_idx=...)`."
+            )
+
+
 def check_cache(cache: Any) -> None:
     """Refuse a cache that cannot be of different lengths, or taken back.
 

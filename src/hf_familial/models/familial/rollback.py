@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+
+class UnusedLayer(DummyLayer):
+    """A slot that no exit has used yet, in a cache that must not reach it."""
 
 
 def record_past(layers: Iterable[Any], on: bool) -> None:
@@ -48,3 +59,21 @@ def settle(layers: Iterable[Any]) -> None:
         windowed = isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized
         if windowed and layer.record_past and layer.get_seq_length() >= layer.sliding_window:
             layer.crop(0)
+
+
+def hide_unused(cache: DynamicCache, slots: Collection[int]) -> None:
+    """Put placeholders where a cache has empty slots that are not needed.
+
+    What the host does to every slot, such as cropping, would fail on a slot that was never filled.
+
+    Args:
+        cache ([`DynamicCache`]): Changed in place; `grow_cache` brings the slots back.
+        slots (`Collection[int]`): The slots that are needed.
+    """
+    for slot, layer in enumerate(cache.layers):
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            used = any(layer.has_previous_state.values())
+        else:
+            used = isinstance(layer, DummyLayer) or layer.is_initialized
+        if slot not in slots and not used:
+            cache.layers[slot] = UnusedLayer()

@@ -8,7 +8,7 @@ file knows how a view is made.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from transformers.utils.output_capturing import (
 
 from .contract import Contract
 from .families import IDENTITY, OFF, ONE, ZERO
+from .rollback import UnusedLayer
 
 
 @dataclass(frozen=True)
@@ -288,32 +289,37 @@ class _RecurrentCache(Cache):
         return query_length, 0
 
 
-def grow_cache(cache: Cache, num_slots: int, sources: Sequence[tuple[Any, int]]) -> None:
-    """Append the slots that a cache lacks.
+def grow_cache(cache: Cache, slots: Collection[int], sources: Sequence[tuple[Any, int]]) -> None:
+    """Give a cache the slots that it lacks.
 
     Args:
         cache ([`Cache`]): Grown in place, with empty slots of its own kind.
-        num_slots (`int`): Number of slots it must have.
+        slots (`Collection[int]`): The slots it must have; those before them are added too.
         sources (`Sequence[tuple[PreTrainedConfig, int]]`): For each slot, a config and the index in
             it of the layer that the slot serves.
 
     Raises:
         ValueError: If it is neither a dynamic nor a static cache.
     """
-    for config, layer_idx in sources[len(cache.layers) : num_slots]:
-        if cache.layer_class_to_replicate is not None:
-            cache.layers.append(cache.layer_class_to_replicate())
-        elif isinstance(cache, StaticCache):
-            length = max(getattr(layer, "max_cache_len", 0) for layer in cache.layers)
-            fresh = StaticCache(config=config, max_cache_len=length)
-            cache.layers.append(fresh.layers[layer_idx])
-        elif isinstance(cache, DynamicCache):
-            cache.layers.append(DynamicCache(config=config).layers[layer_idx])
-        else:
-            raise ValueError(
-                f"a `{type(cache).__name__}` of {len(cache.layers)} layers cannot be extended to "
-                f"the {num_slots} that this exit needs; use a `DynamicCache` or a `StaticCache`."
-            )
+    for slot, (config, layer_idx) in enumerate(sources[: 1 + max(slots)]):
+        missing = slot >= len(cache.layers)
+        if missing or (slot in slots and isinstance(cache.layers[slot], UnusedLayer)):
+            cache.layers[slot : slot + 1] = [_new_slot(cache, config, layer_idx, 1 + max(slots))]
+
+
+def _new_slot(cache: Cache, config: Any, layer_idx: int, wanted: int) -> Any:
+    """An empty slot of a cache's own kind."""
+    if cache.layer_class_to_replicate is not None:
+        return cache.layer_class_to_replicate()
+    if isinstance(cache, StaticCache):
+        length = max(getattr(layer, "max_cache_len", 0) for layer in cache.layers)
+        return StaticCache(config=config, max_cache_len=length).layers[layer_idx]
+    if isinstance(cache, DynamicCache):
+        return DynamicCache(config=config).layers[layer_idx]
+    raise ValueError(
+        f"a `{type(cache).__name__}` of {len(cache.layers)} layers cannot be extended to the "
+        f"{wanted} that this exit needs; use a `DynamicCache` or a `StaticCache`."
+    )
 
 
 def past_length(cache: Cache | None) -> int:

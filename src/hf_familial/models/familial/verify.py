@@ -210,7 +210,7 @@ class _Probe:
 
     def new_cache(self) -> DynamicCache:
         cache, config = DynamicCache(config=self.backbone.config), self.backbone.config
-        grow_cache(cache, self.num_layers, [(config, i) for i in range(self.num_layers)])
+        grow_cache(cache, range(self.num_layers), [(config, i) for i in range(self.num_layers)])
         return cache
 
     def in_pieces(
