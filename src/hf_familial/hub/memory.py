@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.cuts import CutError, check_cut, cut_config, cut_names, find_layout
 from ..models.familial.families import VERIFIED
+from .dtypes import convert_model
 from .plain import plain_config, plain_tensors
 
 
@@ -25,7 +26,8 @@ def plain_model(
     Args:
         family ([`FamilialForCausalLM`]): With weights; not changed.
         exit_idx (`int`): Exit at which the member ends.
-        dtype (`torch.dtype`, *optional*): Convert its floating-point weights to it.
+        dtype (`torch.dtype`, *optional*): Convert its weights to it as the host does that loads
+            them.
 
     Returns:
         `PreTrainedModel`: Of the host's causal-LM class. Its weights are the family's own, and what
@@ -88,8 +90,10 @@ def _fill(member: Any, weights: dict[str, torch.Tensor]) -> None:
 
 def _finish(member: Any, family: FamilialForCausalLM, dtype: torch.dtype | None) -> Any:
     member.generation_config = copy.deepcopy(family.generation_config)
-    # its parameters are its own, their data the family's: the conversion leaves those alone
-    return member.to(dtype) if dtype is not None else member
+    if dtype is not None:
+        # its parameters are its own, their data the family's: the conversion leaves those alone
+        convert_model(member, dtype)
+    return member
 
 
 def _check_logits(family: FamilialForCausalLM, exit_idx: int, member: Any) -> None:
