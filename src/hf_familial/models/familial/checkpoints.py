@@ -22,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from .configuration_familial import FamilialConfig
 from .contract import Contract
-from .cuts import check_cut, cut_config, cut_names, find_layout
+from .cuts import check_cut, cut_config, cut_names, find_layout, reads_embedding
 
 
 # Bytes of weights from which families are split when nothing is said: a smaller one is downloaded
@@ -74,8 +74,8 @@ def segment_of(name: str, config: FamilialConfig, layers: str, norm: str) -> int
         return int(early[1])
     if norm and name.startswith(f"model.backbone.{norm}.") and config.exit_norm == "own":
         return last
-    if name.startswith("lm_head.") and config.exit_head == "own" and not config.tie_word_embeddings:
-        return last
+    if name.startswith("lm_head.") and config.exit_head == "own":
+        return 0 if reads_embedding(config, last) else last
     return 0
 
 

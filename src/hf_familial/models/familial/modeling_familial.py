@@ -14,7 +14,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_familial import FamilialConfig
-from .contract import logit_ops
+from .contract import can_tie, logit_ops
 from .exits import build_head, copy_module, read_out
 from .families import VERIFIED
 from .linear_loss import Distillation
@@ -55,9 +55,10 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = build_head(config.text_config)
         self.exit_heads = self.build_exit_heads(keep=False)
-        self._tied_weights_keys = {
-            "lm_head.weight": f"model.backbone.{self._embedding_name}.weight"
-        }
+        embedding = f"model.backbone.{self._embedding_name}.weight"
+        self._tied_weights_keys = (
+            {"lm_head.weight": embedding} if can_tie(config.text_config) else {}
+        )
         if not self.model.contract.cache:
             self.generation_config.use_cache = False
         self.post_init()

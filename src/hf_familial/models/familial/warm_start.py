@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .configuration_familial import FamilialConfig, evenly_spaced_exits
-from .contract import decoder_of, refusal
+from .contract import can_tie, decoder_of, refusal
 from .exits import build_exits
 from .verify import check_unverified
 
@@ -88,6 +88,9 @@ def family_of(
         **fields,
     )
     text_config._experts_implementation = experts
+    if can_tie(text_config):
+        # what the host does: a head that a checkpoint holds beside the embedding is not tied
+        config.tie_word_embeddings = _is_tied(host)
     with torch.device("meta"):
         family = cls(config)
     model = family.model
@@ -102,3 +105,9 @@ def family_of(
     family.name_or_path = config.name_or_path = host.name_or_path
     family.tie_weights()
     return family.train(host.training)
+
+
+def _is_tied(host: PreTrainedModel) -> bool:
+    """Whether the output head of a host is its embedding."""
+    head: Any = host.get_output_embeddings()
+    return getattr(head, "weight", None) is getattr(host.get_input_embeddings(), "weight", 0)
