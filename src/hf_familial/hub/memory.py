@@ -13,6 +13,7 @@ from ..models.familial.cuts import CutError, check_cut, cut_config, cut_names, f
 from ..models.familial.families import VERIFIED
 from .dtypes import convert_model
 from .plain import plain_config, plain_tensors
+from .stored import refuse_quantised
 
 
 TOLERANCE = 1e-5  # of logits, relative to the largest: the same operations on the same weights
@@ -34,6 +35,7 @@ def plain_model(
         is no part of a checkpoint is left out: it is fit for saving only.
 
     Raises:
+        CheckpointError: If the family is quantised.
         CutError: If it would not compute what the exit computes.
         IndexError: If there is no such exit.
         ValueError: If the family has no weights in memory.
@@ -65,8 +67,24 @@ def cut_model(
     return _finish(member, family, dtype)
 
 
+def check_weights(family: FamilialForCausalLM) -> None:
+    """Refuse a family in memory whose weights a member cannot take over.
+
+    Args:
+        family ([`FamilialForCausalLM`]): In memory.
+
+    Raises:
+        CheckpointError: If it is quantised, by its config or in place.
+        ValueError: If it has no weights in memory.
+    """
+    _weights(family)
+
+
 def _weights(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
     weights = family.state_dict()
+    # whoever quantises a model in place puts tensors of another class, or modules, where they were
+    quantised = getattr(family, "is_quantized", False) or not all(map(_is_plain, weights.values()))
+    refuse_quantised("the family in memory", family.config, quantised)
     if any(weight.device.type == "meta" for weight in weights.values()):
         raise ValueError(
             "the family has no weights in memory: they are offloaded or were never loaded. Export "
@@ -75,8 +93,22 @@ def _weights(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
     return weights
 
 
+def _is_plain(weight: object) -> bool:
+    # one that is spread over processes is no quantised one
+    return type(weight) is torch.Tensor or hasattr(weight, "full_tensor")
+
+
 def _fill(member: Any, weights: dict[str, torch.Tensor]) -> None:
     """Give a model its weights without copying them."""
+    own = member.state_dict()
+    for name in weights.keys() & own.keys():
+        found, right = weights[name], own[name]
+        if (found.shape, found.is_floating_point()) != (right.shape, right.is_floating_point()):
+            raise CutError(
+                f"`{name}` is {found.dtype} of {tuple(found.shape)} where a "
+                f"`{type(member).__name__}` has {right.dtype} of {tuple(right.shape)}: the family "
+                "was quantised or changed in place. Export it as it was before."
+            )
     missing, unexpected = member.load_state_dict(weights, strict=False, assign=True)
     member.tie_weights()
     tied = set(member.all_tied_weights_keys)
@@ -115,4 +147,4 @@ def _check_logits(family: FamilialForCausalLM, exit_idx: int, member: Any) -> No
         )
 
 
-__all__ = ["cut_model", "plain_model"]
+__all__ = ["check_weights", "cut_model", "plain_model"]

@@ -39,7 +39,8 @@ class Reading:
         # FSDP2 puts one hook of each kind on what it shards
         own = 1 if sharded_linear(self.head) else 0
         hooks = max(len(self.head._forward_hooks), len(self.head._forward_pre_hooks))
-        plain = own or type(self.head) is nn.Linear
+        # a quantised weight is a tensor of another class, whose own forward knows how to read it
+        plain = own or (type(self.head) is nn.Linear and type(self.head.weight) is nn.Parameter)
         return bool(plain) and hooks <= own and not hasattr(self.head, "_hf_hook")
 
 

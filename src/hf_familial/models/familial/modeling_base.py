@@ -96,8 +96,8 @@ class FamilialPreTrainedModel(PreTrainedModel):
             *args: As in the host.
             by_segment (`bool`, *optional*): Whether the weights of each segment and its exit go
                 into files of their own, so that a shallow member needs only the first ones.
-                Defaults to doing so from 100 MB of weights on; adapters, variants and distributed
-                checkpoints are never split so.
+                Defaults to doing so from 100 MB of weights on; adapters, variants, distributed
+                checkpoints and quantised models are never split so.
             **kwargs: As in the host.
 
         Raises:

@@ -146,6 +146,12 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
         )
         return embedding
 
+    def dequantize(self, dtype: torch.dtype | None = None) -> Any:
+        """As in the host; the backbone's config no longer calls itself quantised either."""
+        model = super().dequantize(dtype)
+        vars(self.config.text_config).pop("quantization_config", None)
+        return model
+
     def _supports_default_dynamic_cache(self) -> bool:
         # `generate` asks a cache of its own making for its length, which purely recurrent layers do
         # not count; one that the first forward makes it does not ask
