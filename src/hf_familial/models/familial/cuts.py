@@ -66,6 +66,7 @@ class Layout:
         norm (`str`): Path of the final norm in the decoder; empty if there is none.
         head (`str`): Path of the output head.
         tensors (`frozenset[str]`): Names of its tensors, in memory.
+        routed (`bool`): Whether a layer of it chooses experts.
     """
 
     architecture: str
@@ -74,6 +75,7 @@ class Layout:
     norm: str
     head: str
     tensors: frozenset[str]
+    routed: bool
 
 
 def find_layout(text_config: Any) -> Layout:
@@ -108,7 +110,16 @@ def find_layout(text_config: Any) -> Layout:
         norm=owner + contract.norm if contract.norm else "",
         head=paths[id(head)],
         tensors=frozenset(host.state_dict()),
+        routed=_is_routed(decoder),
     )
+
+
+def _is_routed(decoder: Any) -> bool:
+    """Whether a host's decoder has modules whose outputs it records as router logits."""
+    recorders = (getattr(decoder, "_can_record_outputs", None) or {}).get("router_logits", ())
+    recorders = recorders if isinstance(recorders, (list, tuple)) else (recorders,)
+    kinds = tuple(getattr(recorder, "target_class", recorder) for recorder in recorders)
+    return any(isinstance(module, kinds) for module in decoder.modules())
 
 
 def member_depth(config: FamilialConfig, exit_idx: int) -> int:

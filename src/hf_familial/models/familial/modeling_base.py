@@ -304,7 +304,8 @@ class FamilialModel(FamilialPreTrainedModel):
         outputs = run_segment(self.backbone, self.contract, segment, **inputs)
         if inputs["output_router_logits"]:
             # private routers are balanced with the backbone's
-            whole["router_logits"] = (*whole["router_logits"], *outputs["router_logits"])
+            both = (whole.get("router_logits"), outputs.get("router_logits"))
+            whole["router_logits"] = tuple(logits for part in both for logits in part or ())
         return outputs.last_hidden_state
 
     def _hook_private(self, exit_idx: int, inputs: dict[str, Any]) -> None:

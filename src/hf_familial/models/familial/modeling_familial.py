@@ -18,7 +18,7 @@ from .contract import can_tie, logit_ops
 from .exits import build_head, copy_module, read_out
 from .families import VERIFIED
 from .linear_loss import Distillation
-from .losses import Reading, balance_loss, multi_exit_loss
+from .losses import Reading, balance_loss, balances, multi_exit_loss
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .outputs import FamilialCausalLMOutput, RelayOutput
 from .relay import relay_decode, with_stop_strings
@@ -246,7 +246,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, GenerationMixin):
                 **kwargs,
             )
         aux_loss: torch.Tensor | None = None
-        if outputs.router_logits is not None:
+        if balances(self.config.text_config, outputs.router_logits):
             aux_loss, weight = balance_loss(
                 self.config.text_config, outputs.router_logits, attention_mask
             )

@@ -13,6 +13,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 
 from .outputs import RelayOutput, RelayStats
 from .relay_cache import RelayCache
+from .relay_checks import check_relay
 from .relay_policies import RelayPolicy, SpeculativeRelay, check_chain
 from .relay_text import Block, RelayText
 from .speculative import Speculation
@@ -59,6 +60,7 @@ def relay_decode(
         IndexError: If the relay asks for an exit that is not there.
     """
     began = time.perf_counter()
+    check_relay(model)  # first: a host without a cache has switched it off by itself
     relay = SpeculativeRelay() if relay is None else relay
     if not isinstance(relay, (RelayPolicy, SpeculativeRelay)):
         raise ValueError(
@@ -170,7 +172,10 @@ def _check_mode(generation_config: Any, model_kwargs: dict[str, Any]) -> None:
             f"`{mode.value}`: leave out `num_beams` and what else asks for it."
         )
     if model_kwargs.get("use_cache") is False:
-        raise ValueError("a relay lives in the cache: leave out `use_cache=False`.")
+        raise ValueError(
+            "a relay lives in the cache, which is off here, as asked for or as the model's "
+            "generation config says: pass `use_cache=True`."
+        )
     if model_kwargs.get("exit_idx") is not None:
         raise ValueError(
             "a relay says itself whose text it writes: give `exit_idx` to it, as in "

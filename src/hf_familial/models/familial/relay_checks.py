@@ -23,7 +23,7 @@ def check_relay(model: Any) -> None:
         ValueError: With the reason.
     """
     contract, name = model.model.contract, model.config.text_config.model_type
-    reason = contract.whole or ("" if contract.cache else "it has no cache")
+    reason = contract.whole or ("" if contract.cache else "it has no cache of transformers' kinds")
     if reason:
         raise ValueError(
             f"`{name}` cannot be relayed: {reason}. `generate(exit_idx=...)` runs one member of it."
