@@ -89,6 +89,23 @@ def test_a_family_that_is_dequantised_is_one_like_any_other(tmp_path):
         assert torch.equal(logits(loaded, token_ids()), right)
 
 
+def test_a_host_whose_quantiser_was_taken_off_is_one_like_any_other(tmp_path):
+    host = tiny_model("llama")
+    host.hf_quantizer, host.is_quantized, host.quantization_method = None, True, "gguf"
+    family = FamilialForCausalLM.from_backbone(host, exits=EXITS)
+    assert not getattr(family, "is_quantized", False)  # a trainer would refuse it
+    report = export_exit(family, 0, tmp_path / "out")
+    member = AutoModelForCausalLM.from_pretrained(report.path)
+    assert torch.equal(logits(member, token_ids()), logits(family, token_ids(), exit_idx=0))
+
+
+def test_a_quantiser_that_cannot_save_cannot_save_a_family(tmp_path, monkeypatch):
+    family = FamilialForCausalLM.from_backbone(quantised(tiny_model("llama")), exits=EXITS)
+    monkeypatch.setattr(type(family.hf_quantizer), "is_serializable", lambda self: False)
+    with pytest.raises(ValueError, match="not serializable"):
+        family.save_pretrained(tmp_path, by_segment=True)
+
+
 def test_a_shallow_part_of_a_quantised_family_is_exact(tmp_path):
     family = FamilialForCausalLM.from_backbone(quantised(tiny_model("llama")), exits=EXITS)
     family.save_pretrained(tmp_path / "family")

@@ -83,7 +83,8 @@ def check_weights(family: FamilialForCausalLM) -> None:
 def _weights(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
     weights = family.state_dict()
     # whoever quantises a model in place puts tensors of another class, or modules, where they were
-    quantised = getattr(family, "is_quantized", False) or not all(map(_is_plain, weights.values()))
+    quantiser = getattr(family, "hf_quantizer", None)
+    quantised = quantiser is not None or not all(map(_is_plain, weights.values()))
     refuse_quantised("the family in memory", family.config, quantised)
     if any(weight.device.type == "meta" for weight in weights.values()):
         raise ValueError(

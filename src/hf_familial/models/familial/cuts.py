@@ -118,7 +118,7 @@ def _is_routed(decoder: Any) -> bool:
     """Whether a host's decoder has modules whose outputs it records as router logits."""
     recorders = (getattr(decoder, "_can_record_outputs", None) or {}).get("router_logits", ())
     recorders = recorders if isinstance(recorders, (list, tuple)) else (recorders,)
-    kinds = tuple(getattr(recorder, "target_class", recorder) for recorder in recorders)
+    kinds: Any = tuple(getattr(recorder, "target_class", recorder) for recorder in recorders)
     return any(isinstance(module, kinds) for module in decoder.modules())
 
 

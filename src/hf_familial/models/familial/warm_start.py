@@ -119,10 +119,10 @@ def family_of(
 
 def _take_quantisation(family: Any, host: PreTrainedModel) -> None:
     """Take over what the host's class needs to save quantised weights and to load them again."""
+    if getattr(host, "hf_quantizer", None) is None:
+        return  # also where the weights were made whole and the quantiser was taken off by hand
     for name in QUANTISED & vars(host).keys():
         setattr(family, name, vars(host)[name])
-    if getattr(host, "hf_quantizer", None) is None:
-        return
     config = copy.deepcopy(host.hf_quantizer.quantization_config)
     plain = [n for n, module in family.named_modules() if _is_plain_linear(module)]
     for field in SKIPPED:
