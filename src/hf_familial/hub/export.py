@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers.utils.hub import convert_file_size_to_int
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.checkpoints import splits_by_segment
 from ..models.familial.cuts import check_cut, cut_config, cut_names, find_layout, member_depth
+from .dtypes import loaded_dtypes
 from .folders import whole_folder
 from .memory import cut_model, plain_model
 from .plain import plain_config, plain_tensors
@@ -84,8 +85,17 @@ class _How:
     def dtype(self) -> str | None:
         return None if self.code is None else _name(FLOATS[self.code])
 
-    def target(self, stored: str) -> str:
-        return self.code if self.code is not None and stored in FLOATS else stored
+    def targets(self, config: Any) -> Callable[[str, str], str]:
+        """safetensors' name of what a tensor becomes, by its name in files and its stored dtype."""
+        if self.code is None:
+            return lambda name, stored: stored
+        asked, codes = FLOATS[self.code], {kind: code for code, kind in FLOATS.items()}
+        kinds = loaded_dtypes(config, asked)
+
+        def target(name: str, stored: str) -> str:
+            return codes.get(kinds.get(name, asked), stored) if stored in FLOATS else stored
+
+        return target
 
 
 def export_exit(
@@ -115,7 +125,8 @@ def export_exit(
         format (`str`, *optional*, defaults to `"plain"`): `"plain"`, a checkpoint of the host's own
             class, which transformers loads without this package; or `"familial"`, the family with
             this exit as its deepest one.
-        dtype (`str` or `torch.dtype`, *optional*): Convert floating-point weights to it.
+        dtype (`str` or `torch.dtype`, *optional*): Convert floating-point weights to it, as
+            `from_pretrained(dtype=...)` does: what the host keeps in float32 stays so.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Size of a file of weights,
             in bytes or as in `"5GB"`.
         by_segment (`bool`, *optional*): Of a smaller family, whether every segment gets files of
@@ -165,7 +176,7 @@ def export_family(
         exits (`Sequence[int]`, *optional*): Exits to export; defaults to all.
         format (`str`, *optional*, defaults to `"plain"`): As in `export_exit`, like all that
             follow.
-        dtype (`str` or `torch.dtype`, *optional*): Convert floating-point weights to it.
+        dtype (`str` or `torch.dtype`, *optional*): As in `export_exit`.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Size of a file of weights.
         by_segment (`bool`, *optional*): Of smaller families, whether to split them so.
         overwrite (`bool`, *optional*, defaults to `False`): Replace folders that hold something.
@@ -243,8 +254,9 @@ def _stream(family: StoredFamily, exit_idx: int, out: Path, how: _How) -> None:
         names = cut_names(config, exit_idx, family.files, layout)
         groups = split_by_segment(member, names, layout)
     where = family.locate(names)
+    target = how.targets(member)
     pieces = {
-        source: Piece(name, where[source], how.target(where[source].dtype))
+        source: Piece(name, where[source], target(name, where[source].dtype))
         for source, name in names.items()
     }
     nbytes = sum(piece.nbytes for piece in pieces.values())

@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.cuts import CutError, check_cut, cut_config, cut_names, find_layout
 from ..models.familial.families import VERIFIED
+from .dtypes import convert_model
 from .plain import plain_config, plain_tensors
+from .stored import refuse_quantised
 
 
 TOLERANCE = 1e-5  # of logits, relative to the largest: the same operations on the same weights
@@ -25,13 +27,15 @@ def plain_model(
     Args:
         family ([`FamilialForCausalLM`]): With weights; not changed.
         exit_idx (`int`): Exit at which the member ends.
-        dtype (`torch.dtype`, *optional*): Convert its floating-point weights to it.
+        dtype (`torch.dtype`, *optional*): Convert its weights to it as the host does that loads
+            them.
 
     Returns:
         `PreTrainedModel`: Of the host's causal-LM class. Its weights are the family's own, and what
         is no part of a checkpoint is left out: it is fit for saving only.
 
     Raises:
+        CheckpointError: If the family is quantised.
         CutError: If it would not compute what the exit computes.
         IndexError: If there is no such exit.
         ValueError: If the family has no weights in memory.
@@ -63,8 +67,25 @@ def cut_model(
     return _finish(member, family, dtype)
 
 
+def check_weights(family: FamilialForCausalLM) -> None:
+    """Refuse a family in memory whose weights a member cannot take over.
+
+    Args:
+        family ([`FamilialForCausalLM`]): In memory.
+
+    Raises:
+        CheckpointError: If it is quantised, by its config or in place.
+        ValueError: If it has no weights in memory.
+    """
+    _weights(family)
+
+
 def _weights(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
     weights = family.state_dict()
+    # whoever quantises a model in place puts tensors of another class, or modules, where they were
+    quantiser = getattr(family, "hf_quantizer", None)
+    quantised = quantiser is not None or not all(map(_is_plain, weights.values()))
+    refuse_quantised("the family in memory", family.config, quantised)
     if any(weight.device.type == "meta" for weight in weights.values()):
         raise ValueError(
             "the family has no weights in memory: they are offloaded or were never loaded. Export "
@@ -73,8 +94,22 @@ def _weights(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
     return weights
 
 
+def _is_plain(weight: object) -> bool:
+    # one that is spread over processes is no quantised one
+    return type(weight) is torch.Tensor or hasattr(weight, "full_tensor")
+
+
 def _fill(member: Any, weights: dict[str, torch.Tensor]) -> None:
     """Give a model its weights without copying them."""
+    own = member.state_dict()
+    for name in weights.keys() & own.keys():
+        found, right = weights[name], own[name]
+        if (found.shape, found.is_floating_point()) != (right.shape, right.is_floating_point()):
+            raise CutError(
+                f"`{name}` is {found.dtype} of {tuple(found.shape)} where a "
+                f"`{type(member).__name__}` has {right.dtype} of {tuple(right.shape)}: the family "
+                "was quantised or changed in place. Export it as it was before."
+            )
     missing, unexpected = member.load_state_dict(weights, strict=False, assign=True)
     member.tie_weights()
     tied = set(member.all_tied_weights_keys)
@@ -88,8 +123,10 @@ def _fill(member: Any, weights: dict[str, torch.Tensor]) -> None:
 
 def _finish(member: Any, family: FamilialForCausalLM, dtype: torch.dtype | None) -> Any:
     member.generation_config = copy.deepcopy(family.generation_config)
-    # its parameters are its own, their data the family's: the conversion leaves those alone
-    return member.to(dtype) if dtype is not None else member
+    if dtype is not None:
+        # its parameters are its own, their data the family's: the conversion leaves those alone
+        convert_model(member, dtype)
+    return member
 
 
 def _check_logits(family: FamilialForCausalLM, exit_idx: int, member: Any) -> None:
@@ -111,4 +148,4 @@ def _check_logits(family: FamilialForCausalLM, exit_idx: int, member: Any) -> No
         )
 
 
-__all__ = ["cut_model", "plain_model"]
+__all__ = ["check_weights", "cut_model", "plain_model"]

@@ -49,7 +49,11 @@ def plain_config(
     """
     check_cut(config, exit_idx, verified)
     text_config = cut_config(config, exit_idx).text_config
-    text_config.architectures = [find_layout(text_config).architecture]
+    layout = find_layout(text_config)
+    text_config.architectures = [layout.architecture]
+    if getattr(text_config, "output_router_logits", False) and not layout.routed:
+        # hosts balance what they ask for, and fail where there is none
+        text_config.output_router_logits = False
     text_config.dtype = dtype or config.dtype or text_config.dtype
     return text_config
 

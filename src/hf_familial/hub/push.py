@@ -22,6 +22,7 @@ from .client import Hub
 from .collection import collect
 from .describe import FamilyDescription, describe
 from .export import export_exit
+from .memory import check_weights
 from .mirror import Mirrored
 from .places import Lineage, Place
 from .remote import Retry
@@ -288,6 +289,7 @@ def _workplace() -> Iterator[Path]:
 def _open(model_or_path: Model, token: str | None) -> FamilialForCausalLM | StoredFamily:
     """A family that has weights to push."""
     if isinstance(model_or_path, FamilialForCausalLM):
+        check_weights(model_or_path)
         return model_or_path
     return open_family(model_or_path, token=token)
 

@@ -268,15 +268,34 @@ def _convert(source: BinaryIO, target: BinaryIO, piece: Piece) -> None:
     while done < stored.nbytes:
         count = min(CHUNK, stored.nbytes - done)
         chunk = _read(source, stored.start + done, count)
-        values = torch.frombuffer(chunk, dtype=kind)
-        converted = values.to(wanted)
-        if (converted.isinf() & ~values.isinf()).any():
-            raise CheckpointError(
-                f"tensor `{piece.name}` has values too large for {wanted}: the largest is "
-                f"{values.abs().max().item():.3g}. Choose bfloat16 or float32."
-            )
-        _write(target, converted.view(torch.uint8).numpy().data)
+        values = to_dtype(piece.name, torch.frombuffer(chunk, dtype=kind), wanted)
+        _write(target, values.view(torch.uint8).numpy().data)
         done += count
+
+
+def to_dtype(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert values; one that does not fit is an error, and not an infinity.
+
+    Args:
+        name (`str`): Of their tensor.
+        values (`torch.Tensor`): Of any shape.
+        dtype (`torch.dtype`): What they become.
+
+    Returns:
+        `torch.Tensor`: The same object where nothing changes.
+
+    Raises:
+        CheckpointError: If a finite value is too large.
+    """
+    converted = values.to(dtype)
+    if converted is values:
+        return values
+    if (converted.isinf() & ~values.isinf()).any():
+        raise CheckpointError(
+            f"tensor `{name}` has values too large for {dtype}: the largest is "
+            f"{values.abs().max().item():.3g}. Choose bfloat16 or float32."
+        )
+    return converted
 
 
 def _read(source: BinaryIO, start: int, count: int) -> bytearray:
@@ -307,5 +326,6 @@ __all__ = [
     "Piece",
     "Stored",
     "read_header",
+    "to_dtype",
     "write_file",
 ]

@@ -100,14 +100,29 @@ def open_family(path_or_repo: str | os.PathLike[str], **where: Any) -> StoredFam
     source = find_source(path_or_repo, **where)
     folder = source.folder or download(source, ["config.json", INDEX, *COMPANIONS])
     config = replace(source, folder=folder).config()
-    if getattr(config, "quantization_config", None) is not None:
-        raise CheckpointError(
-            f"`{source.name}` is quantised: its tensors are no copies of a member's. Export the "
-            "family in its original precision, then quantise the member."
-        )
+    refuse_quantised(f"`{source.name}`", config)
     if source.folder is None and not (folder / INDEX).is_file():
         folder = download(source, [SINGLE])
     return StoredFamily(source, folder, config, weight_files(source.name, folder))
+
+
+def refuse_quantised(called: str, config: FamilialConfig, quantised: bool = False) -> None:
+    """Refuse a family whose tensors a member cannot take over.
+
+    Args:
+        called (`str`): What a message calls it.
+        config ([`FamilialConfig`]): Its config, which may say so, as may that of its backbone.
+        quantised (`bool`, *optional*, defaults to `False`): Whether it is known already.
+
+    Raises:
+        CheckpointError: If it is quantised.
+    """
+    configs = (config, config.text_config)
+    if quantised or any(getattr(c, "quantization_config", None) is not None for c in configs):
+        raise CheckpointError(
+            f"{called} is quantised: its tensors are no copies of a member's. Export the family in "
+            "its original precision, then quantise the member."
+        )
 
 
 def companions(folder: Path) -> list[Path]:
@@ -216,5 +231,6 @@ __all__ = [
     "holds_tokenizer",
     "open_family",
     "origin_of",
+    "refuse_quantised",
     "weight_files",
 ]

@@ -22,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from .configuration_familial import FamilialConfig
 from .contract import Contract
-from .cuts import check_cut, cut_config, cut_names, find_layout
+from .cuts import CutError, check_cut, cut_config, cut_names, find_layout, reads_embedding
 
 
 # Bytes of weights from which families are split when nothing is said: a smaller one is downloaded
@@ -42,6 +42,8 @@ def splits_by_segment(nbytes: int, by_segment: bool | None = None) -> bool:
 
 def may_split(model: Any, options: Mapping[str, Any], by_segment: bool | None) -> bool:
     """Whether a model is to be saved by segment, the host's other ways of saving considered."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        return False  # the quantiser names and lays out all weights at once
     weights = options.get("state_dict") or model.state_dict()
     nbytes = sum(getattr(weight, "nbytes", 0) for weight in weights.values())
     asked = splits_by_segment(nbytes, by_segment) and model.config.num_exits > 1
@@ -74,8 +76,8 @@ def segment_of(name: str, config: FamilialConfig, layers: str, norm: str) -> int
         return int(early[1])
     if norm and name.startswith(f"model.backbone.{norm}.") and config.exit_norm == "own":
         return last
-    if name.startswith("lm_head.") and config.exit_head == "own" and not config.tie_word_embeddings:
-        return last
+    if name.startswith("lm_head.") and config.exit_head == "own":
+        return 0 if reads_embedding(config, last) else last
     return 0
 
 
@@ -210,7 +212,16 @@ def _slices(
         )
 
     def opened(name: str) -> Any:
-        return files.enter_context(safe_open(find(name, required=True), framework="pt"))
+        file = files.enter_context(safe_open(find(name, required=True), framework="pt"))
+        if quantised and (file.metadata() or {}).keys() - {"format"}:
+            raise CutError(
+                f"`{path_or_repo}` is quantised and its files say how in their own metadata, which "
+                "is read of a whole family only: load it without `max_exit`."
+            )
+        return file
+
+    configs = (config, config.text_config)
+    quantised = any(getattr(c, "quantization_config", None) is not None for c in configs)
 
     index = None if find(SAFE_WEIGHTS_NAME, required=False) else find(SAFE_WEIGHTS_INDEX_NAME, True)
     if index is None:

@@ -91,8 +91,8 @@ class FamilialConfig(PreTrainedConfig):
             Exit that `forward` and `generate` use when `exit_idx` is not given; an index into
             `exits`.
         tie_word_embeddings (`bool`, *optional*):
-            Whether `lm_head` is the input embedding. Defaults to what `text_config` says. Own heads
-            of early exits are never tied.
+            Whether `lm_head` is the input embedding, in a host that can tie the two. Defaults to
+            what `text_config` says. Own heads of early exits are never tied.
 
     Raises:
         ValueError: If a field is out of its range, or `text_config` is not a decoder's.

@@ -207,6 +207,19 @@ def logit_ops(config: Any) -> tuple[tuple[str, float], ...]:
     return tuple((kind, number) for kind, number in found if number is not None)
 
 
+def can_tie(text_config: Any) -> bool:
+    """Whether the host's causal LM can tie its head: the switch in a config does nothing in some.
+
+    Args:
+        text_config (`PreTrainedConfig`): Config of the backbone.
+
+    Returns:
+        `bool`: `True` for a class that transformers does not know.
+    """
+    host = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text_config), None)
+    return bool(getattr(host, "_tied_weights_keys", True))
+
+
 def refusal(model_type: str, reason: str) -> ValueError:
     """The error for a backbone that cannot be right: its name, the reason, what is supported."""
     return ValueError(

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from .configuration_familial import FamilialConfig
-from .contract import decoder_of, find_contract
+from .contract import can_tie, decoder_of, find_contract
 from .families import VERIFIED
 from .segments import per_layer_lists, slice_config
 
@@ -66,6 +66,7 @@ class Layout:
         norm (`str`): Path of the final norm in the decoder; empty if there is none.
         head (`str`): Path of the output head.
         tensors (`frozenset[str]`): Names of its tensors, in memory.
+        routed (`bool`): Whether a layer of it chooses experts.
     """
 
     architecture: str
@@ -74,6 +75,7 @@ class Layout:
     norm: str
     head: str
     tensors: frozenset[str]
+    routed: bool
 
 
 def find_layout(text_config: Any) -> Layout:
@@ -108,7 +110,16 @@ def find_layout(text_config: Any) -> Layout:
         norm=owner + contract.norm if contract.norm else "",
         head=paths[id(head)],
         tensors=frozenset(host.state_dict()),
+        routed=_is_routed(decoder),
     )
+
+
+def _is_routed(decoder: Any) -> bool:
+    """Whether a host's decoder has modules whose outputs it records as router logits."""
+    recorders = (getattr(decoder, "_can_record_outputs", None) or {}).get("router_logits", ())
+    recorders = recorders if isinstance(recorders, (list, tuple)) else (recorders,)
+    kinds: Any = tuple(getattr(recorder, "target_class", recorder) for recorder in recorders)
+    return any(isinstance(module, kinds) for module in decoder.modules())
 
 
 def member_depth(config: FamilialConfig, exit_idx: int) -> int:
@@ -120,6 +131,11 @@ def member_depth(config: FamilialConfig, exit_idx: int) -> int:
 
 def reads_embedding(config: FamilialConfig, exit_idx: int) -> bool:
     """Whether the output head of an exit is the input embedding."""
+    return _says_tied(config, exit_idx) and can_tie(config.text_config)
+
+
+def _says_tied(config: FamilialConfig, exit_idx: int) -> bool:
+    """What the config of a member says, also where its host never ties."""
     own = config.exit_head == "own" and config.resolve_exit(exit_idx) < config.num_exits - 1
     return bool(config.tie_word_embeddings) and not own
 
@@ -153,7 +169,7 @@ def check_cut(config: FamilialConfig, exit_idx: int, verified: bool = False) -> 
             f"it decides by a layer's index {INDEX_MATTERS[model_type]}, and the private layers of "
             "this exit stand beyond the backbone's depth"
         )
-    untied = config.tie_word_embeddings and not reads_embedding(config, exit_idx)
+    untied = config.tie_word_embeddings and not _says_tied(config, exit_idx)
     if untied and model_type in TIED_TOO:
         reason = (
             f"the exit's own head would be untied, and the same switch ties {TIED_TOO[model_type]}"
@@ -220,7 +236,7 @@ def cut_config(config: FamilialConfig, exit_idx: int) -> FamilialConfig:
     depth = member_depth(config, exit_idx)
     default = config.resolve_exit()
     text_config = truncated_config(config.text_config, depth)
-    tied = reads_embedding(config, exit_idx)
+    tied = _says_tied(config, exit_idx)
     text_config.tie_word_embeddings = tied
     fields = config.to_dict() | {
         "text_config": text_config.to_dict(),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -39,7 +43,8 @@ class Reading:
         # FSDP2 puts one hook of each kind on what it shards
         own = 1 if sharded_linear(self.head) else 0
         hooks = max(len(self.head._forward_hooks), len(self.head._forward_pre_hooks))
-        plain = own or type(self.head) is nn.Linear
+        # a quantised weight is a tensor of another class, whose own forward knows how to read it
+        plain = own or (type(self.head) is nn.Linear and type(self.head.weight) is nn.Parameter)
         return bool(plain) and hooks <= own and not hasattr(self.head, "_hf_hook")
 
 
@@ -185,6 +190,40 @@ def _targets(
     return targets, denominator, ignore_index
 
 
+# under which names hosts keep the number of experts, of those chosen, and the weight of the loss
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "moe_top_k")
+WEIGHT = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
+
+
+def balances(config: Any, router_logits: Sequence[torch.Tensor] | None) -> bool:
+    """Whether there is a load-balancing loss: of a host that has one, where routers ran.
+
+    Args:
+        config (`PreTrainedConfig`): Config of the backbone.
+        router_logits (`Sequence[torch.Tensor]`, *optional*): Empty where all layers are dense.
+
+    Returns:
+        `bool`: Also `True` for a host that transformers does not know.
+    """
+    return bool(router_logits) and _balance_function(config) is not None
+
+
+def _balance_function(config: Any) -> Callable[..., torch.Tensor] | None:
+    """The host's own function, in the module of its causal LM; `None` where it has none."""
+    host = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if host is None:
+        return load_balancing_loss_func
+    return getattr(sys.modules[host.__module__], "load_balancing_loss_func", None)
+
+
+def _field(config: Any, names: Sequence[str]) -> Any:
+    """The first of these that a config has, or the config of its experts."""
+    configs = (config, getattr(config, "ffn_config", None))
+    found = (getattr(c, name, None) for c in configs for name in names)
+    return next((value for value in found if value is not None), None)
+
+
 def balance_loss(
     config: Any, router_logits: Sequence[torch.Tensor], attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, float]:
@@ -200,14 +239,19 @@ def balance_loss(
 
     Reference: Switch Transformers, arXiv:2101.03961, equations 4 to 6.
     """
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    num_experts = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+    num_experts = _field(config, EXPERTS)
     if num_experts is None:
         raise ValueError(
-            f"`{config.model_type}` has router logits but none of {names} in its config: train it "
-            "with `output_router_logits=False`."
+            f"`{config.model_type}` has router logits but none of {EXPERTS} in its config: train "
+            "it with `output_router_logits=False`."
         )
-    loss = load_balancing_loss_func(
-        tuple(router_logits), num_experts, config.num_experts_per_tok, attention_mask
-    )
-    return loss, getattr(config, "router_aux_loss_coef", 0.0)
+    function = _balance_function(config) or load_balancing_loss_func
+    known = {
+        "num_experts": num_experts,
+        "num_keys": math.isqrt(num_experts),  # of doge, which finds experts by two keys
+        "top_k": _field(config, CHOSEN),
+        "attention_mask": attention_mask,
+    }
+    taken = inspect.signature(function).parameters.keys()
+    loss = function(tuple(router_logits), **{n: v for n, v in known.items() if n in taken})
+    return loss, _field(config, WEIGHT) or 0.0

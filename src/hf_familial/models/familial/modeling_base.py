@@ -98,8 +98,8 @@ class FamilialPreTrainedModel(PreTrainedModel):
             *args: As in the host.
             by_segment (`bool`, *optional*): Whether the weights of each segment and its exit go
                 into files of their own, so that a shallow member needs only the first ones.
-                Defaults to doing so from 100 MB of weights on; adapters, variants and distributed
-                checkpoints are never split so.
+                Defaults to doing so from 100 MB of weights on; adapters, variants, distributed
+                checkpoints and quantised models are never split so.
             **kwargs: As in the host.
 
         Raises:
@@ -306,7 +306,8 @@ class FamilialModel(FamilialPreTrainedModel):
         outputs = run_segment(self.backbone, self.contract, segment, **inputs)
         if inputs["output_router_logits"]:
             # private routers are balanced with the backbone's
-            whole["router_logits"] = (*whole["router_logits"], *outputs["router_logits"])
+            both = (whole.get("router_logits"), outputs.get("router_logits"))
+            whole["router_logits"] = tuple(logits for part in both for logits in part or ())
         return outputs.last_hidden_state
 
     def _hook_private(self, exit_idx: int, inputs: dict[str, Any]) -> None:

@@ -14,12 +14,12 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_familial import FamilialConfig
-from .contract import logit_ops
+from .contract import can_tie, logit_ops
 from .exits import build_head, copy_module, read_out
 from .families import VERIFIED
 from .generation_familial import FamilialGenerationMixin, check_hooks
 from .linear_loss import Distillation
-from .losses import Reading, balance_loss, multi_exit_loss
+from .losses import Reading, balance_loss, balances, multi_exit_loss
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .outputs import FamilialCausalLMOutput, RelayOutput
 from .relay import relay_decode
@@ -58,9 +58,10 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = build_head(config.text_config)
         self.exit_heads = self.build_exit_heads(keep=False)
-        self._tied_weights_keys = {
-            "lm_head.weight": f"model.backbone.{self._embedding_name}.weight"
-        }
+        embedding = f"model.backbone.{self._embedding_name}.weight"
+        self._tied_weights_keys = (
+            {"lm_head.weight": embedding} if can_tie(config.text_config) else {}
+        )
         if not self.model.contract.cache:
             self.generation_config.use_cache = False
         self.post_init()
@@ -148,6 +149,12 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         )
         return embedding
 
+    def dequantize(self, dtype: torch.dtype | None = None) -> Any:
+        """As in the host; the backbone's config no longer calls itself quantised either."""
+        model = super().dequantize(dtype)
+        vars(self.config.text_config).pop("quantization_config", None)
+        return model
+
     @can_return_tuple
     def forward(
         self,
@@ -228,7 +235,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
                 **kwargs,
             )
         aux_loss: torch.Tensor | None = None
-        if outputs.router_logits is not None:
+        if balances(self.config.text_config, outputs.router_logits):
             aux_loss, weight = balance_loss(
                 self.config.text_config, outputs.router_logits, attention_mask
             )

@@ -16,6 +16,7 @@ from .relay_checks import (
     check_decoding,
     check_healing,
     check_positions,
+    check_relay,
     guided_at,
     processors_with_memory,
 )
@@ -64,6 +65,7 @@ def relay_decode(
         IndexError: If the relay asks for an exit that is not there.
     """
     began = time.perf_counter()
+    check_relay(model)  # first: a host without a cache has switched it off by itself
     relay = SpeculativeRelay() if relay is None else relay
     if not isinstance(relay, (RelayPolicy, SpeculativeRelay)):
         raise ValueError(

@@ -94,7 +94,7 @@ def check_relay(model: Any) -> None:
         ValueError: With the reason.
     """
     contract, name = model.model.contract, model.config.text_config.model_type
-    reason = contract.whole or ("" if contract.cache else "it has no cache")
+    reason = contract.whole or ("" if contract.cache else "it has no cache of transformers' kinds")
     if reason:
         raise ValueError(
             f"`{name}` cannot be relayed: {reason}. `generate(exit_idx=...)` runs one member of it."
@@ -264,7 +264,10 @@ def check_decoding(generation_config: Any, model_kwargs: Mapping[str, Any]) -> N
             f"`{mode.value}`: leave out `num_beams` and what else asks for it."
         )
     if model_kwargs.get("use_cache") is False:
-        raise ValueError("a relay lives in the cache: leave out `use_cache=False`.")
+        raise ValueError(
+            "a relay lives in the cache, which is off here, as asked for or as the model's "
+            "generation config says: pass `use_cache=True`."
+        )
     if model_kwargs.get("exit_idx") is not None:
         raise ValueError(
             "a relay says itself whose text it writes: give `exit_idx` to it, as in "

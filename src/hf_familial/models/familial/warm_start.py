@@ -7,12 +7,21 @@ import os
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .configuration_familial import FamilialConfig, evenly_spaced_exits
-from .contract import decoder_of, refusal
+from .contract import can_tie, decoder_of, refusal
 from .exits import build_exits
 from .verify import check_unverified
+
+
+# what a quantiser of transformers sets on a model, and where its config says what it leaves alone
+QUANTISED = set(
+    "hf_quantizer is_quantized quantization_method is_loaded_in_4bit is_loaded_in_8bit".split()
+)
+SKIPPED = ("modules_to_not_convert", "llm_int8_skip_modules")
 
 
 def load_host(backbone: Any, **kwargs: Any) -> PreTrainedModel:
@@ -88,6 +97,9 @@ def family_of(
         **fields,
     )
     text_config._experts_implementation = experts
+    if can_tie(text_config):
+        # what the host does: a head that a checkpoint holds beside the embedding is not tied
+        config.tie_word_embeddings = _is_tied(host)
     with torch.device("meta"):
         family = cls(config)
     model = family.model
@@ -100,5 +112,31 @@ def family_of(
         if not model.contract.cache:
             family.generation_config.use_cache = False
     family.name_or_path = config.name_or_path = host.name_or_path
+    _take_quantisation(family, host)
     family.tie_weights()
     return family.train(host.training)
+
+
+def _take_quantisation(family: Any, host: PreTrainedModel) -> None:
+    """Take over what the host's class needs to save quantised weights and to load them again."""
+    if getattr(host, "hf_quantizer", None) is None:
+        return  # also where the weights were made whole and the quantiser was taken off by hand
+    for name in QUANTISED & vars(host).keys():
+        setattr(family, name, vars(host)[name])
+    config = copy.deepcopy(host.hf_quantizer.quantization_config)
+    plain = [n for n, module in family.named_modules() if _is_plain_linear(module)]
+    for field in SKIPPED:
+        if hasattr(config, field):
+            # what is not quantised, under its names in a family: heads of early exits among it
+            setattr(config, field, [*(getattr(config, field) or ()), *plain])
+    family.config.quantization_config = config
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
+
+
+def _is_tied(host: PreTrainedModel) -> bool:
+    """Whether the output head of a host is its embedding."""
+    head: Any = host.get_output_embeddings()
+    return getattr(head, "weight", None) is getattr(host.get_input_embeddings(), "weight", 0)
