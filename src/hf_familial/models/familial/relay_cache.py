@@ -31,7 +31,7 @@ class RelayCache:
         cache ([`DynamicCache`], *optional*): To go on from: filled to the full depth, or empty.
         rollback (`bool`, *optional*, defaults to `False`): Whether `crop` will be called.
         lean (`bool`, *optional*, defaults to `False`): Whether to use lean passes where there are
-            some (`lean.py`), at the cost of a copy of the weights.
+            some (`lean.py`).
         reads (`Sequence[int]`, *optional*): Those of the exits that will be read; by default all.
         max_pending (`int`, *optional*, defaults to 256): Pending positions, beyond those of the
             first call of `feed`, at which all of them run to the deepest of the exits.
