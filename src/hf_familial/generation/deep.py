@@ -97,9 +97,9 @@ def deep_side(model: Any, exit_idx: int) -> DeepSide:
     if exit_idx == model.config.num_exits - 1:
         raise ValueError(f"exit {exit_idx} is the deepest: no layers go on from its taps.")
     depth = model.config.exits[exit_idx]
+    found = fingerprint(model, depth)
     what_layers_keep(model, depth, model.config.exits[-1])
-    like = what_layers_keep(model, 0, depth)
-    return DeepSide(model, exit_idx, fingerprint(model, depth), like)
+    return DeepSide(model, exit_idx, found, like=what_layers_keep(model, 0, depth))
 
 
 def upper_part(model: Any, exit_idx: int) -> DeepSide:

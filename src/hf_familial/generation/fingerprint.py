@@ -74,7 +74,10 @@ def _weights(model: Any, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
 def _weight(name: str, tensor: torch.Tensor) -> list[Any]:
     """Shape, dtype and a digest of the bits of one weight."""
     if tensor.is_meta:
-        raise ValueError(f"`{name}` is on the meta device: load the weights first.")
+        raise ValueError(
+            f"`{name}` is on the meta device: it is offloaded, or was never loaded. Load the "
+            "family without `device_map` to hand a text over."
+        )
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if raw.storage_offset() % WORD:
         raw = raw.clone()

@@ -50,8 +50,8 @@ class ShallowSide:
         self.model, self.depth = model, highest if depth is None else depth
         if not 1 <= self.depth <= highest:
             raise ValueError(f"`depth` must be from 1 to {highest}, got {depth}.")
-        what_layers_keep(model, 0, self.depth)
         self.fingerprint = fingerprint(model, self.depth)
+        what_layers_keep(model, 0, self.depth)
 
     def start(
         self,

@@ -349,6 +349,7 @@ class RelayCache:
         attention_mask: torch.Tensor | None,
     ) -> None:
         """Positions and padding of `new` more columns."""
+        self._device = device  # of an offloaded model, the model's own says nothing
         self.prompt_end = self.prompt_end or self.length + new
         old = self.position_ids
         if old is not None or position_ids is not None:
@@ -401,7 +402,7 @@ class RelayCache:
     def _inputs(self, start: int, new: int) -> dict[str, Any]:
         """Positions and mask of `new` columns from `start` on, and all before."""
         if self.position_ids is None:
-            positions = torch.arange(start, start + new, device=self.model.device).unsqueeze(0)
+            positions = torch.arange(start, start + new, device=self._device).unsqueeze(0)
         else:
             positions = self.position_ids[:, start - self.first : start - self.first + new]
         inputs: dict[str, Any] = {"position_ids": positions}
