@@ -21,6 +21,7 @@ from hf_familial.generation import (
     split,
     upper_part,
 )
+from hf_familial.generation.fingerprint import BLOCK, FACTOR, WIDTH, _column_sums, _weight
 from hf_familial.generation.handover import read_tokens, write_tokens
 from hf_familial.hub.export import export_exit
 
@@ -353,6 +354,52 @@ def test_taps_of_other_layers_are_refused(change):
     shallow = ShallowSide(device).start(token_ids(1, 5))
     with pytest.raises(RelayStateError, match="the taps come from other layers"):
         deep_side(family, 0).resume(sent(shallow.state("migrate")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [3, 2042, 50_001])
+def test_a_digest_sees_every_flip_and_every_exchange(size, dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(size, generator=generator).to(dtype)
+    before = _weight("w", weight)
+    assert _weight("w", weight.clone()) == before
+    assert _weight("w", torch.cat((weight[:1], weight))[1:]) == before  # whatever its place
+    bits = weight.view(torch.int32 if dtype is torch.float32 else torch.int16)
+    for _ in range(100):
+        i, j = torch.randint(size, (2,), generator=generator).tolist()
+        bits[i] ^= 1
+        assert _weight("w", weight) != before
+        bits[i] ^= 1
+        bits[[i, j]] = bits[[j, i]]
+        assert (_weight("w", weight) == before) == (i == j)
+        bits[[i, j]] = bits[[j, i]]
+    assert _weight("w", -weight) != before
+    assert _weight("w", weight.flip(0)) != before
+
+
+def test_sums_of_a_digest_are_the_same_on_devices_without_products_of_whole_numbers():
+    rows = torch.randint(-(2**62), 2**62, (3 * BLOCK // 2, WIDTH))
+    factors = torch.arange(len(rows)) * FACTOR
+    factors = ((factors >> 29) ^ factors) * FACTOR | 1
+    assert torch.equal(_column_sums(rows), (rows * factors[:, None]).sum(0))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("changed", ["device", "server"])
+def test_weights_that_change_between_two_texts_are_noticed(changed, frozen):
+    family, device = family_and_device("llama")
+    side, deep = ShallowSide(device), deep_side(family, 0)
+    deep.resume(sent(side.start(token_ids(1, 5)).state("migrate")))
+    model = device if changed == "device" else family
+    if frozen:
+        model.freeze_weights()
+    model.model.backbone.layers[0].mlp.up_proj.weight.data.add_(0.1)
+    state = sent(side.start(token_ids(1, 5)).state("migrate"))
+    if frozen:  # a broken promise
+        deep.resume(state)
+        return
+    with pytest.raises(RelayStateError, match="the taps come from other layers"):
+        deep.resume(state)
 
 
 @pytest.mark.parametrize(

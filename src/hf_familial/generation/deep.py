@@ -25,7 +25,7 @@ class DeepSide:
     Attributes:
         model ([`FamilialForCausalLM`]): The family, whole or without its lower part.
         exit_idx (`int`): The exit whose taps come from elsewhere.
-        fingerprint (`str`): Of the layers below it, that the taps must come from.
+        fingerprint (`str`): Of the layers below it when the side was made.
         like (`Mapping[int, LayerState]`): What one position leaves in the cache of each layer below
             the exit; empty when they are not here.
     """
@@ -44,6 +44,16 @@ class DeepSide:
     def depth(self) -> int:
         """Layers below the exit."""
         return self.model.config.exits[self.exit_idx]
+
+    def fingerprint_now(self) -> str:
+        """Fingerprint of the layers below the exit, that the taps of a new text must come from.
+
+        It is computed anew, since weights may have changed; not where `model.freeze_weights()`
+        promises that they do not, nor where the layers are not here.
+        """
+        if not self.whole or self.model.model.frozen:
+            return self.fingerprint
+        return fingerprint(self.model, self.depth)
 
     def below(self, cache: DynamicCache) -> SegmentRunner:
         """The layers below the exit on a cache."""
@@ -75,7 +85,7 @@ def deep_side(model: Any, exit_idx: int) -> DeepSide:
         exit_idx (`int`): The exit whose taps come from elsewhere, not the deepest.
 
     Returns:
-        [`DeepSide`]: With the fingerprint of the layers below the exit, computed once.
+        [`DeepSide`]: With the fingerprint of the layers below the exit.
 
     Raises:
         IndexError: If there is no such exit.
@@ -87,9 +97,9 @@ def deep_side(model: Any, exit_idx: int) -> DeepSide:
     if exit_idx == model.config.num_exits - 1:
         raise ValueError(f"exit {exit_idx} is the deepest: no layers go on from its taps.")
     depth = model.config.exits[exit_idx]
+    found = fingerprint(model, depth)
     what_layers_keep(model, depth, model.config.exits[-1])
-    like = what_layers_keep(model, 0, depth)
-    return DeepSide(model, exit_idx, fingerprint(model, depth), like)
+    return DeepSide(model, exit_idx, found, like=what_layers_keep(model, 0, depth))
 
 
 def upper_part(model: Any, exit_idx: int) -> DeepSide:

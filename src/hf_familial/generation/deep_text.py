@@ -35,6 +35,7 @@ class DeepText:
 
     def __init__(self, side: DeepSide, state: RelayState, options: dict[str, Any]) -> None:
         self.side, model, device = side, side.model, side.model.device
+        self._fingerprint = side.fingerprint_now()
         self.recomputed: Recomputed | None = None
         if state.start:
             raise RelayStateError(
@@ -192,10 +193,10 @@ class DeepText:
     def _check(self, state: RelayState) -> None:
         """Whether its taps come from the layers below the exit, and fit those above."""
         side = self.side
-        if state.fingerprint != side.fingerprint:
+        if state.fingerprint != self._fingerprint:
             raise RelayStateError(
                 f"the taps come from other layers ({state.fingerprint:.12}) than those below this "
-                f"exit ({side.fingerprint:.12}): config or weights differ."
+                f"exit ({self._fingerprint:.12}): config or weights differ."
             )
         backbone, (batch, columns) = side.model.model.backbone, state.shape
         shape = (batch, columns, backbone.config.hidden_size)

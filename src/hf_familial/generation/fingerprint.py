@@ -14,8 +14,10 @@ from ..models.familial.cuts import truncated_config
 from ..models.familial.segments import segment_view
 
 
-SAMPLES = 256  # numbers of each weight that are digested in order
 WORD = 8  # bytes summed at a time
+WIDTH = 1021  # words in a row of a weight's bits; prime, so that no row of a weight is one of these
+FACTOR = 0x5851F42D4C957F2D  # odd, its bits in no order: Knuth's multiplier
+BLOCK = 8192  # rows at a time, on devices without products of whole numbers
 
 # fields of a backbone's config that change no tap, beside those that every config has
 SILENT = frozenset(
@@ -30,11 +32,11 @@ def fingerprint(model: Any, depth: int) -> str:
     """Digest what makes the taps at a depth: embedding, layers below it, and their config.
 
     The config counts as of a model cut at the depth, without the fields that change no tap; the
-    weights by name, shape and dtype, by the sum of all their bits as 64-bit words, and by 256
-    numbers of each in order. Any change of one weight changes the sum; one that keeps the sum, such
-    as two rows exchanged, changes the numbers unless it falls between them. It tells checkpoints
-    apart; it does not stop someone who makes weights on purpose. One pass over the weights, as fast
-    as memory: keep the result.
+    weights by name, shape, dtype and bits. The bits of each are laid out in rows of 64-bit words,
+    every row is multiplied by an odd number of its own, and the sums of all columns are digested: a
+    change of one bit changes its column, and an exchange of numbers changes theirs. It tells
+    checkpoints apart; it does not stop someone who makes weights on purpose. It reads every weight
+    once, at the speed of memory.
 
     Args:
         model ([`FamilialForCausalLM`]): A family that has these layers; whole, or cut
@@ -70,17 +72,33 @@ def _weights(model: Any, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _weight(name: str, tensor: torch.Tensor) -> list[Any]:
-    """Shape, dtype, sum of bits and some numbers of one weight."""
+    """Shape, dtype and a digest of the bits of one weight."""
     if tensor.is_meta:
-        raise ValueError(f"`{name}` is on the meta device: load the weights first.")
-    flat = tensor.detach().contiguous().reshape(-1)
-    count = min(SAMPLES, flat.numel())
-    picked = torch.arange(count, device=flat.device) * flat.numel() // max(1, count)
-    numbers = flat[picked].view(torch.uint8).cpu().numpy().tobytes()
-    raw = flat.view(torch.uint8)
+        raise ValueError(
+            f"`{name}` is on the meta device: it is offloaded, or was never loaded. Load the "
+            "family without `device_map` to hand a text over."
+        )
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if raw.storage_offset() % WORD:
         raw = raw.clone()
-    whole = raw.numel() // WORD * WORD
-    # wraps around, so that the order of summation, which differs by device, does not matter
-    total = int(raw[:whole].view(torch.int64).sum()) + int(raw[whole:].sum())
-    return [list(tensor.shape), str(tensor.dtype), total, hashlib.sha256(numbers).hexdigest()]
+    whole = raw.numel() // (WORD * WIDTH) * WORD * WIDTH
+    rows = raw[:whole].view(torch.int64).view(-1, WIDTH)
+    digest = hashlib.sha256()
+    for part in (_column_sums(rows), raw[whole:]):
+        digest.update(part.cpu().numpy().tobytes())
+    return [list(tensor.shape), str(tensor.dtype), digest.hexdigest()]
+
+
+def _column_sums(rows: torch.Tensor) -> torch.Tensor:
+    """Sums over rows of 64-bit words, each times an odd number; `(rows, WIDTH)` to `(WIDTH,)`.
+
+    Sums wrap around, so that their order, which differs by device, does not matter.
+    """
+    factors = torch.arange(len(rows), device=rows.device) * FACTOR
+    factors = ((factors >> 29) ^ factors) * FACTOR | 1
+    if rows.device.type == "cpu":
+        return torch.mv(rows.t(), factors)
+    total = rows.new_zeros(WIDTH)
+    for some, by in zip(rows.split(BLOCK), factors.split(BLOCK), strict=True):
+        total += (some * by[:, None]).sum(0)
+    return total

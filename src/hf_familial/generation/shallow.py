@@ -35,7 +35,7 @@ class ShallowSide:
         answer_idx (`int`, *optional*, defaults to -1): The exit that answers here.
 
     Attributes:
-        fingerprint (`str`): Of the layers below the tap; computed once, here.
+        fingerprint (`str`): Of the layers below the tap, as they were when the last text began.
 
     Raises:
         IndexError: If there is no such exit.
@@ -50,8 +50,8 @@ class ShallowSide:
         self.model, self.depth = model, highest if depth is None else depth
         if not 1 <= self.depth <= highest:
             raise ValueError(f"`depth` must be from 1 to {highest}, got {depth}.")
-        what_layers_keep(model, 0, self.depth)
         self.fingerprint = fingerprint(model, self.depth)
+        what_layers_keep(model, 0, self.depth)
 
     def start(
         self,
@@ -101,6 +101,9 @@ class ShallowText:
     ) -> None:
         model, depth = side.model, side.depth
         self.side, self.settings, self.sent = side, settings, 0
+        if not model.model.frozen:  # the weights may have changed since the last text
+            side.fingerprint = fingerprint(model, depth)
+        self._fingerprint = side.fingerprint
         self._given = input_ids.shape[1]
         input_ids = input_ids.to(model.device)
         mask = torch.ones_like(input_ids)
@@ -250,7 +253,7 @@ class ShallowText:
             attention_mask=self._mask[:, start:].cpu(),
             position_ids=self._positions[:, start:].cpu(),
             taps={side.depth: self._tap(start)},
-            fingerprint=side.fingerprint,
+            fingerprint=self._fingerprint,
             layers=layers,
             start=start,
             finished=self._chooser.finished.cpu() if whole else None,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 
 # classes of confidence; how often a draft is right before that is known, from the least to the
@@ -29,6 +32,9 @@ WATCH = 4
 TRIAL = 6
 # plain rounds before the draft exit is watched again, at first and at most
 FIRST_REST, LONGEST_REST = 16, 256
+
+# numbers of each weight that are looked at before a text, in search of changes
+SAMPLES = 8
 
 # kinds of rounds: no draft; no draft, but the draft exit is read too; drafts
 PLAIN, WATCHED, DRAFTED = "plain", "watched", "drafted"
@@ -285,3 +291,50 @@ class DraftLength:
     def _learn_time(self, mean: Mean, seconds: float) -> None:
         if self.timed:
             mean.observe(seconds)
+
+
+def follow_weights(model: Any) -> None:
+    """Forget what relays learned of a model whose weights have changed since.
+
+    Nothing is looked at after `model.freeze_weights()`.
+
+    Args:
+        model ([`FamilialForCausalLM`]): The family.
+    """
+    inner = model.model
+    if inner.frozen:
+        return
+    stamp = weights_stamp(model)
+    if inner.learned_of != stamp:
+        # a new dict: a text that another thread is writing leaves what it learned in the old one
+        inner.draft_lengths, inner.learned_of = {}, stamp
+
+
+def weights_stamp(model: Any) -> int:
+    """Return a number that changes when the weights of a model are trained, merged or replaced.
+
+    It looks at where each weight lies, at its version, which usual changes in place raise, and at
+    a few of its numbers, which fused optimisers and writes through `.data` change too. This takes a
+    thousandth of a short text. A change of single numbers through `.data` may be missed, so it must
+    not decide what a text says: only learned numbers that make it faster hang on it.
+
+    Args:
+        model (`nn.Module`): Any.
+
+    Returns:
+        `int`: Of this process alone.
+    """
+    marks: list[Any] = []
+    samples: dict[Any, list[torch.Tensor]] = {}
+    for parameter in model.parameters():
+        tensor = parameter.detach()
+        if type(tensor) is not torch.Tensor or tensor.is_meta:
+            marks.append(id(parameter))  # sharded, quantised or offloaded
+            continue
+        version = 0 if parameter.is_inference() else parameter._version
+        marks.append((tensor.data_ptr(), version, tensor.shape))
+        some = tensor.reshape(-1)[:: max(1, tensor.numel() // SAMPLES)]
+        samples.setdefault((tensor.dtype, tensor.device), []).append(some)
+    for some in map(torch.cat, samples.values()):
+        marks.append(some.view(torch.uint8).cpu().numpy().tobytes())
+    return hash(tuple(marks))

@@ -211,6 +211,7 @@ def _allowed(backbone: Any, contract: Contract, segment: Segment) -> bool:
         and config._attn_implementation in ("sdpa", "eager")
         and not any(getattr(config, name, False) for name in _SHOWN)
         and is_plain(backbone)
+        and backbone.device.type != "meta"  # offloaded
         and not _watched(backbone.device.type)
         and (segment.start > 0 or not _adds_at_entry(backbone, contract))
     )

@@ -111,6 +111,25 @@ class FamilialPreTrainedModel(PreTrainedModel):
         else:
             save_by_segment(save, self, save_directory, **kwargs)
 
+    def freeze_weights(self, frozen: bool = True) -> None:
+        """Promise that no weight changes from now on, so that calls need not look for changes.
+
+        For servers: a relay, and each side of a hand-over, looks at the weights before every text,
+        lest it go on with what it knew of others. `freeze_weights(False)` or `train()` ends it.
+
+        Args:
+            frozen (`bool`, *optional*, defaults to `True`): Whether the promise holds.
+
+        Raises:
+            ValueError: If the model is in training mode.
+
+        Example:
+            >>> model.eval().freeze_weights()
+        """
+        if frozen and self.training:
+            raise ValueError("`freeze_weights` needs a model that is not training: call `eval()`.")
+        self.base_model.frozen = frozen
+
     @classmethod
     def is_custom_code(cls) -> bool:
         """No: the host does not trust custom code to initialise buffers; ours is the host's."""
@@ -137,6 +156,8 @@ class FamilialModel(FamilialPreTrainedModel):
         self.contract = find_contract(self.backbone)
         self.lean = Lean()
         self.draft_lengths: dict[Any, Any] = {}  # what relays learned: no part of a checkpoint
+        self.learned_of: int | None = None  # a stamp of the weights that it was learned of
+        self.frozen = False
         if config.num_exit_layers and self.contract.whole:
             raise refusal(
                 config.text_config.model_type,
@@ -154,6 +175,11 @@ class FamilialModel(FamilialPreTrainedModel):
             for exit_idx in range(len(self.exits)):
                 private = self.members.private(exit_idx)
                 self.backbone._init_weights(segment_view(self.backbone, self.contract, private))
+
+    def train(self, mode: bool = True) -> "FamilialModel":
+        """As in the host; training ends the promise of `freeze_weights`."""
+        self.frozen = self.frozen and not mode
+        return super().train(mode)
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's token embedding."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .draft_length import follow_weights
 from .members import matrix_sizes
 from .outputs import RelayOutput, RelayStats
 from .relay_cache import RelayCache
@@ -25,7 +26,7 @@ from .relay_text import Block, RelayText
 from .speculative import Speculation
 
 
-# bytes of weights up to which a copy is made without being asked
+# bytes of weights up to which modules and masks take a good part of a step
 LEAN_LIMIT = 2 * 2**30
 
 
@@ -52,8 +53,7 @@ def relay_decode(
             `SpeculativeRelay()`.
         streamer (`BaseStreamer`, *optional*): Gets every token as it is certain.
         lean (`bool`, *optional*): Whether to decode by lean passes (`lean.py`) where there are
-            some: faster on a CPU, for a second copy of the weights that run. By default on a CPU,
-            for weights of at most 2 GiB.
+            some, which is faster on a CPU. By default on a CPU, for weights of at most 2 GiB.
         **model_kwargs: As `generate` prepares them: `past_key_values`, `attention_mask`,
             `position_ids`.
 
@@ -80,6 +80,7 @@ def relay_decode(
     drafts = isinstance(relay, SpeculativeRelay)
     past = model_kwargs.get("past_key_values")
     lean = pays(model) if lean is None else lean
+    follow_weights(model)
     cache = RelayCache(model, exits, past, rollback=drafts, lean=lean)
     text = RelayText(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
     decide: Decisions | Speculation
@@ -109,7 +110,7 @@ def relay_decode(
 
 
 def pays(model: Any) -> bool:
-    """Whether lean passes are worth a copy of the weights: on a CPU, for a small model."""
+    """Return whether lean passes are faster: on a CPU, for a small model."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return model.device.type == "cpu" and size <= LEAN_LIMIT
 

@@ -38,7 +38,7 @@ class RelayCache:
         cache ([`DynamicCache`], *optional*): To go on from: filled to the full depth, or empty.
         rollback (`bool`, *optional*, defaults to `False`): Whether `crop` will be called.
         lean (`bool`, *optional*, defaults to `False`): Whether to use lean passes where there are
-            some (`lean.py`), at the cost of a copy of the weights.
+            some (`lean.py`).
         reads (`Sequence[int]`, *optional*): Those of the exits that will be read; by default all.
         max_pending (`int`, *optional*, defaults to 256): Pending positions, beyond those of the
             first call of `feed`, at which all of them run to the deepest of the exits.
@@ -337,6 +337,7 @@ class RelayCache:
     ) -> int:
         """Make columns for what is given, of shape `(batch, new, ...)`; return how many."""
         new = given.shape[1]
+        self._device = given.device  # of an offloaded model, the model's own says nothing
         if self._seen:
             check_positions(self.model.config.text_config, self._seen, self.length + new)
         else:
@@ -375,7 +376,7 @@ class RelayCache:
         return self._runners[first, last]
 
     def _inputs(self, start: int, new: int) -> dict[str, Any]:
-        return self._columns.inputs(start, new, self.model.device)
+        return self._columns.inputs(start, new, self._device)
 
     def _keep(self, i: int, taps: torch.Tensor) -> None:
         """Add new taps of an exit and drop those that every reader has had."""
