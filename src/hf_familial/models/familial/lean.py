@@ -127,14 +127,16 @@ class Lean:
             return None
         noise: dict[Any, nn.Parameter] = {}
         kinds: list[list[Any]] = []
-        for depth, (layer, reading) in enumerate(zip(layers, readings, strict=True), segment.start):
+        # the first layer of all comes last: what enters it is not noise, so it tells less
+        for i in sorted(range(len(layers)), key=lambda i: segment.start + i == 0):
+            depth, layer, reading = segment.start + i, layers[i], readings[i]
             if depth not in reading.agrees:
                 twin = _twin(layer, noise)
                 kind = _signature(twin, but="layer_idx")
-                brief = depth > 0 and kind in kinds
+                brief = kind in kinds
                 alone = LeanRunner([read_layer(twin)], table)
                 reading.agrees[depth] = _agrees(backbone, contract, twin, depth, alone, brief)
-                kinds += [kind] if depth > 0 else []
+                kinds.append(kind)
             if not reading.agrees[depth]:
                 return None
         return LeanRunner([reading.value for reading in readings], table)
@@ -266,7 +268,7 @@ def _agrees(
     for starts in [[0, _far(config)]] if brief else [[0], [_far(config)]]:
         slots, hosts = [GrowingLayer()], Cache(layers=[DynamicLayer()])
         firsts = torch.tensor(starts, device=backbone.device)[:, None]
-        for start, stop in ((0, 3),) if brief else ((0, 5), (5, 6), (6, 9)):
+        for start, stop in ((0, 3), (3, 4), (4, 6)) if starts == [0] else ((0, 3),):
             positions = firsts + torch.arange(start, stop, device=backbone.device)
             if depth == 0:
                 ids = positions % embedding.num_embeddings

@@ -18,6 +18,10 @@ class LeanRunner:
     def __init__(self, layers: Sequence[LeanLayer], rotary: RotaryTable) -> None:
         self._layers, self._rotary = layers, rotary
 
+    def part(self, start: int, stop: int) -> LeanRunner:
+        """The lean pass of some of its layers, counted from its first."""
+        return LeanRunner(self._layers[start:stop], self._rotary)
+
     @torch.no_grad()
     def __call__(
         self,

@@ -130,14 +130,18 @@ class RelayCache:
         lean, backbone = self.model.model.lean, self.model.model.backbone
         self._norms = [lean.norm(norm) or norm for norm in self._norms]
         self._heads = [lean.head(head) or head for head in self._heads]
-        runners = {}
         last = len(self.exits) - 1
-        for span in [*((i, i) for i in range(last + 1)), (0, last)]:
+
+        def found(*span: int) -> Any:
             runner = self._runner(*span)
-            found = lean.runner(backbone, self.contract, runner.segment, runner.layers)
-            if found is not None:
-                runners[span] = found
-        return runners
+            return lean.runner(backbone, self.contract, runner.segment, runner.layers)
+
+        whole, spans = found(0, last), [(i, i) for i in range(last + 1)]
+        if whole is None:  # some of its segments may do
+            passes = {span: found(*span) for span in spans}
+            return {span: runner for span, runner in passes.items() if runner is not None}
+        parts = {(i, i): whole.part(*self._depths[i : i + 2]) for i, _ in spans}
+        return {**parts, (0, last): whole}
 
     @property
     def length(self) -> int:
