@@ -13,7 +13,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import resolve_hidden_states_indices
 
-from .checkpoints import load_cut, may_split, save_by_segment
+from .checkpoints import load_cut, save_checkpoint
 from .configuration_familial import FamilialConfig
 from .contract import find_contract, refusal
 from .exits import build_exits
@@ -91,6 +91,10 @@ class FamilialPreTrainedModel(PreTrainedModel):
     ) -> None:
         """As in the host, with one group of files for each segment.
 
+        The checkpoint that the folder held lasts until the new one is whole, and is then replaced:
+        its weights go, whatever form they had. Weights of another `variant` stay if the config is
+        the same.
+
         Args:
             save_directory (`str` or `os.PathLike`): Folder.
             *args: As in the host.
@@ -104,10 +108,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
             OSError: If something cannot be written.
         """
         save = super().save_pretrained
-        if args or not may_split(self, kwargs, by_segment):
-            save(save_directory, *args, **kwargs)
-        else:
-            save_by_segment(save, self, save_directory, **kwargs)
+        save_checkpoint(save, self, save_directory, *args, by_segment=by_segment, **kwargs)
 
     @classmethod
     def is_custom_code(cls) -> bool:
