@@ -272,6 +272,7 @@ def load_cut(
         CutError: If the family cannot be cut at this exit.
         IndexError: If there is no such exit.
         OSError: If there is no such checkpoint, or a file that is needed is missing.
+        ValueError: If a file of weights is outside the checkpoint's folder.
     """
     where = {name: kwargs[name] for name in WHERE if name in kwargs}
     config = kwargs.pop("config", None)
@@ -295,6 +296,24 @@ def load_cut(
     return loaded
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Tell whether a file of a folder is in it, no link that leads elsewhere.
+
+    The snapshots of the client's cache are links to the files of the same repository.
+
+    Args:
+        path (`Path`): A file, by its name in the folder.
+        folder (`Path`): The folder.
+
+    Returns:
+        `bool`
+    """
+    home = folder.resolve()
+    snapshots = [home.parent for home in (home, *home.parents) if home.parent.name == "snapshots"]
+    roots = [home, *(found.parent / "blobs" for found in snapshots)]
+    return any(path.resolve().is_relative_to(root) for root in roots)
+
+
 def _slices(
     config: FamilialConfig,
     smaller: FamilialConfig,
@@ -311,7 +330,13 @@ def _slices(
         )
 
     def opened(name: str) -> Any:
-        return files.enter_context(safe_open(find(name, required=True), framework="pt"))
+        found = find(name, required=True) if os.path.basename(name) == name else None
+        if found is None or not lies_in(Path(found), Path(found).parent):
+            raise ValueError(
+                f"`{path_or_repo}` has weights in `{name}`, which is not in its folder or is a "
+                "link that leads out of it: only files of the checkpoint itself are read."
+            )
+        return files.enter_context(safe_open(found, framework="pt"))
 
     index = None if find(SAFE_WEIGHTS_NAME, required=False) else find(SAFE_WEIGHTS_INDEX_NAME, True)
     if index is None:
@@ -326,4 +351,4 @@ def _slices(
     return {new: shards[weight_map[old]].get_slice(old) for old, new in names.items()}
 
 
-__all__ = ["load_cut", "save_checkpoint", "segment_of", "splits_by_segment"]
+__all__ = ["lies_in", "load_cut", "save_checkpoint", "segment_of", "splits_by_segment"]

@@ -1,5 +1,10 @@
 """The headless family: a host's decoder that can stop at, or read from, any of its exits."""
 
+from .configuration_familial import FamilialConfig, check_transformers
+
+
+check_transformers()  # before the imports that an older one lacks
+
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +19,6 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import resolve_hidden_states_indices
 
 from .checkpoints import load_cut, save_checkpoint
-from .configuration_familial import FamilialConfig
 from .contract import find_contract, refusal
 from .exits import build_exits
 from .lean import Lean
