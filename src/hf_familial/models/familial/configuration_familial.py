@@ -197,8 +197,9 @@ class FamilialConfig(PreTrainedConfig):
             fields = {"model_type": "llama"} | (self.text_config or {})
             self.text_config = AutoConfig.for_model(**fields)
             kwargs["auto_map"] = AutoMap(AUTO_MAP)
-        parent = super()
-        getattr(parent, "__post_init__", parent.__init__)(**kwargs)
+        parent: Any = super()
+        made = getattr(parent, "__post_init__", None) or parent.__init__
+        made(**kwargs)
         self._check_text_config()
         if self.exits is None:
             depth = self.num_hidden_layers
@@ -223,8 +224,8 @@ class FamilialConfig(PreTrainedConfig):
         check_exits(self.exits, depth)
         if not _is_int(self.num_exit_layers) or not 0 <= self.num_exit_layers <= depth:
             raise ValueError(
-                f"`num_exit_layers` must be an integer from 0 to the {depth} layers of the "
-                f"backbone, got {self.num_exit_layers!r}."
+                "`num_exit_layers` must be an integer of 0 or more, and at most the number of the "
+                f"backbone's layers ({depth}), got {self.num_exit_layers!r}."
             )
         private = self.num_exit_layers * (self.num_exits - 1)
         if depth + private > MAX_LAYERS:
