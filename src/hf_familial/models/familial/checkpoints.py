@@ -42,16 +42,15 @@ WEIGHTS = re.compile(
     r"|model\.safetensors\.index(?:\.(?P<of_index>.+))?\.json"
 )
 SEGMENT = "segment{:05d}"  # what a group is called until all are written
+MEASURED = "members.json"  # losses, of this family or of another
 ASIDE = ".saving"  # folder, in the one that is saved to, in which a checkpoint is written
 
-# What else of an older checkpoint would be taken for the new one's: `from_pretrained` looks for an
-# adapter first, and a description for what was measured.
+# what else of an older checkpoint would be taken for the new one's: an adapter is looked for first
 BESIDE = (
     "config.json",
     "generation_config.json",
     "adapter_config.json",
     "adapter_model.safetensors",
-    "members.json",
     *{f"{path.split('.')[0]}.py" for path in AUTO_MAP.values()},
 )
 # fields of a config that may differ between variants of one model
@@ -164,6 +163,8 @@ def _replace(folder: Path, aside: Path, variant: str | None) -> None:
 
     old = {name for name in os.listdir(folder) if name in BESIDE}
     keeps = _told(folder) == _told(aside)  # another variant of the same family may stay
+    if not keeps and (folder / MEASURED).exists():
+        old.add(MEASURED)
     for found in filter(None, map(WEIGHTS.fullmatch, os.listdir(folder))):
         other = found["variant"] or found["of_index"]
         if not keeps or other == variant or re.fullmatch(r"segment\d{5}", other or ""):
