@@ -143,11 +143,13 @@ def save_checkpoint(
             save_by_segment(save, model, target, **kwargs)
         else:
             save(target, **kwargs)
-        if here:
-            _replace(folder, target, kwargs.get("variant"))
-    finally:
+    except BaseException:
         if here:
             shutil.rmtree(target, ignore_errors=True)
+        raise
+    if here:
+        _replace(folder, target, kwargs.get("variant"))
+        shutil.rmtree(target, ignore_errors=True)
     model.barrier_after_gathered_checkpoint_save(getattr(model.config, "distributed_config", None))
 
 
