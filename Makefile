@@ -4,12 +4,14 @@
 #   PYTHON=...    interpreter that makes the environment (3.11 or newer)
 #   VENV=...      folder of the environment (default .venv)
 #   ARGS="..."    passed on to pytest or to the example
+#   OLD="..."     versions of transformers for `make old-transformers`
 #   OVERRIDE=...  requirements installed last, without the pins of constraints.txt, into a fresh
 #                 environment, such as OVERRIDE="torch==2.11.*" (run `make clean` before changing it)
 VENV ?= .venv
 ARGS ?=
 OVERRIDE ?=
 WORKERS ?= 2
+OLD ?= 4.50.3 5.0.0 5.5.4 5.19.0 5.22.2
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -22,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 THREADS := $(shell nproc 2>/dev/null || echo 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow pretrain lint format types check conformance docs docs-serve tutorials study clean
+.PHONY: help setup test test-slow old-transformers pretrain lint format types check conformance docs docs-serve tutorials study clean
 # a half-made environment must not pass for a whole one
 .DELETE_ON_ERROR:
 
@@ -56,6 +58,14 @@ test: $(INSTALLED)  ## run the fast tests
 
 test-slow: $(INSTALLED)  ## run all tests, the slow ones too
 	$(PYTEST) -n $(WORKERS) $(ARGS)
+
+# each in a folder of its own, with what it depends on; torch is the environment's
+$(VENV)/old/%: $(INSTALLED)
+	$(PIP) --target $@ transformers==$(notdir $@)
+
+old-transformers: export HF_FAMILIAL_OLD_TRANSFORMERS := $(VENV)/old
+old-transformers: $(addprefix $(VENV)/old/,$(OLD))  ## load configs and members in old transformers
+	$(PYTEST) tests/hub/test_old_clients.py $(ARGS)
 
 pretrain: export OMP_WAIT_POLICY := passive
 pretrain: $(INSTALLED)  ## train a small family (on a GPU where there is one)

@@ -10,6 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from hf_familial.models.familial.configuration_familial import TRANSFORMERS
+
 
 ROOT = Path(__file__).resolve().parents[1]
 # extras whose requirements the tests do not install
@@ -55,6 +57,15 @@ def requirements_of(metadata):
                 requirement = Requirement(line)
                 if canonicalize_name(requirement.name) != "hf-familial":
                     yield requirement
+
+
+def test_the_oldest_transformers_is_said_once_and_tested(metadata):
+    """By the models to an older one, by setup.cfg to pip, and run by CI."""
+    lines = metadata["options"]["install_requires"].splitlines()
+    (named,) = [Requirement(x) for x in lines if x.startswith("transformers")]
+    assert f">={TRANSFORMERS}" in str(named.specifier).split(",")
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+    assert f'OVERRIDE="transformers=={TRANSFORMERS}.0"' in workflow
 
 
 def test_version_has_one_home(metadata, version):

@@ -10,8 +10,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 import hf_familial as hff
-from hf_familial.models.familial.lean import Lean
 from hf_familial.models.familial.draft_length import weights_stamp
+from hf_familial.models.familial.lean import Lean
 
 
 RELAY = hff.SpeculativeRelay(draft_exit=0, draft_length=2)

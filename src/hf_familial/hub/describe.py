@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ import torch
 from ..flops import count_family, member_flops
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .records import read_losses
-from .source import StoredTensor, find_source
+from .remote import HubUnavailableError
+from .source import ONCE, Source, StoredTensor, find_source
 
+
+logger = logging.getLogger(__name__)
 
 # dtypes that a member's size is told in
 DTYPES = ("float32", "bfloat16", "float16")
@@ -100,6 +104,7 @@ def describe(
     revision: str | None = None,
     token: str | bool | None = None,
     endpoint: str | None = None,
+    local_files_only: bool = False,
 ) -> FamilyDescription:
     """Tell what every member of a family weighs and costs.
 
@@ -115,6 +120,8 @@ def describe(
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         token (`str` or `bool`, *optional*): For the Hub.
         endpoint (`str`, *optional*): Address of the Hub, if not the usual one.
+        local_files_only (`bool`, *optional*, defaults to `False`): Whether to ask the client's
+            cache alone. It is asked, too, in offline mode and where the Hub does not answer.
 
     Returns:
         [`FamilyDescription`]
@@ -128,18 +135,18 @@ def describe(
         >>> for row in describe("me/family", context=2048).exits:
         ...     print(row.depth, row.parameters, row.kv_bytes_per_token)
     """
-    source, tensors = None, None
+    tensors, losses = None, None
     config: FamilialConfig
     if isinstance(model_or_path, (FamilialForCausalLM, FamilialConfig)):
         in_memory = isinstance(model_or_path, FamilialForCausalLM)
         config = model_or_path.config if in_memory else model_or_path
         name = str(config.name_or_path or config.text_config.model_type)
     else:
-        source = find_source(model_or_path, revision=revision, token=token, endpoint=endpoint)
-        name, config, tensors = source.name, source.config(), source.tensors()
+        where = {"revision": revision, "token": token, "endpoint": endpoint}
+        source = find_source(model_or_path, local_files_only=local_files_only, **where)
+        name, (config, tensors, losses) = source.name, _read(source)
     kind = resolve_dtype(dtype or _own_dtype(model_or_path, config, tensors))
     context = _resolve_context(config, context)
-    losses = read_losses(source, config) if source else None
     stored = _stored_bytes(config, tensors) if tensors else [None] * config.num_exits
     rows = []
     for k, member in enumerate(member_flops(config, context, kind)):
@@ -172,6 +179,21 @@ def describe(
         context=context,
         exits=tuple(rows),
     )
+
+
+def _read(source: Source) -> tuple[FamilialConfig, Any, Any]:
+    """Config, tensors and losses; from the cache if that holds them and the Hub does not answer."""
+    cached = source.cached() if source.folder is None else None
+    asked = replace(source, retry=ONCE) if cached else source
+    try:
+        config = asked.config()
+        return config, asked.tensors(), read_losses(asked, config)
+    except HubUnavailableError as error:
+        if cached is None or cached.read_text("config.json") is None:
+            raise
+        logger.warning("`%s` is read from the cache: %s", source.name, error)
+        config = cached.config()
+        return config, cached.tensors(), read_losses(cached, config)
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -18,14 +18,15 @@ from transformers.utils.hub import convert_file_size_to_int
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.checkpoints import splits_by_segment
 from ..models.familial.cuts import check_cut, cut_config, cut_names, find_layout, member_depth
+from .companions import companions
 from .dtypes import loaded_dtypes
 from .folders import whole_folder
 from .memory import cut_model, plain_model
-from .plain import plain_config, plain_tensors
+from .plain import add_old_names, plain_config, plain_tensors
 from .safetensors_io import FLOATS, Piece, read_header
 from .shards import by_segment as split_by_segment
 from .shards import plan_shards, write_shards
-from .stored import StoredFamily, companions, open_family, origin_of
+from .stored import StoredFamily, open_family, origin_of
 
 
 FORMATS = ("plain", "familial")
@@ -272,6 +273,8 @@ def _stream(family: StoredFamily, exit_idx: int, out: Path, how: _How) -> None:
             custom_object_save(FamilialForCausalLM, folder)
         # last: without it, nothing loads
         member.save_pretrained(folder)
+        if how.format == "plain":
+            add_old_names(member, folder)
 
 
 def _save(family: FamilialForCausalLM, exit_idx: int, out: Path, how: _How) -> None:
@@ -285,6 +288,8 @@ def _save(family: FamilialForCausalLM, exit_idx: int, out: Path, how: _How) -> N
     with whole_folder(out, how.overwrite) as folder:
         _check_space(folder, sum(p.nbytes for p in member.state_dict().values()))
         member.save_pretrained(folder, **options)
+        if how.format == "plain":
+            add_old_names(member.config, folder)
         if origin is not None:
             for path in companions(origin):
                 if path.name != "generation_config.json":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -23,7 +24,8 @@ def whole_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """A hidden folder to write in, which becomes `out` if all goes well.
 
     It stands beside `out`, is on the disk before it is renamed, and is removed if anything is
-    raised. What a killed process left there is removed by the next that writes to the same place.
+    raised, like the parents that were made for it. What a killed process left there is removed by
+    the next that writes to the same place.
 
     Args:
         out (`Path`): Where the folder is to be; its parents are made.
@@ -38,7 +40,20 @@ def whole_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
         OSError: If it cannot be written.
     """
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    made = [parent for parent in out.parents if not parent.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _hidden_beside(out, overwrite) as hidden:
+            yield hidden
+    except BaseException:
+        for parent in made:  # the innermost first
+            with suppress(OSError):  # somebody else put something there
+                parent.rmdir()
+        raise
+
+
+@contextmanager
+def _hidden_beside(out: Path, overwrite: bool) -> Iterator[Path]:
     with _locked(out.parent):
         _mend(out)
         _check_free(out, overwrite)
@@ -93,15 +108,20 @@ def _rename(hidden: Path, out: Path) -> None:
     _sync(out.parent)
 
 
+def _left(out: Path, kind: str) -> list[Path]:
+    """Folders that `_beside` named."""
+    return list(out.parent.glob(f".{glob.escape(out.name)}.{kind}-*"))
+
+
 def _mend(out: Path) -> None:
     """Clear up after processes that were killed while they wrote to this place."""
-    for old in out.parent.glob(f".{out.name}.{REPLACED}-*"):
+    for old in _left(out, REPLACED):
         if out.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             # killed between the two renames: the folder that was to be replaced is still whole
             os.rename(old, out)
-    for left in out.parent.glob(f".{out.name}.{WRITING}-*"):
+    for left in _left(out, WRITING):
         lock = _lock(left)
         if lock is not None:
             shutil.rmtree(left, ignore_errors=True)

@@ -17,8 +17,8 @@ from ..models.familial import FamilialForCausalLM
 from .export import ExportReport, export_exit
 from .ruyi import ruyi_config, ruyi_names
 from .safetensors_io import Stored
-from .source import Source, find_source
-from .stored import COMPANIONS, INDEX, SINGLE, StoredFamily, download, weight_files
+from .source import INDEX, SINGLE, Source, find_source
+from .stored import StoredFamily, download, download_companions, weight_files
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def open_ruyi(
     config = ruyi_config(_fields_of(source), source.name)
     folder = source.folder
     if folder is None:
-        folder = download(source, ["config.json", INDEX, *COMPANIONS])
+        folder = download_companions(source)
         if not (folder / INDEX).is_file():
             folder = download(source, [SINGLE])
     files = weight_files(source.name, folder)

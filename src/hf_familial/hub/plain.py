@@ -6,7 +6,9 @@ host's own files have. Everything here is data made of data: a config and names,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..models.familial import FamilialConfig
@@ -26,6 +28,9 @@ FILE_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "gpt_neox": (("lm_head.", "embed_out."),),
     "nemotron_h": (("model.", "backbone."),),
 }
+
+# what a config says of code beside it: a member is of transformers' own class, and has none
+CODE = ("auto_map", "custom_pipelines")
 
 
 def plain_config(
@@ -51,6 +56,8 @@ def plain_config(
     text_config = cut_config(config, exit_idx).text_config
     layout = find_layout(text_config)
     text_config.architectures = [layout.architecture]
+    for name in CODE:
+        text_config.__dict__.pop(name, None)
     if getattr(text_config, "output_router_logits", False) and not layout.routed:
         # hosts balance what they ask for, and fail where there is none
         text_config.output_router_logits = False
@@ -88,6 +95,32 @@ def plain_tensors(
     return result
 
 
+def add_old_names(config: Any, folder: Path) -> None:
+    """Add to a member's config file what transformers 4 calls its rotary embedding's numbers.
+
+    It reads `rope_theta`, `rope_scaling` and `partial_rotary_factor`, and would take its defaults
+    where a file has `rope_parameters` alone. Nothing is added where the defaults are right, nor for
+    types whose rotary embeddings differ by layer. transformers 5 reads the same from both.
+
+    Args:
+        config (`PreTrainedConfig`): Of the member.
+        folder (`Path`): Where its `config.json` is.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "rope_theta" not in rope:
+        return
+    usual = type(config)().rope_parameters or {}
+    names = ("rope_theta", "partial_rotary_factor")
+    fields = {n: rope[n] for n in names if rope.get(n) not in (None, usual.get(n))}
+    scaling = {n: value for n, value in rope.items() if n not in names}
+    if scaling != {n: value for n, value in usual.items() if n not in names}:
+        fields["rope_scaling"] = scaling
+    if fields:
+        path = folder / "config.json"
+        fields |= json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _file_name(model_type: str, name: str) -> str:
     for start, in_files in FILE_NAMES.get(model_type, ()):
         if name.startswith(start):
@@ -95,4 +128,4 @@ def _file_name(model_type: str, name: str) -> str:
     return name
 
 
-__all__ = ["plain_config", "plain_tensors"]
+__all__ = ["add_old_names", "plain_config", "plain_tensors"]

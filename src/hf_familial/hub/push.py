@@ -20,13 +20,14 @@ from ..models.familial.cuts import check_cut
 from .cards import family_card, index_card, member_card
 from .client import Hub
 from .collection import collect
+from .companions import holds_tokenizer
 from .describe import FamilyDescription, describe
 from .export import export_exit
 from .memory import check_weights
 from .mirror import Mirrored
 from .places import Lineage, Place
 from .remote import Retry
-from .stored import StoredFamily, holds_tokenizer, open_family
+from .stored import StoredFamily, open_family
 
 
 logger = logging.getLogger(__name__)

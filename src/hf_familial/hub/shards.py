@@ -12,7 +12,7 @@ from ..models.familial import FamilialConfig
 from ..models.familial.checkpoints import segment_of
 from ..models.familial.cuts import Layout
 from .safetensors_io import Piece, write_file
-from .stored import INDEX, SINGLE
+from .source import INDEX, SINGLE
 
 
 def by_segment(config: FamilialConfig, names: Mapping[str, str], layout: Layout) -> list[list[str]]:

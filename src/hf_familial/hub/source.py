@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -21,8 +21,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from ..models.familial import FamilialConfig
+from ..models.familial.checkpoints import lies_in
 from .remote import HubUnavailableError, Retry, request
-from .safetensors_io import FLOATS, CheckpointError, read_header
+from .safetensors_io import FLOATS, CheckpointError, PickleCheckpointError, read_header
 
 
 logger = logging.getLogger(__name__)
@@ -83,10 +84,14 @@ class Source:
         """A small file, or `None` if there is none of that name.
 
         Raises:
+            CheckpointError: If it is a link that leads out of the folder.
             HubError: If the Hub cannot be read.
             OSError: If the file cannot be read.
         """
-        path = self._local(filename) if self.folder is None else self.folder / filename
+        if self.folder is None:
+            path = self._local(filename)
+        else:
+            path = own_file(self.folder, filename)
         return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
 
     def read_json(self, filename: str) -> Any:
@@ -117,6 +122,14 @@ class Source:
         except EntryNotFoundError:
             return None
 
+    def cached(self) -> Source | None:
+        """What the client's cache holds of the repository, as a folder; `None` if nothing."""
+        try:
+            found = snapshot_download(self.name, revision=self.revision, local_files_only=True)
+        except LocalEntryNotFoundError:
+            return None
+        return replace(self, folder=Path(found))
+
     def config(self) -> FamilialConfig:
         """The family's config.
 
@@ -143,7 +156,7 @@ class Source:
         """What the headers of its safetensors files say; no weights are read.
 
         Returns:
-            `dict[str, StoredTensor]`, or `None` without such files.
+            `dict[str, StoredTensor]`, or `None` without such files, or if one is missing.
 
         Raises:
             CheckpointError: If a header is damaged.
@@ -156,9 +169,12 @@ class Source:
 
     def _in_folder(self, folder: Path) -> dict[str, tuple[str, int]]:
         """safetensors' name of the dtype and the size of every tensor."""
-        index = self.read_json(INDEX)
-        names = sorted(set(index["weight_map"].values())) if index else [SINGLE]
-        headers = [read_header(folder / name) for name in names if (folder / name).is_file()]
+        single = own_file(folder, SINGLE).is_file()  # the loader looks for it first
+        names = [SINGLE] if single else sorted(set(read_index(self.name, folder).values()))
+        files = [own_file(folder, name) for name in names]
+        if not all(path.is_file() for path in files):
+            return {}  # sizes of a part would be taken for those of the whole
+        headers = [read_header(path) for path in files]
         return {n: (row.dtype, row.nbytes) for header in headers for n, row in header.items()}
 
     def _on_hub(self) -> dict[str, tuple[str, int]]:
@@ -177,23 +193,76 @@ class Source:
         }
 
 
+def own_file(folder: Path, name: str) -> Path:
+    """The path of a file in a folder, which may not be there.
+
+    Raises:
+        CheckpointError: If the name or a link leads out of the folder.
+    """
+    path = folder / name
+    if not lies_in(path, folder):
+        raise CheckpointError(
+            f"`{name}` of `{folder}` is outside of that folder, at `{path.resolve()}`: only files "
+            "of the checkpoint itself are read. Copy the file into the folder."
+        )
+    return path
+
+
+def read_index(name: str, folder: Path) -> dict[str, str]:
+    """The file of every tensor, as the index in a folder has it.
+
+    Args:
+        name (`str`): What the checkpoint is called in messages.
+        folder (`Path`): Where the index is.
+
+    Returns:
+        `dict[str, str]`: Name of a tensor to name of a file in the folder; empty without an index.
+
+    Raises:
+        CheckpointError: If the index is damaged, or names files elsewhere.
+        PickleCheckpointError: If it names pickles.
+    """
+    path = own_file(folder, INDEX)
+    if not path.is_file():
+        return {}
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        sound = all(isinstance(file, str) for file in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound or not files:
+        raise CheckpointError(f"`{INDEX}` of `{name}` is damaged: it has no `weight_map` of names.")
+    for file in set(files.values()):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            kind = PickleCheckpointError if file.endswith((".bin", ".pt")) else CheckpointError
+            raise kind(
+                f"`{INDEX}` of `{name}` names `{file}`: only safetensors files beside it are read."
+            )
+    return files
+
+
 def _name_of(dtype: str) -> str:
     """torch's name of a dtype, safetensors' own where torch has none."""
     return str(FLOATS[dtype]).removeprefix("torch.") if dtype in FLOATS else dtype
 
 
-def find_source(path_or_repo: str | os.PathLike[str], **where: Any) -> Source:
+def find_source(
+    path_or_repo: str | os.PathLike[str], *, local_files_only: bool = False, **where: Any
+) -> Source:
     """Tell a folder from a repository.
 
     Args:
         path_or_repo (`str` or `os.PathLike`): Folder, or id of a repository on the Hub.
+        local_files_only (`bool`, *optional*, defaults to `False`): Whether a repository is read
+            from the client's cache alone, as it is in offline mode.
         **where: `revision`, `token`, `endpoint`, `retry` for a repository.
 
     Returns:
         [`Source`]
 
     Raises:
-        FileNotFoundError: If it can only be a folder, and there is none.
+        FileNotFoundError: If it can only be a folder, and there is none; or if it must be in the
+            cache, and is not.
         NotADirectoryError: If it is a file.
         TypeError: If it is neither a name nor a path.
     """
@@ -218,7 +287,13 @@ def find_source(path_or_repo: str | os.PathLike[str], **where: Any) -> Source:
     if "/" in name and Path(name).parent.is_dir():
         # the client may try for half a minute before anything is said
         logger.warning("There is no folder `%s`; it is looked for on the Hub.", name)
-    return Source(name, None, guessed=True, **where)
+    source = Source(name, None, guessed=True, **where)
+    if not local_files_only and not constants.HF_HUB_OFFLINE:
+        return source
+    cached = source.cached()
+    if cached is None and local_files_only:
+        raise FileNotFoundError(f"{source.called} is not in the client's cache.")
+    return cached or source  # the client says that it is offline
 
 
-__all__ = ["Source", "StoredTensor", "find_source"]
+__all__ = ["Source", "StoredTensor", "find_source", "own_file", "read_index"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import glob
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,26 +14,13 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
+from .companions import COMPANIONS, companions, tokenizer_modules
 from .remote import request
 from .safetensors_io import CheckpointError, PickleCheckpointError, Stored, read_header
-from .source import Source, find_source
+from .source import INDEX, SINGLE, Source, find_source, own_file, read_index
 
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.bin.index.json")
-
-# of these, a tokenizer leaves one at least
-TOKENIZERS = ("tokenizer*", "vocab.*", "*.tiktoken", "*.model", "tekken.json")
-TOKENIZER_FILES = (
-    *TOKENIZERS,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template*",
-    "additional_chat_templates/*",
-)
-# what a member takes along besides config and weights
-COMPANIONS = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*", *TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
@@ -67,8 +54,10 @@ class StoredFamily:
         """
         names = list(names)
         needed = sorted({self.files[name] for name in names})
-        folder = download(self.source, needed) if self.source.folder is None else self.folder
-        headers = {file: read_header(folder / file) for file in needed}
+        folder = self.folder
+        if self.source.folder is None:
+            folder = download(self.source, [glob.escape(file) for file in needed])
+        headers = {file: read_header(own_file(folder, file)) for file in needed}
         for name in names:
             if name not in headers[self.files[name]]:
                 raise CheckpointError(
@@ -98,7 +87,7 @@ def open_family(path_or_repo: str | os.PathLike[str], **where: Any) -> StoredFam
         ValueError: If it is not a family's.
     """
     source = find_source(path_or_repo, **where)
-    folder = source.folder or download(source, ["config.json", INDEX, *COMPANIONS])
+    folder = source.folder or download_companions(source)
     config = replace(source, folder=folder).config()
     refuse_quantised(f"`{source.name}`", config)
     if source.folder is None and not (folder / INDEX).is_file():
@@ -123,12 +112,6 @@ def refuse_quantised(called: str, config: FamilialConfig, quantised: bool = Fals
             f"{called} is quantised: its tensors are no copies of a member's. Export the family in "
             "its original precision, then quantise the member."
         )
-
-
-def companions(folder: Path) -> list[Path]:
-    """Files of a folder that a member takes along."""
-    found = {path for pattern in COMPANIONS for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file())
 
 
 def origin_of(family: FamilialForCausalLM) -> Path | None:
@@ -156,9 +139,12 @@ def origin_of(family: FamilialForCausalLM) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def holds_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds the files of a tokenizer."""
-    return any(path.is_file() for pattern in TOKENIZERS for path in folder.glob(pattern))
+def download_companions(source: Source) -> Path:
+    """Bring config, index and what members take along into the client's cache; the folder."""
+    names = ["config.json", INDEX, *COMPANIONS]
+    folder = download(source, names)
+    # which files the code of a tokenizer imports is known when they are read
+    return download(source, [*names, "*.py"]) if tokenizer_modules(folder) else folder
 
 
 def download(source: Source, patterns: list[str]) -> Path:
@@ -198,9 +184,10 @@ def weight_files(name: str, folder: Path) -> dict[str, str]:
         FileNotFoundError: If there are no weights.
         PickleCheckpointError: If there are only pickles.
     """
-    if (folder / SINGLE).is_file():
+    if own_file(folder, SINGLE).is_file():
         return dict.fromkeys(read_header(folder / SINGLE), SINGLE)
-    if not (folder / INDEX).is_file():
+    files = read_index(name, folder)
+    if not files:
         pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
         if pickles:
             raise PickleCheckpointError(
@@ -208,27 +195,13 @@ def weight_files(name: str, folder: Path) -> dict[str, str]:
                 "read. Load it where you trust it and save it again, as safetensors."
             )
         raise FileNotFoundError(f"`{name}` holds neither `{SINGLE}` nor `{INDEX}`.")
-    try:
-        files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        sound = all(isinstance(file, str) for file in files.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        sound = False
-    if not sound or not files:
-        raise CheckpointError(f"`{INDEX}` of `{name}` is damaged: it has no `weight_map` of names.")
-    for file in set(files.values()):
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            kind = PickleCheckpointError if file.endswith((".bin", ".pt")) else CheckpointError
-            raise kind(
-                f"`{INDEX}` of `{name}` names `{file}`: only safetensors files beside it are read."
-            )
     return files
 
 
 __all__ = [
     "StoredFamily",
-    "companions",
     "download",
-    "holds_tokenizer",
+    "download_companions",
     "open_family",
     "origin_of",
     "refuse_quantised",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import ProgressCallback, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_gather
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .args import FamilialTrainingArguments
 from .budget import flops_per_token
@@ -144,6 +146,15 @@ class FamilialTrainer(Trainer):
             for callback in self._callbacks(FlopCounterCallback):
                 logs |= callback.measure(self.args, self.state)
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in the host; one that is cut off cannot be resumed with an older run's state."""
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            # the host writes it last, and asks for it first
+            older = Path(self._get_output_dir(trial=trial), name, TRAINER_STATE_NAME)
+            older.unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
 
     def _callbacks(self, kind: type) -> list[Any]:
         return [c for c in self.callback_handler.callbacks if isinstance(c, kind)]

@@ -7,9 +7,11 @@ k, and the modules of exit k. So the family up to exit k, and its member k, are 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,12 +20,14 @@ from typing import Any
 from safetensors import safe_open
 from transformers import GenerationConfig
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
-from .configuration_familial import FamilialConfig
+from .configuration_familial import AUTO_MAP, FamilialConfig
 from .contract import Contract
 from .cuts import CutError, check_cut, cut_config, cut_names, find_layout, reads_embedding
 
+
+logger = logging.get_logger(__name__)
 
 # Bytes of weights from which families are split when nothing is said: a smaller one is downloaded
 # whole in a moment, and one file is simpler to handle.
@@ -32,7 +36,25 @@ SPLIT_FROM = 100_000_000
 # what `from_pretrained` passes on to find files, here as there
 WHERE = tuple("cache_dir force_download local_files_only proxies revision subfolder token".split())
 
-SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# files of weights, with the name of their variant, if they have one
+WEIGHTS = re.compile(
+    r"model(?:\.(?P<variant>.+?))?(?:-\d{5}-of-\d{5})?\.safetensors"
+    r"|model\.safetensors\.index(?:\.(?P<of_index>.+))?\.json"
+)
+SEGMENT = "segment{:05d}"  # what a group is called until all are written
+MEASURED = "members.json"  # losses, of this family or of another
+ASIDE = ".saving"  # folder, in the one that is saved to, in which a checkpoint is written
+
+# what else of an older checkpoint would be taken for the new one's: an adapter is looked for first
+BESIDE = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    *{f"{path.split('.')[0]}.py" for path in AUTO_MAP.values()},
+)
+# fields of a config that may differ between variants of one model
+OF_A_VARIANT = ("dtype", "torch_dtype", "transformers_version", "architectures")
 
 
 def splits_by_segment(nbytes: int, by_segment: bool | None = None) -> bool:
@@ -81,10 +103,100 @@ def segment_of(name: str, config: FamilialConfig, layers: str, norm: str) -> int
     return 0
 
 
-def save_by_segment(
+def save_checkpoint(
     save: Callable[..., None],
     model: Any,
     folder: str | os.PathLike[str],
+    *args: Any,
+    by_segment: bool | None = None,
+    **kwargs: Any,
+) -> None:
+    """Save a family with the host's own means; the checkpoint that a folder held is replaced.
+
+    It is written aside first, so that the older one lasts until the new one is whole. While one
+    takes the other's place the folder does not load: it never holds a mixture.
+
+    Args:
+        save (`Callable[..., None]`): The host's `save_pretrained` of the model.
+        model ([`FamilialPreTrainedModel`]): What it saves.
+        folder (`str` or `os.PathLike`): Where to.
+        *args: Passed on.
+        by_segment (`bool`, *optional*): Whether each segment gets files of its own.
+        **kwargs: Passed on.
+
+    Raises:
+        OSError: If something cannot be written.
+    """
+    given = inspect.signature(save).bind(folder, *args).arguments
+    kwargs |= {name: value for name, value in given.items() if name != "save_directory"}
+    adapters = getattr(model, "_hf_peft_config_loaded", False)
+    if adapters or kwargs.get("distributed_checkpoint"):
+        save(folder, **kwargs)  # files of other kinds, which are none of ours
+        return
+    folder = Path(folder)
+    here = model.should_save_on_this_rank(kwargs.get("is_main_process", True))
+    target = folder / ASIDE if here else folder  # the others write nothing
+    if here:
+        shutil.rmtree(target, ignore_errors=True)  # of a process that was killed
+    if kwargs.get("push_to_hub"):
+        kwargs.setdefault("repo_id", folder.name)
+    try:
+        if may_split(model, kwargs, by_segment):
+            save_by_segment(save, model, target, **kwargs)
+        else:
+            save(target, **kwargs)
+    except BaseException:
+        if here:
+            shutil.rmtree(target, ignore_errors=True)
+        raise
+    if here:
+        _replace(folder, target, kwargs.get("variant"))
+        shutil.rmtree(target, ignore_errors=True)
+    model.barrier_after_gathered_checkpoint_save(getattr(model.config, "distributed_config", None))
+
+
+def _replace(folder: Path, aside: Path, variant: str | None) -> None:
+    """Put a finished checkpoint in the place of what a folder holds.
+
+    What makes a folder load goes first and comes last: its config, then its index or only file.
+    """
+
+    def rank(name: str) -> int:
+        whole = WEIGHTS.fullmatch(name) and not re.search(r"-of-\d{5}\.safetensors$", name)
+        return 2 if name == "config.json" else 1 if whole else 0
+
+    old = {name for name in os.listdir(folder) if name in BESIDE}
+    keeps = _told(folder) == _told(aside)  # another variant of the same family may stay
+    if not keeps and (folder / MEASURED).exists():
+        old.add(MEASURED)
+    for found in filter(None, map(WEIGHTS.fullmatch, os.listdir(folder))):
+        other = found["variant"] or found["of_index"]
+        if not keeps or other == variant or re.fullmatch(r"segment\d{5}", other or ""):
+            old.add(found[0])
+    if "adapter_config.json" in old:
+        logger.warning("The adapter in `%s` is removed: it would be loaded instead.", folder)
+    for name in sorted(old, key=rank, reverse=True):
+        (folder / name).unlink()
+    for name in sorted(os.listdir(aside), key=rank):
+        os.replace(aside / name, folder / name)
+
+
+def _told(folder: Path) -> Any:
+    """The config in a folder, without what differs between variants; `None` if it has none."""
+
+    def kept(fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if name not in OF_A_VARIANT}
+
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"), object_hook=kept)
+    except (OSError, ValueError):
+        return None
+
+
+def save_by_segment(
+    save: Callable[..., None],
+    model: Any,
+    folder: Path,
     *,
     state_dict: Mapping[str, Any] | None = None,
     is_main_process: bool = True,
@@ -95,7 +207,7 @@ def save_by_segment(
     Args:
         save (`Callable[..., None]`): The host's `save_pretrained` of the model.
         model ([`FamilialForCausalLM`]): What it saves.
-        folder (`str` or `os.PathLike`): Where to.
+        folder (`Path`): Where to; it holds no other weights.
         state_dict (`Mapping[str, Any]`, *optional*): Instead of the model's own.
         is_main_process (`bool`, *optional*, defaults to `True`): Whether this one writes.
         **kwargs: Passed on.
@@ -113,22 +225,14 @@ def save_by_segment(
         groups[segment_of(name, model.config, layers, norm)][name] = tensor
     for k, group in enumerate(groups):
         # the name keeps the files of one call from those of the next, until all are there
-        save(
-            folder,
-            state_dict=group,
-            is_main_process=is_main_process,
-            variant=f"segment{k:05d}",
-            **kwargs,
-        )
+        kwargs["variant"] = SEGMENT.format(k)
+        save(folder, state_dict=group, is_main_process=is_main_process, **kwargs)
     if model.should_save_on_this_rank(is_main_process):
-        _number(Path(folder), {"total_parameters": model.num_parameters()})
+        _number(folder, {"total_parameters": model.num_parameters()})
 
 
 def _number(folder: Path, metadata: dict[str, Any]) -> None:
     """Give the files of all segments the names of one sharded checkpoint, and its index."""
-    for path in folder.iterdir():
-        if SHARD.fullmatch(path.name) or path.name == SAFE_WEIGHTS_NAME:
-            path.unlink()  # of an earlier checkpoint: it would be loaded instead
     for path in folder.glob("model.safetensors.index.segment*.json"):
         path.unlink()
     parts = sorted(folder.glob("model.segment*.safetensors"))
@@ -173,6 +277,7 @@ def load_cut(
         CutError: If the family cannot be cut at this exit.
         IndexError: If there is no such exit.
         OSError: If there is no such checkpoint, or a file that is needed is missing.
+        ValueError: If a file of weights is outside the checkpoint's folder.
     """
     where = {name: kwargs[name] for name in WHERE if name in kwargs}
     config = kwargs.pop("config", None)
@@ -196,6 +301,24 @@ def load_cut(
     return loaded
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Tell whether a file of a folder is in it, no link that leads elsewhere.
+
+    The snapshots of the client's cache are links to the files of the same repository.
+
+    Args:
+        path (`Path`): A file, by its name in the folder.
+        folder (`Path`): The folder.
+
+    Returns:
+        `bool`
+    """
+    home = folder.resolve()
+    snapshots = [home.parent for home in (home, *home.parents) if home.parent.name == "snapshots"]
+    roots = [home, *(found.parent / "blobs" for found in snapshots)]
+    return any(path.resolve().is_relative_to(root) for root in roots)
+
+
 def _slices(
     config: FamilialConfig,
     smaller: FamilialConfig,
@@ -212,7 +335,13 @@ def _slices(
         )
 
     def opened(name: str) -> Any:
-        file = files.enter_context(safe_open(find(name, required=True), framework="pt"))
+        found = find(name, required=True) if os.path.basename(name) == name else None
+        if found is None or not lies_in(Path(found), Path(found).parent):
+            raise ValueError(
+                f"`{path_or_repo}` has weights in `{name}`, which is not in its folder or is a "
+                "link that leads out of it: only files of the checkpoint itself are read."
+            )
+        file = files.enter_context(safe_open(found, framework="pt"))
         if quantised and (file.metadata() or {}).keys() - {"format"}:
             raise CutError(
                 f"`{path_or_repo}` is quantised and its files say how in their own metadata, which "
@@ -236,4 +365,4 @@ def _slices(
     return {new: shards[weight_map[old]].get_slice(old) for old, new in names.items()}
 
 
-__all__ = ["load_cut", "save_by_segment", "segment_of", "splits_by_segment"]
+__all__ = ["lies_in", "load_cut", "save_checkpoint", "segment_of", "splits_by_segment"]

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from numbers import Integral
 from typing import Any, ClassVar
 
-from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils.versions import require_version
 
+
+try:
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError:  # before transformers 5.20
+    SubConfigSpec = None
+
+# The config loads with any transformers 5; the models need lists of `output_hidden_states` that
+# count the embedding, and `DummyLayer`, of this version on.
+TRANSFORMERS = "5.23"
+
+# The most layers, private ones counted: a config may come from anywhere, and building it takes time
+# for every layer. The deepest decoders of transformers have some 130.
+MAX_LAYERS = 4096
 
 EXIT_NORMS = ("own", "shared")
 EXIT_HEADS = ("shared", "own")
@@ -65,6 +80,18 @@ def _of_text_config(name: str) -> property:
     )
 
 
+class AutoMap(dict[str, str]):
+    """`AUTO_MAP` for a transformers that is too old: it says so before the model's files are read.
+
+    Early ones do not find files that files import, and would name one of those instead.
+    """
+
+    def __getitem__(self, name: str) -> str:
+        if name.startswith("AutoModel"):
+            check_transformers()
+        return super().__getitem__(name)
+
+
 class FamilialConfig(PreTrainedConfig):
     r"""Configuration of a [`FamilialModel`] or [`FamilialForCausalLM`].
 
@@ -108,9 +135,12 @@ class FamilialConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "familial"
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
-    }
+    if SubConfigSpec is None:
+        sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+    else:
+        sub_configs_defaults: ClassVar[dict[str, Any]] = {
+            "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
+        }
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values",
         "exit_losses",
@@ -141,6 +171,14 @@ class FamilialConfig(PreTrainedConfig):
     bos_token_id = _of_text_config("bos_token_id")
     eos_token_id = _of_text_config("eos_token_id")
 
+    if not is_dataclass(PreTrainedConfig):  # before transformers 5.4
+
+        def __init__(self, **kwargs: Any) -> None:
+            for name, kind in type(self).__annotations__.items():
+                if not kind.startswith("ClassVar"):
+                    setattr(self, name, kwargs.pop(name, getattr(type(self), name)))
+            self.__post_init__(**kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the sub-config, fill in what depends on it, and check."""
         if not isinstance(self.text_config, (dict, PreTrainedConfig, type(None))):
@@ -153,7 +191,15 @@ class FamilialConfig(PreTrainedConfig):
                 "`text_config` must name its architecture: it has no `model_type`, only "
                 f"{sorted(self.text_config)}. Add for example `model_type='llama'`."
             )
-        super().__post_init__(**kwargs)
+        if isinstance(self.text_config, dict):
+            check_layers(self.text_config)
+        if SubConfigSpec is None and not isinstance(self.text_config, PreTrainedConfig):
+            fields = {"model_type": "llama"} | (self.text_config or {})
+            self.text_config = AutoConfig.for_model(**fields)
+            kwargs["auto_map"] = AutoMap(AUTO_MAP)
+        parent: Any = super()
+        made = getattr(parent, "__post_init__", None) or parent.__init__
+        made(**kwargs)
         self._check_text_config()
         if self.exits is None:
             depth = self.num_hidden_layers
@@ -174,10 +220,18 @@ class FamilialConfig(PreTrainedConfig):
             ValueError: Naming the field, its value and what would be right.
         """
         self._check_text_config()
-        check_exits(self.exits, self.num_hidden_layers)
-        if not _is_int(self.num_exit_layers) or self.num_exit_layers < 0:
+        depth = self.num_hidden_layers
+        check_exits(self.exits, depth)
+        if not _is_int(self.num_exit_layers) or not 0 <= self.num_exit_layers <= depth:
             raise ValueError(
-                f"`num_exit_layers` must be an integer of 0 or more, got {self.num_exit_layers!r}."
+                "`num_exit_layers` must be an integer of 0 or more, and at most the number of the "
+                f"backbone's layers ({depth}), got {self.num_exit_layers!r}."
+            )
+        private = self.num_exit_layers * (self.num_exits - 1)
+        if depth + private > MAX_LAYERS:
+            raise ValueError(
+                f"a family has {MAX_LAYERS} layers at most, got {depth} and "
+                f"{private} private ones: choose fewer exits or a smaller `num_exit_layers`."
             )
         _check_choice("exit_norm", self.exit_norm, EXIT_NORMS)
         _check_choice("exit_head", self.exit_head, EXIT_HEADS)
@@ -279,6 +333,38 @@ def check_exits(exits: Sequence[int], num_hidden_layers: int) -> None:
         raise ValueError(f"`exits` must be {right}, got {list(exits)}.")
 
 
+def check_layers(text_config: Mapping[str, Any]) -> None:
+    """Check that a backbone has so many layers as can be built, before anything counts them.
+
+    Args:
+        text_config (`Mapping[str, Any]`): Fields of its config.
+
+    Raises:
+        ValueError: If it has more than `MAX_LAYERS`.
+    """
+    model_type = text_config.get("model_type")
+    known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
+    name = getattr(known, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+    for field in {name, "num_hidden_layers"}:
+        count = text_config.get(field, 0)
+        if _is_int(count) and count > MAX_LAYERS:
+            raise ValueError(f"`{field}` must be {MAX_LAYERS} at most, got {count}.")
+
+
+def check_transformers() -> None:
+    """Check that the models can run here.
+
+    Raises:
+        ImportError: If transformers is too old; it says which version is needed.
+    """
+    hint = (
+        "That is what a familial model needs; its configuration loads with any transformers 5. "
+        "Run `pip install -U transformers`. A plain member (`hf_familial.export_exit`) needs no "
+        "newer version than its own class does."
+    )
+    require_version(f"transformers>={TRANSFORMERS}", hint)
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -288,4 +374,4 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
 
 
-__all__ = ["FamilialConfig", "check_exits", "evenly_spaced_exits"]
+__all__ = ["FamilialConfig", "check_exits", "check_transformers", "evenly_spaced_exits"]

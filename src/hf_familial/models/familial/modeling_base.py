@@ -1,5 +1,10 @@
 """The headless family: a host's decoder that can stop at, or read from, any of its exits."""
 
+from .configuration_familial import FamilialConfig, check_transformers
+
+
+check_transformers()  # before the imports that an older one lacks
+
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -13,14 +18,14 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import resolve_hidden_states_indices
 
-from .checkpoints import load_cut, may_split, save_by_segment
-from .configuration_familial import FamilialConfig
+from .checkpoints import load_cut, save_checkpoint
 from .contract import find_contract, host_traits, refusal
 from .exits import build_exits
 from .lean import Lean
 from .members import Members
 from .outputs import FamilialModelOutput
 from .segments import (
+    as_list,
     check_lengths,
     hook_private_layers,
     is_recurrent,
@@ -93,6 +98,10 @@ class FamilialPreTrainedModel(PreTrainedModel):
     ) -> None:
         """As in the host, with one group of files for each segment.
 
+        The checkpoint that the folder held lasts until the new one is whole, and is then replaced:
+        its weights go, whatever form they had. Weights of another `variant` stay if the config is
+        the same.
+
         Args:
             save_directory (`str` or `os.PathLike`): Folder.
             *args: As in the host.
@@ -106,16 +115,13 @@ class FamilialPreTrainedModel(PreTrainedModel):
             OSError: If something cannot be written.
         """
         save = super().save_pretrained
-        if args or not may_split(self, kwargs, by_segment):
-            save(save_directory, *args, **kwargs)
-        else:
-            save_by_segment(save, self, save_directory, **kwargs)
+        save_checkpoint(save, self, save_directory, *args, by_segment=by_segment, **kwargs)
 
     def freeze_weights(self, frozen: bool = True) -> None:
         """Promise that no weight changes from now on, so that calls need not look for changes.
 
-        For servers: a relay, and each side of a hand-over, looks at the weights before every text,
-        lest it go on with what it knew of others. `freeze_weights(False)` or `train()` ends it.
+        A relay, and each side of a hand-over, looks at the weights before every text, which a
+        server may spare itself. `freeze_weights(False)` or `train()` ends the promise.
 
         Args:
             frozen (`bool`, *optional*, defaults to `True`): Whether the promise holds.
@@ -298,7 +304,7 @@ class FamilialModel(FamilialPreTrainedModel):
         depths, requested = self.config.exits[:-1], inputs["output_hidden_states"]
         position_ids = self._positions(entry, inputs)
         indices = [depth + self.contract.tap_shift for depth in depths]
-        taps = requested if requested is True else [*indices, *_as_list(requested)]
+        taps = requested if requested is True else [*indices, *as_list(requested)]
         outputs = self._run_member(
             self.config.num_exits - 1, entry | inputs | {"output_hidden_states": taps or None}
         )
@@ -310,7 +316,7 @@ class FamilialModel(FamilialPreTrainedModel):
         ]
         if requested is not True:
             wanted = resolve_hidden_states_indices(
-                self.backbone, _as_list(requested), len(hidden_states)
+                self.backbone, as_list(requested), len(hidden_states)
             )
             kept = tuple(h if i in wanted else None for i, h in enumerate(hidden_states))
             outputs["hidden_states"] = kept if requested else None
@@ -338,8 +344,8 @@ class FamilialModel(FamilialPreTrainedModel):
 
     def _hook_private(self, exit_idx: int, inputs: dict[str, Any]) -> None:
         """Before anything of private layers is captured."""
-        names = ("output_hidden_states", "output_attentions", "output_router_logits")
-        if any(inputs[name] for name in names):
+        kinds = ("hidden_states", "attentions", "router_logits")
+        if any(inputs[f"output_{kind}"] for kind in kinds):
             hook_private_layers(self.backbone, self.contract, self.members.private(exit_idx))
 
     def _run_backbone(self, inputs: dict[str, Any]) -> Any:
@@ -373,8 +379,7 @@ class FamilialModel(FamilialPreTrainedModel):
         return Members(self.config, self.backbone, self.contract, self.exits)
 
     def member_view(self, exit_idx: int) -> PreTrainedModel:
-        """A member as a model of the host's class that shares its modules: a view, made anew each
-        time.
+        """Return a member as a model of the host's class: a view, made anew each time.
 
         Args:
             exit_idx (`int`): Exit at which the member ends.
@@ -388,13 +393,6 @@ class FamilialModel(FamilialPreTrainedModel):
         """
         segment = self.members.whole(self.config.resolve_exit(exit_idx))
         return segment_view(self.backbone, self.contract, segment)
-
-
-def _as_list(indices: Any) -> list[int]:
-    """Indices of hidden states as the host takes them: none, one or several."""
-    if indices is None or isinstance(indices, bool):
-        return []
-    return [indices] if isinstance(indices, int) else list(indices)
 
 
 __all__ = ["FamilialModel", "FamilialPreTrainedModel"]

@@ -1,5 +1,10 @@
 """A family of causal language models: one decoder of transformers with G exits."""
 
+from .configuration_familial import FamilialConfig, check_transformers
+
+
+check_transformers()  # before the imports that an older one lacks
+
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +18,6 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .configuration_familial import FamilialConfig
 from .contract import can_tie, logit_ops
 from .exits import build_head, copy_module, read_out
 from .families import VERIFIED

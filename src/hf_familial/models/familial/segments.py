@@ -364,3 +364,10 @@ def check_lengths(cache: Cache, slots: Sequence[int]) -> None:
             f"({lengths or started}): a shallower exit ran on it before. Keep one cache per exit, "
             "or run the missing positions through the deeper layers first."
         )
+
+
+def as_list(indices: Any) -> list[int]:
+    """Indices of hidden states as the host takes them: none, one or several."""
+    if indices is None or isinstance(indices, bool):
+        return []
+    return [indices] if isinstance(indices, int) else list(indices)
