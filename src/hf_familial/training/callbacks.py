@@ -238,6 +238,10 @@ class RunRecordCallback(TrainerCallback, ExportableState):
             data=self.data,
             code_version=self.code_version,
         )
+        if record.eval_loss_exits is None and args.eval_strategy != "no":
+            logger.warning(
+                "The run %s has no loss of an evaluation; its `eval_loss_*` are null.", self._name
+            )
         append_run(self.path, record)
 
 
