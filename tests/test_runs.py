@@ -53,7 +53,7 @@ RECORD = RunRecord(
 FIELDS = (
     "run_id N_total N_non_embedding N_active D_tokens C_flops G exits loss_mean loss_exits "
     "loss_final eval_loss_mean eval_loss_exits eval_loss_final seed lr batch_tokens seq_len "
-    "vocab_size data backbone wall_s tokens_per_s code_version status"
+    "vocab_size data backbone wall_s tokens_per_s code_version status target_tokens computed_tokens"
 )
 
 

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from hf_familial import FamilialForCausalLM, FamilialTrainingArguments
+from hf_familial.runs import read_runs
 from hf_familial.training.progress import ExitProgressCallback
 from hf_familial.training.trainer import FamilialTrainer
 
@@ -432,6 +433,7 @@ RUN = """
     import json, sys
     from pathlib import Path
     sys.path[:0] = [{tests!r}, {here!r}]
+    from hf_familial.training.callbacks import RunRecordCallback
     from test_trainer import EVAL, TRAIN, trainer_of
 
     batch, accumulation, averaged = map(int, sys.argv[2:])
@@ -448,6 +450,7 @@ RUN = """
         ddp_find_unused_parameters=False,
     )
     trainer.train_dataset = TRAIN.select(range(8))
+    trainer.add_callback(RunRecordCallback(sys.argv[1] + "/runs.jsonl"))
     trainer.train()
     whole = trainer.evaluate(TRAIN.select(range(8)))
     partial = trainer.evaluate(EVAL)
@@ -481,6 +484,9 @@ def test_two_processes_log_what_one_does(tmp_path: Path) -> None:
     two = run_script(tmp_path / "two", 2, 2, 1, 1)
     accumulated = run_script(tmp_path / "accumulated", 2, 1, 2, 1)
     assert [run[0] for run in (one, two, accumulated)] == [1, 2, 2]
+    records = [read_runs(tmp_path / n / "runs.jsonl")[0] for n in ("one", "two", "accumulated")]
+    for name in ("D_tokens", "target_tokens", "computed_tokens", "C_flops", "seq_len"):
+        assert len({getattr(record, name) for record in records}) == 1, name
     for _, history, whole, partial in (two, accumulated):
         for row, expected in zip(history, one[1], strict=True):
             assert row.keys() == expected.keys()

@@ -14,11 +14,14 @@ from transformers import ProgressCallback, Trainer
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..flops import prepare_training_flops
 from ..models.familial.losses import IGNORE_INDEX
 from .args import FamilialTrainingArguments
 from .budget import flops_per_token
-from .callbacks import FlopCounterCallback, RunRecordCallback
+from .callbacks import FlopBudgetCallback, FlopCounterCallback, RunRecordCallback
 from .progress import ExitProgressCallback
+from .tokens import TokenCounts, add_counts, count_targets, count_tokens, main_input
+from .tuning import what_learns
 
 
 logger = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ class FamilialTrainer(Trainer):
         self._evaluated: list[torch.Tensor] = []
         # by sequence length: asked for at every step, while the config stays the same
         self._flops_per_token: dict[int, float] = {}
+        self._tokens: list[torch.Tensor] = []
 
     def compute_loss(
         self,
@@ -102,14 +106,13 @@ class FamilialTrainer(Trainer):
         state, name = self.accelerator.gradient_state, "labels"
         if inputs.get("shift_labels") is not None:
             name = "shift_labels"
-        labels = inputs[name]
         if state.end_of_dataloader and state.remainder > 0:
+            labels = inputs[name].clone()
             share = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
             first = self.accelerator.process_index // share * len(labels)
-            labels = labels.clone()
             labels[max(0, state.remainder - first) :] = IGNORE_INDEX
-        counted = labels if name == "shift_labels" else labels[..., 1:]
-        return {**inputs, name: labels}, (counted != IGNORE_INDEX).sum()
+            inputs = {**inputs, name: labels}
+        return inputs, count_targets(inputs)
 
     def _objective(self) -> dict[str, Any]:
         """What the model is told about the loss of this optimiser step."""
@@ -144,10 +147,18 @@ class FamilialTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in the host."""
         self._forget()
+        self._tokens.clear()
         self._flops_per_token.clear()  # something else may learn than before
+        if self.model is not None:
+            model = self.accelerator.unwrap_model(self.model)
+            prepare_training_flops(model.config, what_learns(model))
+        for budget in self._callbacks(FlopBudgetCallback):
+            budget.store = self.store_flos
         try:
             return super().train(*args, **kwargs)
         except Exception as error:
+            if self.args.world_size == 1:  # others may wait elsewhere, for ever
+                self.store_flos()
             for callback in self._callbacks(RunRecordCallback):
                 try:
                     callback.on_failure(self.args, self.state)
@@ -157,12 +168,30 @@ class FamilialTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """FLOPs of forward and backward, every exit and head counted, of what learns."""
-        ids = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
+        ids = main_input(inputs)
         length = ids.shape[1]
         if length not in self._flops_per_token:
             model = self.accelerator.unwrap_model(self.model)
             self._flops_per_token[length] = flops_per_token(model, length)
-        return self._flops_per_token[length] * ids.numel()
+        if self._callbacks(RunRecordCallback):
+            self._tokens.append(count_tokens(inputs))
+        # processes that share a batch run it once between them
+        return self._flops_per_token[length] * ids.numel() / self.get_tp_size()
+
+    def store_flos(self) -> None:
+        """As in the host, with the tokens beside the FLOPs."""
+        super().store_flos()
+        records = self._callbacks(RunRecordCallback)
+        if not records:
+            return
+        none = torch.zeros(4, dtype=torch.int64, device=self.args.device)
+        counts = add_counts(torch.stack([none, *(row.to(none) for row in self._tokens)]))
+        self._tokens.clear()
+        if self.args.world_size > 1:
+            counts = add_counts(self.accelerator.gather(counts[None]))
+            counts[:3] //= self.get_tp_size()
+        for record in records:
+            record.count(TokenCounts(*counts.tolist()))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in the host, with `exit_<k>_loss` beside every training `loss`."""
