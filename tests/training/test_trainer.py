@@ -304,6 +304,14 @@ def test_rows_without_labels_are_refused(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_labels_of_the_answers_alone_are_refused(tmp_path: Path) -> None:
+    """Read flat, they would train the answer after tokens of the prompt."""
+    rows = {"input_ids": TRAIN["input_ids"][:], "labels": [row[-4:] for row in TRAIN["labels"][:]]}
+    trainer = trainer_of(tmp_path, data=Dataset.from_dict(rows))
+    with pytest.raises(ValueError, match=r"`labels` must have .* \(2, 12\) .* got \(2, 4\)"):
+        trainer.train()
+
+
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`label_smoothing_factor` must be 0 .*, got 0.1"):
         trainer_of(tmp_path, label_smoothing_factor=0.1)

@@ -27,6 +27,8 @@ CHUNKED: dict[str, str | int] = {
     "qwen3_next": 64,
     "zamba2": "chunk_size",
 }
+# A host that cuts a sequence into chunks and a rest, each with kernels of its own.
+COUNTED = frozenset({"xlstm"})
 CHECKED = 61  # a length at which a host that no test knows has to agree
 
 
@@ -36,7 +38,7 @@ class LengthCounts:
     The first length is counted. At the second one, a polynomial is laid through counts at a few
     lengths: a quadratic in the length, or, in a host that works in chunks, one quadratic up to the
     first chunk and beyond it one in the length and the number of chunks. If a polynomial does not
-    fit the host, every length is counted.
+    fit the host, every length is counted once.
 
     Args:
         config ([`FamilialConfig`]): The family.
@@ -64,6 +66,8 @@ class LengthCounts:
         return self.chunk is not None and length > self.chunk
 
     def _laid(self, several: bool) -> list[Fraction]:
+        if self.config.text_config.model_type in COUNTED:
+            return []
         if several not in self._weights:
             nodes = _nodes(self.chunk, several)
             rows = [self._terms(length) for length in nodes]

@@ -91,7 +91,7 @@ def training_flops_per_token(
 
     Returns:
         [`FlopCount`]: The first length of a family is counted, the second takes a few counts more,
-        and from then on every length follows at once (see [`LengthCounts`]).
+        and from then on every length follows at once; see `prepare_training_flops`.
 
     Raises:
         TypeError: If it is not a family, or `train` is something else.

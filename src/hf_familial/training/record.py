@@ -78,8 +78,8 @@ def make_record(
         wall_s=wall_s,
         tokens_per_s=tokens / max(wall_s, 1e-9),
         status=status,
-        target_tokens=counted and counted.targets,
-        computed_tokens=counted and counted.computed,
+        target_tokens=None if counted is None else counted.targets,
+        computed_tokens=None if counted is None else counted.computed,
         **names,
     )
 

@@ -60,8 +60,9 @@ def count_tokens(inputs: Mapping[str, Any]) -> torch.Tensor:
     """
     ids, mask = main_input(inputs), inputs.get("attention_mask")
     computed = ids.new_full((), ids.numel(), dtype=torch.int64)
-    padded = isinstance(mask, torch.Tensor) and mask.shape == ids.shape
-    seen = torch.count_nonzero(mask) if padded else computed
+    seen = computed
+    if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
+        seen = torch.count_nonzero(mask)
     labelled = inputs.get("labels") is not None or inputs.get("shift_labels") is not None
     targets = count_targets(inputs) if labelled else torch.zeros_like(computed)
     longest = torch.full_like(computed, ids.shape[1])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import ProgressCallback, Trainer
+from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -106,7 +106,8 @@ class FamilialTrainer(Trainer):
         state, name = self.accelerator.gradient_state, "labels"
         if inputs.get("shift_labels") is not None:
             name = "shift_labels"
-        if state.end_of_dataloader and state.remainder > 0:
+        several = self.accelerator.num_processes > 1
+        if several and state.end_of_dataloader and state.remainder > 0:
             labels = inputs[name].clone()
             share = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
             first = self.accelerator.process_index // share * len(labels)
@@ -224,7 +225,8 @@ class FamilialTrainer(Trainer):
 
     @contextmanager
     def _dropping_no_row(self) -> Iterator[None]:
-        given, self.args = self.args, copy.copy(self.args)
+        given: TrainingArguments = self.args
+        self.args: TrainingArguments = copy.copy(given)
         self.args.dataloader_drop_last = False
         try:
             yield
