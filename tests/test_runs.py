@@ -74,6 +74,7 @@ def records() -> st.SearchStrategy[RunRecord]:
             **dict.fromkeys(("loss_mean", "loss_final"), finite),
             **dict.fromkeys(("eval_loss_mean", "eval_loss_final"), finite),
             **dict.fromkeys(("loss_exits", "eval_loss_exits"), per_exit),
+            **dict.fromkeys(("target_tokens", "computed_tokens"), st.none() | counts),
             **dict.fromkeys(("seed", "batch_tokens", "seq_len", "vocab_size"), counts),
             **dict.fromkeys(("C_flops", "lr", "wall_s", "tokens_per_s"), sizes),
             backbone=st.builds(Backbone, st.text(), counts, counts),

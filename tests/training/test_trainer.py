@@ -461,10 +461,13 @@ RUN = """
     trainer.add_callback(RunRecordCallback(sys.argv[1] + "/runs.jsonl"))
     trainer.train()
     whole = trainer.evaluate(TRAIN.select(range(8)))
-    partial = trainer.evaluate(EVAL)
+    partial, few = trainer.evaluate(EVAL), trainer.evaluate(EVAL.select([4]))
     if trainer.is_world_process_zero():
-        found = [trainer.args.world_size, trainer.state.log_history, whole, partial]
+        found = [trainer.args.world_size, trainer.state.log_history, whole, partial, few]
         Path(sys.argv[1], "found.json").write_text(json.dumps(found))
+    # a process that leaves while the other still hears it may abort
+    trainer.accelerator.wait_for_everyone()
+    trainer.end()
 """
 
 
@@ -495,24 +498,24 @@ def test_two_processes_log_what_one_does(tmp_path: Path) -> None:
     records = [read_runs(tmp_path / n / "runs.jsonl")[0] for n in ("one", "two", "accumulated")]
     for name in ("D_tokens", "target_tokens", "computed_tokens", "C_flops", "seq_len"):
         assert len({getattr(record, name) for record in records}) == 1, name
-    for _, history, whole, partial in (two, accumulated):
+    for _, history, *evaluations in (two, accumulated):
         for row, expected in zip(history, one[1], strict=True):
             assert row.keys() == expected.keys()
             if "loss" in row:
                 assert exit_losses_of(row) == pytest.approx(exit_losses_of(expected), rel=1e-5)
                 assert row["loss"] == pytest.approx(np.mean(exit_losses_of(row)), rel=1e-6)
         # rows that fill up the last batch of the second process do not count twice
-        for metrics, right in ((whole, one[2]), (partial, one[3])):
+        for metrics, right in zip(evaluations, one[2:], strict=True):
             found, expected = (exit_losses_of(row, "eval_exit") for row in (metrics, right))
             assert found == pytest.approx(expected, rel=1e-5)
-        for metrics in (whole, partial):
+        for metrics in evaluations:
             mean = np.mean(exit_losses_of(metrics, "eval_exit"))
             assert mean == pytest.approx(metrics["eval_loss"], rel=1e-6)
 
 
 @pytest.mark.slow
 def test_two_processes_that_average_their_own_means(tmp_path: Path) -> None:
-    _, history, whole, _ = run_script(tmp_path / "two", 2, 2, 1, 0)
+    _, history, whole, *_ = run_script(tmp_path / "two", 2, 2, 1, 0)
     for row in history:
         if "loss" in row:
             assert np.mean(exit_losses_of(row)) == pytest.approx(row["loss"], rel=1e-6)
