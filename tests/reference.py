@@ -15,7 +15,8 @@ from backbones import tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from hf_familial import FamilialForCausalLM
+from hf_familial import FamilialConfig, FamilialForCausalLM
+from hf_familial.flops import training
 
 
 # model_type -> where its causal LM keeps the layers and the final norm
@@ -218,3 +219,8 @@ def gradients(model: nn.Module) -> Mapping[str, torch.Tensor]:
 def copy_of(model: nn.Module) -> Any:
     """A deep copy, for a model that something is about to take over."""
     return copy.deepcopy(model)
+
+
+def counted_training_flops(config: FamilialConfig, length: int, train: Any = "all") -> int:
+    """FLOPs of training on one sequence, by running the whole family at that very length."""
+    return training._Counts(config, train)._count(length)

@@ -53,7 +53,7 @@ RECORD = RunRecord(
 FIELDS = (
     "run_id N_total N_non_embedding N_active D_tokens C_flops G exits loss_mean loss_exits "
     "loss_final eval_loss_mean eval_loss_exits eval_loss_final seed lr batch_tokens seq_len "
-    "vocab_size data backbone wall_s tokens_per_s code_version status"
+    "vocab_size data backbone wall_s tokens_per_s code_version status target_tokens computed_tokens"
 )
 
 
@@ -74,6 +74,7 @@ def records() -> st.SearchStrategy[RunRecord]:
             **dict.fromkeys(("loss_mean", "loss_final"), finite),
             **dict.fromkeys(("eval_loss_mean", "eval_loss_final"), finite),
             **dict.fromkeys(("loss_exits", "eval_loss_exits"), per_exit),
+            **dict.fromkeys(("target_tokens", "computed_tokens"), st.none() | counts),
             **dict.fromkeys(("seed", "batch_tokens", "seq_len", "vocab_size"), counts),
             **dict.fromkeys(("C_flops", "lr", "wall_s", "tokens_per_s"), sizes),
             backbone=st.builds(Backbone, st.text(), counts, counts),

@@ -9,7 +9,7 @@ import types
 import typing
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,9 @@ class RunRecord:
         N_non_embedding (`int`): The same without token embedding and output heads.
         N_active (`int`): Of `N_total`, those that take part in one token: of routed experts, as
             many as a token is sent to. Equal to `N_total` in a dense backbone.
-        D_tokens (`int`): Tokens seen in training, repeated ones each time.
-        C_flops (`float`): FLOPs of the whole run: forward and backward, every exit and head.
+        D_tokens (`int`): Tokens seen in training, repeated ones each time, padding left out.
+        C_flops (`float`): FLOPs of the whole run: forward and backward, every exit and head, of
+            every position that was computed; `total_flos` of the trainer.
         G (`int`): Number of exits, the deepest one counted.
         exits (`tuple[int, ...]`): Depth of every exit, in backbone layers.
         loss_mean (`float`, *optional*): Mean of `loss_exits`, weights 1/G.
@@ -77,8 +78,9 @@ class RunRecord:
         eval_loss_final (`float`, *optional*): As `loss_final`, there.
         seed (`int`): Seed of the run.
         lr (`float`): Peak learning rate.
-        batch_tokens (`int`): Tokens of one optimiser step, over all processes.
-        seq_len (`int`): Tokens of one sequence.
+        batch_tokens (`int`): Tokens of one optimiser step over all processes, at most: those of
+            full batches of sequences of `seq_len`.
+        seq_len (`int`): Tokens of the longest sequence.
         vocab_size (`int`): Rows of the token embedding.
         data (`str`): What it was trained on.
         backbone ([`Backbone`]): Architecture, width and depth.
@@ -86,6 +88,11 @@ class RunRecord:
         tokens_per_s (`float`): `D_tokens / wall_s`.
         code_version (`str`): Version of the code that trained it.
         status (`str`): `"finished"`, `"stopped"` before its last step, `"diverged"` or `"failed"`.
+        target_tokens (`int`, *optional*): Positions that had a loss, which are fewer than
+            `D_tokens`: the first token of a sequence and what has a label of -100 is predicted by
+            none. `None` if nobody counted (see `RunRecordCallback`).
+        computed_tokens (`int`, *optional*): Positions that the model ran, padding included. `None`
+            if nobody counted.
 
     Raises:
         RunRecordError: If a field is of a wrong type or out of its range.
@@ -116,6 +123,8 @@ class RunRecord:
     tokens_per_s: float
     code_version: str
     status: str
+    target_tokens: int | None = None
+    computed_tokens: int | None = None
 
     def __post_init__(self) -> None:
         """Check every field; lists become tuples, integers where a float belongs floats."""
@@ -149,7 +158,8 @@ class RunRecord:
         """The record of a row as JSON has it.
 
         Args:
-            row (`Mapping[str, Any]`): Every field by name, and no other.
+            row (`Mapping[str, Any]`): Every field by name, and no other; those with a default may
+                be missing, as in rows of older versions.
 
         Returns:
             [`RunRecord`]
@@ -257,7 +267,8 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise RunRecordError(f"a run must be a JSON object, got {row!r}.")
     names = [field.name for field in fields(cls)]
-    for wrong, problem in ((set(names) - set(row), "missing"), (set(row) - set(names), "unknown")):
+    needed = {field.name for field in fields(cls) if field.default is MISSING}
+    for wrong, problem in ((needed - set(row), "missing"), (set(row) - set(names), "unknown")):
         if wrong:
             name = prefix + min(wrong)
             raise RunRecordError(f"`{name}` is {problem}; a run has {', '.join(names)}.", name)

@@ -189,6 +189,35 @@ def test_a_batch_without_targets_is_not_run(free_flops):
     assert len(passes) == 1
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_losses_do_not_depend_on_the_batch(free_flops, batch_size):
+    model, rows = tiny_family("llama", [2, 4]), ragged_rows()
+    rows[3]["labels"] = [-100] * len(rows[3]["input_ids"])
+    expected, count = oracle(model, rows, 15)
+    found = evaluate_exits(model, rows, batch_size=batch_size)
+    assert (found.num_tokens, found.num_sequences) == (count, len(rows))
+    for row, right in zip(found.rows, expected, strict=True):
+        assert row.loss == pytest.approx(right["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["labels", "shift_labels"])
+@pytest.mark.parametrize("shape", [(2, 7), (3, 8), (8, 2), (16,)], ids=str)
+def test_a_batch_whose_labels_have_another_shape_is_refused(name, shape):
+    model, ids = tiny_family("llama", [2, 4]), torch.full((2, 8), 9)
+    batch = {"input_ids": ids, "labels": ids} | {name: torch.full(shape, 9)}
+    with pytest.raises(ValueError, match=rf"`{name}` of a batch .* \(2, 8\), got") as raised:
+        evaluate_exits(model, [{}], data_collator=lambda rows: batch)
+    assert str(shape) in str(raised.value)
+
+
+def test_labels_that_a_collator_shifted_are_read_as_they_are(free_flops):
+    model, ids = tiny_family("llama", [2, 4]), torch.arange(9, 25).view(2, 8)
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    batches = [{"input_ids": ids}, {"input_ids": ids, "labels": ids, "shift_labels": shifted}]
+    plain, given = (evaluate_exits(model, [{}], data_collator=lambda _, b=b: b) for b in batches)
+    assert plain.rows == given.rows
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_every_module_gets_its_mode_back(fails):
     model = tiny_family("llama", [2, 4]).train()

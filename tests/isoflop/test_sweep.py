@@ -1,5 +1,6 @@
 """A sweep on this process's own executor: what runs, what is skipped, what is refused."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from sweep_harness import (
     Here,
     Killed,
@@ -30,6 +32,7 @@ from hf_familial.isoflop import (
     survey,
 )
 from hf_familial.isoflop.sweep.corpora import _corpus
+from hf_familial.isoflop.sweep.display import LineDisplay
 from hf_familial.isoflop.sweep.folder import FAILURE, RECORD, RUN_POINTS
 from hf_familial.runs import RunRecordError, read_runs
 
@@ -175,6 +178,29 @@ def test_worse_than_guessing_is_diverged(corpus: Path, tmp_path: Path) -> None:
     tokens = {plan.id: plan.tokens for plan in design.runs()}
     assert any(record.D_tokens == tokens[record.run_id] for record in outcome.records)
     assert [record.status for record in read_runs(tmp_path / "runs.jsonl")] == ["diverged"] * 2
+
+
+def test_few_held_out_rows_are_all_evaluated(corpus: Path, tmp_path: Path) -> None:
+    """A batch that they do not fill was dropped, and every run called diverged."""
+    training = {"max_eval_tokens": 48, "per_device_eval_batch_size": 16}
+    outcome = Sweep(design_of(corpus, training=training), tmp_path, Here()).run()
+    for record in outcome.records:
+        assert record.status == "finished"
+        assert record.eval_loss_final is not None
+    points = [json.loads(x) for x in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert {row["run_id"] for row in points} == {record.run_id for record in outcome.records}
+
+
+def test_a_run_without_an_evaluation_is_no_diverged_one(corpus: Path, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    training = {"eval_strategy": "no"}
+    sweep = Sweep(design_of(corpus, training=training), tmp_path, Here())
+    sweep.display = LineDisplay(console)
+    for record in sweep.run().records:
+        assert record.status == "finished"
+        assert record.eval_loss_exits is None
+        assert record.loss_final is not None
+    assert console.file.getvalue().count("finished: no evaluation, ") == 2
 
 
 def test_failures_are_counted_and_given_up(corpus: Path, tmp_path: Path) -> None:

@@ -147,7 +147,9 @@ def test_taken_up_at_every_checkpoint(name: str, tmp_path: Path) -> None:
     )
     record = read_runs(tmp_path / "whole" / "runs.jsonl")[0]
     assert (record.status, record.G) == ("finished", len(exits))
-    assert record.D_tokens == STEPS * record.batch_tokens
+    # the last step of an epoch may be a short one
+    assert 0.9 * STEPS * record.batch_tokens < record.D_tokens <= STEPS * record.batch_tokens
+    assert record.computed_tokens == record.D_tokens
 
     # one life for each checkpoint: it dies of the next one
     folder, checkpoint = tmp_path / "torn", None

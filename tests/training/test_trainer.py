@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from hf_familial import FamilialForCausalLM, FamilialTrainingArguments
+from hf_familial.runs import read_runs
 from hf_familial.training.progress import ExitProgressCallback
 from hf_familial.training.trainer import FamilialTrainer
 
@@ -303,6 +304,14 @@ def test_rows_without_labels_are_refused(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_labels_of_the_answers_alone_are_refused(tmp_path: Path) -> None:
+    """Read flat, they would train the answer after tokens of the prompt."""
+    rows = {"input_ids": TRAIN["input_ids"][:], "labels": [row[-4:] for row in TRAIN["labels"][:]]}
+    trainer = trainer_of(tmp_path, data=Dataset.from_dict(rows))
+    with pytest.raises(ValueError, match=r"`labels` must have .* \(2, 12\) .* got \(2, 4\)"):
+        trainer.train()
+
+
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`label_smoothing_factor` must be 0 .*, got 0.1"):
         trainer_of(tmp_path, label_smoothing_factor=0.1)
@@ -314,10 +323,7 @@ def test_label_smoothing_is_refused(tmp_path: Path) -> None:
 def test_evaluation_equals_a_plain_loop(tmp_path: Path) -> None:
     model = family_of()
     metrics = trainer_of(tmp_path, model).evaluate()
-    # as the host does: mean over the rows of the loss of their batch
-    batches = batches_of(EVAL, 4)
-    assert [len(batch["labels"]) for batch in batches] == [4, 3]
-    expected = sum(len(batch["labels"]) / 7 * oracle(model, batch) for batch in batches)
+    expected = oracle(model, EVAL.to_dict())
     assert exit_losses_of(metrics, "eval_exit") == pytest.approx(expected.tolist(), rel=2e-6)
     assert metrics["eval_loss"] == pytest.approx(expected.mean().item(), rel=2e-6)
 
@@ -435,6 +441,7 @@ RUN = """
     import json, sys
     from pathlib import Path
     sys.path[:0] = [{tests!r}, {here!r}]
+    from hf_familial.training.callbacks import RunRecordCallback
     from test_trainer import EVAL, TRAIN, trainer_of
 
     batch, accumulation, averaged = map(int, sys.argv[2:])
@@ -451,12 +458,16 @@ RUN = """
         ddp_find_unused_parameters=False,
     )
     trainer.train_dataset = TRAIN.select(range(8))
+    trainer.add_callback(RunRecordCallback(sys.argv[1] + "/runs.jsonl"))
     trainer.train()
     whole = trainer.evaluate(TRAIN.select(range(8)))
-    partial = trainer.evaluate(EVAL)
+    partial, few = trainer.evaluate(EVAL), trainer.evaluate(EVAL.select([4]))
     if trainer.is_world_process_zero():
-        found = [trainer.args.world_size, trainer.state.log_history, whole, partial]
+        found = [trainer.args.world_size, trainer.state.log_history, whole, partial, few]
         Path(sys.argv[1], "found.json").write_text(json.dumps(found))
+    # a process that leaves while the other still hears it may abort
+    trainer.accelerator.wait_for_everyone()
+    trainer.end()
 """
 
 
@@ -484,24 +495,27 @@ def test_two_processes_log_what_one_does(tmp_path: Path) -> None:
     two = run_script(tmp_path / "two", 2, 2, 1, 1)
     accumulated = run_script(tmp_path / "accumulated", 2, 1, 2, 1)
     assert [run[0] for run in (one, two, accumulated)] == [1, 2, 2]
-    for _, history, whole, partial in (two, accumulated):
+    records = [read_runs(tmp_path / n / "runs.jsonl")[0] for n in ("one", "two", "accumulated")]
+    for name in ("D_tokens", "target_tokens", "computed_tokens", "C_flops", "seq_len"):
+        assert len({getattr(record, name) for record in records}) == 1, name
+    for _, history, *evaluations in (two, accumulated):
         for row, expected in zip(history, one[1], strict=True):
             assert row.keys() == expected.keys()
             if "loss" in row:
                 assert exit_losses_of(row) == pytest.approx(exit_losses_of(expected), rel=1e-5)
                 assert row["loss"] == pytest.approx(np.mean(exit_losses_of(row)), rel=1e-6)
-        found, expected = (exit_losses_of(metrics, "eval_exit") for metrics in (whole, one[2]))
-        if history is two[1]:
-            # batches of the same tokens; halves of them are averaged with other weights
+        # rows that fill up the last batch of the second process do not count twice
+        for metrics, right in zip(evaluations, one[2:], strict=True):
+            found, expected = (exit_losses_of(row, "eval_exit") for row in (metrics, right))
             assert found == pytest.approx(expected, rel=1e-5)
-        for metrics in (whole, partial):
+        for metrics in evaluations:
             mean = np.mean(exit_losses_of(metrics, "eval_exit"))
             assert mean == pytest.approx(metrics["eval_loss"], rel=1e-6)
 
 
 @pytest.mark.slow
 def test_two_processes_that_average_their_own_means(tmp_path: Path) -> None:
-    _, history, whole, _ = run_script(tmp_path / "two", 2, 2, 1, 0)
+    _, history, whole, *_ = run_script(tmp_path / "two", 2, 2, 1, 0)
     for row in history:
         if "loss" in row:
             assert np.mean(exit_losses_of(row)) == pytest.approx(row["loss"], rel=1e-6)

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..models.familial.losses import IGNORE_INDEX
@@ -49,12 +50,12 @@ def model_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, An
         device (`torch.device`): Of the model.
 
     Returns:
-        `dict[str, Any]`: All but `labels`.
+        `dict[str, Any]`: All but the labels.
     """
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
-        if name != "labels"
+        if name not in ("labels", "shift_labels")
     }
 
 
@@ -91,7 +92,7 @@ def with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
         `dict[str, Any]`: With `labels` of shape `(batch, seq)`, not shifted.
 
     Raises:
-        ValueError: If it has no `input_ids`.
+        ValueError: If it has no `input_ids`, or labels of another shape.
     """
     batch = dict(batch)
     if "input_ids" not in batch:
@@ -101,7 +102,29 @@ def with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
         if mask is None or mask.shape != ids.shape:
             mask = torch.ones_like(ids)
         batch["labels"] = own_labels(ids, mask)
+    for name in ("labels", "shift_labels"):
+        given, ids = batch.get(name), batch["input_ids"]
+        if given is not None and given.shape != ids.shape:
+            raise ValueError(
+                f"`{name}` of a batch must have the shape of its `input_ids`, {tuple(ids.shape)}, "
+                f"got {tuple(given.shape)}. Give {IGNORE_INDEX} where there is no target."
+            )
     return batch
+
+
+def shifted_labels(batch: Mapping[str, Any]) -> torch.Tensor:
+    """Return the target of every position, as the loss of training reads them.
+
+    Args:
+        batch (`Mapping[str, Any]`): With `labels`, and perhaps `shift_labels`, which go before.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, seq)`: Token ids, -100 where there is no target.
+    """
+    given: torch.Tensor | None = batch.get("shift_labels")
+    if given is not None:
+        return given
+    return nn.functional.pad(batch["labels"], (0, 1), value=IGNORE_INDEX)[..., 1:]
 
 
 def own_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ..flops import measure_flops_per_token
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.contract import logit_ops
 from ..models.familial.losses import IGNORE_INDEX
-from .batches import Collator, Row, iter_batches, model_inputs
+from .batches import Collator, Row, iter_batches, model_inputs, shifted_labels
 from .reading import ExitTally, read_predictions
 from .results import ExitEvaluation, ExitRow
 
@@ -120,7 +120,7 @@ def _evaluate_batch(model: FamilialForCausalLM, batch: Mapping[str, Any], seen: 
     """Run a batch through the backbone once and read every exit, the deepest first."""
     inputs = model_inputs(batch, model.device)
     seen.num_sequences += len(inputs["input_ids"])
-    shifted = nn.functional.pad(batch["labels"], (0, 1), value=IGNORE_INDEX)[..., 1:].flatten()
+    shifted = shifted_labels(batch).flatten()
     positions = torch.nonzero(shifted != IGNORE_INDEX).squeeze(1)
     if not len(positions):
         return

@@ -19,6 +19,7 @@ from .training import (
     Approximation,
     FlopCount,
     approximate_training_flops,
+    prepare_training_flops,
     training_flops_per_token,
 )
 
@@ -44,5 +45,6 @@ __all__ = [
     "forward_flops",
     "measure_flops_per_token",
     "member_flops",
+    "prepare_training_flops",
     "training_flops_per_token",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,11 +76,6 @@ def _faked(tensor: torch.Tensor) -> torch.Tensor:
 def walks(config: FamilialConfig, length: int) -> bool:
     """Whether a sequence is too long for a host that walks over its positions one by one."""
     return config.text_config.model_type in RECURRENT and length > SHORT[-1]
-
-
-def extrapolated(count: Callable[[int], int], length: int) -> int:
-    """The quadratic in the length that goes through the counts of three short sequences."""
-    return quadratic([count(short) for short in SHORT], length)
 
 
 def quadratic(counts: list[int], length: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +12,9 @@ import torch
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .counting import counter
 from .forward import estimated
+from .lengths import LengthCounts
 from .parameters import CONVENTIONS, family_parameters
-from .phantom import config_of, extrapolated, fake, phantom, walks
+from .phantom import config_of, fake, phantom
 
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Approximation:
         )
 
 
-_COUNTS: dict[tuple[str, int, str], FlopCount] = {}
+_COUNTS: dict[tuple[str, str], _Counts] = {}
 
 
 def training_flops_per_token(
@@ -89,7 +90,8 @@ def training_flops_per_token(
             forward alone; or the adapters of a LoRA (Hu et al. 2021, arXiv:2106.09685).
 
     Returns:
-        [`FlopCount`]: Kept for the next call with equal arguments.
+        [`FlopCount`]: The first length of a family is counted, the second takes a few counts more,
+        and from then on every length follows at once; see `prepare_training_flops`.
 
     Raises:
         TypeError: If it is not a family, or `train` is something else.
@@ -103,15 +105,31 @@ def training_flops_per_token(
     config = config_of(model_or_config)
     if seq_length < 1:
         raise ValueError(f"`seq_length` must be 1 or more, got {seq_length}.")
-    _check_train(train)
-    if train == "all" and config.num_exits > 1 and not config.num_exit_layers:
-        # exits without layers cost a head each: families on one backbone are counted once
-        dense = training_flops_per_token(_dense(config), seq_length)
-        return replace(dense, per_token=dense.per_token + (config.num_exits - 1) * _head(config))
-    key = (config.to_json_string(use_diff=False), seq_length, _key(train))
-    if key not in _COUNTS:
-        _COUNTS[key] = _count(config, seq_length, train)
-    return _COUNTS[key]
+    counts, heads = _counts_of(config, train)
+    total = counts.lengths.at(seq_length)
+    return FlopCount(total / seq_length + heads, exact=counts.exact)
+
+
+def prepare_training_flops(
+    model_or_config: FamilialForCausalLM | FamilialConfig, train: str | LoraConfig = "all"
+) -> None:
+    """Count now what `training_flops_per_token` needs, so that it is quick at every length.
+
+    It takes a few passes of a family without weights, seconds on a model of 30 layers.
+
+    Args:
+        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
+        train (`str` or `peft.LoraConfig`, *optional*, defaults to `"all"`): What learns.
+
+    Raises:
+        TypeError: If it is not a family, or `train` is something else.
+        ValueError: If `train` is unknown or leaves nothing to learn, or the family cannot be built.
+
+    Example:
+        >>> prepare_training_flops(model)
+        >>> costs = [training_flops_per_token(model, length) for length in range(1, 4097)]
+    """
+    _counts_of(config_of(model_or_config), train)[0].lengths.prepare()
 
 
 def approximate_training_flops(
@@ -179,20 +197,38 @@ def _head(config: FamilialConfig) -> int:
     return 3 * sizes.head_flops
 
 
-def _count(config: FamilialConfig, seq_length: int, train: str | LoraConfig) -> FlopCount:
-    # the caller may be evaluating
-    with torch.inference_mode(False), torch.enable_grad():
-        family: Any = _learning(phantom(config), train)
-        try:
-            with fake(family):
-                if walks(config, seq_length):
-                    total = extrapolated(lambda length: _run(family, length), seq_length)
-                else:
-                    total = _run(family, seq_length)
-        except Exception:
-            # whatever a host's forward raises where it wants to look at values
-            return FlopCount(_estimate(config, seq_length, train) / seq_length, exact=False)
-    return FlopCount(total / seq_length, exact=True)
+class _Counts:
+    """FLOPs of one sequence of a family, by its length."""
+
+    def __init__(self, config: FamilialConfig, train: str | LoraConfig) -> None:
+        self.config, self.train, self.exact = config, train, True
+        self.lengths = LengthCounts(config, self._count)
+
+    def _count(self, seq_length: int) -> int:
+        # the caller may be evaluating
+        with torch.inference_mode(False), torch.enable_grad():
+            family: Any = _learning(phantom(self.config), self.train)
+            try:
+                with fake(family):
+                    return _run(family, seq_length)
+            except Exception:
+                # whatever a host's forward raises where it wants to look at values
+                self.exact = False
+                return _estimate(self.config, seq_length, self.train)
+
+
+def _counts_of(config: FamilialConfig, train: str | LoraConfig) -> tuple[_Counts, int]:
+    """Counts of the same backbone, and FLOPs per token of the heads that these leave out."""
+    _check_train(train)
+    heads = 0
+    if train == "all" and config.num_exits > 1 and not config.num_exit_layers:
+        # exits without layers cost a head each: families on one backbone are counted once
+        config, heads = _dense(config), (config.num_exits - 1) * _head(config)
+    key = (config.to_json_string(use_diff=False), _key(train))
+    if key not in _COUNTS:
+        # the caller may change its config
+        _COUNTS[key] = _Counts(copy.deepcopy(config), copy.deepcopy(train))
+    return _COUNTS[key], heads
 
 
 def _learning(family: FamilialForCausalLM, train: str | LoraConfig) -> FamilialForCausalLM:
@@ -231,7 +267,7 @@ def _run(family: FamilialForCausalLM, seq_length: int) -> int:
     return count.get_total_flops()
 
 
-def _estimate(config: FamilialConfig, seq_length: int, train: str | LoraConfig) -> float:
+def _estimate(config: FamilialConfig, seq_length: int, train: str | LoraConfig) -> int:
     """Forward, and as much again for each kind of gradient."""
     forward = estimated(phantom(config), seq_length, 0)
     if train == "all":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..evaluation.batches import Collator, Row, iter_batches, model_inputs
+from ..evaluation.batches import Collator, Row, iter_batches, model_inputs, shifted_labels
 from ..evaluation.evaluator import evaluation_mode
 from ..evaluation.reading import read_predictions
 from ..flops import measure_flops_per_token
@@ -184,7 +184,7 @@ def _gather(
     for batch in batches:
         inputs = model_inputs(batch, model.device)
         count = len(inputs["input_ids"])
-        targets = torch.nn.functional.pad(batch["labels"], (0, 1), value=IGNORE_INDEX)[..., 1:]
+        targets = shifted_labels(batch)
         rows, columns = torch.nonzero(targets != IGNORE_INDEX, as_tuple=True)
         if not len(rows):
             continue

@@ -6,7 +6,8 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,6 +17,7 @@ from .. import __version__
 from ..runs import RunRecordError, append_run, read_runs
 from .budget import flops_per_step, sequence_length, steps_for_budget, unwrap
 from .record import make_record
+from .tokens import TokenCounts
 from .tuning import what_learns
 
 
@@ -92,16 +94,22 @@ class FlopBudgetCallback(TrainerCallback):
     """Ends training at the optimiser step that reaches a budget of FLOPs.
 
     The learning rate's schedule must end there too: set `args.max_steps` with `steps_for_budget`
-    before training. Every step is taken to hold a full batch of full sequences.
+    before training, which takes every step to hold a full batch of full sequences. Under a
+    [`FamilialTrainer`] the run ends at the step whose counted FLOPs (`state.total_flos`) reach the
+    budget, which rows of other lengths reach sooner. A run that ends before it says so.
 
     Args:
         budget (`float`): FLOPs of the whole run, resumed parts counted.
-        seq_length (`int`, *optional*): Tokens of every sequence; read off the first row of the
-            training data by default.
+        seq_length (`int`, *optional*): Tokens of every sequence, or their mean; read off the first
+            row of the training data by default.
+
+    Attributes:
+        store (`Callable`, *optional*): Brings `state.total_flos` up to date; set by the trainer.
     """
 
     def __init__(self, budget: float, seq_length: int | None = None) -> None:
         self.budget, self.seq_length, self.steps = budget, seq_length, 0
+        self.store: Callable[[], None] | None = None
 
     def on_train_begin(
         self,
@@ -129,6 +137,35 @@ class FlopBudgetCallback(TrainerCallback):
         # the host ends a run, with its last log, evaluation and checkpoint, where this says
         state.max_steps = min(state.max_steps, self.steps)
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the run where its FLOPs reach the budget, as the host ends one at `max_steps`."""
+        if self.store is None or state.global_step >= state.max_steps:
+            return
+        self.store()
+        if self._reached(state):
+            state.max_steps = state.global_step
+            control.should_training_stop = control.should_log = True
+            control.should_evaluate |= args.eval_strategy == "steps"
+            control.should_save |= args.save_strategy == "steps"
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say so if the budget was not reached."""
+        if self.store is not None and not self._reached(state):
+            logger.warning(
+                "The run ended at %.4g of its budget of %.4g FLOPs: its batches or sequences were "
+                "smaller than full ones. Give `seq_length` the mean length, or more steps.",
+                state.total_flos,
+                self.budget,
+            )
+
+    def _reached(self, state: TrainerState) -> bool:
+        # the sum of many steps may come out a hair below it
+        return state.total_flos >= self.budget * (1 - 1e-9)
+
 
 class RunRecordCallback(TrainerCallback, ExportableState):
     """Appends one row of runs.jsonl when training ends, in the first process only.
@@ -136,6 +173,11 @@ class RunRecordCallback(TrainerCallback, ExportableState):
     The last step is logged, and evaluated if the run evaluates at all, so that the row has its
     losses. A run taken up from a checkpoint keeps its `run_id` and adds to its `wall_s`; one that
     the file already has as finished is not written again.
+
+    Under a [`FamilialTrainer`] tokens and FLOPs are those that were run, whatever the lengths of
+    rows and batches. Another trainer does not count them: then, or if the checkpoint that a run is
+    taken up from has no counts, every step is taken to hold a full batch of full sequences, and a
+    warning says so.
 
     Args:
         path (`str`): File of the runs.
@@ -160,12 +202,15 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         self._family: Any = None
         self._train: Any = "all"
         self._wall_before, self._began = 0.0, 0.0
-        self._open = False
+        self._counts: TokenCounts | None = None
+        self._counted, self._open = False, False
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         names = ("path", "run_id", "data", "seq_length", "code_version")
-        kept = {"_name": self._name, "_wall_before": self._wall()}
+        kept: dict[str, Any] = {"_name": self._name, "_wall_before": self._wall()}
+        if self._counted and self._counts is not None:
+            kept["_tokens"] = asdict(self._counts)
         return {"args": {name: getattr(self, name) for name in names}, "attributes": kept}
 
     def _wall(self) -> float:
@@ -188,10 +233,23 @@ class RunRecordCallback(TrainerCallback, ExportableState):
             kept = {}
         self._wall_before = kept.get("_wall_before", 0.0)
         self._name = self.run_id or kept.get("_name") or uuid.uuid4().hex
+        before = kept.get("_tokens", {})
+        self._counts = None if state.global_step and not before else TokenCounts(**before)
+        self._counted = False
         self.seq_length = self.seq_length or sequence_length(train_dataloader)
         family = unwrap(model)
         self._family, self._train = family.config, what_learns(family)
         self._began, self._open = time.perf_counter(), True
+
+    def count(self, tokens: TokenCounts) -> None:
+        """Add tokens that were run; for the trainer to call, together with its FLOPs.
+
+        Args:
+            tokens ([`TokenCounts`]): Since the last call, over all processes.
+        """
+        self._counted = True
+        if self._counts is not None:
+            self._counts += tokens
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -226,6 +284,14 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         if _has_finished(self.path, self._name):
             logger.warning("%s has the finished run %s; not written again.", self.path, self._name)
             return
+        counted = self._counts if self._counted else None
+        if counted is None:
+            logger.warning(
+                "Nobody counted the tokens of the run %s: its row takes every step to hold a full "
+                "batch of sequences of %s tokens.",
+                self._name,
+                self.seq_length,
+            )
         record = make_record(
             self._family,
             args,
@@ -234,10 +300,15 @@ class RunRecordCallback(TrainerCallback, ExportableState):
             wall,
             status,
             self._train,
+            counted,
             run_id=str(self._name),
             data=self.data,
             code_version=self.code_version,
         )
+        if record.eval_loss_exits is None and args.eval_strategy != "no":
+            logger.warning(
+                "The run %s has no loss of an evaluation; its `eval_loss_*` are null.", self._name
+            )
         append_run(self.path, record)
 
 

@@ -12,6 +12,7 @@ from ..flops import count_family, training_flops_per_token
 from ..models.familial import FamilialConfig
 from ..runs import Backbone, RunRecord
 from .budget import tokens_per_step
+from .tokens import TokenCounts
 
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def make_record(
     wall_s: float,
     status: str,
     train: str | LoraConfig = "all",
+    counted: TokenCounts | None = None,
     **names: Any,
 ) -> RunRecord:
     """Sum up a run.
@@ -34,20 +36,24 @@ def make_record(
         config ([`FamilialConfig`]): Of the family that was trained.
         args ([`~transformers.TrainingArguments`]): Of the trainer.
         state ([`~transformers.TrainerState`]): Of the trainer, at the end.
-        seq_length (`int`): Tokens of every sequence.
+        seq_length (`int`): Tokens of every sequence, where they were not counted.
         wall_s (`float`): Seconds of training.
         status (`str`): Becomes `"diverged"` if a last loss is not finite.
         train (`str` or `peft.LoraConfig`, *optional*, defaults to `"all"`): What learnt, see
             `what_learns`.
+        counted ([`TokenCounts`], *optional*): What the trainer counted. Without it every step is
+            taken to hold a full batch of full sequences.
         **names: `run_id`, `data`, `code_version`.
 
     Returns:
-        [`RunRecord`]: Tokens as the trainer counted them, where `include_num_input_tokens_seen`
-        asks it to; otherwise every step is taken to hold a full batch of full sequences.
+        [`RunRecord`]
     """
-    sizes, tokens = count_family(config), state.global_step * tokens_per_step(args, seq_length)
-    if args.include_num_input_tokens_seen != "no":
-        tokens = int(state.num_input_tokens_seen)
+    sizes = count_family(config)
+    if counted is None:
+        tokens = state.global_step * tokens_per_step(args, seq_length)
+        flops = tokens * training_flops_per_token(config, seq_length, train).per_token
+    else:
+        tokens, flops, seq_length = counted.seen, float(state.total_flos), counted.longest
     exits = last_exit_losses(state.log_history, "exit", config.num_exits)
     evaluated = last_exit_losses(state.log_history, "eval_exit", config.num_exits)
     if not all(math.isfinite(loss) for loss in (*(exits or ()), *(evaluated or ()))):
@@ -58,7 +64,7 @@ def make_record(
         N_non_embedding=sizes["non_embedding"],
         N_active=sizes["active"],
         D_tokens=tokens,
-        C_flops=tokens * training_flops_per_token(config, seq_length, train).per_token,
+        C_flops=flops,
         G=config.num_exits,
         exits=tuple(config.exits),
         **named_losses("loss", exits),
@@ -72,6 +78,8 @@ def make_record(
         wall_s=wall_s,
         tokens_per_s=tokens / max(wall_s, 1e-9),
         status=status,
+        target_tokens=None if counted is None else counted.targets,
+        computed_tokens=None if counted is None else counted.computed,
         **names,
     )
 

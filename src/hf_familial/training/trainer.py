@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import ProgressCallback, Trainer
+from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
+from ..flops import prepare_training_flops
+from ..models.familial.losses import IGNORE_INDEX
 from .args import FamilialTrainingArguments
 from .budget import flops_per_token
-from .callbacks import FlopCounterCallback, RunRecordCallback
+from .callbacks import FlopBudgetCallback, FlopCounterCallback, RunRecordCallback
 from .progress import ExitProgressCallback
+from .tokens import TokenCounts, add_counts, count_targets, count_tokens, main_input
+from .tuning import what_learns
+
+
+logger = logging.getLogger(__name__)
 
 
 class FamilialTrainer(Trainer):
@@ -27,6 +38,11 @@ class FamilialTrainer(Trainer):
     the last is the deepest exit's, the one to compare with a dense run. A loss that is not finite
     is logged as it is, so that the exit that broke shows; `logging_nan_inf_filter` keeps it from
     `loss` alone.
+
+    An evaluation reads every row once, whatever `dataloader_drop_last` says of training. Its
+    losses are sums over all targets divided by their number, so they do not depend on the batch
+    size or on the number of processes; `eval_loss` is their mean. Without a target there are none,
+    and a warning says so.
 
     Raises:
         ValueError: If label smoothing is asked for, which would bypass the loss of all exits but
@@ -45,9 +61,10 @@ class FamilialTrainer(Trainer):
             self.add_callback(ExitProgressCallback)
         self._exit_losses: torch.Tensor | None = None
         self._steps_kept: set[int] = set()
-        self._eval_exit_losses: list[torch.Tensor] = []
+        self._evaluated: list[torch.Tensor] = []
         # by sequence length: asked for at every step, while the config stays the same
         self._flops_per_token: dict[int, float] = {}
+        self._tokens: list[torch.Tensor] = []
 
     def compute_loss(
         self,
@@ -69,13 +86,36 @@ class FamilialTrainer(Trainer):
                     f"`input_ids`); got {', '.join(inputs)}."
                 )
             inputs = inputs | self._objective()
+        targets = None
+        if not self.model.training and self.compute_loss_func is None and "labels" in inputs:
+            inputs, targets = self._without_repeats(inputs)
+            num_items_in_batch = targets.expand(self.args.n_gpu, 1) if self.args.n_gpu > 1 else None
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         exit_losses = outputs["exit_losses"] if "exit_losses" in outputs else None
-        if exit_losses is not None:
+        if exit_losses is not None and targets is not None:
+            # a row of its share of the mean per replica under DataParallel
+            means = exit_losses.float().view(max(1, self.args.n_gpu), -1).sum(0)
+            sums = torch.where(targets > 0, means * targets, 0.0)
+            self._evaluated.append(torch.cat((sums, targets.to(sums).view(1))))
+        elif exit_losses is not None:
             self._keep(exit_losses, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _without_repeats(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
+        """Take the targets from rows that fill up the last batch of several processes; count."""
+        state, name = self.accelerator.gradient_state, "labels"
+        if inputs.get("shift_labels") is not None:
+            name = "shift_labels"
+        several = self.accelerator.num_processes > 1
+        if several and state.end_of_dataloader and state.remainder > 0:
+            labels = inputs[name].clone()
+            share = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
+            first = self.accelerator.process_index // share * len(labels)
+            labels[max(0, state.remainder - first) :] = IGNORE_INDEX
+            inputs = {**inputs, name: labels}
+        return inputs, count_targets(inputs)
 
     def _objective(self) -> dict[str, Any]:
         """What the model is told about the loss of this optimiser step."""
@@ -93,11 +133,6 @@ class FamilialTrainer(Trainer):
         # one row per replica under DataParallel, in one vector; FSDP2 may have rounded them
         exit_losses = exit_losses.float().view(max(1, self.args.n_gpu), -1).mean(0)
         exit_losses = exit_losses * self._host_scale(num_items_in_batch)
-        if not self.model.training:
-            # repeated as the host repeats its own loss, to be averaged with the same weights
-            rows = exit_losses.repeat(self.args.eval_batch_size, 1)
-            self._eval_exit_losses.append(self.gather_function(rows).cpu())
-            return
         self._steps_kept.add(self.state.global_step)
         kept = self._exit_losses
         self._exit_losses = exit_losses if kept is None else kept + exit_losses
@@ -105,7 +140,7 @@ class FamilialTrainer(Trainer):
     def _host_scale(self, num_items_in_batch: torch.Tensor | int | None) -> float:
         """What the host multiplies a model's loss by before it logs it."""
         if num_items_in_batch is None:
-            return 1 / self.current_gradient_accumulation_steps if self.model.training else 1.0
+            return 1 / self.current_gradient_accumulation_steps
         if not self.args.average_tokens_across_devices:
             return 1.0
         # each process, or replica, holds its share of a sum over all
@@ -115,10 +150,18 @@ class FamilialTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in the host."""
         self._forget()
+        self._tokens.clear()
         self._flops_per_token.clear()  # something else may learn than before
+        if self.model is not None:
+            model = self.accelerator.unwrap_model(self.model)
+            prepare_training_flops(model.config, what_learns(model))
+        for budget in self._callbacks(FlopBudgetCallback):
+            budget.store = self.store_flos
         try:
             return super().train(*args, **kwargs)
         except Exception as error:
+            if self.args.world_size == 1:  # others may wait elsewhere, for ever
+                self.store_flos()
             for callback in self._callbacks(RunRecordCallback):
                 try:
                     callback.on_failure(self.args, self.state)
@@ -128,12 +171,30 @@ class FamilialTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """FLOPs of forward and backward, every exit and head counted, of what learns."""
-        ids = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
+        ids = main_input(inputs)
         length = ids.shape[1]
         if length not in self._flops_per_token:
             model = self.accelerator.unwrap_model(self.model)
             self._flops_per_token[length] = flops_per_token(model, length)
-        return self._flops_per_token[length] * ids.numel()
+        if self._callbacks(RunRecordCallback):
+            self._tokens.append(count_tokens(inputs))
+        # processes that share a batch run it once between them
+        return self._flops_per_token[length] * ids.numel() / self.get_tp_size()
+
+    def store_flos(self) -> None:
+        """As in the host, with the tokens beside the FLOPs."""
+        super().store_flos()
+        records = self._callbacks(RunRecordCallback)
+        if not records:
+            return
+        none = torch.zeros(4, dtype=torch.int64, device=self.args.device)
+        counts = add_counts(torch.stack([none, *(row.to(none) for row in self._tokens)]))
+        self._tokens.clear()
+        if self.args.world_size > 1:
+            counts = add_counts(self.accelerator.gather(counts[None]))
+            counts[:3] //= self.get_tp_size()
+        for record in records:
+            record.count(TokenCounts(*counts.tolist()))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in the host, with `exit_<k>_loss` beside every training `loss`."""
@@ -163,12 +224,50 @@ class FamilialTrainer(Trainer):
         self._exit_losses = None
         self._steps_kept = set()
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the host, but every row is read: `dataloader_drop_last` is for training."""
+        with self._dropping_no_row():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the host, but every row is read: `dataloader_drop_last` is for training."""
+        with self._dropping_no_row():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _dropping_no_row(self) -> Iterator[None]:
+        given: TrainingArguments = self.args
+        self.args: TrainingArguments = copy.copy(given)
+        self.args.dataloader_drop_last = False
+        try:
+            yield
+        finally:
+            self.args = given
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """As in the host, with `<prefix>_exit_<k>_loss` among the metrics."""
-        self._eval_exit_losses = []
+        self._evaluated = []
         output = super().evaluation_loop(*args, **kwargs)
-        if self._eval_exit_losses:
+        if self._evaluated:
             prefix = kwargs.get("metric_key_prefix", "eval")
-            means = torch.cat(self._eval_exit_losses).mean(0).tolist()
-            output.metrics.update({f"{prefix}_exit_{k}_loss": x for k, x in enumerate(means)})
+            output.metrics.pop(f"{prefix}_loss", None)
+            output.metrics.update(self._evaluation_losses(prefix))
         return output
+
+    def _evaluation_losses(self, prefix: str) -> dict[str, float]:
+        """Losses of the exits over all targets of all processes, and their mean."""
+        sums = torch.stack(self._evaluated).cpu().double().sum(0)
+        if self.accelerator.num_processes > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device)).cpu()
+        *losses, targets = sums.tolist()
+        if not targets:
+            logger.warning(
+                "The evaluation `%s` has no loss: all of its labels are %d, so no row has a "
+                "target. Give labels of the tokens to predict.",
+                prefix,
+                IGNORE_INDEX,
+            )
+            return {}
+        means = [loss / targets for loss in losses]
+        named = {f"{prefix}_exit_{k}_loss": mean for k, mean in enumerate(means)}
+        return {f"{prefix}_loss": sum(means) / len(means)} | named

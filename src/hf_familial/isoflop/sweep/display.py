@@ -220,7 +220,9 @@ def progress_of(plan: RunPlan, event: Event) -> str:
 
 def outcome_of(record: RunRecord) -> str:
     """What a run came to, in few words."""
-    losses = record.eval_loss_exits or ()
-    shown = " ".join("nan" if loss is None else f"{loss:.4f}" for loss in losses)
+    losses = record.eval_loss_exits
+    shown = "no evaluation"
+    if losses is not None:
+        shown = "eval loss " + " ".join("nan" if x is None else f"{x:.4f}" for x in losses)
     speed = f"{record.C_flops / max(record.wall_s, 1e-9) / 1e9:.1f} GFLOP/s"
-    return f"{record.status}: eval loss {shown}, {words_of_time(record.wall_s)}, {speed}"
+    return f"{record.status}: {shown}, {words_of_time(record.wall_s)}, {speed}"

@@ -57,6 +57,7 @@ class Sweep:
     Rows appear in runs.jsonl, one for each run that ended, with the losses of every exit on one
     evaluation set; a run's intermediate evaluations in evaluations.jsonl. A run whose loss is not
     finite, or that ends no better than guessing (ln of the vocabulary), has the status `diverged`.
+    A run without an evaluation has null for its losses there, and the display says so.
 
     Args:
         design ([`IsoFlopDesign`]): What to run.
@@ -260,8 +261,10 @@ class _Turn:
                 self.folder.remove("runs", plan.id, RECORD)
                 self._failed(plan, Event("failed", plan.id, message=message))
                 return None
-            loss = record.eval_loss_final
-            if loss is None or loss >= math.log(record.vocab_size):
+            # a run that was never evaluated is judged by what it has; `diverged` would be untrue
+            evaluated, trained = record.eval_loss_final, record.loss_final
+            loss = trained if evaluated is None else evaluated
+            if loss is not None and loss >= math.log(record.vocab_size):
                 record = replace(record, status="diverged")
         self.folder.add(record)
         clear_run(self.folder, plan.id)

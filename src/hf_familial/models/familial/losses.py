@@ -89,9 +89,16 @@ def multi_exit_loss(
         shape `(len(readings),)` and without a graph; both in nats per token.
 
     Raises:
-        ValueError: If there is not one weight per exit, or distillation is asked for with heads
-            that cannot be read in chunks.
+        ValueError: If the targets have another shape than the states, `num_items_in_batch` cannot
+            be a number of targets, there is not one weight per exit, or distillation is asked for
+            with heads that cannot be read in chunks.
     """
+    for reading in readings.values():
+        _check_shape(reading.hidden_states.shape[:-1], labels, **kwargs)
+    targets, denominator, ignore_index = _targets(labels, **kwargs)
+    if isinstance(count := kwargs.get("num_items_in_batch"), torch.Tensor):
+        # of shape `(1, 1)` in a replica of DataParallel
+        kwargs["num_items_in_batch"] = count.reshape(())
     if exit_weights is None:
         exit_weights = [1 / len(readings)] * len(readings)
     if len(exit_weights) != len(readings):
@@ -120,7 +127,6 @@ def multi_exit_loss(
             )
             total, losses[k] = total + weights[k] * loss, loss.detach()
     if fused:
-        targets, denominator, ignore_index = _targets(labels, **kwargs)
         heads: list[Any] = [readings[k].head for k in fused]
 
         def read(*hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,6 +179,19 @@ def _as_forward_of(head: nn.Module, read: Callable[..., Any]) -> Callable[..., A
     return gathered
 
 
+def _check_shape(
+    shape: torch.Size, labels: torch.Tensor, shift_labels: torch.Tensor | None = None, **_: Any
+) -> None:
+    """Raise if the targets are not one for each position; in chunks the rows are flat."""
+    name, given = ("labels", labels) if shift_labels is None else ("shift_labels", shift_labels)
+    if given.shape != shape:
+        raise ValueError(
+            f"`{name}` must have the shape of the positions that the loss reads, {tuple(shape)} "
+            f"(batch, positions), got {tuple(given.shape)}. Give -100 where there is no target; "
+            "with `logits_to_keep`, give the labels of the kept positions."
+        )
+
+
 def _targets(
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
@@ -184,10 +203,35 @@ def _targets(
     if shift_labels is None:
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     targets = shift_labels.reshape(-1)
+    count = (targets != ignore_index).sum()
     if num_items_in_batch is None:
-        num_items_in_batch = (targets != ignore_index).sum()
+        return targets, count.float(), ignore_index
     denominator = torch.as_tensor(num_items_in_batch, device=labels.device, dtype=torch.float32)
-    return targets, denominator, ignore_index
+    wrong = denominator.numel() != 1
+    if not wrong and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        # an accelerator would have to be waited for
+        wrong = not (denominator > 0 or (denominator == 0 and count == 0))
+    if wrong:
+        raise ValueError(
+            "`num_items_in_batch` must be the number of targets of the whole accumulated batch, "
+            f"one positive number, got {num_items_in_batch}."
+        )
+    return targets, denominator.reshape(()), ignore_index
+
+
+def target_share(labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """Return the share of the accumulated batch's targets that this batch has, of shape `()`.
+
+    It is 1 where the batch is the whole, and 0 where it has no target. Over the batches that are
+    accumulated, in all processes, the shares sum to 1.
+
+    Args:
+        labels (`torch.Tensor` of shape `(batch, seq)`): As in [`multi_exit_loss`].
+        **kwargs: As there: `num_items_in_batch`, `shift_labels`, `ignore_index`.
+    """
+    targets, denominator, ignore_index = _targets(labels, **kwargs)
+    count = (targets != ignore_index).sum()
+    return torch.where(count > 0, count / denominator, 0.0)
 
 
 # under which names hosts keep the number of experts, of those chosen, and the weight of the loss

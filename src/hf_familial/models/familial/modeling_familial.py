@@ -23,7 +23,7 @@ from .exits import build_head, copy_module, read_out
 from .families import VERIFIED
 from .generation_familial import FamilialGenerationMixin, check_hooks
 from .linear_loss import Distillation
-from .losses import Reading, balance_loss, balances, multi_exit_loss
+from .losses import Reading, balance_loss, balances, multi_exit_loss, target_share
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .outputs import FamilialCausalLMOutput, RelayOutput
 from .relay import relay_decode
@@ -206,7 +206,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
         Raises:
             IndexError: If there is no exit `exit_idx`.
-            ValueError: If `past_key_values` was filled to different depths.
+            ValueError: If `past_key_values` was filled to different depths, or `labels` do not have
+                the shape of the positions.
         """
         every_exit = output_exits or (labels is not None and exit_idx is None)
         chosen = self.config.resolve_exit(exit_idx)
@@ -243,8 +244,10 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
             aux_loss, weight = balance_loss(
                 self.config.text_config, outputs.router_logits, attention_mask
             )
-            if loss is not None:
-                loss = loss + weight * aux_loss.to(loss.device)
+            if loss is not None and labels is not None:
+                # a mean over accumulated batches, as the cross entropy is
+                share = weight * target_share(labels, **kwargs)
+                loss = loss + share.to(loss.device) * aux_loss.to(loss.device)
         return FamilialCausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
