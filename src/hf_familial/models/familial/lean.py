@@ -134,7 +134,9 @@ class Lean:
                 twin = _twin(layer, noise)
                 kind = _signature(twin, but="layer_idx")
                 brief = kind in kinds
-                alone = LeanRunner([read_layer(twin)], table)
+                shape = read_layer(twin)
+                assert shape is not None  # as of the layer itself
+                alone = LeanRunner([shape], table)
                 reading.agrees[depth] = _agrees(backbone, contract, twin, depth, alone, brief)
                 kinds.append(kind)
             if not reading.agrees[depth]:
