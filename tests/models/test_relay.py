@@ -28,6 +28,7 @@ from hf_familial import (
     SpeculativeRelay,
     relay_decode,
 )
+from hf_familial.models.familial import lean
 from hf_familial.models.familial.draft_length import DRAFTED, WATCHED, Acceptance, DraftLength
 from hf_familial.models.familial.relay_policies import confidence
 from hf_familial.models.familial.speculative import Proposal, Speculation
@@ -259,6 +260,36 @@ def test_auto_stops_drafting_what_is_never_accepted():
     fixed = family.relay_generate(ids, relay=SpeculativeRelay(0, draft_length=4), **asked)
     assert auto.acceptance < 0.5
     assert auto.drafted <= 0.2 * fixed.relay_stats.drafted
+
+
+@pytest.mark.parametrize("new", [8, 32, 128])
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_a_first_text_runs_no_layer_for_drafts_that_would_be_wrong(model_type, new):
+    """The draft exit of a family is read a few times, in the pass of the head that runs anyway."""
+    family, ids = untrained(model_type), token_ids(1, 12)
+    asked = ASKED | {"max_new_tokens": new}
+    for _ in range(2):
+        stats = family.relay_generate(ids, **asked).relay_stats
+        assert stats.drafted == 0
+        assert stats.layer_passes == stats.plain_layer_passes
+
+
+def untrained(model_type):
+    """A family whose first exit never agrees with the deepest."""
+    family = endless(tiny_family(model_type, EXITS))
+    with torch.no_grad():
+        family.model.members.norm(0).weight.neg_()
+    return family
+
+
+def test_drafts_are_prepared_ahead(monkeypatch):
+    family, ids = family_of(), token_ids(1, 12)
+    with pytest.raises(ValueError, match="call `eval\\(\\)`"):
+        family.train().prepare_drafts()
+    family.eval().prepare_drafts()
+    monkeypatch.setattr(lean, "_agrees", None)  # to compare again would fail
+    plain = family.generate(ids, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(family.relay_generate(ids, max_new_tokens=NEW, do_sample=False), plain)
 
 
 # --- sampling

@@ -26,7 +26,8 @@ from .linear_loss import Distillation
 from .losses import Reading, balance_loss, balances, multi_exit_loss, target_share
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .outputs import FamilialCausalLMOutput, RelayOutput
-from .relay import relay_decode
+from .relay import pays, relay_decode
+from .relay_cache import RelayCache
 from .relay_checks import check_arguments
 from .relay_policies import RelayPolicy, SpeculativeRelay
 from .verify import as_host, check_unverified
@@ -353,6 +354,23 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         return self.generate(
             inputs, custom_generate=relay_decode, relay=relay, streamer=streamer, **kwargs
         )
+
+    @torch.no_grad()
+    def prepare_drafts(self) -> None:
+        """Do now what the first `relay_generate` would do before its first token.
+
+        Lean passes are compared with the host's own passes once, which takes as long as some
+        tokens. A server calls this before it listens.
+
+        Raises:
+            ValueError: If the host cannot go on from a tap, or the model is in training mode.
+
+        Example:
+            >>> model.eval().prepare_drafts()
+        """
+        if self.training:
+            raise ValueError("`prepare_drafts` needs a model that is not training: call `eval()`.")
+        RelayCache(self, range(self.config.num_exits), lean=pays(self))
 
     def _read_out(self, hidden_states: torch.Tensor, exit_idx: int) -> torch.Tensor:
         ops = logit_ops(self.config.text_config)
