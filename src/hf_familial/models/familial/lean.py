@@ -129,9 +129,10 @@ class Lean:
         for depth, (layer, reading) in enumerate(zip(layers, readings, strict=True), segment.start):
             if depth not in reading.agrees:
                 twin = _twin(layer, noise)
+                of_twin: Any = read_layer(twin)
                 kind = _signature(twin, but="layer_idx")
                 brief = depth > 0 and kind in kinds
-                alone = LeanRunner([read_layer(twin)], table)
+                alone = LeanRunner([of_twin], table)
                 reading.agrees[depth] = _agrees(backbone, contract, twin, depth, alone, brief)
                 kinds += [kind] if depth > 0 else []
             if not reading.agrees[depth]:

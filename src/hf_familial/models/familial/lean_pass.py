@@ -173,5 +173,6 @@ class LeanHead:
     def __call__(self, taps: torch.Tensor) -> torch.Tensor:
         """Logits of shape `(..., vocab)` from taps of shape `(..., hidden)`."""
         states = self._norm(taps.reshape(-1, taps.shape[-1]))
-        logits = read_out(states, self._head, self._ops)
+        head: Any = self._head  # called as the module is
+        logits = read_out(states, head, self._ops)
         return logits.view(*taps.shape[:-1], -1)
