@@ -224,7 +224,7 @@ def compare(
     }
     if args.do_sample:
         asked["temperature"] = args.temperature
-    model.relay_generate(**asked, relay=relay)  # the first call also makes the lean weights
+    model.relay_generate(**asked, relay=relay)  # the first call also compares lean passes
     plain, plain_seconds = timed(
         lambda: model.generate(**asked), "generate", args.repeats, args.seed
     )

@@ -132,11 +132,10 @@ class Lean:
             depth, layer, reading = segment.start + i, layers[i], readings[i]
             if depth not in reading.agrees:
                 twin = _twin(layer, noise)
+                of_twin: Any = read_layer(twin)
                 kind = _signature(twin, but="layer_idx")
                 brief = kind in kinds
-                shape = read_layer(twin)
-                assert shape is not None  # as of the layer itself
-                alone = LeanRunner([shape], table)
+                alone = LeanRunner([of_twin], table)
                 reading.agrees[depth] = _agrees(backbone, contract, twin, depth, alone, brief)
                 kinds.append(kind)
             if not reading.agrees[depth]:
