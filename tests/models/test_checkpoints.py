@@ -342,6 +342,28 @@ def test_resizing_to_a_multiple():
     assert family.config.vocab_size == 192
 
 
+@pytest.mark.parametrize("model_type", ["llama", "phi"])
+@pytest.mark.parametrize("size", [100, 140])
+def test_a_resized_head_stays_as_it_was(model_type, size):
+    """What was frozen stays frozen, weight and bias apart; dtype, mode and hooks stay too."""
+    family = family_of(model_type, exit_head="own").to(torch.bfloat16).eval()
+    first, second = family.exit_heads
+    first.requires_grad_(False)
+    if second.bias is not None:
+        second.bias.requires_grad_(False)
+    family.lm_head.requires_grad_(False)
+    calls = []
+    first.register_forward_hook(lambda *_: calls.append(1))
+    right = {name: (p.requires_grad, p.dtype) for name, p in family.named_parameters()}
+    family.resize_token_embeddings(size)
+    assert {name: (p.requires_grad, p.dtype) for name, p in family.named_parameters()} == right
+    assert [head.weight.shape[0] for head in family.exit_heads] == [size, size]
+    assert first.out_features == size
+    assert not any(head.training for head in family.exit_heads)
+    assert logits(family, token_ids() % 90, exit_idx=0).shape[-1] == size
+    assert calls
+
+
 # training
 
 
