@@ -11,6 +11,7 @@ from torch import nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from .compiled_loss import compiled_cross_entropy
 from .linear_loss import Distillation, linear_cross_entropy
 
 
@@ -53,7 +54,6 @@ def sharded_linear(head: nn.Module) -> bool:
     return isinstance(head, FSDPModule) and nn.Linear in type(head).__bases__
 
 
-@torch.compiler.disable
 def multi_exit_loss(
     readings: Mapping[int, Reading],
     ops: tuple[tuple[str, float], ...],
@@ -119,7 +119,9 @@ def multi_exit_loss(
         heads: list[Any] = [readings[k].head for k in fused]
 
         def read(*hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return linear_cross_entropy(
+            traced = torch.compiler.is_compiling()
+            cross_entropy = compiled_cross_entropy if traced else linear_cross_entropy
+            return cross_entropy(
                 hidden_states,
                 heads,
                 targets,
@@ -156,6 +158,7 @@ def with_whole_heads(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Ca
 def _as_forward_of(head: nn.Module, read: Callable[..., Any]) -> Callable[..., Any]:
     from torch.distributed.fsdp import register_fsdp_forward_method
 
+    @torch.compiler.disable
     def gathered(*hidden_states: torch.Tensor) -> Any:
         # a method for the time of this call
         vars(head)["_read"] = read

@@ -22,6 +22,7 @@ from .members import Members
 from .outputs import FamilialModelOutput
 from .segments import (
     check_lengths,
+    hook_backbone,
     hook_private_layers,
     is_recurrent,
     past_length,
@@ -320,6 +321,7 @@ class FamilialModel(FamilialPreTrainedModel):
         if cache is not None:
             check_lengths(cache, range(min(len(cache.layers), self.config.num_hidden_layers)))
             inputs[self.contract.cache] = cache
+        hook_backbone(self.backbone, inputs)
         return self.backbone(**inputs)
 
     def _positions(self, entry: dict[str, Any], inputs: dict[str, Any]) -> torch.Tensor | None:
