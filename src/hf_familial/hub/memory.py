@@ -105,6 +105,13 @@ def _weights(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
             "the family has no weights in memory: they are offloaded or were never loaded. Export "
             "it from its folder."
         )
+    if any(hasattr(weight, "full_tensor") for weight in weights.values()):
+        raise ValueError(
+            "the family's weights are sharded over several processes, each of which holds a part: "
+            "save the family first, in all of them (`trainer.save_model(folder)`, or "
+            "`accelerator.get_state_dict(model)` and `save_pretrained(folder, state_dict=...)`), "
+            "then export it from that folder, in one."
+        )
     return weights
 
 

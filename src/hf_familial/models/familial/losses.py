@@ -40,8 +40,14 @@ class Reading:
         # FSDP2 puts one hook of each kind on what it shards
         own = 1 if sharded_linear(self.head) else 0
         hooks = max(len(self.head._forward_hooks), len(self.head._forward_pre_hooks))
-        plain = own or type(self.head) is nn.Linear
+        # tensor parallelism leaves a process a part of the weight: only its call gives all logits
+        plain = own or (type(self.head) is nn.Linear and not is_sharded(self.head.weight))
         return bool(plain) and hooks <= own and not hasattr(self.head, "_hf_hook")
+
+
+def is_sharded(weight: torch.Tensor) -> bool:
+    """Return whether several processes hold a weight together, as a DTensor."""
+    return hasattr(weight, "full_tensor")
 
 
 def sharded_linear(head: nn.Module) -> bool:
@@ -104,7 +110,10 @@ def multi_exit_loss(
         if plain and reading.linear and (whole or not reading.wanted)
     ]
     if whole and len(fused) < len(readings):
-        raise ValueError("distillation needs plain linear heads and the host's own loss function.")
+        raise ValueError(
+            "distillation needs plain linear heads, whole in each process, and the host's own loss "
+            "function."
+        )
     losses: dict[int, torch.Tensor] = {}
     total: Any = 0.0
     for k, reading in readings.items():
