@@ -460,14 +460,14 @@ def test_a_compiled_loss_takes_other_lengths_and_dtypes():
     torch._dynamo.reset()
     family, right = family_of("llama").train(), family_of("llama").train()
     compiled = torch.compile(family, backend="aot_eager", fullgraph=True)
-    for step, shape in enumerate([(2, 12), (3, 17), (1, 9), (2, 12)]):
+    for step, shape in enumerate([(2, 12), (3, 17), (3, 17)]):
         ids = torch.randint(3, 100, shape)
-        labels = ids if step < 3 else torch.full_like(ids, -100)
+        labels = ids if step < 2 else torch.full_like(ids, -100)
         inputs = {"labels": labels, "skip_logits": True, "num_items_in_batch": torch.tensor(50)}
         inputs["exit_weights"] = [0.1 * step, 0.2, 0.5]
         found = []
         for model in (compiled, right):
-            with torch.autocast("cpu", torch.bfloat16, enabled=step == 2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=step == 1):
                 outputs = model(ids, use_cache=False, **inputs)
             outputs.loss.backward()
             found.append(outputs.loss.detach())
