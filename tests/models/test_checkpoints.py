@@ -26,7 +26,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_familial import FamilialConfig, FamilialForCausalLM, FamilialModel
+from hf_familial import Distillation, FamilialConfig, FamilialForCausalLM, FamilialModel
 
 
 EXITS = [1, 3, 4]
@@ -342,6 +342,28 @@ def test_resizing_to_a_multiple():
     assert family.config.vocab_size == 192
 
 
+@pytest.mark.parametrize("model_type", ["llama", "phi"])
+@pytest.mark.parametrize("size", [100, 140])
+def test_a_resized_head_stays_as_it_was(model_type, size):
+    """What was frozen stays frozen, weight and bias apart; dtype, mode and hooks stay too."""
+    family = family_of(model_type, exit_head="own").to(torch.bfloat16).eval()
+    first, second = family.exit_heads
+    first.requires_grad_(False)
+    if second.bias is not None:
+        second.bias.requires_grad_(False)
+    family.lm_head.requires_grad_(False)
+    calls = []
+    first.register_forward_hook(lambda *_: calls.append(1))
+    right = {name: (p.requires_grad, p.dtype) for name, p in family.named_parameters()}
+    family.resize_token_embeddings(size)
+    assert {name: (p.requires_grad, p.dtype) for name, p in family.named_parameters()} == right
+    assert [head.weight.shape[0] for head in family.exit_heads] == [size, size]
+    assert first.out_features == size
+    assert not any(head.training for head in family.exit_heads)
+    assert logits(family, token_ids() % 90, exit_idx=0).shape[-1] == size
+    assert calls
+
+
 # training
 
 
@@ -382,21 +404,87 @@ def test_checkpointing_recomputes_the_layers(exit_idx):
     assert len(set(calls)) == {None: 6, 0: 2, 2: 4}[exit_idx]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-@pytest.mark.parametrize("private", [0, 1])
-def test_the_forward_compiles(model_type, private):
+def compiled_step(family, backend, **inputs):
+    """Loss, losses of the exits and gradients of a step that is compiled as one graph."""
     torch._dynamo.reset()
-    family = family_of(model_type, num_exit_layers=private, exit_head="own")
-    ids = token_ids()
-    compiled = torch.compile(family, backend="eager")
-    for extra in ({"labels": ids}, {"exit_idx": 0}):
-        with torch.no_grad():
-            right = family(ids, use_cache=False, **extra)
-            found = compiled(ids, use_cache=False, **extra)
-        torch.testing.assert_close(found.logits, right.logits)
-        if right.loss is not None:
-            torch.testing.assert_close(found.exit_losses, right.exit_losses)
+    compiled = torch.compile(family.train(), backend=backend, fullgraph=True)
+    outputs = compiled(token_ids(), use_cache=False, **inputs)
+    outputs.loss.backward()
+    assert not outputs.exit_losses.requires_grad
+    return outputs, gradients(family)
+
+
+OBJECTIVES = {
+    "labels": {},
+    "no-logits": {"skip_logits": True},
+    "all-logits": {"output_exits": True},
+    "one-exit": {"exit_idx": 0},
+    "distillation": {"distillation": Distillation(0.5, 2.0), "exit_weights": [0.2, 0.3, 0.5]},
+    "part-of-a-batch": {"num_items_in_batch": torch.tensor(40)},
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "objective", "backend"),
+    [
+        ("llama", "no-logits", "eager"),
+        *(
+            pytest.param("llama", objective, "aot_eager", marks=pytest.mark.slow)
+            for objective in OBJECTIVES
+        ),
+        *(
+            pytest.param(model_type, "distillation", "aot_eager", marks=pytest.mark.slow)
+            for model_type in ("gemma2", "mixtral", "phi")
+        ),
+        pytest.param("llama", "distillation", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_a_training_step_compiles_as_one_graph(model_type, objective, backend):
+    """The first call of a family: nothing needs to have run before."""
+    fields = {"exit_head": "own", "num_exit_layers": 1}
+    labels = token_ids().masked_fill(token_ids() % 3 == 0, -100)
+    inputs = OBJECTIVES[objective] | {"labels": labels}
+    right = family_of(model_type, **fields).train()
+    expected = right(token_ids(), use_cache=False, **inputs)
+    expected.loss.backward()
+    family = family_of(model_type, **fields)
+    found, slopes = compiled_step(family, backend, **inputs)
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.exit_losses, expected.exit_losses)
+    torch.testing.assert_close(slopes, gradients(right), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_loss_takes_other_lengths_and_dtypes():
+    """Batches of other shapes, other weights, autocast, and a batch without a target."""
+    torch._dynamo.reset()
+    family, right = family_of("llama").train(), family_of("llama").train()
+    compiled = torch.compile(family, backend="aot_eager", fullgraph=True)
+    for step, shape in enumerate([(2, 12), (3, 17), (3, 17)]):
+        ids = torch.randint(3, 100, shape)
+        labels = ids if step < 2 else torch.full_like(ids, -100)
+        inputs = {"labels": labels, "skip_logits": True, "num_items_in_batch": torch.tensor(50)}
+        inputs["exit_weights"] = [0.1 * step, 0.2, 0.5]
+        found = []
+        for model in (compiled, right):
+            with torch.autocast("cpu", torch.bfloat16, enabled=step == 1):
+                outputs = model(ids, use_cache=False, **inputs)
+            outputs.loss.backward()
+            found.append(outputs.loss.detach())
+        torch.testing.assert_close(*found)
+        torch.testing.assert_close(gradients(family), gradients(right), atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_all_exits_compile_as_one_graph():
+    torch._dynamo.reset()
+    family = family_of("llama", num_exit_layers=1)
+    compiled = torch.compile(family, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        found = compiled(token_ids(), use_cache=False, output_exits=True, output_hidden_states=True)
+        right = family(token_ids(), use_cache=False, output_exits=True, output_hidden_states=True)
+    torch.testing.assert_close(found.exit_logits, right.exit_logits)
+    assert len(found.hidden_states) == len(right.hidden_states)
 
 
 # copies

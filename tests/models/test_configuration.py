@@ -2,13 +2,15 @@
 
 import copy
 
+import numpy as np
 import pytest
+import torch
 from backbones import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, BartConfig, Gemma3Config, GPT2Config, LlamaConfig
 
-from hf_familial import FamilialConfig, evenly_spaced_exits
+from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
 from hf_familial.models.familial.configuration_familial import check_exits
 
 
@@ -134,6 +136,55 @@ def test_wrong_text_configs_are_refused(text_config, message):
 def test_a_composite_is_refused_and_names_its_decoder(text_config, exits):
     with pytest.raises(ValueError, match="is a composite of several models.*`(gemma3|clip)_text"):
         FamilialConfig(text_config=text_config, exits=exits)
+
+
+NUMBERS = {
+    "exits": [np.array([2, 4]), [np.int64(2), np.int8(4)], (np.uint16(2), 4), torch.tensor([2, 4])],
+    "num_exit_layers": [np.int64(1), np.uint8(1), torch.tensor(1)],
+    "default_exit": [np.int32(-1), np.int64(1), torch.tensor(0)],
+    "tie_word_embeddings": [np.bool_(True)],
+    "vocab_size": [np.int64(96)],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in NUMBERS.items() for value in values]
+)
+@pytest.mark.parametrize("later", [False, True])
+def test_numbers_of_numpy_and_torch_can_be_saved(name, value, later, tmp_path):
+    """They are Python's own once set, at construction or later, and are read again as such."""
+    fields = {} if later or name == "vocab_size" else {name: value}
+    config = FamilialConfig(text_config=tiny_config("llama"), **fields)
+    if not fields:
+        setattr(config, name, list(value) if isinstance(value, tuple) else value)
+    config.check()
+    config.save_pretrained(tmp_path)
+    loaded = FamilialConfig.from_pretrained(tmp_path)
+    found, right = getattr(loaded, name), np.asarray(value).tolist()
+    assert found == right
+    assert type(found) is type(right)
+
+
+@pytest.mark.parametrize("name", ["num_exit_layers", "default_exit"])
+@pytest.mark.parametrize("value", [np.bool_(True), torch.tensor(True), np.float64(1), True])
+def test_other_scalars_are_no_numbers_of_layers(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        FamilialConfig(text_config=tiny_config("llama"), **{name: value})
+
+
+def test_depths_in_another_shape_are_refused():
+    for exits in (np.array(4), np.array([[2, 4]]), np.array([2.0, 4.0]), [np.bool_(True), 4]):
+        with pytest.raises(ValueError, match="`exits` must be"):
+            FamilialConfig(text_config=tiny_config("llama"), exits=exits)
+
+
+def test_a_family_made_with_numbers_of_numpy_can_be_saved(tmp_path):
+    fields = {"num_exit_layers": np.int64(1), "default_exit": np.int64(0)}
+    config = FamilialConfig(text_config=tiny_config("llama"), exits=np.array([2, 4]), **fields)
+    family = FamilialForCausalLM(config)
+    family.config.default_exit = np.argmin([2.0, 1.0])
+    family.save_pretrained(tmp_path)
+    assert FamilialForCausalLM.from_pretrained(tmp_path).config.default_exit == 1
 
 
 def test_a_field_changed_later_is_checked_when_asked():

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from transformers import default_data_collator
 from transformers.distributed import DistributedConfig
 
-from hf_familial import FamilialForCausalLM
+from hf_familial import FamilialForCausalLM, export_exit
 from hf_familial.models.familial import Distillation, losses, modeling_familial
 from hf_familial.training.args import FamilialTrainingArguments
 from hf_familial.training.trainer import FamilialTrainer
@@ -349,6 +349,51 @@ def compare_half(fields: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_fsdp_of_the_host(tmp_path: Path) -> None:
     launch(compare_loaded, tmp_path)
+
+
+def refuse_export(rank: int, folder: Path) -> None:
+    for shard in (shard_layers, shard_heads):
+        for kind in ("plain", "familial"):
+            with pytest.raises(ValueError, match="sharded over several processes.*save the family"):
+                export_exit(shard(family_of()), 0, folder / "member", format=kind)
+    assert not (folder / "member").exists()
+
+
+@pytest.mark.slow
+def test_a_sharded_family_is_not_exported_from_memory(tmp_path: Path) -> None:
+    """Every process refuses, with the same words, before anything is written."""
+    launch(refuse_export, tmp_path)
+
+
+# tensor parallelism
+
+
+def compare_tensor_parallel(rank: int, folder: Path) -> None:
+    """Loss, losses of the exits and gradients of the family that transformers splits."""
+    one = FamilialForCausalLM.from_pretrained(folder / "family")
+    two = FamilialForCausalLM.from_pretrained(folder / "family", tp_plan="auto")
+    assert isinstance(two.lm_head.weight, DTensor)
+    rows = rows_of(2)
+    for objective in ({}, {"exit_weights": (0.5, 0.0, 0.5)}):
+        objective = objective | {"skip_logits": True}
+        expected = backward(one, rows, objective, scale=1)
+        found = backward(two, rows, objective, scale=1)
+        # each process sums its part of a product: in another order than one alone
+        found = {name: whole(value) for name, value in found.items()}
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="distillation needs .* whole in each process"):
+        two(**rows, distillation=Distillation(1.0))
+    with pytest.raises(ValueError, match="sharded over several processes"):
+        export_exit(two, 0, folder / f"member{rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", FAMILIES[:2], ids=str)
+def test_tensor_parallel_losses_equal_those_of_one_process(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    family_of(**fields).save_pretrained(tmp_path / "family")
+    launch(compare_tensor_parallel, tmp_path)
 
 
 # the Trainer: exits without weight, frozen backbones

@@ -210,6 +210,23 @@ def test_resuming_changes_no_bit(tmp_path: Path) -> None:
         assert row["loss"] == expected["loss"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"exits": [2, 3, 4]}, {"exits": [2, 4]}, {"num_exit_layers": 1}, {"exit_head": "own"}],
+    ids=str,
+)
+def test_a_checkpoint_of_other_exits_is_not_resumed(tmp_path: Path, fields: dict) -> None:
+    """Weights of other exits would be read in silence where their shapes are the same."""
+    trainer_of(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    name, _ = next(iter(fields.items()))
+    other = tiny_family("llama", **({"exits": EXITS} | fields))
+    trainer = trainer_of(tmp_path, other, max_steps=2)
+    for checkpoint in (True, str(tmp_path / "checkpoint-1")):
+        with pytest.raises(ValueError, match=f"checkpoint-1.* is of a family with `{name}`"):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    assert trainer.state.global_step == 0
+
+
 def test_a_second_training_forgets_the_first(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, max_steps=2, logging_steps=3)
     trainer.train()

@@ -140,7 +140,8 @@ def describe(
     if isinstance(model_or_path, (FamilialForCausalLM, FamilialConfig)):
         in_memory = isinstance(model_or_path, FamilialForCausalLM)
         config = model_or_path.config if in_memory else model_or_path
-        name = str(config.name_or_path or config.text_config.model_type)
+        text_config = config.text_config
+        name = str(config.name_or_path or text_config.name_or_path or text_config.model_type)
     else:
         where = {"revision": revision, "token": token, "endpoint": endpoint}
         source = find_source(model_or_path, local_files_only=local_files_only, **where)

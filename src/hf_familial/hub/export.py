@@ -21,7 +21,7 @@ from ..models.familial.cuts import check_cut, cut_config, cut_names, find_layout
 from .companions import companions
 from .dtypes import loaded_dtypes
 from .folders import whole_folder
-from .memory import cut_model, plain_model
+from .memory import cut_model, merged_family, plain_model
 from .plain import add_old_names, plain_config, plain_tensors
 from .safetensors_io import FLOATS, Piece, read_header
 from .shards import by_segment as split_by_segment
@@ -203,6 +203,7 @@ def export_family(
 
 
 def _open(model_or_path: Any, **where: Any) -> FamilialForCausalLM | StoredFamily:
+    model_or_path = merged_family(model_or_path)
     if isinstance(model_or_path, (FamilialForCausalLM, StoredFamily)):
         return model_or_path
     if isinstance(model_or_path, (str, os.PathLike)):

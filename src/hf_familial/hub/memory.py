@@ -19,6 +19,41 @@ from .stored import refuse_quantised
 TOLERANCE = 1e-5  # of logits, relative to the largest: the same operations on the same weights
 
 
+def merged_family(model: Any) -> Any:
+    """Return a family without adapters.
+
+    Args:
+        model: Anything; not changed.
+
+    Returns:
+        For a `peft.PeftModel` around a family, a copy of the family with the active adapters
+        merged, which takes as much memory again. Anything else is returned as it is.
+
+    Raises:
+        ValueError: If the adapters cannot be merged.
+    """
+    wrapped = hasattr(model, "get_base_model")
+    family = model.get_base_model() if wrapped else model
+    if not isinstance(family, FamilialForCausalLM):
+        return model
+    if wrapped and hasattr(model.base_model, "merge_and_unload"):
+        # peft merges in place
+        return copy.deepcopy(model).merge_and_unload()
+    if wrapped:
+        kinds = ", ".join(str(config.peft_type.value) for config in model.peft_config.values())
+        raise ValueError(
+            f"an adapter of type {kinds} cannot be merged into the weights of a member: export the "
+            "family itself (`model.get_base_model()`) and keep the adapter beside it."
+        )
+    if getattr(model, "peft_config", None):
+        raise ValueError(
+            "the family holds adapters that were added in place (`add_adapter`, `load_adapter`), "
+            f"{', '.join(model.peft_config)}: save them with `save_pretrained(folder)`, load the "
+            "family again, and export `PeftModel.from_pretrained(family, folder)`."
+        )
+    return model
+
+
 def plain_model(
     family: FamilialForCausalLM, exit_idx: int, dtype: torch.dtype | None = None
 ) -> Any:
@@ -91,6 +126,13 @@ def _weights(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
             "the family has no weights in memory: they are offloaded or were never loaded. Export "
             "it from its folder."
         )
+    if any(hasattr(weight, "full_tensor") for weight in weights.values()):
+        raise ValueError(
+            "the family's weights are sharded over several processes, each of which holds a part: "
+            "save the family first, in all of them (`trainer.save_model(folder)`, or "
+            "`accelerator.get_state_dict(model)` and `save_pretrained(folder, state_dict=...)`), "
+            "then export it from that folder, in one."
+        )
     return weights
 
 
@@ -148,4 +190,4 @@ def _check_logits(family: FamilialForCausalLM, exit_idx: int, member: Any) -> No
         )
 
 
-__all__ = ["check_weights", "cut_model", "plain_model"]
+__all__ = ["check_weights", "cut_model", "merged_family", "plain_model"]

@@ -23,7 +23,7 @@ from .collection import collect
 from .companions import holds_tokenizer
 from .describe import FamilyDescription, describe
 from .export import export_exit
-from .memory import check_weights
+from .memory import check_weights, merged_family
 from .mirror import Mirrored
 from .places import Lineage, Place
 from .remote import Retry
@@ -289,6 +289,7 @@ def _workplace() -> Iterator[Path]:
 
 def _open(model_or_path: Model, token: str | None) -> FamilialForCausalLM | StoredFamily:
     """A family that has weights to push."""
+    model_or_path = merged_family(model_or_path)
     if isinstance(model_or_path, FamilialForCausalLM):
         check_weights(model_or_path)
         return model_or_path
@@ -297,7 +298,9 @@ def _open(model_or_path: Model, token: str | None) -> FamilialForCausalLM | Stor
 
 def _base_of(family: FamilialForCausalLM | StoredFamily) -> str | None:
     """The repository that a family in memory was made of, if its name is one."""
-    name = "" if isinstance(family, StoredFamily) else str(family.config.name_or_path or "")
+    config = family.config
+    stored = isinstance(family, StoredFamily)
+    name = "" if stored else str(config.name_or_path or config.text_config.name_or_path or "")
     is_repo = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
     return name if is_repo else None
 

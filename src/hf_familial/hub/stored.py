@@ -124,7 +124,7 @@ def origin_of(family: FamilialForCausalLM) -> Path | None:
     Returns:
         `Path`: The folder, or the repository's in the client's cache; `None` where there is none.
     """
-    name = family.name_or_path
+    name = family.name_or_path or family.config.text_config.name_or_path
     if not name or Path(name).is_dir():
         return Path(name) if name else None
     # of the family, or of the decoder that it was made of

@@ -14,9 +14,11 @@ from torch import nn
 from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_gather
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, get_last_checkpoint
+from transformers.utils import CONFIG_NAME
 
 from ..flops import prepare_training_flops
+from ..models.familial import FamilialConfig
 from ..models.familial.losses import IGNORE_INDEX
 from .args import FamilialTrainingArguments
 from .budget import flops_per_token
@@ -55,6 +57,12 @@ class FamilialTrainer(Trainer):
             raise ValueError(
                 "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit "
                 f"and leave the others out of the loss, got {self.args.label_smoothing_factor}."
+            )
+        adapters = (getattr(self.model, "peft_config", None) or {}).values()
+        if any(not adapter.base_model_name_or_path for adapter in adapters):
+            logger.warning(
+                "The family was never saved, so its adapters do not name a base to load them on. "
+                "To name it, save the family, load it from there and add the adapters to that."
             )
         # `None` where progress bars are switched off
         if self.pop_callback(ProgressCallback) is not None:
@@ -147,8 +155,15 @@ class FamilialTrainer(Trainer):
         processes = self.accelerator.num_processes // self.get_tp_size()
         return self.args.n_gpu if self.args.n_gpu > 1 else processes
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the host."""
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in the host.
+
+        Raises:
+            ValueError: If the checkpoint to resume from is another family's, with other exits.
+        """
+        self._check_resumed(resume_from_checkpoint)
         self._forget()
         self._tokens.clear()
         self._flops_per_token.clear()  # something else may learn than before
@@ -158,7 +173,7 @@ class FamilialTrainer(Trainer):
         for budget in self._callbacks(FlopBudgetCallback):
             budget.store = self.store_flos
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception as error:
             if self.args.world_size == 1:  # others may wait elsewhere, for ever
                 self.store_flos()
@@ -168,6 +183,24 @@ class FamilialTrainer(Trainer):
                 except OSError as second:  # a full disk fails both; the first says where
                     error.add_note(f"its row could not be written either: {second}")
             raise
+
+    def _check_resumed(self, checkpoint: str | bool | None) -> None:
+        """Compare the exits with a checkpoint's: the host would load weights of other exits."""
+        if checkpoint is True:
+            folder = self.args.output_dir
+            checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+        if not checkpoint or not (Path(checkpoint) / CONFIG_NAME).is_file():
+            return  # none, which the host says, or adapters alone
+        stored, config = FamilialConfig.from_pretrained(checkpoint), self.model.config
+        names = ("exits", "num_exit_layers", "exit_norm", "exit_head")
+        for name in names:
+            before, now = getattr(stored, name), getattr(config, name)
+            if before != now:
+                raise ValueError(
+                    f"`resume_from_checkpoint` ({checkpoint}) is of a family with `{name}` "
+                    f"{before!r}; this model has {now!r}. Resume with the exits of the checkpoint, "
+                    "or start a new training from its weights."
+                )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """FLOPs of forward and backward, every exit and head counted, of what learns."""
@@ -195,6 +228,13 @@ class FamilialTrainer(Trainer):
             counts[:3] //= self.get_tp_size()
         for record in records:
             record.count(TokenCounts(*counts.tolist()))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As in the host; the model that was fine-tuned defaults to the family's decoder."""
+        name = self.model.config.name_or_path or self.model.config.text_config.name_or_path
+        if not args and name and not Path(name).is_dir():
+            kwargs.setdefault("finetuned_from", name)
+        super().create_model_card(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in the host, with `exit_<k>_loss` beside every training `loss`."""

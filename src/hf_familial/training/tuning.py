@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from ..models.familial import FamilialForCausalLM
 
 
@@ -37,6 +39,39 @@ def train_exits_only(model: FamilialForCausalLM) -> list[str]:
     for name in names:
         model.get_submodule(name).requires_grad_(True)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def lora_targets(model: FamilialForCausalLM) -> str | list[str]:
+    """Return the modules that peft would adapt in the family's decoder by default.
+
+    peft looks its defaults up by `config.model_type`, which is `familial` here, so it asks for
+    `target_modules`. This function looks them up by the type of the decoder. The names hold for
+    private layers too.
+
+    Args:
+        model ([`FamilialForCausalLM`]): The family to be adapted.
+
+    Returns:
+        `str` or `list[str]`: What `LoraConfig(target_modules=...)` takes.
+
+    Raises:
+        ValueError: If peft has no default for this decoder. The message names its linear modules.
+
+    Example:
+        >>> get_peft_model(model, LoraConfig(target_modules=lora_targets(model)))
+    """
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    model_type = model.config.text_config.model_type
+    if model_type not in DEFAULTS:
+        layers = model.model.members.layers
+        linear = {n.split(".")[-1] for n, m in layers.named_modules() if isinstance(m, nn.Linear)}
+        raise ValueError(
+            f"peft has no default targets for a `{model_type}`: choose `target_modules` among the "
+            f"linear modules of its layers, {', '.join(sorted(linear)) or 'none'}."
+        )
+    targets = DEFAULTS[model_type]
+    return targets if isinstance(targets, str) else list(targets)
 
 
 def what_learns(model: Any) -> str | LoraConfig:

@@ -206,10 +206,15 @@ class FamilialConfig(PreTrainedConfig):
             self.exits = evenly_spaced_exits(depth, min(4, depth))
         if not isinstance(self.exits, Iterable):
             raise ValueError(f"`exits` must be a list of depths, got {self.exits!r}.")
-        self.exits = [int(depth) if _is_int(depth) else depth for depth in self.exits]
+        self.exits = list(self.exits)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self.check()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in the host; numbers of numpy or torch become Python's, which JSON can hold."""
+        value = [_plain(item) for item in value] if isinstance(value, list) else _plain(value)
+        super().__setattr__(name, value)
 
     def check(self) -> None:
         """Check every field against the backbone's config.
@@ -363,6 +368,10 @@ def check_transformers() -> None:
         "newer version than its own class does."
     )
     require_version(f"transformers>={TRANSFORMERS}", hint)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_int(value: object) -> bool:

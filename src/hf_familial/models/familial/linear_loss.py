@@ -131,6 +131,41 @@ def chunk_rows(vocab_size: int, device: torch.device) -> int:
     return min(MAX_ROWS, max(MIN_ROWS, chunk // vocab_size))
 
 
+def sum_losses(
+    plan: LossPlan,
+    kept: torch.Tensor,
+    targets: torch.Tensor,
+    row_weights: torch.Tensor | None,
+    tensors: Sequence[torch.Tensor | None],
+    needs: Sequence[bool],
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Sum cross entropies and objectives of the kept rows, shape `(2, exits)`, with gradients.
+
+    `tensors` are the hidden states of every exit, then weight and bias, or `None`, of every head.
+    """
+    count = len(plan.heads)
+    hidden, parameters = tensors[:count], tensors[count:]
+    gradients = [
+        torch.zeros_like(t, dtype=torch.float32 if i >= count else None)
+        if need and t is not None
+        else None
+        for i, (t, need) in enumerate(zip(tensors, needs, strict=True))
+    ]
+    heads = [_Head.of(parameters, gradients[count:], head, plan) for head in plan.heads]
+    scratch = _Scratch.of(heads[0], plan, min(plan.rows, len(kept)))
+    sums = torch.zeros((2, count), device=kept.device)
+    for first in range(0, len(kept), plan.rows):
+        chunk = slice(first, first + plan.rows)
+        weights = None if row_weights is None else row_weights[chunk]
+        rows = _Rows(plan, scratch, kept[chunk], targets[chunk], weights)
+        # the deepest first, for it teaches
+        for k in reversed(range(count)):
+            states = hidden[k]
+            assert states is not None
+            sums[:, k] += rows.run(states, gradients[k], heads[k], plan.weights[k])
+    return sums, gradients
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Losses and gradients in one pass over the chunks."""
 
@@ -144,27 +179,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         row_weights: torch.Tensor | None,
         *tensors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        count = len(plan.heads)
-        hidden, parameters = tensors[:count], tensors[count:]
         needs = ctx.needs_input_grad[5:]
-        gradients = [
-            torch.zeros_like(t, dtype=torch.float32 if i >= count else None)
-            if need and t is not None
-            else None
-            for i, (t, need) in enumerate(zip(tensors, needs, strict=True))
-        ]
-        heads = [_Head.of(parameters, gradients[count:], head, plan) for head in plan.heads]
-        scratch = _Scratch.of(heads[0], plan, min(plan.rows, len(kept)))
-        sums = torch.zeros((2, count), device=kept.device)
-        for first in range(0, len(kept), plan.rows):
-            chunk = slice(first, first + plan.rows)
-            weights = None if row_weights is None else row_weights[chunk]
-            rows = _Rows(plan, scratch, kept[chunk], targets[chunk], weights)
-            # the deepest first, for it teaches
-            for k in reversed(range(count)):
-                states = hidden[k]
-                assert states is not None
-                sums[:, k] += rows.run(states, gradients[k], heads[k], plan.weights[k])
+        sums, gradients = sum_losses(plan, kept, targets, row_weights, tensors, needs)
         # of the summed, not the mean loss: in half precision the mean's would vanish
         ctx.gradients = gradients
         # of no rows, both may be 0, and 0 / 0 would be NaN in every weight

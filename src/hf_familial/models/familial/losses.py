@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from .compiled_loss import compiled_cross_entropy
 from .linear_loss import Distillation, linear_cross_entropy
 
 
@@ -43,9 +44,17 @@ class Reading:
         # FSDP2 puts one hook of each kind on what it shards
         own = 1 if sharded_linear(self.head) else 0
         hooks = max(len(self.head._forward_hooks), len(self.head._forward_pre_hooks))
-        # a quantised weight is a tensor of another class, whose own forward knows how to read it
-        plain = own or (type(self.head) is nn.Linear and type(self.head.weight) is nn.Parameter)
+        # A quantised weight is a tensor of another class, whose own forward knows how to read it.
+        # Tensor parallelism leaves a process a part of the weight: only its call gives all logits.
+        weight = getattr(self.head, "weight", None)
+        whole = type(weight) is nn.Parameter and not is_sharded(weight)
+        plain = own or (type(self.head) is nn.Linear and whole)
         return bool(plain) and hooks <= own and not hasattr(self.head, "_hf_hook")
+
+
+def is_sharded(weight: torch.Tensor) -> bool:
+    """Return whether several processes hold a weight together, as a DTensor."""
+    return hasattr(weight, "full_tensor")
 
 
 def sharded_linear(head: nn.Module) -> bool:
@@ -58,7 +67,6 @@ def sharded_linear(head: nn.Module) -> bool:
     return isinstance(head, FSDPModule) and nn.Linear in type(head).__bases__
 
 
-@torch.compiler.disable
 def multi_exit_loss(
     readings: Mapping[int, Reading],
     ops: tuple[tuple[str, float], ...],
@@ -116,7 +124,10 @@ def multi_exit_loss(
         if plain and reading.linear and (whole or not reading.wanted)
     ]
     if whole and len(fused) < len(readings):
-        raise ValueError("distillation needs plain linear heads and the host's own loss function.")
+        raise ValueError(
+            "distillation needs plain linear heads, whole in each process, and the host's own loss "
+            "function."
+        )
     losses: dict[int, torch.Tensor] = {}
     total: Any = 0.0
     for k, reading in readings.items():
@@ -130,7 +141,9 @@ def multi_exit_loss(
         heads: list[Any] = [readings[k].head for k in fused]
 
         def read(*hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return linear_cross_entropy(
+            traced = torch.compiler.is_compiling()
+            cross_entropy = compiled_cross_entropy if traced else linear_cross_entropy
+            return cross_entropy(
                 hidden_states,
                 heads,
                 targets,
@@ -167,6 +180,7 @@ def with_whole_heads(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Ca
 def _as_forward_of(head: nn.Module, read: Callable[..., Any]) -> Callable[..., Any]:
     from torch.distributed.fsdp import register_fsdp_forward_method
 
+    @torch.compiler.disable
     def gathered(*hidden_states: torch.Tensor) -> Any:
         # a method for the time of this call
         vars(head)["_read"] = read

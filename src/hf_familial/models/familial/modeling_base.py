@@ -27,6 +27,7 @@ from .outputs import FamilialModelOutput
 from .segments import (
     as_list,
     check_lengths,
+    hook_backbone,
     hook_private_layers,
     is_recurrent,
     past_length,
@@ -355,6 +356,7 @@ class FamilialModel(FamilialPreTrainedModel):
         if cache is not None:
             check_lengths(cache, range(min(len(cache.layers), self.config.num_hidden_layers)))
             inputs[self.contract.cache] = cache
+        hook_backbone(self.backbone, inputs)
         return self.backbone(**inputs)
 
     def _positions(self, entry: dict[str, Any], inputs: dict[str, Any]) -> torch.Tensor | None:

@@ -148,10 +148,14 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         embedding = super().resize_token_embeddings(
             new_num_tokens, pad_to_multiple_of, mean_resizing
         )
-        self.exit_heads = nn.ModuleList(
-            self._get_resized_lm_head(head, embedding.weight.shape[0], mean_resizing=mean_resizing)
-            for head in self.exit_heads
-        )
+        size = embedding.weight.shape[0]
+        head: Any
+        for head in self.exit_heads:
+            resized = self._get_resized_lm_head(head, size, mean_resizing=mean_resizing)
+            # the module stays, with its hooks, and what was frozen stays frozen
+            for name, parameter in resized.named_parameters():
+                setattr(head, name, parameter.requires_grad_(getattr(head, name).requires_grad))
+            head.out_features = resized.out_features
         return embedding
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Any:

@@ -74,9 +74,8 @@ def run_segment(
         ValueError: If the segment's slots hold different numbers of tokens.
     """
     inputs = contract.accepted(inputs)
-    if _captures(backbone, inputs):
-        # a view that installed them itself would install them twice on the layers it shares
-        maybe_install_capturing_hooks(backbone)
+    # a view that installed them itself would install them twice on the layers it shares
+    hook_backbone(backbone, inputs)
     view = segment_view(backbone, contract, segment)
     if past_key_values is not None:
         check_lengths(past_key_values, segment.slots)
@@ -125,10 +124,18 @@ class SegmentRunner:
         )
 
 
-def _captures(backbone: Any, inputs: dict[str, Any]) -> bool:
-    """Whether hidden states, attentions or the like are to be captured on the way."""
+def hook_backbone(backbone: Any, inputs: dict[str, Any]) -> None:
+    """Let hidden states, attentions or the like be captured, if inputs or config ask for any."""
     names = [f"output_{name}" for name in backbone._can_record_outputs or {}]
-    return any(inputs.get(name, getattr(backbone.config, name, False)) for name in names)
+    if any(inputs.get(name, getattr(backbone.config, name, False)) for name in names):
+        _install_hooks(backbone)
+
+
+@torch.compiler.assume_constant_result
+def _install_hooks(backbone: Any) -> bool:
+    """Install the host's hooks, at the time of tracing: a compiler cannot enter their lock."""
+    maybe_install_capturing_hooks(backbone)
+    return True
 
 
 def hook_private_layers(backbone: Any, contract: Contract, segment: Segment) -> None:

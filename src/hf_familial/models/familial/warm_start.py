@@ -111,7 +111,10 @@ def family_of(
         family.generation_config = copy.deepcopy(host.generation_config)
         if not model.contract.cache:
             family.generation_config.use_cache = False
-    family.name_or_path = config.name_or_path = host.name_or_path
+    # `text_config` names the decoder. A name of the family itself would be taken for its
+    # checkpoint, by adapters above all, and there is none yet.
+    if not text_config.name_or_path:
+        text_config.name_or_path = host.name_or_path
     _take_quantisation(family, host)
     family.tie_weights()
     return family.train(host.training)
