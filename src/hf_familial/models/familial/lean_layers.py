@@ -45,29 +45,21 @@ class Projection:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """`(rows, in)` to `(rows, out)`."""
         count, width = rows.shape
-        on_cpu, full = self.weight.device.type == "cpu", self.weight.dtype is torch.float32
-        if not on_cpu or (full and width > _LEFT_WIDTH.get(count, 0)):
+        left = self.weight.dtype is torch.float32 and self.weight.device.type == "cpu"
+        if not left or width > _LEFT_WIDTH.get(count, 0):
             outs = [F.linear(rows, weight, bias) for weight, bias in self._maps]
             return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
-        if count == 1 and not full:
-            out = _joined([_plus(torch.mv(weight, rows[0]), bias) for weight, bias in self._maps])
-            return out.unsqueeze(0)
         columns = (rows if count > 1 else torch.cat((rows, rows))).t()
-        outs = [_plus(torch.mm(weight, columns), bias, 1) for weight, bias in self._maps]
-        return _joined(outs).t()[:count].contiguous()
+        outs = [torch.mm(weight, columns) for weight, _ in self._maps]
+        for out, (_, bias) in zip(outs, self._maps, strict=True):
+            if bias is not None:
+                out.add_(bias[:, None])
+        out = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return out.t()[:count].contiguous()
 
     def add_to(self, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The same, added to `residual` of shape `(rows, out)`."""
         return self(rows).add_(residual)
-
-
-def _plus(out: torch.Tensor, bias: torch.Tensor | None, columns: int = 0) -> torch.Tensor:
-    """Outputs of shape `(out,)` or `(out, rows)`, with their bias."""
-    return out if bias is None else out.add_(bias.unsqueeze(-1) if columns else bias)
-
-
-def _joined(outs: list[torch.Tensor]) -> torch.Tensor:
-    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 class RootMeanSquare:
