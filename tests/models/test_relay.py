@@ -660,8 +660,11 @@ def test_what_is_learned_of_one_class_of_confidence_holds_for_others():
     [
         lambda: SpeculativeRelay(draft_length=0),
         lambda: SpeculativeRelay("deep"),
+        lambda: SpeculativeRelay(None),
+        lambda: SpeculativeRelay(0.0),
         lambda: SpeculativeRelay(draft_length="some"),
         lambda: ConfidenceRelay("high"),
+        lambda: ConfidenceRelay({-2: 0.5}),
         lambda: ConfidenceRelay(float("nan")),
         lambda: ConfidenceRelay(measure="guess"),
         lambda: HandoffRelay(),

@@ -4,9 +4,10 @@ import copy
 import inspect
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from reference import token_ids
+from reference import tiny_family, token_ids
 from test_relay import DEEPEST, DRAFTS, Recorder, family_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -74,6 +75,45 @@ def test_what_a_relay_would_ignore_is_refused(asked, message, entry):
             pytest.skip("`generate` hands this to its continuous batching before any loop")
     with pytest.raises(ValueError, match=message):
         write(ids, **ASKED, **asked)
+
+
+@pytest.mark.parametrize("entry", ["relay_generate", "custom_generate"])
+def test_a_replaced_hook_of_generate_is_not_passed_over(entry):
+    """As peft replaces it for prompts that it has learned: a relay would write without them."""
+    family = family_of()
+    asked, generate = dict(ASKED), family.relay_generate
+    if entry == "custom_generate":
+        asked["custom_generate"], generate = relay_decode, family.generate
+    own = family.prepare_inputs_for_generation
+    family.prepare_inputs_for_generation = lambda *args, **kwargs: own(*args, **kwargs)
+    try:
+        family.generate(token_ids(1, 6), **ASKED)
+        with pytest.raises(ValueError, match="which is replaced here.*without a relay"):
+            generate(token_ids(1, 6), **asked)
+        family.prepare_inputs_for_generation = own  # as peft puts it back
+        generate(token_ids(1, 6), **asked)
+    finally:
+        del family.prepare_inputs_for_generation
+
+
+def test_a_learned_prompt_is_not_passed_over():
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    wrapped = peft.get_peft_model(tiny_family("llama", [2, 4]), config).eval()
+    with pytest.raises(ValueError, match="call `generate"):
+        wrapped.generate(input_ids=token_ids(1, 6), custom_generate=relay_decode, **ASKED)
+
+
+def test_a_family_of_one_exit_says_how_to_write():
+    family = tiny_family("llama", [4])
+    with pytest.raises(ValueError, match=r"none can draft for it: give `relay=FixedExit\(-1\)`"):
+        family.relay_generate(token_ids(1, 6), **ASKED)
+
+
+def test_numbers_of_numpy_choose_drafts():
+    relay = SpeculativeRelay(np.int64(0), np.int64(3), np.int64(2))
+    assert relay == SpeculativeRelay(0, 3, 2)
+    assert type(relay.draft_length) is int
 
 
 def test_processes_that_must_keep_step_do_not_relay(monkeypatch):
@@ -175,7 +215,7 @@ def test_a_prompt_is_healed_as_by_generate():
     asked = ASKED | {"token_healing": True, "tokenizer": tokenizer}
     right = family.generate(ids, **asked)
     assert torch.equal(family.relay_generate(ids, relay=DRAFTS["three"], **asked), right)
-    with pytest.raises(ValueError, match="`token_healing` asks the default exit.* exit 1"):
+    with pytest.raises(ValueError, match="`token_healing` heals the prompt with.*`exit_idx=1`"):
         family.relay_generate(ids, relay=DRAFTS["shallow"], **asked)
 
 

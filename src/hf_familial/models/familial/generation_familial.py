@@ -145,6 +145,12 @@ class FamilialGenerationMixin(GenerationMixin):
     ) -> dict[str, Any]:
         if getattr(custom_generate, "func", custom_generate) is not relay_decode:
             return super()._extract_generation_mode_kwargs(custom_generate, kwargs, *given)
+        hook = "prepare_inputs_for_generation"
+        if _function(self, hook) is not getattr(FamilialGenerationMixin, hook):
+            raise ValueError(
+                f"a relay does not call `{hook}`, which is replaced here, as peft does for a "
+                "prompt that it has learned: call `generate(exit_idx=...)` without a relay."
+            )
         # a callable gets neither streamer nor tokenizer, and drops the rest without a word
         mode = super()._extract_generation_mode_kwargs(None, kwargs, *given)
         check_arguments(kwargs | mode)

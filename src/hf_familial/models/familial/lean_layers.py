@@ -21,6 +21,7 @@ from torch.nn import functional as F
 # weights need no transposed copy, which would go stale whenever they change.
 _LEFT_WIDTH = {1: 1024, 2: 1 << 30, 3: 1 << 30} | dict.fromkeys(range(4, 9), 768)
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NORM_EPS = ("variance_epsilon", "eps")
 _LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -247,6 +248,7 @@ def is_rms_norm(norm: Any) -> bool:
         and not norm._modules
         and weight is not None
         and weight.dim() == 1
+        and weight.dtype in _DTYPES
         and any(isinstance(getattr(norm, name, None), float) for name in _NORM_EPS)
     )
 
@@ -256,7 +258,7 @@ def is_linear(linear: Any) -> bool:
     return (
         type(linear) is nn.Linear
         and linear.weight.device.type in ("cpu", "cuda")
-        and linear.weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and linear.weight.dtype in _DTYPES
     )
 
 

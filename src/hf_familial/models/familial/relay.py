@@ -95,6 +95,7 @@ def relay_decode(
         inputs = {"input_ids": text.input_ids[:, -1:]}
     if isinstance(decide, Speculation):
         decide.remember()
+    _forget_excess(cache, text)
     if streamer is not None:
         streamer.end()
     if not generation_config.return_dict_in_generate:
@@ -104,7 +105,7 @@ def relay_decode(
         sequences=text.input_ids,
         scores=None if text.scores is None else tuple(text.scores),
         logits=None if text.logits is None else tuple(text.logits),
-        past_key_values=_returned_cache(model, cache, text),
+        past_key_values=_returned_cache(model, cache),
         relay_stats=stats,
     )
 
@@ -218,15 +219,18 @@ def _check_length(model: Any, inputs: dict[str, Any], past: int, room: int) -> N
     check_positions(model.config.text_config, seen, ends + room - 1)
 
 
-def _returned_cache(model: Any, cache: RelayCache, text: RelayText) -> Any:
-    """An ordinary cache of the text but its last token, as `generate` returns; `None` if ragged."""
-    if cache.exits[-1] != model.config.num_exits - 1:
-        return None
+def _forget_excess(cache: RelayCache, text: RelayText) -> None:
+    """Let the cache, which may be the caller's, hold the text but its last token."""
     new = text.input_ids.shape[1] - text.prompt_length
     excess = cache.length - (cache.prompt_end + new - 1)
-    if excess:
+    if excess:  # the text ended among the tokens of a round
         cache.crop(excess)
-    return cache.to_plain()
+    cache.settle(last=True)
+
+
+def _returned_cache(model: Any, cache: RelayCache) -> Any:
+    """An ordinary cache of the text but its last token, as `generate` returns; `None` if ragged."""
+    return cache.to_plain() if cache.exits[-1] == model.config.num_exits - 1 else None
 
 
 def _stats(

@@ -306,9 +306,11 @@ class RelayCache:
             self._read[i] = min(self._read[i], length)
         self._columns.crop(count)
 
-    def settle(self) -> None:
-        """Drop what only a crop of positions seen so far would need: they are certain now."""
+    def settle(self, last: bool = False) -> None:
+        """Drop what only a crop of positions seen so far would need; the `last` time, for good."""
         settle(self.cache.layers)
+        if last and self.rollback:
+            record_past(self.cache.layers, False)
 
     def to_plain(self) -> DynamicCache:
         """Complete the keys and values of every backbone layer and hand back an ordinary cache.
@@ -326,9 +328,7 @@ class RelayCache:
                 "one that reaches the deepest exit has a plain cache."
             )
         self.catch_up(-1)
-        if self.rollback:
-            self.settle()
-            record_past(self.cache.layers, False)
+        self.settle(last=True)
         del self.cache.layers[config.num_hidden_layers :]
         past_positions(self.cache)  # of one length, or taps came from elsewhere
         return self.cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from operator import index
 from typing import Any
 
 import torch
@@ -133,7 +135,8 @@ class ConfidenceRelay(RelayPolicy):
         exit_idx (`int`): Exit that decides what no other was sure of.
 
     Raises:
-        ValueError: If a threshold is no number, or there is no such measure.
+        ValueError: If a threshold is no number, an exit is counted from the end, or there is no
+            such measure.
 
     Reference: Schuster et al., arXiv:2207.07061.
     """
@@ -150,6 +153,8 @@ class ConfidenceRelay(RelayPolicy):
                 "`threshold` must be a number, or one by index of the exit, got "
                 f"{self.threshold!r}."
             )
+        if isinstance(threshold, Mapping) and any(k < 0 for k in threshold):
+            raise ValueError(f"`threshold` must count exits from 0, got {self.threshold!r}.")
         confidence(torch.zeros(2), self.measure)
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
@@ -244,7 +249,7 @@ class SpeculativeRelay:
         exit_idx (`int`): Exit whose text is wanted; the config's `default_exit` does not matter.
 
     Raises:
-        ValueError: If `draft_length` is neither `"auto"` nor 1 or more.
+        ValueError: If `draft_length` is neither `"auto"` nor 1 or more, or `draft_exit` is no exit.
 
     Reference: Leviathan et al., arXiv:2211.17192; Elhoushi et al., arXiv:2404.16710.
     """
@@ -254,11 +259,16 @@ class SpeculativeRelay:
     exit_idx: int = -1
 
     def __post_init__(self) -> None:
+        for name in ("draft_exit", "draft_length"):
+            number = getattr(self, name)
+            if isinstance(number, Integral) and not isinstance(number, int):  # as numpy's are
+                object.__setattr__(self, name, index(number))
         length = self.draft_length
         whole = isinstance(length, int) and not isinstance(length, bool) and length >= 1
         if length != "auto" and not whole:
             raise ValueError(f'`draft_length` must be "auto" or 1 or more, got {length!r}.')
-        if isinstance(self.draft_exit, str) and self.draft_exit != "auto":
+        named = isinstance(self.draft_exit, str) and self.draft_exit != "auto"
+        if named or not isinstance(self.draft_exit, (int, Sequence)):
             raise ValueError(
                 f'`draft_exit` must be "auto", an exit or several, got {self.draft_exit!r}.'
             )
@@ -270,6 +280,11 @@ class SpeculativeRelay:
             ValueError: If they do not go deeper one after the other.
         """
         last = self.exit_idx % num_exits if abs(self.exit_idx) <= num_exits else self.exit_idx
+        if last == 0:
+            raise ValueError(
+                f"exit {self.exit_idx} is the shallowest of {num_exits}, so none can draft for it: "
+                f"give `relay=FixedExit({self.exit_idx})`, or call `generate(exit_idx=...)`."
+            )
         drafts: Sequence[Any]
         if isinstance(self.draft_exit, int):
             drafts = [self.draft_exit]

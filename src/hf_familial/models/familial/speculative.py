@@ -103,6 +103,7 @@ class Speculation:
         Args:
             **inputs: For `RelayCache.feed`: the tokens that have not run yet, positions, mask.
         """
+        self.cache.settle()  # not before: the text may have ended among the last round's tokens
         kind = DRAFTED if self.chain else self._kind()
         if kind == PLAIN:
             block = self._write_plainly(inputs)
@@ -113,7 +114,6 @@ class Speculation:
             level = top - 1 if self.chain else 0
             proposal = self._propose(level, ids, inputs, self.text.room)
             block = self._check(top, ids, proposal, self.text.wants_scores)
-        self.cache.settle()
         return block
 
     def _kind(self) -> str:
