@@ -102,7 +102,7 @@ def test_fit_as_json(cli, runs, tmp_path):
     code, out, err = cli("fit", runs, *words, "--json", "--level", "0.9", "--objective", "mse")
     assert (code, err) == (0, "")
     record = json.loads(out)
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert record["level"] == 0.9
     assert record["fit"]["values"]["E"] == 1.8
     assert record["fit"]["values"]["alpha"] == record["fit"]["values"]["beta"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from typing import Any
 
 
 STATUSES = ("finished", "stopped", "diverged", "failed")
+LOSS = float | None
+LARGEST = 1e40  # beyond every count and seed; an integer of JSON may have any number of digits
 
 
 class RunRecordError(ValueError):
@@ -221,7 +224,7 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 warnings.warn(f"{path}, line {number} is cut off and left out.", stacklevel=2)
                 continue
@@ -256,7 +259,9 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
     """A row that has exactly the fields of a dataclass."""
     if not isinstance(row, Mapping):
         raise RunRecordError(f"a run must be a JSON object, got {row!r}.")
-    names = [field.name for field in fields(cls)]
+    names = list(_hints(cls))
+    if row.keys() == _hints(cls).keys():
+        return dict(row)
     for wrong, problem in ((set(names) - set(row), "missing"), (set(row) - set(names), "unknown")):
         if wrong:
             name = prefix + min(wrong)
@@ -264,10 +269,19 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
     return dict(row)
 
 
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Annotations of a dataclass by field, found once."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
 def _coerce_fields(record: Any, prefix: str = "") -> None:
     """Check the fields of a frozen dataclass against their annotations."""
-    for name, hint in typing.get_type_hints(type(record)).items():
+    for name, hint in _hints(type(record)).items():
         value = getattr(record, name)
+        if _is_plain(value, hint):
+            continue
         try:
             object.__setattr__(record, name, _coerced(value, hint))
         except TypeError as error:
@@ -275,24 +289,41 @@ def _coerce_fields(record: Any, prefix: str = "") -> None:
             raise RunRecordError(f"`{name}` must be {error}, got {value!r}.", name) from None
 
 
+@functools.cache
+def _inner(hint: Any) -> Any:
+    """The type inside an annotation: of items, or of what is not `None`."""
+    return typing.get_args(hint)[0]
+
+
+def _is_plain(value: Any, hint: Any) -> bool:
+    """Whether a value needs no second look: files have a hundred thousand rows."""
+    kind = type(value)
+    if kind is not hint:
+        return hint == LOSS and (value is None or kind is float)
+    return kind is str or kind in (int, float) and 0 <= value < LARGEST
+
+
 def _coerced(value: Any, hint: Any, optional: bool = False) -> Any:
     """The value as its annotation has it; a TypeError that says what would be right."""
     if isinstance(hint, types.UnionType):
-        return None if value is None else _coerced(value, typing.get_args(hint)[0], optional=True)
+        return None if value is None else _coerced(value, _inner(hint), optional=True)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise TypeError("a list")
+        inner = _inner(hint)
         try:
-            return tuple(_coerced(item, typing.get_args(hint)[0]) for item in value)
+            return tuple(v if _is_plain(v, inner) else _coerced(v, inner) for v in value)
         except TypeError as error:
             raise TypeError(f"a list, each item {error}") from None
     if hint is int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise TypeError("an integer of 0 or more")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST:
+            raise TypeError(f"an integer of 0 or more, below {LARGEST:g}")
         return value
     if hint is float:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise TypeError("a number")
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise TypeError(f"a number below {LARGEST:g}")
         if not optional and not 0 <= value < math.inf:
             raise TypeError("a finite number of 0 or more")
         return float(value)

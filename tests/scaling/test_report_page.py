@@ -234,7 +234,7 @@ def test_infinite_numbers_come_back(study, tmp_path):
     ("change", "match"),
     [
         ({"format": "other"}, "not a fit: its `format` must be 'hf_familial.fit'"),
-        ({"schema": 2}, r"its `schema` is 2, this version reads up to 1: upgrade hf_familial"),
+        ({"schema": 3}, r"its `schema` is 3, this version reads up to 2: upgrade hf_familial"),
         ({"schema": "1"}, "its `schema` is '1'"),
         ({"fit": None}, "a part is missing or broken"),
         ({"origin": {"notes": [], "sauce": 1}}, "a part is missing or broken.*sauce"),

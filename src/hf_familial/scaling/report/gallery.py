@@ -12,6 +12,7 @@ from ..optima.parabola import NoMinimumError
 from .curves import (
     COSTS,
     flops_of,
+    counting,
     frontier,
     has_optimum,
     has_sizes,
@@ -144,7 +145,8 @@ def _frontier(study: Study) -> Iterator[Picture]:
     rows = rows_of(study, setting)
     for name, (label, title) in labels.items():
         points = Group("", flops[rows], study.fit.data.loss[rows]) if name == "loss" else None
-        caption = f"By the law with C = 6ND{where}; dashed beyond the budgets that were run{band}."
+        by = f"By the law with {counting(study)}{where}"
+        caption = f"{by}; dashed beyond the budgets that were run{band}."
         yield Picture(
             f"frontier_{name}",
             "frontier",
