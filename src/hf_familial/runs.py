@@ -9,7 +9,7 @@ import os
 import types
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -260,7 +260,7 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise RunRecordError(f"a run must be a JSON object, got {row!r}.")
     names = list(_hints(cls))
-    if row.keys() == _hints(cls).keys():
+    if row.keys() == set(names):
         return dict(row)
     for wrong, problem in ((set(names) - set(row), "missing"), (set(row) - set(names), "unknown")):
         if wrong:
@@ -270,15 +270,16 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
 
 
 @functools.cache
-def _hints(cls: type) -> Mapping[str, Any]:
+def _hints(cls: Hashable) -> Mapping[str, Any]:
     """Annotations of a dataclass by field, found once."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls)}
+    return {field.name: hints[field.name] for field in fields(cls)}  # type: ignore[arg-type]
 
 
 def _coerce_fields(record: Any, prefix: str = "") -> None:
     """Check the fields of a frozen dataclass against their annotations."""
-    for name, hint in _hints(type(record)).items():
+    kind: type = type(record)
+    for name, hint in _hints(kind).items():
         value = getattr(record, name)
         if _is_plain(value, hint):
             continue
@@ -316,8 +317,10 @@ def _coerced(value: Any, hint: Any, optional: bool = False) -> Any:
         except TypeError as error:
             raise TypeError(f"a list, each item {error}") from None
     if hint is int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST:
-            raise TypeError(f"an integer of 0 or more, below {LARGEST:g}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise TypeError("an integer of 0 or more")
+        if value >= LARGEST:
+            raise TypeError(f"an integer below {LARGEST:g}")
         return value
     if hint is float:
         if not isinstance(value, (int, float)) or isinstance(value, bool):

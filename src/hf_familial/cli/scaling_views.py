@@ -97,7 +97,7 @@ def show_advice(advice: Advice) -> None:
     """Which architecture, how sure, and what would change the answer."""
     out = console()
     out.print(Text(advice.sentence, "bold"))
-    best = "best in" if advice.winner else "of its kind"
+    best = "best in" if advice.winner else "best in group"
     rows = []
     for option in advice.options:
         runs = "; ".join(f"{count(r.N)} on {count(r.D)}" for r in option.runs)

@@ -91,7 +91,7 @@ def number_of(value: Any, marks: Marks = "") -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
     except ValueError:
         return math.nan
 

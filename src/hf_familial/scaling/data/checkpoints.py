@@ -70,7 +70,7 @@ def named_runs(
     empty = [is_missing(name) for name in names]
     if all(empty):
         return Runs(list(own), "", (f"{column!r} is empty: each row is a run of its own.",))
-    notes = ()
+    notes: tuple[str, ...] = ()
     if any(empty):
         notes = (f"{sum(empty)} rows without {column!r} are runs of their own.",)
     labels = [
@@ -78,6 +78,30 @@ def named_runs(
         for name, line, gone in zip(names, own, empty, strict=True)
     ]
     return Runs(labels, column, notes, True)
+
+
+def split_by_size(runs: Runs, values: Mapping[str, np.ndarray]) -> Runs:
+    """Return runs of one N each: a name that stands with several is of a sweep, not of a run."""
+    sizes = values.get("N")
+    if sizes is None:
+        return runs
+    first: dict[str, float] = {}
+    several = {
+        label
+        for label, size in zip(runs.labels, sizes.tolist(), strict=True)
+        if size == size and first.setdefault(label, size) != size
+    }
+    if not several:
+        return runs
+    labels = [
+        f"{label}, N = {size:g}" if label in several else label
+        for label, size in zip(runs.labels, sizes.tolist(), strict=True)
+    ]
+    note = (
+        f"{len(several)} of the names in {runs.column!r} stand with several N: rows of one name "
+        "and one N count as one run."
+    )
+    return Runs(labels, runs.column, (*runs.notes, note))
 
 
 def guessed_runs(
@@ -146,7 +170,11 @@ def last_of_each(labels: Sequence[str], tokens: np.ndarray, parts: Sequence[int]
     """
     last: dict[tuple[str, int], int] = {}
     for i, key in enumerate(zip(labels, parts, strict=True)):
-        if key not in last or tokens[i] >= tokens[last[key]] or tokens[last[key]] != tokens[last[key]]:
+        if (
+            key not in last
+            or tokens[i] >= tokens[last[key]]
+            or tokens[last[key]] != tokens[last[key]]
+        ):
             last[key] = i
     keep = np.zeros(len(labels), bool)
     keep[list(last.values())] = True
@@ -210,4 +238,5 @@ __all__ = [
     "guessed_runs",
     "last_of_each",
     "named_runs",
+    "split_by_size",
 ]

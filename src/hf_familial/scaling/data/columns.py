@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..laws.law import Law
-from .checkpoints import check_runs_are, guessed_runs, last_of_each, named_runs
+from ..optima.flop_models import six_nd
+from .checkpoints import check_runs_are, guessed_runs, last_of_each, named_runs, split_by_size
 from .facts import Facts, facts_of
 from .gathering import (
     EVERY_EXIT,
@@ -25,8 +26,9 @@ from .gathering import (
     sizes_of,
 )
 from .minima import at_edge, best_of_each
+from .names import log_of
 from .observations import Observations
-from .plausible import check_loss, check_sizes, rises
+from .plausible import check_fall, check_loss, check_sizes
 from .tables import Table, TableError, left_out, read_table, some
 
 
@@ -125,14 +127,22 @@ def select(table: Table, laws: Sequence[Law], choice: Choice) -> Reading:
         rows = one_per_exit(table, rows, choice)
     found = gather(table, rows, variables, choice, target)
     notes += found.notes
-    check_sizes(sizes_of(table, rows, found, choice), table.source)
+    sizes = sizes_of(table, rows, found, choice)
     _derive(found, notes)
     missing = [name for name in variables if name not in found.values]
+    for name in missing:
+        column = log_of(table.columns, name)
+        if column:
+            raise TableError(
+                f"{table.source} has no {name} but {column!r}: say `--column '{name}={column}'` "
+                f"with `--unit {name}=log10` or `--unit {name}=ln`."
+            )
     if missing:
         raise TableError(
             f"{table.source} has no column for {some(missing)}; it has {some(table.columns, 20)}. "
             f"Name one with `--column {missing[0]}=COLUMN`, or in `columns` of `Choice`."
         )
+    check_sizes(sizes, table.source)
     labels, named = _runs(table, rows, found, choice, runs_are, notes)
     if choice.last_of_run:
         rows, labels = _last(table, rows, labels, found, notes)
@@ -147,8 +157,7 @@ def select(table: Table, laws: Sequence[Law], choice: Choice) -> Reading:
         at = {name: found.values[name] for name in "ND" if name in found.values}
         if "loss" not in choice.units:
             check_loss(found.values[target], at, found.names[target], table.source)
-        if rises(found.values[target], at):
-            notes.append("The loss grows with N and D, as an accuracy does: look at its column.")
+            check_fall(found.values[target], at, found.names[target], table.source)
     values = {name: column[kept] for name, column in found.values.items()}
     for name in (target, *variables):
         if not np.isfinite(values[name]).any():
@@ -157,10 +166,16 @@ def select(table: Table, laws: Sequence[Law], choice: Choice) -> Reading:
     for reason, of_reason in _by_reason(data).items():
         gone = sorted({lines[kept[row]] for row in of_reason})
         notes.append(left_out(gone, reason))
-    used = {n: found.names[n] for n in found.names if n in (*data.columns, target, "run_id")}
+    found.names.pop("seed", None)
+    shown = dict.fromkeys(("N", "D", "C", "G", *variables, target, *found.names))
+    used = {n: found.names[n] for n in shown if n in (*data.columns, target, "run_id") and (
+        n in found.names)}  # fmt: skip
     indices = [rows[kept[row]].index for row in data.rows]
     size = choice.size if found.names.get("N", "").startswith(SIZES[choice.size]) else ""
-    facts, more = facts_of(table, indices, data.columns, found.names[target], size)
+    known = dict(data.columns)
+    if any(found.names.get(name) not in table.columns for name in "NDC"):
+        known.pop("C", None)  # a C that was had from N and D does not tell how it is counted
+    facts, more = facts_of(table, indices, known, found.names[target], size)
     notes = list(dict.fromkeys(filter(None, [*notes, *more])))
     return Reading(data, table.source, used, len(table), len(set(indices)), tuple(notes), facts)
 
@@ -175,6 +190,11 @@ def _derive(found: Gathered, notes: list[str]) -> None:
             with np.errstate(all="ignore"):
                 values[name] = of(*(values[other] for other in others))
             notes.append(f"{name} is not in the file: {formula}.")
+    if found.names.get("C") not in (None, "6 N D") and {"N", "D"} <= set(values):
+        gaps = ~np.isfinite(values["C"]) & np.isfinite(values["N"]) & np.isfinite(values["D"])
+        if gaps.any() and not gaps.all():
+            values["C"] = np.where(gaps, six_nd(values["N"], values["D"]), values["C"])
+            notes.append(f"C is missing in {int(gaps.sum())} rows: 6 N D there.")
     epochs = found.epochs
     if epochs is not None and "D" in values and "D_unique" not in values:
         column, numbers = epochs
@@ -216,9 +236,11 @@ def _runs(
         notes.append("Every row counts as a run of its own (`--runs-are independent`).")
         return own, False
     runs = named_runs(names, cells, own, asked)
-    if not runs.named:
+    per_exit = any(row.exits > 1 for row in rows)
+    if runs.named and not per_exit:
+        runs = split_by_size(runs, found.values)
+    if not runs.named and not runs.column:
         first = runs.notes
-        per_exit = any(row.exits > 1 for row in rows)
         runs = runs if per_exit else guessed_runs(names, cells, own, found.values, runs_are)
         notes += first
     if runs.column in table.columns:
@@ -261,9 +283,7 @@ def _last(
     )
 
 
-def _latest(
-    rows: Sequence[Row], labels: Sequence[str], found: Gathered, named: bool
-) -> set[int]:
+def _latest(rows: Sequence[Row], labels: Sequence[str], found: Gathered, named: bool) -> set[int]:
     """Positions of the rows that no later row replaces.
 
     A named run is replaced at the same exit, N, D and G; a row without a name by its copy.

@@ -162,7 +162,9 @@ def _is_indexed(lines: Sequence[tuple[int, str]], width: int) -> bool:
     firsts = [row[0] for row in cells if len(row) == width + 1]
     if len(firsts) != len(cells) or not all(word.isdigit() for word in firsts):
         return False
-    return [int(word) for word in firsts] == list(range(int(firsts[0]), int(firsts[0]) + len(cells)))
+    return [int(word) for word in firsts] == list(
+        range(int(firsts[0]), int(firsts[0]) + len(cells))
+    )
 
 
 def _header(source: str, cells: Sequence[str]) -> list[str]:

@@ -153,7 +153,8 @@ def _counted(facts: Facts, values: Mapping[str, np.ndarray]) -> Facts:
 
 def _distance(C: np.ndarray, model: np.ndarray) -> float:
     with np.errstate(all="ignore"):
-        return float(np.nanmedian(np.abs(np.log(C / model))))
+        off = np.abs(np.log(C / model))
+    return float(np.median(off[np.isfinite(off)])) if np.isfinite(off).any() else np.inf
 
 
 __all__ = ["Facts", "facts_of"]

@@ -140,7 +140,10 @@ def gather(
         raise TableError(f"`--unit {unknown[0]}` has no column; there are {some(found.values)}.")
     for name in table.columns:
         if plain(name) in EPOCHS and "D_unique" not in found.values:
-            found.epochs = (name, np.array(numbers_of([table.columns[name][r.index] for r in rows])))
+            found.epochs = (
+                name,
+                np.array(numbers_of([table.columns[name][r.index] for r in rows])),
+            )
     if target == "loss" and choice.loss in EVERY_EXIT:
         _take_exits(table, rows, choice, found)
     return found
@@ -165,8 +168,12 @@ def _take(
     cells = table.labels(column)
     here = [cells[row.index] for row in rows]
     marks = table.marks
-    if not marks and name == "loss" and any(
-        isinstance(cell, str) and re.fullmatch(r"\d{1,2},\d{3}", cell.strip()) for cell in here
+    if (
+        not marks
+        and name == "loss"
+        and any(
+            isinstance(cell, str) and re.fullmatch(r"\d{1,2},\d{3}", cell.strip()) for cell in here
+        )
     ):
         marks = "comma"
     numbers = np.array(numbers_of(here, marks), dtype=np.float64)
@@ -283,7 +290,9 @@ def sizes_of(table: Table, rows: Sequence[Row], found: Gathered, choice: Choice)
         active = np.array(numbers_of([cells[row.index] for row in rows]))
     elif "N" in columns and {"E", "S"} & set(found.values):
         share = 1 / np.maximum(found.values.get("E", np.ones(count)), 1.0)
-        active = columns["N"] * share * (1 - np.clip(found.values.get("S", np.zeros(count)), 0, 0.999))
+        active = (
+            columns["N"] * share * (1 - np.clip(found.values.get("S", np.zeros(count)), 0, 0.999))
+        )
     G = np.nan_to_num(found.values.get("G", np.ones(count)), nan=1.0)
     vocabularies = [number_of(v) for v in table.columns.get("vocab_size", ())]
     largest = max((v for v in vocabularies if v == v), default=0)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from .files import TableError
+from .names import is_variable
 
 
 Rows = tuple[list[dict[str, Any]], list[int]]
@@ -97,17 +98,17 @@ def _of_objects(value: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     named = len(value) > 1 and not outer_are_rows and _is_by_column(value, keys)
     if named and not any(isinstance(v, dict) for v in scalars):
         return [{name: part.get(key) for name, part in value.items()} for key in keys]
-    return [{"name": key, **part} if not outer_are_rows else dict(part) for key, part in value.items()]
+    return [
+        {"name": key, **part} if not outer_are_rows else dict(part) for key, part in value.items()
+    ]
 
 
 def _is_by_column(value: Mapping[str, Mapping[str, Any]], keys: Mapping[str, Any]) -> bool:
     """Whether the values of one part are of one kind: a column's are, a row's rarely."""
-    from .names import is_variable
-
     return sum(map(is_variable, value)) > sum(map(is_variable, keys))
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .units import Unit, unit_in
+from .units import Unit, is_log_of, unit_in
 
 
 # names in lower case with `_` for what is no letter or digit; the first that is there counts
@@ -89,6 +89,11 @@ def find(columns: Iterable[str], variable: str) -> Found | None:
     return next((with_unit[word] for word in words if word in with_unit), None)
 
 
+def log_of(columns: Iterable[str], variable: str) -> str:
+    """Return the column that holds a variable's logarithm to an unknown base, or nothing."""
+    return next((name for name in columns if find([is_log_of(name)], variable)), "")
+
+
 def others(columns: Sequence[str], variable: str, taken: str) -> list[str]:
     """Return further columns that might hold a variable."""
     words = set(ALIASES.get(variable, "").split())
@@ -99,4 +104,4 @@ def _without_prefix(name: str) -> str:
     return PREFIXES.sub("", plain(name))
 
 
-__all__ = ["ALIASES", "Found", "find", "is_variable", "others", "plain"]
+__all__ = ["ALIASES", "Found", "find", "is_variable", "log_of", "others", "plain"]

@@ -16,7 +16,7 @@ from .units import BITS, PERPLEXITY, PLAIN, Unit
 
 
 # where models lie, from the smallest that were studied to beyond the largest
-RANGES = {"N": (1e3, 1e14), "D": (1e3, 1e16), "C": (1e6, 1e31)}
+RANGES = {"N": (1e3, 1e14), "D": (2e2, 1e16), "C": (1e6, 1e31)}
 TOKENS_PER_PARAMETER = (1e-3, 1e6)
 FACTOR = 30.0  # between C and 6ND
 MOST_LOSS = 12.5  # ln of the largest vocabularies: what guessing costs
@@ -26,6 +26,7 @@ SCALED = {
     "D": (1e3, 1e6, 1e9, 1e12),
     "C": (1e6, 1e9, 1e12, 1e15, 1e18, 1e21, PETAFLOP_DAY),
 }
+LEAST_ROWS, RISING = 6, 0.7  # rows, and a correlation, that say that a loss grows
 NARROW = 4.0  # largest over smallest of logarithms, at most
 WORDS = {1e3: "thousands", 1e6: "millions", 1e9: "billions", 1e12: "trillions"}
 UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs"}
@@ -71,9 +72,9 @@ def check_sizes(sizes: Sizes, source: str) -> None:
     words = " ".join(f"{words}." for words in bad)
     known = np.all([np.isfinite(v) & (v > 0) for v in sizes.columns.values()], axis=0)
     if 2 * len(rows) < known.sum():
+        lines = some(sizes.lines[i] for i in rows.tolist())
         raise TableError(
-            f"{source}, line{'s' if len(rows) > 1 else ''} {some(sizes.lines[i] for i in rows)}: "
-            f"{words} The other lines are fine: mend these, or leave them out (`--where`)."
+            f"{source}, line{'s' if len(rows) > 1 else ''} {lines}: {words} The other lines are fine: mend these, or leave them out (`--where`)."
         )
     suggestions = _suggestions(sizes)
     if not suggestions:
@@ -88,18 +89,24 @@ def _problems(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """What is wrong with the numbers in some units, in words, and at which rows."""
     values = {name: units.get(name, PLAIN).convert(v) for name, v in sizes.columns.items()}
+    given = set(values)
+    for name, other in (("D", "N"), ("N", "D")):
+        if name not in values and {other, "C"} <= given:
+            values[name] = values["C"] / (6 * values[other])  # as it will be had
     for name, column in values.items():
         low, high = RANGES[name]
         known = np.isfinite(column) & (column > 0)
         wrong = known & ((column < low) | (column > high))
-        if wrong.any() and not (name in sizes.sure and exact):
-            yield f"{name} = {_span(column[known])} is no number of {UNITS[name]}", wrong
+        told = {name} if name in given else given
+        if wrong.any() and not (told <= sizes.sure and exact):
+            yield f"{name} = {_span(column[wrong])} is no number of {UNITS[name]}", wrong
     if {"N", "D"} <= set(values):
         ratio = values["D"] / values["N"]
         wrong = _outside(ratio, *TOKENS_PER_PARAMETER)
-        if wrong.any() and not {"N", "D"} <= sizes.sure:
-            yield f"D / N = {_span(ratio[ratio > 0])} tokens per parameter", wrong
-    if {"N", "D", "C"} <= set(values):
+        told = {"N", "D"} if {"N", "D"} <= given else given
+        if wrong.any() and not told <= sizes.sure:
+            yield f"D / N = {_span(ratio[wrong])} tokens per parameter is odd", wrong
+    if {"N", "D", "C"} <= given:
         active = values["N"] if sizes.active is None else sizes.active * (
             values["N"] / sizes.columns["N"])  # fmt: skip
         least = six_nd(np.minimum(active, values["N"]), values["D"])
@@ -107,7 +114,7 @@ def _problems(
         wrong = (values["C"] < least / FACTOR) | (values["C"] > most * FACTOR)
         if wrong.any() and not {"N", "D", "C"} <= sizes.sure:
             ratio = values["C"] / six_nd(values["N"], values["D"])
-            yield f"C / 6ND = {_span(ratio[ratio > 0])}, which should be near 1", wrong
+            yield f"C / 6ND = {_span(ratio[wrong])}, which should be near 1", wrong
 
 
 def _outside(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -143,7 +150,7 @@ def _candidates(values: np.ndarray, name: str) -> Iterator[Unit]:
     low, high = RANGES[name]
     narrow = known.max() / known.min() <= NARROW
     for kind in ("log10", "ln"):
-        unit = Unit(kind)  # type: ignore[arg-type]
+        unit = Unit(kind)
         if narrow and known.max() < 80 and low <= unit.convert(known).min() <= unit.convert(
             known).max() <= high:  # fmt: skip
             yield unit
@@ -156,10 +163,10 @@ def _strangeness(sizes: Sizes, units: Mapping[str, Unit]) -> float:
     values = {name: units.get(name, PLAIN).convert(v) for name, v in sizes.columns.items()}
     strange = 0.0
     if {"N", "D"} <= set(values):
-        strange += abs(np.nanmedian(np.log10(values["D"] / values["N"])) - np.log10(20))
+        strange += abs(np.log10(_middle(values["D"] / values["N"])) - np.log10(20))
     if {"N", "D", "C"} <= set(values):
         ratio = values["C"] / six_nd(values["N"], values["D"])
-        strange += 2 * abs(float(np.nanmedian(np.log10(ratio))))
+        strange += 2 * abs(np.log10(_middle(ratio)))
     logs = sum(unit.kind != "scale" for unit in units.values())
     odd = sum(u.kind == "scale" and u.factor not in (1e6, 1e9, 1e12, 1e18, 1e21) for u in (
         units.values()))  # fmt: skip
@@ -168,22 +175,25 @@ def _strangeness(sizes: Sizes, units: Mapping[str, Unit]) -> float:
 
 def _advice(suggestions: Sequence[Mapping[str, Unit]]) -> str:
     first = suggestions[0]
-    looks = " and ".join(f"{name} {_looks(unit)}" for name, unit in first.items())
+    alike: dict[str, list[str]] = {}
+    for name, unit in first.items():
+        alike.setdefault(_looks(unit), []).append(name)
+    looks = " and ".join(
+        f"{' and '.join(names)} look{'s' if len(names) == 1 else ''} like {words}"
+        for words, names in alike.items()
+    )
     ways = [" ".join(f"--unit {n}={u.words}" for n, u in units.items()) for units in suggestions]
     more = f"; or `{'`, `'.join(ways[1:])}`" if len(ways) > 1 else ""
     plain = " ".join(f"--unit {name}=1" for name in first)
-    return (
-        f"{looks[0].upper()}{looks[1:]}: say `{ways[0]}`{more}; or `{plain}` if the numbers are "
-        "right as they are."
-    )
+    return f"{looks}: say `{ways[0]}`{more}; or `{plain}` if the numbers are right as they are."
 
 
 def _looks(unit: Unit) -> str:
     if unit.kind != "scale":
-        return f"looks like a logarithm ({unit.kind})"
+        return f"logarithms ({unit.kind})"
     if unit.factor == PETAFLOP_DAY:
-        return "looks like petaFLOP/s-days"
-    return f"looks like {WORDS.get(unit.factor, f'multiples of {unit.words}')}"
+        return "petaFLOP/s-days"
+    return WORDS.get(unit.factor, f"multiples of {unit.words}")
 
 
 def check_loss(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, source: str) -> None:
@@ -205,12 +215,10 @@ def check_loss(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, s
     right = "`--unit loss=1` if the numbers are right as they are"
     if middle < 0:
         raise TableError(
-            f"{source}: the loss in {column!r} is negative ({span}): if it is a log likelihood, say "
-            "`--unit loss=-1`."
+            f"{source}: the loss in {column!r} is negative ({span}): if it is a log likelihood, "
+            "say `--unit loss=-1`."
         )
-    trained = {"N", "D"} <= set(sizes) and (
-        np.nanmedian(sizes["N"]) >= 1e7 and np.nanmedian(sizes["D"]) >= 1e8
-    )
+    trained = {"N", "D"} <= set(sizes) and _middle(sizes["N"]) >= 1e7 and _middle(sizes["D"]) >= 1e8
     if middle > MOST_LOSS or trained and middle > TRAINED_LOSS:
         ways = f"`--unit loss={PERPLEXITY.words}` if it is a perplexity"
         if middle * BITS.factor < MOST_LOSS:
@@ -221,16 +229,38 @@ def check_loss(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, s
         )
 
 
-def rises(loss: np.ndarray, sizes: Mapping[str, np.ndarray]) -> bool:
-    """Return whether the loss grows with size and data, as an accuracy does."""
+def _middle(values: np.ndarray) -> float:
+    """The median of the numbers among some values, 0 without any."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else 0.0
+
+
+def check_fall(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, source: str) -> None:
+    """Refuse losses that grow with size and data, as accuracies do.
+
+    Args:
+        loss (`np.ndarray`): As fitted, (rows,).
+        sizes (`Mapping[str, np.ndarray]`): N and D, as far as they are known.
+        column (`str`): Column of the losses.
+        source (`str`): Name of the file.
+
+    Raises:
+        TableError: If they grow.
+    """
     if not {"N", "D"} <= set(sizes):
-        return False
+        return
     good = np.isfinite(loss) & np.isfinite(sizes["N"]) & np.isfinite(sizes["D"])
     good &= (sizes["N"] > 0) & (sizes["D"] > 0)
+    if good.sum() < LEAST_ROWS:
+        return
     work = np.log(sizes["N"][good]) + np.log(sizes["D"][good])
-    if good.sum() < 4 or np.ptp(work) == 0 or np.ptp(loss[good]) == 0:
-        return False
-    return bool(np.corrcoef(work, loss[good])[0, 1] > 0.7)
+    if np.ptp(work) < 1 or np.ptp(loss[good]) == 0:
+        return
+    if np.corrcoef(work, loss[good])[0, 1] > RISING:
+        raise TableError(
+            f"{source}: {column!r} grows with N and D, as an accuracy does and no loss: name the "
+            "loss with `--loss COLUMN`, or say `--unit loss=1` if it is one."
+        )
 
 
-__all__ = ["Sizes", "check_loss", "check_sizes", "rises"]
+__all__ = ["Sizes", "check_fall", "check_loss", "check_sizes"]

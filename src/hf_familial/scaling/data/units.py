@@ -114,12 +114,17 @@ def unit_in(column: str, name: str) -> tuple[str, Unit | None]:
         column (`str`): As `params (M)`, `tokens_B`, `log10_N`, `C [EFLOP]`, `val_ppl`.
         name (`str`): The variable that it may hold.
     """
+    bare = re.sub(
+        r"[\s_,]*[(\[{]?\s*(?:in )?(?:nats?|bits?)\b[^)\]}]*[)\]}]?$", "", column, flags=re.I
+    )
     if name == "loss":
         words = re.sub(r"[^a-z]+", " ", column.lower()).split()
         if {"ppl", "perplexity"} & set(words):
             return column, PERPLEXITY
-        if {"bits", "bpb", "bpc"} & set(words):
-            return column, BITS
+        if {"bit", "bits", "bpb", "bpc"} & set(words):
+            return bare, BITS
+        if {"nat", "nats"} & set(words):
+            return bare, PLAIN
     log = re.fullmatch(r"(log_?10|log_?2|ln|lg)[\s_(\[]*(.+?)[)\]]?", column.strip(), re.I)
     if log:
         return log[2], _unit(log[1].lower().replace("_", ""), name)
@@ -135,4 +140,12 @@ def unit_in(column: str, name: str) -> tuple[str, Unit | None]:
     return column, None
 
 
-__all__ = ["PLAIN", "Unit", "parse_unit", "unit_in"]
+def is_log_of(column: str) -> str:
+    """Return what a column such as `log N` is the logarithm of, to a base that it does not tell."""
+    found = re.fullmatch(r"log[\s_(\[]+(.+?)[)\]]?", column.strip(), re.I) or re.fullmatch(
+        r"log([A-Z])", column.strip()
+    )
+    return found[1] if found else ""
+
+
+__all__ = ["PLAIN", "Unit", "is_log_of", "parse_unit", "unit_in"]

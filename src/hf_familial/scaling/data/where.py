@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -47,7 +48,11 @@ def _met(names: list[str], labels: Callable[[str], Sequence[Any]], part: str) ->
         raise TableError(f"{part!r} is no condition; {EXAMPLE}.")
     name, mark, value = found[1].strip("`\"'"), found[2], found[3].strip("\"'")
     if name not in names:
-        raise TableError(f"no column {name!r} for the condition {part!r}; there are {names}.")
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TableError(
+            f"no column {name!r} for the condition {part!r}; {hint}It has {', '.join(names[:20])}."
+        )
     compare, number = COMPARE[mark], number_of(value)
     if mark in ("==", "!=", "="):
         same = [_same(cell, value, number) for cell in labels(name)]

@@ -23,10 +23,10 @@ Kind = Literal["dense", "sparse", "familial"]
 KINSHIP = {"dense": {"dense"}, "sparse": {"sparse", "moe"}, "familial": {"familial"}}
 # what a candidate need not give, and where it comes from
 ELSEWHERE = {
-    "G": "G follows from the devices: a family has one exit for each size in `memory`; leave it out",
-    "N": "N is what is looked for; leave it out",
-    "D": "D is what is looked for; leave it out",
-    "D_unique": "the unique tokens are those of the situation (`unique_tokens`); leave D_unique out",
+    "G": "leave G out, it follows from the devices: one exit for each size of `memory`",
+    "N": "leave N out, it is what is looked for",
+    "D": "leave D out, it is what is looked for",
+    "D_unique": "leave D_unique out, it is `unique_tokens`",
 }
 MOST_DEVICES = 5  # of which every grouping is tried
 
@@ -121,10 +121,11 @@ class Candidate:
     def _wrong(self, own: set[str]) -> str:
         """What `given` should hold, and where the other numbers come from."""
         missing, more = sorted(own - set(self.given)), sorted(set(self.given) - own)
-        words = [f"{self.name!r} must give {missing} of `{self.source.law.name}`"] if missing else []
+        words = [f"must give {missing} of `{self.source.law.name}`"] if missing else []
         words += [ELSEWHERE.get(name, f"`{name}` is no variable of its law") for name in more]
         takes = f"{', '.join(sorted(own)) or 'no variable'}, besides stored, active and error"
-        return f"{'; '.join(words)}: a candidate of `{self.source.law.name}` takes {takes}."
+        law = self.source.law.name
+        return f"candidate {self.name!r}: {'; '.join(words)}. One of `{law}` takes {takes}."
 
     @property
     def architecture(self) -> str:

@@ -43,7 +43,9 @@ def difference(first: Candidate, second: Candidate) -> str:
         return "one is fitted to runs, the coefficients of the other are given"
     if known:
         one, other = (source.origin for source in known)
-        return "" if one == other else f"their coefficients are of {one or '?'} and of {other or '?'}"
+        return (
+            "" if one == other else f"their coefficients are of {one or '?'} and of {other or '?'}"
+        )
     return _of_fits(fits, first.facts, second.facts)
 
 
@@ -61,9 +63,7 @@ def _of_fits(fits: Sequence[Fit], one: Facts | None, other: Facts | None) -> str
             return f"their runs have other {meaning}, {values[0]} and {values[1]}"
     if shared or all(getattr(f, name) for f in (one, other) for name in MEANINGS):
         return ""
-    return (
-        "their files do not tell data and tokenizer (`data`, `vocab_size`), and hold other runs"
-    )
+    return "their files do not tell data and tokenizer (`data`, `vocab_size`), and hold other runs"
 
 
 def _kind(facts: Facts, dense: bool) -> str:

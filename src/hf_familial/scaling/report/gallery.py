@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from ..optima.parabola import NoMinimumError
 from .curves import (
     COSTS,
-    flops_of,
     counting,
+    flops_of,
     frontier,
     has_optimum,
     has_sizes,

@@ -189,7 +189,9 @@ def optima(study: Study) -> str:
                 row.append(significant(float(middle[i] / found["N"][0][i]), 3))
         rows.append(row)
     where = f" at {named(setting)}" if setting else ""
-    note = f"By the law with {counting(study)}{where}" + (", delta-method intervals." if span else ".")
+    note = f"By the law with {counting(study)}{where}" + (
+        ", delta-method intervals." if span else "."
+    )
     note += " † beyond the largest run: an extrapolation." if grid[-1] > flops.max() else ""
     return section("Compute-optimal training", table(head, rows, note))
 
