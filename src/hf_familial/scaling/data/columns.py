@@ -117,6 +117,7 @@ def read_runs(
     return select(read_table(path), several, choice or Choice())
 
 
+@np.errstate(all="ignore")  # cells may hold anything; what is no number is left out by name
 def select(table: Table, laws: Sequence[Law], choice: Choice) -> Reading:
     """The rows of laws in a table that was read; see [`read_runs`]."""
     notes, target = list(table.notes), laws[0].target.name

@@ -73,8 +73,9 @@ def check_sizes(sizes: Sizes, source: str) -> None:
     known = np.all([np.isfinite(v) & (v > 0) for v in sizes.columns.values()], axis=0)
     if 2 * len(rows) < known.sum():
         lines = some(sizes.lines[i] for i in rows.tolist())
+        where = f"{source}, line{'s' if len(rows) > 1 else ''} {lines}"
         raise TableError(
-            f"{source}, line{'s' if len(rows) > 1 else ''} {lines}: {words} The other lines are fine: mend these, or leave them out (`--where`)."
+            f"{where}: {words} The other lines are fine: mend these, or leave them out (`--where`)."
         )
     suggestions = _suggestions(sizes)
     if not suggestions:

@@ -40,6 +40,7 @@ class Refits:
     converged: np.ndarray
 
 
+@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
 def fit(
     law: str | Law,
     data: Any,
@@ -123,6 +124,7 @@ def fit(
     return answer
 
 
+@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
 def refit(fit: Fit, weights: np.ndarray, losses: np.ndarray | None = None) -> Refits:
     """Fit again from the optimum of a fit, for many replicates of its rows at once.
 

@@ -270,6 +270,8 @@ def _correlation(draws: Mapping[str, np.ndarray], a: str, b: str) -> float:
 
 def _profiles(study: Study) -> Iterator[Picture]:
     for name, profile in study.profiles.items():
+        if len(profile.values) < 2:
+            continue  # an exact fit has no curve
         symbol, interval = study.fit.law.parameter(name).symbol, profile.interval
         yield Picture(
             f"profile_{name}",

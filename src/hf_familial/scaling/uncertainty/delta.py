@@ -61,6 +61,7 @@ class Spread:
     dof: int
 
     @classmethod
+    @np.errstate(all="ignore")  # a law may have no value nearby; NaN is judged by name
     def of(cls, fit: Fit) -> Spread:
         """The spread of a fit's coefficients.
 
