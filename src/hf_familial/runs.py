@@ -12,11 +12,10 @@ import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 STATUSES = ("finished", "stopped", "diverged", "failed")
-LOSS = float | None
 LARGEST = 1e40  # beyond every count and seed; an integer of JSON may have any number of digits
 
 
@@ -259,8 +258,8 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
     """A row that has exactly the fields of a dataclass."""
     if not isinstance(row, Mapping):
         raise RunRecordError(f"a run must be a JSON object, got {row!r}.")
-    names = list(_hints(cls))
-    if row.keys() == set(names):
+    names = _kinds(cls).keys()
+    if row.keys() == names:
         return dict(row)
     for wrong, problem in ((set(names) - set(row), "missing"), (set(row) - set(names), "unknown")):
         if wrong:
@@ -269,51 +268,68 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
     return dict(row)
 
 
+class _Kind(NamedTuple):
+    """What values of a field may be, found once: files have a hundred thousand rows."""
+
+    hint: Any
+    plain: frozenset[type]  # types whose values need no second look
+    ranged: bool  # whether such values are to be 0 or more, and below `LARGEST`
+    items: _Kind | None = None  # of a tuple
+
+
+def _kind_of(hint: Any) -> _Kind:
+    inner = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        first = _kind_of(inner[0])
+        return _Kind(hint, first.plain | {types.NoneType}, inner[0] is int, first.items)
+    if typing.get_origin(hint) is tuple:
+        return _Kind(hint, frozenset(), False, _kind_of(inner[0]))
+    return _Kind(hint, frozenset([hint]), hint in (int, float))
+
+
 @functools.cache
-def _hints(cls: Hashable) -> Mapping[str, Any]:
-    """Annotations of a dataclass by field, found once."""
+def _kinds(cls: Hashable) -> Mapping[str, _Kind]:
+    """Kind of each field of a dataclass."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+    return {field.name: _kind_of(hints[field.name]) for field in fields(cls)}  # type: ignore[arg-type]
 
 
 def _coerce_fields(record: Any, prefix: str = "") -> None:
     """Check the fields of a frozen dataclass against their annotations."""
-    kind: type = type(record)
-    for name, hint in _hints(kind).items():
-        value = getattr(record, name)
-        if _is_plain(value, hint):
+    cls: type = type(record)
+    values = vars(record)
+    for name, kind in _kinds(cls).items():
+        value = values[name]
+        if _is_plain(value, kind):
             continue
         try:
-            object.__setattr__(record, name, _coerced(value, hint))
+            object.__setattr__(record, name, _checked(value, kind))
         except TypeError as error:
             name = prefix + name
             raise RunRecordError(f"`{name}` must be {error}, got {value!r}.", name) from None
 
 
-@functools.cache
-def _inner(hint: Any) -> Any:
-    """The type inside an annotation: of items, or of what is not `None`."""
-    return typing.get_args(hint)[0]
+def _is_plain(value: Any, kind: _Kind) -> bool:
+    return type(value) in kind.plain and (not kind.ranged or 0 <= value < LARGEST)
 
 
-def _is_plain(value: Any, hint: Any) -> bool:
-    """Whether a value needs no second look: files have a hundred thousand rows."""
-    kind = type(value)
-    if kind is not hint:
-        return hint == LOSS and (value is None or kind is float)
-    return kind is str or kind in (int, float) and 0 <= value < LARGEST
+def _checked(value: Any, kind: _Kind) -> Any:
+    """The value as its kind has it; lists of plain items need no second look."""
+    items = kind.items
+    if items is not None and isinstance(value, list) and all(_is_plain(v, items) for v in value):
+        return tuple(value)
+    return _coerced(value, kind.hint)
 
 
 def _coerced(value: Any, hint: Any, optional: bool = False) -> Any:
     """The value as its annotation has it; a TypeError that says what would be right."""
     if isinstance(hint, types.UnionType):
-        return None if value is None else _coerced(value, _inner(hint), optional=True)
+        return None if value is None else _coerced(value, typing.get_args(hint)[0], optional=True)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise TypeError("a list")
-        inner = _inner(hint)
         try:
-            return tuple(v if _is_plain(v, inner) else _coerced(v, inner) for v in value)
+            return tuple(_coerced(item, typing.get_args(hint)[0]) for item in value)
         except TypeError as error:
             raise TypeError(f"a list, each item {error}") from None
     if hint is int:

@@ -51,7 +51,7 @@ def _met(names: list[str], labels: Callable[[str], Sequence[Any]], part: str) ->
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise TableError(
-            f"no column {name!r} for the condition {part!r}; {hint}It has {', '.join(names[:20])}."
+            f"no column {name!r} for the condition {part!r}; {hint}it has {', '.join(names[:20])}."
         )
     compare, number = COMPARE[mark], number_of(value)
     if mark in ("==", "!=", "="):
