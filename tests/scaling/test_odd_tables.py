@@ -226,6 +226,45 @@ def test_a_blank_row_does_not_cost_the_other_columns(put):
     assert data.columns["D_unique"] == pytest.approx(np.minimum(D, 1e9))
 
 
+def test_objects_inside_rows_are_columns(put):
+    """As the API of an experiment tracker gives them."""
+    rows = [
+        {
+            "id": f"r{i}",
+            "state": "finished",
+            "config": {"n_params": {"value": n}, "data": {"train_tokens": d}},
+            "summary": {"val_loss": v},
+        }
+        for i, (n, d, v) in enumerate(zip(N.tolist(), D.tolist(), LOSS.tolist(), strict=True))
+    ]
+    reading = read_runs(put("\n".join(map(json.dumps, rows))), LAW)
+    assert same(reading)
+    assert reading.columns["N"] == "config.n_params.value"
+
+
+def test_a_list_in_another_column_does_not_say_how_decimals_are_written(put):
+    """`12,24` are two layers; `2.851` stays a loss."""
+    losses = [f"{v:.3f}" for v in LOSS]
+    rows = zip(N, D, ['"12,24"'] * 12, losses, strict=True)
+    path = put("\n".join(["N,D,layers,loss", *(",".join(map(str, row)) for row in rows)]))
+    assert same(read_runs(path, LAW))
+
+
+def test_blanks_behind_delimiters(put):
+    text = "N, D, loss\n" + "".join(
+        f'{n}, "{int(d):,}", {v}\n' for n, d, v in zip(N, D, LOSS, strict=True)
+    )
+    assert same(read_runs(put(text), LAW))
+
+
+def test_a_share_in_percent_is_refused(put):
+    path = put(csv({"N": N, "D": D, "S": [0, 50, 90] * 4, "loss": LOSS}))
+    with pytest.raises(TableError, match="S = 0 to 90 looks like percent: say `--unit S=0.01`"):
+        read_runs(path, get_law("hossain"))
+    data = read_runs(path, get_law("hossain"), Choice(units={"S": "0.01"})).data
+    assert data.columns["S"].max() == pytest.approx(0.9)
+
+
 # units
 
 WRONG = {

@@ -19,7 +19,8 @@ RUNS_ARE = ("checkpoints", "independent")
 
 # names of columns that may name a run, or a size, or an architecture; the first that fits counts
 NAMES = (
-    "id name exp experiment exp_name experiment_name exp_id experiment_id run_group job job_id "
+    "uid uuid run_uid id name exp experiment exp_name experiment_name exp_id experiment_id "
+    "run_group job job_id "
     "job_name trial trial_id series model model_name model_id modelname checkpoint ckpt "
     "checkpoint_name path file architecture arch config config_name size_name label group"
 ).split()

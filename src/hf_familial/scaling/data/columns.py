@@ -28,7 +28,7 @@ from .gathering import (
 from .minima import at_edge, best_of_each
 from .names import log_of
 from .observations import Observations
-from .plausible import check_fall, check_loss, check_sizes
+from .plausible import check_fall, check_loss, check_share, check_sizes
 from .tables import Table, TableError, left_out, read_table, some
 
 
@@ -144,6 +144,8 @@ def select(table: Table, laws: Sequence[Law], choice: Choice) -> Reading:
             f"Name one with `--column {missing[0]}=COLUMN`, or in `columns` of `Choice`."
         )
     check_sizes(sizes, table.source)
+    if "S" in variables and "S" not in choice.units:
+        check_share(found.values["S"], "S", table.source)
     labels, named = _runs(table, rows, found, choice, runs_are, notes)
     if choice.last_of_run:
         rows, labels = _last(table, rows, labels, found, notes)

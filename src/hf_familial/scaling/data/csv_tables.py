@@ -40,6 +40,11 @@ class Grid:
         self.counts: Counter[int] = Counter()
         told, lines = _numbered(text)
         self.delimiter = told or _delimiter([line for _, line in lines])
+        self.options: dict[str, Any] = {
+            "delimiter": self.delimiter,
+            "strict": True,
+            "skipinitialspace": True,
+        }
         start = self._skip_titles(lines)
         if start == len(lines):
             raise TableError(f"{source} holds no row.")
@@ -57,7 +62,7 @@ class Grid:
         if '"' not in line:
             return line.split(self.delimiter)
         try:
-            return next(csv.reader([line], delimiter=self.delimiter, strict=True))
+            return next(csv.reader([line], **self.options))
         except csv.Error:
             return []
 
@@ -112,7 +117,7 @@ class Grid:
     def split_whole(self, text: str) -> list[str]:
         """Return the cells of a row of several lines."""
         try:
-            rows = list(csv.reader(text.splitlines(True), delimiter=self.delimiter, strict=True))
+            rows = list(csv.reader(text.splitlines(True), **self.options))
         except csv.Error:
             return []
         return rows[0] if len(rows) == 1 else []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cells import is_missing, number_of, numbers_of
+from .cells import is_missing, marks_of, number_of, numbers_of
 from .names import find, others, plain
 from .plausible import Sizes
 from .tables import Table, TableError, left_out, some
@@ -167,7 +167,8 @@ def _take(
     """Put a column's numbers among the variables, in the unit of the laws."""
     cells = table.labels(column)
     here = [cells[row.index] for row in rows]
-    marks = table.marks
+    texts = [c for c in here if isinstance(c, str) and ("," in c or c.count(".") > 1)]
+    marks = (marks_of(texts) or table.marks) if texts else ""
     if (
         not marks
         and name == "loss"

@@ -12,7 +12,8 @@ from .units import Unit, is_log_of, unit_in
 # names in lower case with `_` for what is no letter or digit; the first that is there counts
 ALIASES = {
     "N": "n params n_params num_params parameters n_parameters model_size size n_total "
-    "num_parameters total_params total_parameters param_count parameter_count model_params "
+    "num_parameters non_emb_params params_non_embedding "
+    "total_params total_parameters param_count parameter_count model_params "
     "model_parameters trainable_params n_non_embedding non_embedding_params "
     "non_embedding_parameters params_count n_trainable",
     "D": "d tokens n_tokens num_tokens d_tokens training_tokens train_tokens tokens_seen "
@@ -23,7 +24,8 @@ ALIASES = {
     "G": "g granularity num_exits n_exits",
     "loss": "loss loss_mean validation_loss val_loss eval_loss test_loss final_loss training_loss "
     "valid_loss dev_loss heldout_loss held_out_loss final_val_loss final_eval_loss "
-    "best_val_loss train_loss cross_entropy ce_loss nll perplexity ppl val_ppl eval_ppl "
+    "best_val_loss loss_val loss_valid loss_eval lm_loss train_loss loss_train "
+    "ce cross_entropy ce_loss nll perplexity ppl val_ppl eval_ppl "
     "val_perplexity validation_perplexity eval_perplexity test_ppl test_perplexity "
     "bits_per_byte bpb bits_per_token",
     "E": "e experts num_experts n_experts",
@@ -33,7 +35,7 @@ ALIASES = {
     "weight": "weight weights",
 }
 # what exporters write before the names of their own
-PREFIXES = re.compile(r"^(?:summary|config|params|metrics|args|history)_")
+PREFIXES = re.compile(r"^(?:(?:summary|config|params|metrics|args|history|data)_)+|_value$")
 UNITED = ("N", "D", "C", "loss", "D_unique", "S")
 
 

@@ -197,6 +197,24 @@ def _looks(unit: Unit) -> str:
     return WORDS.get(unit.factor, f"multiples of {unit.words}")
 
 
+def check_share(values: np.ndarray, name: str, source: str) -> None:
+    """Refuse a share in percent.
+
+    Args:
+        values (`np.ndarray`): The share, (rows,).
+        name (`str`): Its variable.
+        source (`str`): Name of the file.
+
+    Raises:
+        TableError: If most values are above 1, and none above 100.
+    """
+    known = values[np.isfinite(values)]
+    if len(known) and np.median(known) > 1 and known.max() <= 100:
+        raise TableError(
+            f"{source}: {name} = {_span(known)} looks like percent: say `--unit {name}=0.01`."
+        )
+
+
 def check_loss(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, source: str) -> None:
     """Refuse losses that are none in nats per token.
 
@@ -264,4 +282,4 @@ def check_fall(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, s
         )
 
 
-__all__ = ["Sizes", "check_fall", "check_loss", "check_sizes"]
+__all__ = ["Sizes", "check_fall", "check_loss", "check_share", "check_sizes"]

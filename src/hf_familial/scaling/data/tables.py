@@ -107,7 +107,22 @@ def _of_rows(source: str, rows: Sequence[Mapping[str, Any]], lines: list[int], w
         raise TableError(f"{source} holds no row. {wrong}".rstrip())
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {str(name): [row.get(name) for row in rows] for name in names}
-    return Table(source, columns, tuple(lines), (wrong,) if wrong else ())
+    return Table(source, _flat(columns), tuple(lines), (wrong,) if wrong else ())
+
+
+def _flat(columns: dict[str, Any], depth: int = 3) -> dict[str, Any]:
+    """Columns with those of their objects in the place of these, as `config.n_params`."""
+    found: dict[str, Any] = {}
+    for name, cells in columns.items():
+        if not depth or name == "backbone" or dict not in set(map(type, cells)):
+            found[name] = cells
+            continue
+        objects = [cell if isinstance(cell, dict) else {} for cell in cells]
+        keys = dict.fromkeys(key for cell in objects for key in cell)
+        if not all(cell is None or isinstance(cell, dict) for cell in cells):
+            found[name] = cells
+        found |= _flat({f"{name}.{key}": [o.get(key) for o in objects] for key in keys}, depth - 1)
+    return found
 
 
 def _json_lines(source: str, text: str) -> Table:
@@ -160,7 +175,7 @@ def _parquet(source: str, content: bytes) -> Table:
     if not table.num_rows:
         raise TableError(f"{source} holds no row.")
     lines = tuple(range(1, table.num_rows + 1))
-    return Table(source, dict(table.to_pydict()), lines)
+    return Table(source, _flat(dict(table.to_pydict())), lines)
 
 
 __all__ = ["Table", "TableError", "left_out", "read_table", "some"]
