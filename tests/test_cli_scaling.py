@@ -102,7 +102,7 @@ def test_fit_as_json(cli, runs, tmp_path):
     code, out, err = cli("fit", runs, *words, "--json", "--level", "0.9", "--objective", "mse")
     assert (code, err) == (0, "")
     record = json.loads(out)
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert record["level"] == 0.9
     assert record["fit"]["values"]["E"] == 1.8
     assert record["fit"]["values"]["alpha"] == record["fit"]["values"]["beta"]
@@ -204,12 +204,66 @@ def test_compare(cli, runs):
 
 def test_advise(cli, fit_json):
     words = ("--unique-tokens", "1e11", "--flops", "1e21", "--memory", "2e9,8GB")
-    code, out, err = cli("advise", fit_json, "hoffmann:error=0.01", *words)
+    code, out, err = cli("advise", fit_json, "hoffmann:error=0.01", *words, "--losses-compare")
     assert (code, err) == (0, "")
     assert "nats per token" in out
     assert "If it were otherwise" in out
-    code, out, _ = cli("advise", fit_json, "hoffmann", *words, "--json")
+    code, out, _ = cli("advise", fit_json, "hoffmann", *words, "--losses-compare", "--json")
     assert sum(option["chance"] for option in json.loads(out)["options"]) == pytest.approx(1)
+
+
+def test_advice_does_not_rank_published_laws_of_different_papers(cli):
+    words = ("--unique-tokens", "1e11", "--flops", "1e21", "--memory", "2e9,8GB")
+    code, out, err = cli("advise", "frantar:S=0.5", "hoffmann", *words)
+    assert (code, err) == (0, "")
+    assert out.startswith("No ranking: 'frantar' and 'hoffmann' do not compare")
+    assert "learly" not in out
+    assert "If it were otherwise" not in out
+    _, out, _ = cli("advise", "frantar:S=0.5", "hoffmann", *words, "--json")
+    record = json.loads(out)
+    assert record["winner"] is None
+    assert record["confidence"] is None
+    assert record["incomparable"]
+
+
+def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path):
+    """Runs of a vocabulary of 300 are planned with heads of 300 rows, unless asked otherwise."""
+    path, lines = tmp_path / "runs.jsonl", []
+    noise = np.random.default_rng(0)
+    for layers, width in ((4, 64), (6, 96), (8, 128), (12, 192)):
+        for exits in (1, 4):
+            for tokens in (3e7, 1e8, 1e9):
+                inner = 12 * layers * width**2
+                size = inner + 300 * width
+                loss = float(LAW.predict(TRUTH, N=size, D=tokens, G=exits))
+                run = {"run_id": f"r{len(lines)}", "N_total": size, "D_tokens": tokens, "G": exits}
+                run |= {"C_flops": 6 * tokens * (inner + exits * 300 * width), "vocab_size": 300}
+                run |= {"loss_mean": loss * float(np.exp(noise.normal(0, 0.001)))}
+                run |= {"data": "books", "seq_len": 128}
+                run |= {"backbone": {"hidden": width, "layers": layers}}
+                lines.append(json.dumps(run))
+    path.write_text("\n".join(lines))
+    out = tmp_path / "fit.json"
+    code, shown, _ = cli("fit", path, "--no-profiles", "--out", out)
+    assert code == 0
+    assert "vocabulary of 300" in shown
+    facts = read_study(out).origin.facts
+    assert (facts.vocab_size, facts.seq_len, facts.data) == (300, 128, "books")
+    assert (facts.size, facts.flops) == ("total", "heads")
+    words = ("plan", out, "--flops", "1e17", "--granularity", "4")
+    _, shown, _ = cli(*words)
+    assert "heads of 300 tokens (as the runs fitted have)" in shown
+    own = json.loads(cli(*words, "--json")[1])
+    other = json.loads(cli(*words, "--vocab", "50304", "--json")[1])
+    N, D = own["N"]["value"], own["D"]["value"]
+    # the width of the runs, not that of a decoder of aspect 64
+    width = facts.width[0] * N ** facts.width[1]
+    assert 6 * D * (N + 3 * 300 * width) == pytest.approx(1e17, rel=1e-6)
+    assert other["D"]["value"] < 0.6 * D
+    page = tmp_path / "report.html"
+    assert cli("report", out, "--out", page)[0] == 0
+    text = page.read_text(encoding="utf-8")
+    assert "C as the runs count it, 6ND and every head of 300 tokens" in text
 
 
 # mistakes: one line, exit code 1, nothing written
@@ -239,6 +293,18 @@ def test_advise(cli, fit_json):
         (("fit", "RUNS", "--size", "all"), "N is one of total, non_embedding, active, got 'all'"),
         (("fit", "RUNS", "--loss", "median"), "has no loss 'median'"),
         (("fit", "RUNS", "--status", "stopped"), "no run of status stopped, only finished"),
+        (("fit", "RUNS", "--where", "G"), "'G' is no condition; write it as"),
+        (("fit", "RUNS", "--where", "g == 1"), "no column 'g' .* did you mean 'G'"),
+        (("fit", "RUNS", "--where", "G == 3"), "has no row where G == 3"),
+        (("fit", "RUNS", "--unit", "N=lots"), "no unit 'lots' of N; write it as in"),
+        (("fit", "RUNS", "--unit", "Q=1"), "`--unit Q` has no column"),
+        (("fit", "RUNS", "--runs-are", "many"), "checkpoints, independent, got 'many'"),
+        (("fit", "RUNS", "--law", "familial:G=4"), "the law alone goes here; give G by"),
+        (
+            ("advise", "familial:G=4", "FIT", "--unique-tokens", "1e9", "--flops", "1e20")
+            + ("--memory", "1e9,2e9"),
+            "candidate 'familial': leave G out, it follows from the devices",
+        ),
         (("fit", "RUNS", "--fix", "beta=x"), "write --fix beta=0.28, got 'beta=x'"),
         (("fit", "RUNS", "--fix", "delta=1"), "delta"),
         (("fit", "RUNS", "--bound", "gamma=1"), "write --bound gamma=0:1"),

@@ -214,3 +214,18 @@ def test_a_dict_is_no_record(tmp_path: Path) -> None:
         append_run(tmp_path / "runs.jsonl", asdict(RECORD))  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         read_runs(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("field", ["N_total", "seed", "C_flops", "loss_mean"])
+def test_a_number_of_any_length_is_named_and_breaks_nothing(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(row_of(**{field: 10**400})) + "\n")
+    with pytest.raises(RunRecordError, match=f"line 1: `{field}` must be .*below 1e\\+40"):
+        read_runs(path)
+
+
+def test_a_line_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text("[" * 100_000 + "\n" + RECORD.to_json() + "\n")
+    with pytest.raises(RunRecordError, match="line 1: not one JSON object"):
+        read_runs(path)

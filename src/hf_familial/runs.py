@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import types
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 STATUSES = ("finished", "stopped", "diverged", "failed")
+LARGEST = 1e40  # beyond every count and seed; an integer of JSON may have any number of digits
 
 
 class RunRecordError(ValueError):
@@ -231,7 +233,7 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 warnings.warn(f"{path}, line {number} is cut off and left out.", stacklevel=2)
                 continue
@@ -266,7 +268,9 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
     """A row that has exactly the fields of a dataclass."""
     if not isinstance(row, Mapping):
         raise RunRecordError(f"a run must be a JSON object, got {row!r}.")
-    names = [field.name for field in fields(cls)]
+    names = _kinds(cls).keys()
+    if row.keys() == names:
+        return dict(row)
     needed = {field.name for field in fields(cls) if field.default is MISSING}
     for wrong, problem in ((needed - set(row), "missing"), (set(row) - set(names), "unknown")):
         if wrong:
@@ -275,15 +279,59 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
     return dict(row)
 
 
+class _Kind(NamedTuple):
+    """What values of a field may be, found once: files have a hundred thousand rows."""
+
+    hint: Any
+    plain: frozenset[type]  # types whose values need no second look
+    ranged: bool  # whether such values are to be 0 or more, and below `LARGEST`
+    items: _Kind | None = None  # of a tuple
+
+
+def _kind_of(hint: Any) -> _Kind:
+    inner = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        first = _kind_of(inner[0])
+        return _Kind(hint, first.plain | {types.NoneType}, inner[0] is int, first.items)
+    if typing.get_origin(hint) is tuple:
+        return _Kind(hint, frozenset(), False, _kind_of(inner[0]))
+    return _Kind(hint, frozenset([hint]), hint in (int, float))
+
+
+@functools.cache
+def _kinds(cls: Hashable) -> Mapping[str, _Kind]:
+    """Kind of each field of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: _kind_of(hints[field.name]) for field in fields(cls)}  # type: ignore[arg-type]
+
+
 def _coerce_fields(record: Any, prefix: str = "") -> None:
     """Check the fields of a frozen dataclass against their annotations."""
-    for name, hint in typing.get_type_hints(type(record)).items():
-        value = getattr(record, name)
+    cls: type = type(record)
+    values = vars(record)
+    for name, kind in _kinds(cls).items():
+        value = values[name]
+        if _is_plain(value, kind):
+            continue
         try:
-            object.__setattr__(record, name, _coerced(value, hint))
+            object.__setattr__(record, name, _checked(value, kind))
         except TypeError as error:
             name = prefix + name
             raise RunRecordError(f"`{name}` must be {error}, got {value!r}.", name) from None
+
+
+def _is_plain(value: Any, kind: _Kind) -> bool:
+    if value is None or type(value) not in kind.plain:
+        return value is None and types.NoneType in kind.plain
+    return not kind.ranged or 0 <= value < LARGEST
+
+
+def _checked(value: Any, kind: _Kind) -> Any:
+    """The value as its kind has it; lists of plain items need no second look."""
+    items = kind.items
+    if items is not None and isinstance(value, list) and all(_is_plain(v, items) for v in value):
+        return tuple(value)
+    return _coerced(value, kind.hint)
 
 
 def _coerced(value: Any, hint: Any, optional: bool = False) -> Any:
@@ -300,10 +348,14 @@ def _coerced(value: Any, hint: Any, optional: bool = False) -> Any:
     if hint is int:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise TypeError("an integer of 0 or more")
+        if value >= LARGEST:
+            raise TypeError(f"an integer below {LARGEST:g}")
         return value
     if hint is float:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise TypeError("a number")
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise TypeError(f"a number below {LARGEST:g}")
         if not optional and not 0 <= value < math.inf:
             raise TypeError("a finite number of 0 or more")
         return float(value)

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from hf_familial.scaling import ScalingError, fit, get_law
+from hf_familial.scaling.data.facts import Facts
 from hf_familial.scaling.data.simulate import isoflop_design, simulate
 from hf_familial.scaling.optima.flop_models import six_nd
 from hf_familial.scaling.optima.optimum import best
@@ -247,3 +248,79 @@ def test_wrong_candidates(fits):
         Candidate("family", fits[0], kind="familial")
     with pytest.raises(ScalingError, match="rising"):
         Situation(1e9, 1e20, 0, (2.0, 1.0))
+
+
+# laws whose losses do not compare
+
+
+def fitted(data, seed=0, **facts):
+    """A candidate of a law fitted to runs of its own."""
+    columns = isoflop_design(HOFFMANN, DENSE, [1e19, 1e20, 1e21])
+    runs = simulate(HOFFMANN, DENSE, columns, noise=0.003, seed=seed)
+    told = None if data is None else Facts(**{**FACTS, "data": data, **facts})
+    return Candidate(f"{data}-{seed}", fit(HOFFMANN, runs), facts=told)
+
+
+FACTS = {"loss": "eval_loss_mean", "vocab_size": 50_000, "size": "total"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (("web",), ("books", 1), "their runs have other data, web and books"),
+        (("web",), ("web", 1, {"vocab_size": 300}), "other vocabularies, 50000 and 300"),
+        (("web",), ("web", 1, {"loss": "loss_mean"}), "one is of the loss 'eval_loss_mean'"),
+        (("",), ("", 1), "do not tell data and tokenizer"),
+        ((None,), (None, 1), "nothing is known of the data"),
+    ],
+)
+def test_laws_of_other_runs_are_not_ranked(first, second, reason):
+    one, other = (fitted(*c[:2], **(c[2] if len(c) > 2 else {})) for c in (first, second))
+    found = ask([one, other])
+    assert found.winner == ""
+    assert found.confidence is None
+    assert found.sensitivity == ()
+    assert found.sentence.startswith("No ranking: ")
+    assert reason in found.sentence
+    assert len(found.options) == 4
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert (record["winner"], record["confidence"]) == (None, None)
+    ranked = ask([one, other], losses_compare=True)
+    assert ranked.winner
+    assert sum(ranked.chances.values()) == pytest.approx(1)
+
+
+def test_laws_of_the_same_data_tokenizer_and_loss_are_ranked():
+    assert ask([fitted("web"), fitted("web", 1)]).winner
+    # of one exit the mean loss is the final loss
+    dense = fitted("web", 1, loss="eval_loss_final", dense=True)
+    assert ask([fitted("web"), dense]).winner
+
+
+def test_of_several_groups_each_is_ranked_by_itself():
+    found = ask([fitted("web"), fitted("books", 1), fitted("web", 2)])
+    assert found.winner == ""
+    shares = {name: share for name, share in found.chances.items() if name.startswith("web")}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert len(found.incomparable) == 1
+
+
+def test_published_laws_of_different_papers_are_not_ranked():
+    frantar = Candidate("frantar", Known.published(get_law("frantar")), given={"S": 0.5})
+    dense = Candidate("dense", Known.published(HOFFMANN))
+    found = ask([frantar, dense])
+    assert found.winner == ""
+    assert "their coefficients are of arXiv 2309.08520" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"G": 4.0}, "leave G out, it follows from the devices"),
+        ({"N": 1e9}, "leave N out, it is what is looked for"),
+        ({"Q": 1.0}, "`Q` is no variable of its law"),
+    ],
+)
+def test_what_a_candidate_need_not_give_is_named(given, words):
+    with pytest.raises(ScalingError, match=words):
+        Candidate("family", Known(FAMILIAL, TRUTH), given=given)

@@ -31,6 +31,7 @@ from hf_familial.scaling import (
 from hf_familial.scaling.fitting.newton import minimise
 from hf_familial.scaling.fitting.objective import Loss, Problem
 from hf_familial.scaling.fitting.space import Space
+from hf_familial.scaling.uncertainty.doubts import doubts
 
 
 NOISY = study("hoffmann", get_law("hoffmann").published["besiroglu"].values, noise=0.005, seed=1)
@@ -462,3 +463,61 @@ def test_a_hundred_thousand_rows():
     assert answer.status is FitStatus.CONVERGED
     assert answer.values["alpha"] == pytest.approx(truth["alpha"], abs=2e-3)
     assert answer.values["beta"] == pytest.approx(truth["beta"], abs=2e-3)
+
+
+# what the rows cannot tell, and what a law does not know
+
+
+@pytest.mark.parametrize(("power", "words"), [(1.0, "proportional to `N`"), (0.5, "`N`^0.5")])
+def test_tokens_that_follow_the_size_are_the_reason_of_a_refusal(power, words):
+    size = np.geomspace(1e7, 1e10, 20)
+    tokens = 2e9 * (size / 1e8) ** power
+    law = get_law("hoffmann")
+    values = next(iter(law.published.values())).values
+    loss = law.predict(values, N=size, D=tokens) * np.exp(
+        np.random.default_rng(0).normal(0, 0.002, 20)
+    )
+    assert words in said_of(law, {"N": size, "D": tokens, "loss": loss})
+
+
+def said_of(law, rows):
+    """The refusal of a fit, or what speaks against it."""
+    try:
+        return " ".join(doubts(fit(law, rows)))
+    except NotIdentifiedError as refusal:
+        return str(refusal)
+
+
+def test_repeated_data_are_a_warning_for_a_law_that_takes_them_for_new():
+    law, plain = get_law("muennighoff"), get_law("hoffmann")
+    values = next(iter(law.published.values())).values
+    size, unique = np.geomspace(1e8, 1e9, 30), np.full(30, 1e9)
+    tokens = 1e9 * np.geomspace(1, 50, 30)[np.random.default_rng(0).permutation(30)]
+    loss = law.predict(values, N=size, D=tokens, D_unique=unique)
+    rows = {"N": size, "D": tokens, "D_unique": unique, "loss": loss}
+    found = [doubt for doubt in doubts(fit(plain, rows)) if "repeat their data" in doubt]
+    assert len(found) == 1
+    assert "up to 50 times" in found[0]
+    assert "fit `muennighoff`" in found[0]
+    fresh = {**rows, "D_unique": tokens}
+    assert not any("repeat" in doubt for doubt in doubts(fit(plain, fresh)))
+
+
+def test_a_rule_is_fitted_to_the_best_of_the_settings_tried():
+    law = get_law("step_lr")
+    values = next(iter(law.published.values())).values
+    rows = {"N": [], "D": [], "lr": [], "loss": []}
+    for size in (1e8, 2e8, 5e8, 1e9):
+        for tokens in (2e9, 1e10, 5e10):
+            best = float(law.predict(values, N=size, D=tokens))
+            for factor in (0.25, 0.5, 1.0, 2.0, 8.0):  # lopsided: their mean is not the best
+                rows["N"].append(size)
+                rows["D"].append(tokens)
+                rows["lr"].append(best * factor)
+                rows["loss"].append(2.5 + 0.1 * np.log(factor) ** 2)
+    answer = fit(law, rows)
+    assert len(answer.data) == 12
+    assert answer.values == pytest.approx(dict(values), rel=1e-6)
+    assert "has a lower loss" in answer.dropped[0].reason
+    del rows["loss"]
+    assert any("the rule is of the best lr" in doubt for doubt in doubts(fit(law, rows)))

@@ -351,3 +351,20 @@ def test_intervals_do_not_depend_on_units(size_unit, token_unit):
         first, second = (intervals(answer, [name])[name] for answer in (plain, scaled))
         assert second.low == pytest.approx(first.low, rel=1e-4)
         assert second.high == pytest.approx(first.high, rel=1e-4)
+
+
+def test_squares_have_intervals_with_fewer_rows_than_twice_the_coefficients():
+    """Every row is on the curved part of a parabola, however few they are."""
+    law = get_law("hoffmann")
+    values = next(iter(law.published.values())).values
+    size, tokens = np.geomspace(1e7, 1e10, 8), 2e9 * np.array([1, 9, 2, 30, 3, 80, 5, 1.5])
+    loss = law.predict(values, N=size, D=tokens)
+    loss = loss * np.exp(np.random.default_rng(1).normal(0, 1e-3, 8))
+    found = {
+        name: intervals(fit(law, {"N": size, "D": tokens, "loss": loss}, *settings))
+        for name, settings in {"mse": ("mse",), "wide": ("huber", 1e3)}.items()
+    }
+    for name, interval in found["mse"].items():
+        assert np.isfinite([interval.low, interval.high]).all()
+        assert interval.low < interval.high
+        assert found["wide"][name].low == pytest.approx(interval.low, rel=1e-4)

@@ -15,10 +15,12 @@ from studies import FAMILY, NEIGHBOURS, SPARSE, rows_of, study_of
 from hf_familial.scaling import LAWS, FitStatus, Observations, fit, get_law
 from hf_familial.scaling.report.examine import examine
 from hf_familial.scaling.report.formula import draw_formula, symbol_html, symbol_text
+from hf_familial.scaling.report.markup import table
 from hf_familial.scaling.report.page import report_html, write_figures
 from hf_familial.scaling.report.sections import granularity
 from hf_familial.scaling.report.study import (
     Origin,
+    Study,
     StudyError,
     check_place,
     read_study,
@@ -234,7 +236,7 @@ def test_infinite_numbers_come_back(study, tmp_path):
     ("change", "match"),
     [
         ({"format": "other"}, "not a fit: its `format` must be 'hf_familial.fit'"),
-        ({"schema": 2}, r"its `schema` is 2, this version reads up to 1: upgrade hf_familial"),
+        ({"schema": 3}, r"its `schema` is 3, this version reads up to 2: upgrade hf_familial"),
         ({"schema": "1"}, "its `schema` is '1'"),
         ({"fit": None}, "a part is missing or broken"),
         ({"origin": {"notes": [], "sauce": 1}}, "a part is missing or broken.*sauce"),
@@ -339,3 +341,36 @@ def test_outliers_and_idle_exponents_are_named():
     found = " ".join(examine(answer, profiles=False).warnings)
     assert "lie more than 6 robust standard deviations from the law: run-4" in found
     assert "interval of `gamma` holds 0" in found
+
+
+def test_a_missing_interval_leaves_its_cell_empty_and_moves_no_other(study):
+    """A coefficient without a profile keeps its published value in the last columns."""
+    held = {name: interval for name, interval in study.intervals["delta"].items() if name != "beta"}
+    profiles = {k: v for k, v in study.intervals["profile"].items() if k != "alpha"}
+    found = {**study.intervals, "delta": held, "profile": profiles}
+    text = report_html(dataclasses.replace(study, intervals=found))
+    part = text.split("<h2>Coefficients</h2>")[1].split("</section>")[0]
+    lines = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in part.split("<tr>")[1:]]
+    assert len({len(line) for line in lines}) == 1
+    names = [p.name for p in study.fit.law.parameters]
+    column = {html.unescape(re.sub("<[^>]+>", "", cell)): i for i, cell in enumerate(lines[0])}
+    rows = dict(zip(names, lines[1:], strict=True))
+    assert rows["alpha"][column["95%, profile"]] == "–"
+    assert rows["beta"][column["95%, delta"]] == "–"
+    assert rows["beta"][column["95%, profile"]].startswith("[")
+    for name in names:
+        published = study.fit.law.published["assumed"].values[name]
+        assert float(rows[name][column["published: assumed"]]) == pytest.approx(published)
+
+
+def test_a_row_of_a_table_with_a_cell_too_few_is_refused():
+    with pytest.raises(ValueError, match="must have 2 cells"):
+        table(["a", "b"], [["1"]])
+
+
+def test_a_file_of_schema_1_is_read_without_facts(study):
+    record = json.loads(study.to_json())
+    del record["origin"]["facts"]
+    back = Study.from_dict(record | {"schema": 1}, get_law)
+    assert back.origin.facts.words == ""
+    assert back.cost is None

@@ -25,11 +25,11 @@ def record(i, **choices):
     losses = (3.0 + 0.1 * i, 2.8 + 0.1 * i)
     fields = {
         "run_id": f"run-{i}",
-        "N_total": 1000 * (i + 1),
-        "N_non_embedding": 800 * (i + 1),
-        "N_active": 900 * (i + 1),
-        "D_tokens": 5000,
-        "C_flops": 7.0 * 1000 * (i + 1) * 5000,
+        "N_total": 1_000_000 * (i + 1),
+        "N_non_embedding": 800_000 * (i + 1),
+        "N_active": 900_000 * (i + 1),
+        "D_tokens": 5_000_000,
+        "C_flops": 7e6 * (i + 1) * 5e6,
         "G": 2,
         "exits": (1, 4),
         "loss_mean": sum(losses) / 2,
@@ -170,10 +170,10 @@ def test_names_people_use(tmp_path):
 
 def test_a_mapping_goes_before_every_guess(tmp_path):
     path = tmp_path / "runs.csv"
-    path.write_text("N,width,D,loss,nll\n1,10,5,2,3\n2,20,7,3,4\n")
+    path.write_text("N,width,D,loss,nll\n1e6,1e7,5e7,2,3\n2e6,2e7,7e7,3,4\n")
     choice = Choice(columns={"N": "width", "loss": "nll"})
     data = read_runs(path, DENSE, choice).data
-    assert data.columns["N"].tolist() == [10, 20]
+    assert data.columns["N"].tolist() == [1e7, 2e7]
     assert data.loss.tolist() == [3, 4]
     message = "no column 'depth' for N; it has N, width, D, loss, nll"
     with pytest.raises(TableError, match=message):
@@ -188,8 +188,8 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path):
         match=r"no column for D, G; it has size, loss. Name one with `--column D=COLUMN`",
     ):
         read_runs(path, FAMILIAL)
-    path.write_text("N,D,loss\nsmall,2,3\nlarge,2,3\n")
-    with pytest.raises(TableError, match="has no number in 'N', taken for N"):
+    path.write_text("N,D,loss\nsmall,2e9,3\nlarge,2e9,3\n")
+    with pytest.raises(TableError, match="has no number in 'N', taken for N: 'small', 'large'"):
         read_runs(path, DENSE)
     path.write_text("N,D\n1,2\n")
     with pytest.raises(TableError, match="no loss 'mean'; it has N, D. Ask for mean, final"):
@@ -199,21 +199,21 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path):
 @pytest.mark.parametrize(
     ("choice", "n", "loss"),
     [
-        (Choice(), 1000, 2.9),
-        (Choice(size="non_embedding", loss="final"), 800, 2.8),
-        (Choice(size="active", loss="exit0"), 900, 3.0),
-        (Choice(loss="exit 1"), 1000, 2.8),
-        (Choice(loss="eval_mean"), 1000, 3.9),
-        (Choice(loss="eval_exit0"), 1000, 4.0),
-        (Choice(loss="eval_final"), 1000, 3.8),
-        (Choice(loss="eval_loss_final"), 1000, 3.8),
+        (Choice(), 1e6, 2.9),
+        (Choice(size="non_embedding", loss="final"), 8e5, 2.8),
+        (Choice(size="active", loss="exit0"), 9e5, 3.0),
+        (Choice(loss="exit 1"), 1e6, 2.8),
+        (Choice(loss="eval_mean"), 1e6, 3.9),
+        (Choice(loss="eval_exit0"), 1e6, 4.0),
+        (Choice(loss="eval_final"), 1e6, 3.8),
+        (Choice(loss="eval_loss_final"), 1e6, 3.8),
     ],
 )
 def test_choices_of_runs_jsonl(runs, choice, n, loss):
     data = read_runs(runs(record(0), record(1)), FAMILIAL, choice).data
     assert data.columns["N"][0] == n
     assert data.loss[0] == pytest.approx(loss)
-    assert data.columns["C"][0] == 7.0 * 1000 * 5000
+    assert data.columns["C"][0] == 7e6 * 5e6
     assert data.run_names == ("run-0", "run-1")
 
 
@@ -259,7 +259,7 @@ def test_runs_that_do_not_count_are_named(runs):
 
 def test_checkpoints_of_one_run_are_one_cluster(tmp_path):
     path = tmp_path / "runs.csv"
-    path.write_text("run_id,N,D,loss\na,1,10,4\na,1,20,3\nb,2,10,3.5\nb,2,10,3.5\n")
+    path.write_text("run_id,N,D,loss\na,1e6,1e7,4\na,1e6,2e7,3\nb,2e6,1e7,3.5\nb,2e6,1e7,3.5\n")
     data = read_runs(path, DENSE).data
     assert data.run_names == ("a", "b")
     assert data.run_id.tolist() == [0, 0, 1]
@@ -271,17 +271,20 @@ def test_every_exit_as_a_row(runs):
     assert data.loss.tolist() == pytest.approx([3.0, 2.8, 3.1, 2.9])
     assert data.columns["U"].tolist() == [0, 1, 0, 1]
     assert data.columns["V"].tolist() == [1, 0, 1, 0]
-    # 200 parameters around 800 in 4 layers, of which the first exit has one
-    assert data.columns["N"].tolist() == [400, 1000, 800, 2000]
+    # 200,000 parameters around 800,000 in 4 layers, of which the first exit has one
+    assert data.columns["N"].tolist() == [4e5, 1e6, 8e5, 2e6]
     assert data.run_id.tolist() == [0, 0, 1, 1]
     assert reading.columns["N"] == "N_total, layers in proportion to the exit's depth"
 
 
 def test_what_a_law_cannot_take_is_left_out(tmp_path):
     path = tmp_path / "runs.csv"
-    path.write_text("N,D,G,loss\n1,10,0,4\n1,20,1,3\n-2,10,1,3.5\n2,x,1,3\n3,9,2,3\n3,9,2,3\n")
+    path.write_text(
+        "N,D,G,loss\n1e6,1e8,0,4\n1e6,2e8,1,3\n-2e6,1e8,1,3.5\n2e6,x,1,3\n3e6,9e7,2,3\n"
+        "3e6,9e7,2,3\n"
+    )
     reading = read_runs(path, (DENSE, FAMILIAL))
-    assert reading.data.columns["N"].tolist() == [1, 3]
+    assert reading.data.columns["N"].tolist() == [1e6, 3e6]
     assert reading.data.run_names == ("line 3", "line 7")
     assert reading.notes == (
         "C is not in the file: 6 N D.",

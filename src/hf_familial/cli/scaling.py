@@ -14,13 +14,20 @@ from .scaling_options import (
     AsJson,
     Columns,
     Delta,
+    LastOfRun,
     Level,
     LossChoice,
     Objective,
+    RunsAre,
     Size,
     Statuses,
+    Units,
+    Where,
     choice_of,
+    cost_words,
+    facts_of,
     fit_or_law,
+    head_cost,
     law_of,
     numbers,
     pairs,
@@ -63,7 +70,11 @@ def fit_command(
     size: Size = "total",
     loss: LossChoice = "mean",
     column: Columns = None,
+    unit: Units = None,
+    where: Where = None,
     status: Statuses = "finished",
+    runs_are: RunsAre = "",
+    last_of_run: LastOfRun = False,
     against: Annotated[
         str | None,
         typer.Option(help="Further laws to compare with, as familial_e_inside,hoffmann."),
@@ -91,7 +102,8 @@ def fit_command(
         check_place(path)
     form = law_of(law)
     rivals = [law_of(name) for name in against.split(",")] if against else []
-    reading = read_runs(runs, (form, *rivals), choice_of(size, loss, column, status))
+    choice = choice_of(size, loss, column, status, unit, where, runs_are, last_of_run)
+    reading = read_runs(runs, (form, *rivals), choice)
     far = FarResiduals(drop_far) if drop_far else None
     answer = fit(
         form,
@@ -139,7 +151,10 @@ def plan_command(
     head_flops: Annotated[
         bool, typer.Option(help="Count the FLOPs of the exit heads; else C = 6ND.")
     ] = True,
-    vocab: Annotated[int, typer.Option(min=1, help="Rows of a head.")] = 50_304,
+    vocab: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows of a head; by default the runs' own, or 50304."),
+    ] = None,
     tokens: Annotated[float | None, typer.Option(help="Training tokens there are.")] = None,
     memory: Annotated[
         str | None,
@@ -166,7 +181,6 @@ def plan_command(
     import math
 
     from ..hub.sizes import parse_size
-    from ..scaling.optima.flop_models import HeadFlops
     from ..scaling.planning.plan import Limits, plan
     from ..scaling.planning.predict import DomainWarning
     from . import scaling_views as views
@@ -174,7 +188,8 @@ def plan_command(
     if (flops is None) == (loss is None):
         both = "give either `--flops` or `--loss`, not both."
         raise ValueError("give `--flops` or `--loss`." if flops is None else both)
-    source = fit_or_law(fit)
+    source, facts = fit_or_law(fit), facts_of(fit)
+    cost = head_cost(facts, vocab) if head_flops else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DomainWarning)  # the plan's notes say the same
         answer = plan(
@@ -183,7 +198,7 @@ def plan_command(
             granularity,
             loss=loss,
             head_flops=head_flops,
-            flops=HeadFlops(vocab=vocab) if head_flops else None,
+            flops=cost,
             limits=Limits(
                 memory=math.inf if memory is None else parse_size(memory),
                 bytes_per_parameter=bytes_per_parameter,
@@ -199,7 +214,7 @@ def plan_command(
     if as_json:
         typer.echo(json.dumps(answer.to_dict(), allow_nan=False))
     else:
-        views.show_plan(answer)
+        views.show_plan(answer, cost_words(facts, cost))
 
 
 @app.command("report")

@@ -13,11 +13,16 @@ from .scaling_options import (
     AsJson,
     Columns,
     Delta,
+    LastOfRun,
     LossChoice,
     Objective,
+    RunsAre,
     Size,
     Statuses,
+    Units,
+    Where,
     choice_of,
+    facts_of,
     fit_or_law,
     law_of,
     pairs,
@@ -42,7 +47,11 @@ def compare_command(
     size: Size = "total",
     loss: LossChoice = "mean",
     column: Columns = None,
+    unit: Units = None,
+    where: Where = None,
     status: Statuses = "finished",
+    runs_are: RunsAre = "",
+    last_of_run: LastOfRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit several laws to the same runs; judge them by the runs they did not see."""
@@ -52,7 +61,8 @@ def compare_command(
     from . import scaling_views as views
 
     forms = [law_of(name) for name in laws.split(",")]
-    reading = read_runs(runs, forms, choice_of(size, loss, column, status))
+    choice = choice_of(size, loss, column, status, unit, where, runs_are, last_of_run)
+    reading = read_runs(runs, forms, choice)
     found = compare(reading.data, forms, objective, delta)  # type: ignore[arg-type]
     if as_json:
         typer.echo(json.dumps(found.to_dict(), allow_nan=False))
@@ -82,6 +92,13 @@ def advise_command(
     ] = 0.0,
     epochs: Annotated[float, typer.Option(help="How often a token may be seen.")] = 4.0,
     bytes_per_parameter: Annotated[float, typer.Option(help="2 for bfloat16.")] = 2.0,
+    losses_compare: Annotated[
+        bool,
+        typer.Option(
+            "--losses-compare",
+            help="Rank laws whose runs are not known to have the same data, tokenizer and loss.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say which architecture to train, how sure that is, and what would change the answer."""
@@ -97,6 +114,7 @@ def advise_command(
         inference_tokens=inference_tokens,
         epochs=epochs,
         bytes_per_parameter=bytes_per_parameter,
+        losses_compare=losses_compare,
     )
     if as_json:
         typer.echo(json.dumps(answer.to_dict(), allow_nan=False))
@@ -118,6 +136,7 @@ def _candidate(word: str) -> Candidate:
     return Candidate(
         name=Path(source).stem,
         source=fit_or_law(source),
+        facts=facts_of(source),
         given={name: value for name, value in given.items() if name not in TRAITS},
         branch=fit_or_law(branch[0]) if branch else None,
         **{name: given[name] for name in TRAITS if name in given},  # type: ignore[arg-type]

@@ -13,6 +13,8 @@ import typer
 if TYPE_CHECKING:
     from ..scaling import Fit, Law
     from ..scaling.data.columns import Choice
+    from ..scaling.data.facts import Facts
+    from ..scaling.optima.flop_models import HeadFlops
     from ..scaling.planning.predict import Known
 
 T = TypeVar("T")
@@ -33,6 +35,25 @@ Columns = Annotated[
     typer.Option("--column", help="Column of a variable, as N=my_column; repeat for more."),
 ]
 Statuses = Annotated[str, typer.Option("--status", help="Runs to keep, where there is a status.")]
+Units = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unit",
+        help="Unit of a column, as N=1e6, D=B, C=log10, loss=ppl; N=1 if it is right as it is.",
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", help="Rows to keep, as 'optimizer == adamw' or 'D > 1e9'; repeatable."),
+]
+RunsAre = Annotated[
+    str,
+    typer.Option(
+        help="Rows of one name or size are checkpoints of a run, or independent; judged by the "
+        "rows if not given."
+    ),
+]
+LastOfRun = Annotated[bool, typer.Option("--last-of-run", help="Keep the last row of each run.")]
 Objective = Annotated[str, typer.Option(help="log_huber, huber or mse.")]
 Delta = Annotated[float, typer.Option(help="Where Huber's function turns linear.")]
 Level = Annotated[float, typer.Option(min=0.5, max=0.9999, help="Coverage of the intervals.")]
@@ -47,6 +68,12 @@ def law_of(name: str) -> Law:
     try:
         return get_law(name)
     except UnknownLawError:
+        law, colon, given = name.partition(":")
+        if colon and "=" in given and law in [*LAWS, *ALIASES]:
+            raise UnknownLawError(
+                f"{name!r} names a law and {given!r}: the law alone goes here; give G by "
+                "`--granularity` and others by `--set` where a command has them."
+            ) from None
         near = difflib.get_close_matches(name.lower(), [*LAWS, *ALIASES], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UnknownLawError(
@@ -59,17 +86,64 @@ def fit_or_law(name: str) -> Fit | Known:
     from ..scaling.planning.predict import Known
     from ..scaling.report.study import read_study
 
-    if Path(name).exists() or name.endswith(".json") or "/" in name:
+    if is_file(name):
         return read_study(name).fit
     return Known.published(law_of(name))
 
 
-def choice_of(size: str, loss: str, columns: list[str] | None, status: str) -> Choice:
+def is_file(name: str) -> bool:
+    """Whether a word names a file of a fit, and no law."""
+    return Path(name).exists() or name.endswith(".json") or "/" in name
+
+
+def facts_of(name: str) -> Facts | None:
+    """What the runs of a fit in a file tell; nothing of a law with its published values."""
+    from ..scaling.report.study import read_study
+
+    return read_study(name).origin.facts if is_file(name) else None
+
+
+def head_cost(facts: Facts | None, vocab: int | None) -> HeadFlops:
+    """What a run costs with its heads: as the runs of a fit counted it, where they tell."""
+    from ..scaling.optima.flop_models import HeadFlops
+
+    known = facts.cost(vocab) if facts is not None else None
+    return known or (HeadFlops() if vocab is None else HeadFlops(vocab=vocab))
+
+
+def cost_words(facts: Facts | None, cost: HeadFlops | None) -> str:
+    """How a plan counts FLOPs, in one line."""
+    if cost is None:
+        return "FLOPs by C = 6ND."
+    own = facts is not None and facts.vocab_size == cost.vocab
+    of = "as the runs fitted have" if own else "by assumption; set it with --vocab"
+    inside = "with embeddings and one head" if cost.heads_in_N else "without embeddings and heads"
+    return f"FLOPs by 6ND and heads of {cost.vocab:,} tokens ({of}); N {inside}."
+
+
+def choice_of(
+    size: str,
+    loss: str,
+    columns: list[str] | None,
+    status: str,
+    units: list[str] | None = None,
+    where: list[str] | None = None,
+    runs_are: str = "",
+    last_of_run: bool = False,
+) -> Choice:
     """What to take from a table, as the options say."""
     from ..scaling.data.columns import Choice
 
-    names = pairs(columns, str, "--column N=my_column") or {}
-    return Choice(size, loss, names, tuple(status.split(",")))
+    return Choice(
+        size,
+        loss,
+        pairs(columns, str, "--column N=my_column") or {},
+        tuple(status.split(",")),
+        pairs(units, str, "--unit N=1e6") or {},
+        tuple(where or ()),
+        runs_are,
+        last_of_run,
+    )
 
 
 def pairs(

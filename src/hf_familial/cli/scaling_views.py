@@ -77,7 +77,10 @@ def show_study(study: Study) -> None:
         rows.append([name, words, *(pair[1] for pair in pairs), state])
     head = ["", "value", *(f"{study.level:.0%} {method}" for method in study.intervals), ""]
     out.print(grid("", head, rows))
-    show_notes(study.origin.notes, "Reading")
+    columns = ", ".join(f"{name} = {column}" for name, column in study.origin.columns.items())
+    told = [f"Columns: {columns}."] if columns else []
+    facts = study.origin.facts.words
+    show_notes([*told, *([f"Runs: {facts}."] if facts else []), *study.origin.notes], "Reading")
     show_notes(study.warnings, "Warnings", style="yellow")
 
 
@@ -94,18 +97,20 @@ def show_advice(advice: Advice) -> None:
     """Which architecture, how sure, and what would change the answer."""
     out = console()
     out.print(Text(advice.sentence, "bold"))
+    best = "best in" if advice.winner else "best in group"
     rows = []
     for option in advice.options:
         runs = "; ".join(f"{count(r.N)} on {count(r.D)}" for r in option.runs)
         loss = significant(option.loss)
         rows.append([option.name, loss, f"{advice.chances[option.name]:.0%}", runs])
-    out.print(grid("\nOptions", ["", "loss (nats/token)", "best in", "N on D"], rows))
+    out.print(grid("\nOptions", ["", "loss (nats/token)", best, "N on D"], rows))
     turns = []
     for row in advice.sensitivity:
         turn = MISSING if row.turns_at is None else f"× {significant(row.turns_at, 3)}"
         name = row.assumption.replace("_", " ")
         turns.append([f"{name} × {row.factor:g}", row.winner, turn if row.changes else ""])
-    out.print(grid("\nIf it were otherwise", ["", "best", "turns at"], turns))
+    if turns:
+        out.print(grid("\nIf it were otherwise", ["", "best", "turns at"], turns))
     show_notes(advice.notes, "Notes", style="yellow")
 
 
@@ -120,8 +125,8 @@ def show_written(paths: Iterable[Path]) -> None:
             console().print(Text(f"wrote {line}"), soft_wrap=True)
 
 
-def show_plan(plan: Plan) -> None:
-    """The best run for a budget."""
+def show_plan(plan: Plan, counted: str = "") -> None:
+    """The best run for a budget, and how its FLOPs are counted."""
     out = console()
     exits = f" with G = {plan.G:g}" if plan.G != 1 else ""
     out.print(Text(f"{scientific(plan.C)} FLOPs{exits}, by `{plan.law}`", "bold"))
@@ -131,6 +136,8 @@ def show_plan(plan: Plan) -> None:
     rows.append(["tokens per parameter", significant(plan.D.value / plan.N.value, 3), ""])
     rows.append(["training FLOPs", scientific(plan.training_flops), ""])
     out.print(grid("", ["", "best", f"{plan.level:.0%} interval"], rows))
+    if counted:
+        out.print(Text(f"\n{counted}"))
     simple = plan.simple
     out.print(
         f"\nWith C = 6ND and no limits: N {count(simple['N'])}, D {count(simple['D'])}, loss "

@@ -11,36 +11,28 @@ from typing import Any
 import numpy as np
 
 from ..laws.law import Law
+from ..optima.flop_models import six_nd
+from .checkpoints import check_runs_are, guessed_runs, last_of_each, named_runs, split_by_size
+from .facts import Facts, facts_of
+from .gathering import (
+    EVERY_EXIT,
+    LOSSES,
+    SIZES,
+    Gathered,
+    Row,
+    gather,
+    one_per_exit,
+    rows_of,
+    sizes_of,
+)
+from .minima import at_edge, best_of_each
+from .names import log_of
 from .observations import Observations
+from .plausible import check_fall, check_loss, check_share, check_sizes
 from .tables import Table, TableError, left_out, read_table, some
 
 
-# what N may count, and its column in runs.jsonl
-SIZES = {"total": "N_total", "non_embedding": "N_non_embedding", "active": "N_active"}
-# what may be fitted, and its column there; `exit0`, `eval_exit2` are items of lists
-LOSSES = {
-    "mean": "loss_mean",
-    "final": "loss_final",
-    "eval_mean": "eval_loss_mean",
-    "eval_final": "eval_loss_final",
-}
-LISTS = {"": "loss_exits", "eval_": "eval_loss_exits"}
-EVERY_EXIT = ("exits", "eval_exits")
 STATUSES = ("finished",)
-
-# names people give their columns, in lower case with `_` for what is no letter or digit
-ALIASES = {
-    "N": "n params n_params num_params parameters n_parameters model_size size n_total",
-    "D": "d tokens n_tokens num_tokens d_tokens training_tokens train_tokens tokens_seen",
-    "C": "c flops c_flops flop compute compute_budget training_flop training_flops budget",
-    "G": "g granularity num_exits n_exits",
-    "loss": "loss loss_mean validation_loss val_loss eval_loss test_loss final_loss training_loss",
-    "E": "e experts num_experts n_experts",
-    "S": "s sparsity",
-    "D_unique": "d_unique unique_tokens u",
-    "run_id": "run_id run run_name",
-    "weight": "weight weights",
-}
 
 
 @dataclass(frozen=True)
@@ -55,12 +47,22 @@ class Choice:
             or the name of a column.
         columns (`Mapping[str, str]`): Column of a variable, for names that are not understood.
         statuses (`tuple[str, ...]`): Runs to keep, where the table has a column `status`.
+        units (`Mapping[str, str]`): Unit of a variable's column, such as `{"N": "1e6"}` or
+            `{"loss": "ppl"}`; a unit of `"1"` says that the numbers are right as they are.
+        where (`tuple[str, ...]`): Conditions that rows must meet, such as `"optimizer == adamw"`.
+        runs_are (`str`): Whether rows that share a name (or an N) are `"checkpoints"` of one run or
+            `"independent"` runs; empty to judge by the rows.
+        last_of_run (`bool`): Keep only the last row of every run.
     """
 
     size: str = "total"
     loss: str = "mean"
     columns: Mapping[str, str] = field(default_factory=dict)
     statuses: tuple[str, ...] = STATUSES
+    units: Mapping[str, str] = field(default_factory=dict)
+    where: tuple[str, ...] = ()
+    runs_are: str = ""
+    last_of_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ class Reading:
         columns (`Mapping[str, str]`): For every variable its column, or the formula it came from.
         found (`int`): Rows of the file.
         used (`int`): Those of them that are among the rows to fit.
-        notes (`tuple[str, ...]`): What was left out or derived; one sentence each.
+        notes (`tuple[str, ...]`): What was left out, converted, derived or assumed; one sentence
+            each.
+        facts ([`Facts`]): What the runs tell of their setting.
     """
 
     data: Observations
@@ -82,6 +86,7 @@ class Reading:
     found: int
     used: int
     notes: tuple[str, ...] = ()
+    facts: Facts = field(default_factory=Facts)
 
 
 def read_runs(
@@ -91,91 +96,245 @@ def read_runs(
 
     Runs whose status is not asked for, rows without a lawful number where a law needs one, and
     copies of a row are left out and named in the notes. Of several rows of one run at the same N,
-    D and G the last one counts, for a run taken up again writes another line.
+    D and G the last one counts, for a run taken up again writes another line. Numbers that no
+    model has are refused, with the unit that they look like.
 
     Args:
         path (`str` or `os.PathLike`): CSV, JSON lines, a JSON list or parquet.
         laws ([`Law`] or several): What will be fitted. N, D, C and G come along where they are
             there; one of N, D and C is had from the others by C = 6 N D where it is missing.
-        choice ([`Choice`], *optional*): Which N, which loss, which columns.
+        choice ([`Choice`], *optional*): Which N, which loss, which columns, units and rows.
 
     Returns:
         [`Reading`]
 
     Raises:
         OSError: If the file cannot be read.
-        TableError: If it is no table, or lacks a column.
+        TableError: If it is no table, lacks a column, or holds what no model has.
         ScalingError: If no row is left.
     """
     several = (laws,) if isinstance(laws, Law) else tuple(laws)
     return select(read_table(path), several, choice or Choice())
 
 
+@np.errstate(all="ignore")  # cells may hold anything; what is no number is left out by name
 def select(table: Table, laws: Sequence[Law], choice: Choice) -> Reading:
     """The rows of laws in a table that was read; see [`read_runs`]."""
     notes, target = list(table.notes), laws[0].target.name
     variables = list(dict.fromkeys(name for law in laws for name in law.variable_names))
-    rows = _with_status(table, choice, notes)
+    runs_are = check_runs_are(choice.runs_are)
+    rows = rows_of(table, choice, notes)
     if target == "loss" and choice.loss in EVERY_EXIT:
-        rows = _one_per_exit(table, rows, choice)
-    names, values = _gather(table, rows, variables, choice, target)
-    for name, formula, of in COMPUTE:
-        others = [other for other in "NDC" if other != name]
-        if name not in values and all(other in values for other in others):
-            names[name] = formula
-            values[name] = of(*(_floats(values[other]) for other in others)).tolist()
-            notes.append(f"{name} is not in the file: {formula}.")
-    missing = [name for name in variables if name not in values]
+        rows = one_per_exit(table, rows, choice)
+    found = gather(table, rows, variables, choice, target)
+    notes += found.notes
+    sizes = sizes_of(table, rows, found, choice)
+    _derive(found, notes)
+    missing = [name for name in variables if name not in found.values]
+    for name in missing:
+        column = log_of(table.columns, name)
+        if column:
+            raise TableError(
+                f"{table.source} has no {name} but {column!r}: say `--column '{name}={column}'` "
+                f"with `--unit {name}=log10` or `--unit {name}=ln`."
+            )
     if missing:
         raise TableError(
             f"{table.source} has no column for {some(missing)}; it has {some(table.columns, 20)}. "
             f"Name one with `--column {missing[0]}=COLUMN`, or in `columns` of `Choice`."
         )
-    named = "run_id" in names
-    kept = sorted(_latest(rows, values, named))
+    check_sizes(sizes, table.source)
+    if "S" in variables and "S" not in choice.units:
+        check_share(found.values["S"], "S", table.source)
+    labels, named = _runs(table, rows, found, choice, runs_are, notes)
+    if choice.last_of_run:
+        rows, labels = _last(table, rows, labels, found, notes)
+    kept = sorted(_latest(rows, labels, found, named))
     lines = [table.lines[row.index] for row in rows]
     copies = sorted({lines[i] for i in set(range(len(rows))) - set(kept)})
     again = "the same run comes again later" if named else "a copy of a later row"
     notes.append(left_out(copies, again))
-    values = {name: [column[i] for i in kept] for name, column in values.items()}
+    if target != "loss":
+        kept = _best(kept, found, laws[0], notes, lines)
+    elif laws[0].target.unit.startswith("nats"):
+        at = {name: found.values[name] for name in "ND" if name in found.values}
+        if "loss" not in choice.units:
+            check_loss(found.values[target], at, found.names[target], table.source)
+            check_fall(found.values[target], at, found.names[target], table.source)
+    values = {name: column[kept] for name, column in found.values.items()}
     for name in (target, *variables):
-        values[name] = _floats(values[name]).tolist()
         if not np.isfinite(values[name]).any():
-            raise TableError(f"{table.source} has no number in {names[name]!r}, taken for {name}.")
-    data = _observe(values, variables, laws, target)
+            raise TableError(_no_number(table, rows, found, name))
+    data = _observe(values, [labels[i] for i in kept], variables, laws, target)
     for reason, of_reason in _by_reason(data).items():
         gone = sorted({lines[kept[row]] for row in of_reason})
         notes.append(left_out(gone, reason))
-    used = {name: names[name] for name in names if name in (*data.columns, target)}
-    lines_used = len({rows[kept[row]].index for row in data.rows})
-    return Reading(data, table.source, used, len(table), lines_used, tuple(filter(None, notes)))
+    found.names.pop("seed", None)
+    shown = dict.fromkeys(("N", "D", "C", "G", *variables, target, *found.names))
+    used = {n: found.names[n] for n in shown if n in (*data.columns, target, "run_id") and (
+        n in found.names)}  # fmt: skip
+    indices = [rows[kept[row]].index for row in data.rows]
+    size = choice.size if found.names.get("N", "").startswith(SIZES[choice.size]) else ""
+    known = dict(data.columns)
+    if any(found.names.get(name) not in table.columns for name in "NDC"):
+        known.pop("C", None)  # a C that was had from N and D does not tell how it is counted
+    facts, more = facts_of(table, indices, known, found.names[target], size)
+    notes = list(dict.fromkeys(filter(None, [*notes, *more])))
+    return Reading(data, table.source, used, len(table), len(set(indices)), tuple(notes), facts)
 
 
-def _gather(
-    table: Table, rows: Sequence[_Row], variables: Sequence[str], choice: Choice, target: str
-) -> tuple[dict[str, str], dict[str, list[Any]]]:
-    """Names of the columns taken, and their values at the rows, both by variable."""
-    column, numbers = _target(table, rows, choice, target)
-    names, values = {target: column}, {target: numbers}
-    for name in dict.fromkeys([*variables, *COMPANIONS]):
-        found = _column_of(table, name, choice)
-        if found and name != target:
-            names[name] = found
-            values[name] = [table.columns[found][row.index] for row in rows]
-    # rows without a name are runs of their own, named by where they stand
-    values.setdefault("run_id", [f"line {table.lines[row.index]}" for row in rows])
-    if target == "loss" and choice.loss in EVERY_EXIT:
-        for name, formula, numbers in _of_exits(table, rows, choice):
-            names[name], values[name] = formula, numbers
-    return names, values
+def _derive(found: Gathered, notes: list[str]) -> None:
+    """Fill in the one of N, D and C that is missing."""
+    values = found.values
+    for name, formula, of in COMPUTE:
+        others = [other for other in "NDC" if other != name]
+        if name not in values and all(other in values for other in others):
+            found.names[name] = formula
+            with np.errstate(all="ignore"):
+                values[name] = of(*(values[other] for other in others))
+            notes.append(f"{name} is not in the file: {formula}.")
+    if found.names.get("C") not in (None, "6 N D") and {"N", "D"} <= set(values):
+        gaps = ~np.isfinite(values["C"]) & np.isfinite(values["N"]) & np.isfinite(values["D"])
+        if gaps.any() and not gaps.all():
+            values["C"] = np.where(gaps, six_nd(values["N"], values["D"]), values["C"])
+            notes.append(f"C is missing in {int(gaps.sum())} rows: 6 N D there.")
+    epochs = found.epochs
+    if epochs is not None and "D" in values and "D_unique" not in values:
+        column, numbers = epochs
+        formula = f"D / {column}"
+        found.names["D_unique"] = formula
+        values["D_unique"] = values["D"] / np.maximum(numbers, 1.0)
+        notes.append(f"D_unique is not in the file: {formula}.")
+    if "D_unique" in values and not found.needs_unique and "D" in values:
+        # nothing is said of these rows' data: they are taken for new
+        values["D_unique"] = np.where(
+            np.isfinite(values["D_unique"]), values["D_unique"], values["D"]
+        )
+
+
+# what follows from the two others, in the order N, D, C of those that are given
+COMPUTE: tuple[tuple[str, str, Callable[..., np.ndarray]], ...] = (
+    ("D", "C / (6 N)", lambda n, c: c / (6 * n)),
+    ("N", "C / (6 D)", lambda d, c: c / (6 * d)),
+    ("C", "6 N D", lambda n, d: 6 * n * d),
+)
+
+
+def _runs(
+    table: Table,
+    rows: Sequence[Row],
+    found: Gathered,
+    choice: Choice,
+    runs_are: Any,
+    notes: list[str],
+) -> tuple[list[str], bool]:
+    """The run of every row, and whether a column names it for certain."""
+    own = [f"line {table.lines[row.index]}" for row in rows]
+    names = list(table.columns)
+    cells = _Cells(table, rows)
+    asked = choice.columns.get("run_id", "")
+    if asked and asked not in table.columns:
+        raise TableError(f"{table.source} has no column {asked!r} for run_id.")
+    if runs_are == "independent":
+        notes.append("Every row counts as a run of its own (`--runs-are independent`).")
+        return own, False
+    runs = named_runs(names, cells, own, asked)
+    per_exit = any(row.exits > 1 for row in rows)
+    if runs.named and not per_exit:
+        runs = split_by_size(runs, found.values)
+    if not runs.named and not runs.column:
+        first = runs.notes
+        runs = runs if per_exit else guessed_runs(names, cells, own, found.values, runs_are)
+        notes += first
+    if runs.column in table.columns:
+        found.names["run_id"] = runs.column
+    notes += runs.notes
+    return runs.labels, runs.named
+
+
+class _Cells(Mapping[str, Sequence[Any]]):
+    """Cells of the columns of a table at some rows, as they are written."""
+
+    def __init__(self, table: Table, rows: Sequence[Row]) -> None:
+        self.table, self.rows = table, rows
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        cells = self.table.labels(name)
+        return [cells[row.index] for row in self.rows]
+
+    def __iter__(self) -> Any:
+        return iter(self.table.columns)
+
+    def __len__(self) -> int:
+        return len(self.table.columns)
+
+
+def _last(
+    table: Table, rows: list[Row], labels: list[str], found: Gathered, notes: list[str]
+) -> tuple[list[Row], list[str]]:
+    """The last rows of the runs; columns are cut to them."""
+    if "D" not in found.values:
+        raise TableError("`--last-of-run` needs a column of training tokens, D.")
+    keep = last_of_each(labels, found.values["D"], [row.exit_idx for row in rows])
+    for name in found.values:
+        found.values[name] = found.values[name][keep]
+    gone = int((~keep).sum())
+    notes.append(f"Kept the last row of each of {int(keep.sum())} runs; {gone} earlier left out.")
+    return (
+        [row for row, kept in zip(rows, keep, strict=True) if kept],
+        [label for label, kept in zip(labels, keep, strict=True) if kept],
+    )
+
+
+def _latest(rows: Sequence[Row], labels: Sequence[str], found: Gathered, named: bool) -> set[int]:
+    """Positions of the rows that no later row replaces.
+
+    A named run is replaced at the same exit, N, D and G; a row without a name by its copy.
+    """
+    keys = ("N", "D", "G", "seed") if named else tuple(found.values)
+    columns = [found.values[name].tolist() for name in keys if name in found.values]
+    names: Sequence[Any] = labels if named else [""] * len(rows)
+    exits = [row.exit_idx for row in rows]
+    # NaN is not itself: as text it is
+    columns = [[v if v == v else "nan" for v in column] for column in columns]
+    last = {key: i for i, key in enumerate(zip(exits, names, *columns, strict=True))}
+    return set(last.values())
+
+
+def _best(
+    kept: list[int], found: Gathered, law: Law, notes: list[str], lines: Sequence[int]
+) -> list[int]:
+    """Of the tried settings of a rule, the best for each size."""
+    if "loss" not in found.values:
+        return kept
+    columns = {name: column[kept] for name, column in found.values.items()}
+    best = best_of_each(columns, law.variable_names, columns["loss"])
+    target = law.target.name
+    if best.all():
+        return kept
+    notes.append(
+        f"Fitted the best {target} of each size by {found.names['loss']!r}: {int(best.sum())} of "
+        f"{len(best)} rows; the other tried ones are left out."
+    )
+    edges = at_edge(columns, law.variable_names, columns[target], best)
+    if edges:
+        notes.append(
+            f"At {edges} of {int(best.sum())} sizes the best {target} is the smallest or largest "
+            "tried: the true best may lie beyond."
+        )
+    return [row for row, good in zip(kept, best, strict=True) if good]
 
 
 def _observe(
-    values: Mapping[str, list[Any]], variables: Sequence[str], laws: Sequence[Law], target: str
+    values: Mapping[str, np.ndarray],
+    labels: Sequence[str],
+    variables: Sequence[str],
+    laws: Sequence[Law],
+    target: str,
 ) -> Observations:
     """The rows that every law can take, those left out recorded."""
     data = Observations.read(
-        values,
+        {**values, "run_id": labels},
         loss=target,
         weight="weight" if "weight" in values else None,
         run_id="run_id",
@@ -188,151 +347,14 @@ def _observe(
     return data
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of the table, or one exit of it."""
-
-    index: int
-    exit_idx: int = -1
-    exits: int = 1
-
-
-# what comes along where it is there, whatever the law reads
-COMPANIONS = ("N", "D", "C", "G", "run_id", "weight", "seed")
-
-# what follows from the two others, in the order N, D, C of those that are given
-COMPUTE: tuple[tuple[str, str, Callable[..., np.ndarray]], ...] = (
-    ("D", "C / (6 N)", lambda n, c: c / (6 * n)),
-    ("N", "C / (6 D)", lambda d, c: c / (6 * d)),
-    ("C", "6 N D", lambda n, d: 6 * n * d),
-)
-
-
-def _with_status(table: Table, choice: Choice, notes: list[str]) -> list[_Row]:
-    """The rows whose status is asked for."""
-    statuses = table.columns.get("status", [None] * len(table))
-    # a table without statuses, or a row without one, says nothing against its runs
-    rows = [i for i, status in enumerate(statuses) if status in (None, *choice.statuses)]
-    others: dict[str, list[int]] = {}
-    for i in sorted(set(range(len(table))) - set(rows)):
-        others.setdefault(str(statuses[i]), []).append(table.lines[i])
-    for status, lines in others.items():
-        notes.append(left_out(lines, f"status {status}"))
-    if not rows:
-        raise TableError(
-            f"{table.source} has no run of status {' or '.join(choice.statuses)}, only "
-            f"{some(others)}."
-        )
-    return [_Row(i) for i in rows]
-
-
-def _column_of(table: Table, name: str, choice: Choice) -> str | None:
-    """The column that holds a variable, if there is one."""
-    if name in choice.columns:
-        return _checked(table, choice.columns[name], name)
-    if name == "N" and choice.size not in SIZES:
-        raise TableError(f"N is one of {some(SIZES)}, got {choice.size!r}.")
-    if name == "N" and SIZES[choice.size] in table.columns:
-        return SIZES[choice.size]
-    if name in table.columns:
-        return name
-    plain = {_plain(column): column for column in reversed(list(table.columns))}
-    words = ALIASES.get(name, _plain(name)).split()
-    return next((plain[word] for word in words if word in plain), None)
-
-
-def _checked(table: Table, column: str, name: str) -> str:
-    if column not in table.columns:
-        raise TableError(
-            f"{table.source} has no column {column!r} for {name}; it has {some(table.columns, 20)}."
-        )
-    return column
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
-def _target(
-    table: Table, rows: Sequence[_Row], choice: Choice, target: str
-) -> tuple[str, list[Any]]:
-    """What is fitted: the column it is in, and its values."""
-    asked = choice.loss
-    one_exit = re.fullmatch(r"(eval_)?exit[ :]?(\d+)", asked)
-    if target in choice.columns or target != "loss":
-        column = _column_of(table, target, choice)
-        if column is None:
-            raise TableError(
-                f"{table.source} has no column {target}; it has {some(table.columns)}."
-            )
-    elif asked in EVERY_EXIT or one_exit:
-        prefix = "eval_" if asked.startswith("eval_") else ""
-        column = _checked(table, LISTS[prefix], "loss")
-        exits = [int(one_exit[2])] * len(rows) if one_exit else [row.exit_idx for row in rows]
-        lists = [table.columns[column][row.index] for row in rows]
-        label = f"{column}[{one_exit[2]}]" if one_exit else column
-        return label, [_item(items, k) for items, k in zip(lists, exits, strict=True)]
-    elif asked in table.columns or LOSSES.get(asked) in table.columns:
-        column = LOSSES[asked] if LOSSES.get(asked) in table.columns else asked
-    else:
-        # a table of one loss needs no choice
-        column = _column_of(table, "loss", choice) if asked == "mean" else None
-        if column is None:
-            raise TableError(
-                f"{table.source} has no loss {asked!r}; it has {some(table.columns, 20)}. Ask for "
-                f"{some(LOSSES)}, exit0 and so on, or a column."
-            )
-    return column, [table.columns[column][row.index] for row in rows]
-
-
-def _item(items: Any, index: int) -> Any:
-    return items[index] if isinstance(items, Sequence) and index < len(items) else None
-
-
-def _one_per_exit(table: Table, rows: Sequence[_Row], choice: Choice) -> list[_Row]:
-    """Every exit of every run as a row of its own."""
-    column = _checked(table, LISTS["eval_" if choice.loss == "eval_exits" else ""], "loss")
-    lists = {row.index: table.columns[column][row.index] or [] for row in rows}
-    return [
-        _Row(index, k, len(losses)) for index, losses in lists.items() for k in range(len(losses))
-    ]
-
-
-def _of_exits(
-    table: Table, rows: Sequence[_Row], choice: Choice
-) -> list[tuple[str, str, list[Any]]]:
-    """Variables of single exits: neighbours, and parameters of the member that ends there."""
-    found = [
-        ("U", "shallower exits", [row.exit_idx for row in rows]),
-        ("V", "deeper exits", [row.exits - 1 - row.exit_idx for row in rows]),
-    ]
-    if choice.size == "active" or not {"N_total", "N_non_embedding", "exits"} <= set(table.columns):
-        return found
-    whole, inner, depths = (table.columns[n] for n in ("N_total", "N_non_embedding", "exits"))
-    sizes = []
-    for row in rows:
-        layers = inner[row.index] * depths[row.index][row.exit_idx] / depths[row.index][-1]
-        around = whole[row.index] - inner[row.index] if choice.size == "total" else 0
-        sizes.append(layers + around)
-    name = SIZES[choice.size]
-    return [*found, ("N", f"{name}, layers in proportion to the exit's depth", sizes)]
-
-
-def _latest(rows: Sequence[_Row], values: Mapping[str, list[Any]], named: bool) -> set[int]:
-    """Positions of the rows that no later row replaces.
-
-    A named run is replaced at the same exit, N, D and G; a row without a name by its copy.
-    """
-    keys = ("run_id", "N", "D", "G") if named else [name for name in values if name != "run_id"]
-    columns = [values[name] for name in keys if name in values]
-    last = {(rows[i].exit_idx, *(str(c[i]) for c in columns)): i for i in range(len(rows))}
-    return set(last.values())
-
-
-def _floats(values: Sequence[Any]) -> np.ndarray:
-    """Numbers, NaN for what is none."""
-    numbers = [v if isinstance(v, (int, float)) else np.nan for v in values]
-    return np.array(numbers, dtype=np.float64)
+def _no_number(table: Table, rows: Sequence[Row], found: Gathered, name: str) -> str:
+    column = found.names[name]
+    words = f"{table.source} has no number in {column!r}, taken for {name}"
+    if column in table.columns:
+        cells = _Cells(table, rows)[column]
+        shown = dict.fromkeys(repr(cell) for cell in cells if cell not in (None, ""))
+        words += f": {some(shown, 3)}" if shown else ": it is empty"
+    return f"{words}. Name another with `--column {name}=COLUMN`."
 
 
 def _by_reason(data: Observations) -> dict[str, list[int]]:

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import BadRowsError, MissingColumnError, ScalingError, TooFewError
 from ..laws.law import Law
 from ..laws.vocabulary import LOSS
+from .cells import is_missing
 from .reading import clusters, columns_of, floats, frozen, numbers
 
 
@@ -88,9 +89,9 @@ class Observations:
             loss (`str`): Column of what was measured.
             weight (`str`, *optional*): Column of weights; without it every row weighs 1.
             run_id (`str`, *optional*): Column naming the run of every row; without it rows are
-                independent.
+                independent, and so is a row whose name is missing.
             needed (`Sequence[str]`): Columns that every row must fill; of the others, those that
-                hold a finite number in every row are kept.
+                hold a finite number in every row that counts are kept.
             bad_rows (`str`): `"raise"` refuses rows in which a needed number is missing or not
                 finite, or loss or weight is not positive; `"drop"` leaves them out and records it.
             duplicates (`str`): Rows equal in everything kept, the run included: `"raise"`, `"drop"`
@@ -119,20 +120,27 @@ class Observations:
             )
         kept = {name: floats(source[name], name) for name in needed}
         others = {n: numbers(source[n]) for n in source if n not in named and n not in kept}
-        kept |= {n: v for n, v in others.items() if v is not None and np.isfinite(v).all()}
         losses = floats(source[loss], loss)
         weights = np.ones(len(losses)) if weight is None else floats(source[weight], weight)
         labels = range(len(losses)) if run_id is None else list(source[run_id])
         lengths = {len(v) for v in [losses, weights, labels, *kept.values()]}
+        lengths |= {len(v) for v in others.values() if v is not None}
         if len(lengths) > 1:
             raise ScalingError(f"Columns must have the same length, got lengths {sorted(lengths)}.")
-        groups, names = clusters([str(label) for label in labels])
+        finite = np.all([np.isfinite(v) for v in [losses, weights, *kept.values()]], axis=0)
+        missing_some = np.any([np.isnan(v) for v in [losses, weights, *kept.values()]], axis=0)
+        # a row that is left out anyway says nothing against a column
+        kept |= {n: v for n, v in others.items() if v is not None and np.isfinite(v[finite]).all()}
+        groups, names = clusters(
+            [f"row {i}" if is_missing(v) or is_missing(str(v)) else str(v) for i, v in enumerate(
+                labels)]
+        )  # fmt: skip
         data = cls(kept, losses, weights, groups, names, np.arange(len(losses)))
         for array in (losses, weights, groups, data.rows, *kept.values()):
             array.flags.writeable = False
-        finite = np.all([np.isfinite(v) for v in [losses, weights, *kept.values()]], axis=0)
         positive = (losses > 0) & (weights > 0)
-        reasons = np.where(finite, "loss or weight is not positive", "a number is missing")
+        reasons = np.where(missing_some, "a number is missing", "a number is not finite")
+        reasons = np.where(finite, "loss or weight is not positive", reasons)
         data = data.without(~(finite & positive), reasons, bad_rows)
         return data._single(duplicates, named=run_id is not None)
 

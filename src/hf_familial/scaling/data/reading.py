@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ScalingError
+from .cells import number_of
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
@@ -42,10 +43,10 @@ def numbers(values: Any) -> np.ndarray | None:
     """A float64 copy, NaN for what is missing; None if there is text among the values."""
     try:
         array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         try:
-            # frames with a missing-value mark of their own
-            items = [v if isinstance(v, (int, float, str, np.generic)) else None for v in values]
+            # frames with a missing-value mark of their own, and integers of any size
+            items = [v if isinstance(v, (float, str, np.generic)) else number_of(v) for v in values]
             array = np.array(items, dtype=np.float64)
         except (TypeError, ValueError):
             return None

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from . import json_tables as js
+from .cells import Marks, marks_of
+from .csv_tables import Grid, columns_of_grid
+from .files import TableError, as_text, read_content
 
-DELIMITERS = ",\t;|"
+
 SHOWN = 8  # lines or names listed before "and 12 more"
-
-
-class TableError(ValueError):
-    """A file or its columns cannot be read as a table of runs."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +26,31 @@ class Table:
         columns (`dict[str, list]`): One value per row; `None` where a row has none.
         lines (`tuple[int, ...]`): Where each row stands in the file, from 1.
         notes (`tuple[str, ...]`): What was left out in reading, and why.
+        written (`Mapping[str, list[str]]`): Cells of a file of text, as they are written.
     """
 
     source: str
     columns: Mapping[str, Sequence[Any]]
     lines: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    written: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def labels(self, name: str) -> Sequence[Any]:
+        """Return a column as its file has it: `1e5` and `100000` are two names of runs."""
+        return self.written.get(name, self.columns[name])
+
+    @cached_property
+    def marks(self) -> Marks:
+        """Which mark parts the decimals of the cells, where the cells tell."""
+        return marks_of(
+            cell
+            for column in self.columns.values()
+            for cell in column
+            if type(cell) is str and ("," in cell or cell.count(".") > 1)
+        )
 
 
 def read_table(path: str | os.PathLike[str]) -> Table:
@@ -47,8 +60,9 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     in `notes`; nothing else is judged here.
 
     Args:
-        path (`str` or `os.PathLike`): CSV (cells parted by `,`, tab, `;` or `|`, names in the first
-            line), JSON lines, a JSON list of objects, or parquet.
+        path (`str` or `os.PathLike`): CSV (cells parted by `,`, tab, `;`, `|`, `&` or blanks, names
+            in the first line), JSON lines, a JSON list of objects, what pandas writes as JSON, or
+            parquet; gzip, bzip2, xz and zip are undone.
 
     Returns:
         [`Table`]: With at least one row.
@@ -57,21 +71,19 @@ def read_table(path: str | os.PathLike[str]) -> Table:
         OSError: If the file cannot be read.
         TableError: If it is empty, binary, without names, or has no row.
     """
-    source, content = str(path), Path(path).read_bytes()
+    source, content = str(path), read_content(path)
     if content[:4] == b"PAR1":
         return _parquet(source, content)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise TableError(f"{source} is binary; runs come as CSV, JSON lines or parquet.")
+    text, note = as_text(source, content)
     start = text.lstrip()[:1]
     if not start:
         raise TableError(f"{source} is empty.")
     if start == "[":
-        return _json_list(source, text)
-    return _json_lines(source, text) if start == "{" else _csv(source, text)
+        table = _json_list(source, text)
+    else:
+        table = _json_lines(source, text) if start == "{" else _csv(source, text)
+    notes = tuple(filter(None, (note, *table.notes)))
+    return Table(source, table.columns, table.lines, notes, table.written)
 
 
 def some(items: Iterable[Any], shown: int = SHOWN) -> str:
@@ -94,101 +106,61 @@ def _of_rows(source: str, rows: Sequence[Mapping[str, Any]], lines: list[int], w
     if not rows:
         raise TableError(f"{source} holds no row. {wrong}".rstrip())
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return Table(source, columns, tuple(lines), (wrong,) if wrong else ())
+    columns = {str(name): [row.get(name) for row in rows] for name in names}
+    return Table(source, _flat(columns), tuple(lines), (wrong,) if wrong else ())
+
+
+def _flat(columns: dict[str, Any], depth: int = 3) -> dict[str, Any]:
+    """Columns with those of their objects in the place of these, as `config.n_params`."""
+    found: dict[str, Any] = {}
+    for name, cells in columns.items():
+        if not depth or name == "backbone" or dict not in set(map(type, cells)):
+            found[name] = cells
+            continue
+        objects = [cell if isinstance(cell, dict) else {} for cell in cells]
+        keys = dict.fromkeys(key for cell in objects for key in cell)
+        if not all(cell is None or isinstance(cell, dict) for cell in cells):
+            found[name] = cells
+        found |= _flat({f"{name}.{key}": [o.get(key) for o in objects] for key in keys}, depth - 1)
+    return found
 
 
 def _json_lines(source: str, text: str) -> Table:
-    rows, lines, bad = [], [], []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-            lines.append(number)
-        else:
-            bad.append(number)
-    if not rows:
-        try:
-            whole = json.loads(text)
-        except (ValueError, RecursionError):
-            whole = None
-        if isinstance(whole, dict):
-            raise TableError(
-                f"{source} is one JSON object with {some(whole)}; runs come one object per line."
-            )
+    (rows, lines), bad = js.lines_of(text)
+    if len(rows) < 2:
+        value = js.whole(text)
+        if isinstance(value, dict):
+            items = js.unfolded(value)
+            if items is not None:
+                (rows, lines), bad = js.objects_of(items)
+                return _of_rows(source, rows, lines, left_out(bad, "not an object", "item"))
+            if not rows:
+                raise js.missing_table(source, value, some(value))
     return _of_rows(source, rows, lines, left_out(bad, "not one JSON object"))
 
 
 def _json_list(source: str, text: str) -> Table:
     try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        items = js.parse(text)
+    except ValueError as error:
         raise TableError(f"{source} is not JSON: {error}.") from None
-    good = [i for i, item in enumerate(items, start=1) if isinstance(item, dict)]
-    bad = sorted(set(range(1, len(items) + 1)) - set(good))
-    rows = [items[i - 1] for i in good]
+    if items and all(isinstance(item, list) for item in items):
+        names, *cells = items
+        if not names or not all(isinstance(name, str) for name in names):
+            raise TableError(f"{source} is lists without names; write objects, or names first.")
+        items = [dict(zip(names, row, strict=False)) for row in cells]
+    (rows, good), bad = js.objects_of(items)
     return _of_rows(source, rows, good, left_out(bad, "not an object", "item"))
 
 
 def _csv(source: str, text: str) -> Table:
-    names: list[str] = []
-    rows, lines, bad = [], [], []
-    delimiter = ","
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        if not names:
-            counts = Counter(line)
-            delimiter = max(DELIMITERS, key=lambda mark: counts[mark])
-            names = _header(source, _split(line, delimiter))
-            continue
-        # each line alone: a quote left open must not swallow the rest of the file
-        cells = _split(line, delimiter)
-        if len(cells) == len(names):
-            rows.append(dict(zip(names, map(_cell, cells), strict=True)))
-            lines.append(number)
-        else:
-            bad.append(number)
-    return _of_rows(source, rows, lines, left_out(bad, f"not {len(names)} cells"))
-
-
-def _split(line: str, delimiter: str) -> list[str]:
-    try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True))
-    except csv.Error:
-        return []
-
-
-def _header(source: str, cells: Sequence[str]) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    if all(isinstance(_cell(name), float) for name in names):
-        raise TableError(f"{source} has no names in its first line, got {some(names)}.")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise TableError(f"{source} names a column twice: {some(twice)}.")
-    return names
-
-
-def _cell(cell: str) -> Any:
-    """A number where the cell is one, a list where it is one of JSON, otherwise its text."""
-    cell = cell.strip()
-    if not cell:
-        return None
-    try:
-        return float(cell)
-    except ValueError:
-        pass
-    if cell[0] == "[":
-        try:
-            return json.loads(cell)
-        except ValueError:
-            pass
-    return cell
+    grid = Grid(source, text)
+    wrong = left_out(grid.bad, grid.why_bad())
+    if not grid.rows:
+        raise TableError(f"{source} holds no row. {wrong}".rstrip())
+    columns, written = columns_of_grid(source, grid)
+    notes = tuple(filter(None, (*grid.notes, wrong)))
+    return Table(source, columns, tuple(grid.lines), notes, written)
 
 
 def _parquet(source: str, content: bytes) -> Table:
@@ -203,7 +175,7 @@ def _parquet(source: str, content: bytes) -> Table:
     if not table.num_rows:
         raise TableError(f"{source} holds no row.")
     lines = tuple(range(1, table.num_rows + 1))
-    return Table(source, dict(table.to_pydict()), lines)
+    return Table(source, _flat(dict(table.to_pydict())), lines)
 
 
 __all__ = ["Table", "TableError", "left_out", "read_table", "some"]

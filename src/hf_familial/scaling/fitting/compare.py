@@ -123,6 +123,7 @@ class Comparison:
         return record
 
 
+@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
 def compare(
     data: Any,
     laws: Sequence[str | Law],

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from ..data.observations import Observations
-from ..errors import NoOptimumError, ScalingError, TooFewError
+from ..errors import NoOptimumError, NotIdentifiedError, ScalingError, TooFewError
 from ..laws.catalogue import get_law
 from ..laws.law import Law
 from .identification import identify
 from .newton import Found, minimise
 from .objective import Loss, Problem
 from .result import FarResiduals, Fit, FitStatus, Objective, Outliers, Settings
-from .rows import far_rows, usable_rows
+from .rows import far_rows, proportional, usable_rows
 from .space import Space
 from .varpro import grid, project, thinned
 
@@ -40,6 +40,7 @@ class Refits:
     converged: np.ndarray
 
 
+@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
 def fit(
     law: str | Law,
     data: Any,
@@ -123,6 +124,7 @@ def fit(
     return answer
 
 
+@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
 def refit(fit: Fit, weights: np.ndarray, losses: np.ndarray | None = None) -> Refits:
     """Fit again from the optimum of a fit, for many replicates of its rows at once.
 
@@ -200,7 +202,7 @@ def _search(law: Law, data: Observations, settings: Settings) -> Fit:
         raise NoOptimumError(f"`{law.name}` has no value near these rows at any start.")
     at = found.points[best]
     hit = space.on_bound(at)
-    condition = identify(problem, at, hit)
+    condition = _identify(problem, at, hit, law, data)
     converged = bool(_agreeing(problem, found, best, 1e-9)[found.converged].any())
     status = FitStatus.AT_BOUND if hit else FitStatus.CONVERGED
     values = {name: float(value[0]) for name, value in space.values(at[None]).items()}
@@ -220,6 +222,20 @@ def _search(law: Law, data: Observations, settings: Settings) -> Fit:
         exact_agreement=float(_agreeing(problem, found, best, 1e-6).mean()),
         steps=found.steps,
     )
+
+
+def _identify(
+    problem: Problem, at: np.ndarray, hit: tuple[str, ...], law: Law, data: Observations
+) -> float:
+    """The condition number; a refusal names variables that follow one another, if any do."""
+    try:
+        return identify(problem, at, hit)
+    except NotIdentifiedError as refusal:
+        reason = proportional(law, data)
+        if not reason:
+            raise
+        message = f"{refusal} The reason: {reason} in every row; run some at other ratios."
+        raise NotIdentifiedError(message, refusal.parameters, refusal.condition) from None
 
 
 def _agreeing(problem: Problem, found: Found, best: int, share: float) -> np.ndarray:

@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from ..data.minima import best_of_each
 from ..data.observations import Observations
 from ..data.reading import columns_of
 from ..errors import ScalingError, TooFewError
 from ..laws.law import Law
 from ..laws.vocabulary import LOSS
 from .result import LargestLosses, Settings
+
+
+FLAT = 1e-6  # range of logs of a variable that does not vary
+ALIKE = 0.02  # of that range, within which a power of another variable leaves nothing
 
 
 def usable_rows(law: Law, data: Any, weights: Any, settings: Settings) -> Observations:
@@ -43,7 +48,7 @@ def usable_rows(law: Law, data: Any, weights: Any, settings: Settings) -> Observ
                 f"{array.shape}."
             )
         data = dataclasses.replace(data, weight=array * data.weight)
-    data = data.for_law(law)
+    data = _of_rule(data.for_law(law), law)
     if isinstance(settings.outliers, LargestLosses) and settings.outliers.count > 0:
         count = min(settings.outliers.count, len(data))
         drop = data.loss >= np.sort(data.loss)[-count]
@@ -61,6 +66,39 @@ def usable_rows(law: Law, data: Any, weights: Any, settings: Settings) -> Observ
                     variable.levels,
                 )
     return data
+
+
+def _of_rule(data: Observations, law: Law) -> Observations:
+    """The rows of a rule for settings: the best that were tried, where their loss is known."""
+    if law.target.name == LOSS.name or LOSS.name not in data.columns:
+        return data
+    best = best_of_each(data.columns, law.variable_names, data.columns[LOSS.name])
+    return data.without(~best, f"another `{law.target.name}` of its size has a lower loss")
+
+
+def proportional(law: Law, data: Observations) -> str:
+    """Return which variables of a law follow another in every row, in words; empty if none do.
+
+    Where D is a multiple of N, or a power of it, no row tells their effects apart.
+
+    Args:
+        law ([`Law`]): Its variables are looked at.
+        data ([`Observations`]): The rows.
+    """
+    names = [name for name in law.variable_names if (data.columns[name] > 0).all()]
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            x, y = (np.log(data.columns[name]) for name in (first, second))
+            if np.ptp(x) < FLAT or np.ptp(y) < FLAT:
+                continue
+            slope, offset = np.polyfit(x, y, 1)
+            if np.abs(y - slope * x - offset).max() > ALIKE * np.ptp(y):
+                continue
+            if abs(slope - 1) < 0.02:
+                ratio = float(np.exp(np.mean(y - x)))
+                return f"`{second}` is proportional to `{first}` (about {ratio:.3g} times it)"
+            return f"`{second}` goes as `{first}`^{slope:.3g}"
+    return ""
 
 
 def far_rows(residual: np.ndarray, threshold: float) -> np.ndarray:

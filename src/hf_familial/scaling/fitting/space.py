@@ -95,7 +95,8 @@ class Space:
             value = points[:, column : column + 1]
             slope: object = 1.0
             if self.logs[column]:
-                value = slope = np.exp(value)
+                with np.errstate(over="ignore"):
+                    value = slope = np.exp(value)  # infinite far out, where nothing is taken
             result[name] = Dual(value, {name: slope}) if duals else value
         result |= {name: result[master] for name, master in self.tied.items()}
         return Namespace(**result)

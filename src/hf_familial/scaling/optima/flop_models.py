@@ -44,6 +44,23 @@ def aspect_width(N: Any, aspect: float = 64.0) -> Any:
 
 
 @dataclass(frozen=True)
+class PowerWidth:
+    """Width of a decoder as a power of its size, from the runs of a study.
+
+    Attributes:
+        factor (`float`): Width at N = 1.
+        exponent (`float`): 1/3 where depth and width grow alike.
+    """
+
+    factor: float
+    exponent: float
+
+    def __call__(self, N: Any) -> Any:
+        """Width, of the shape of `N`; not rounded."""
+        return self.factor * np.asarray(N, float) ** self.exponent
+
+
+@dataclass(frozen=True)
 class HeadFlops:
     """6ND and the exit heads: `6 D (N + heads V d(N))`.
 

@@ -14,6 +14,7 @@ from ..fitting.result import Fit
 from ..optima.flop_models import Flops
 from ..uncertainty.delta import Spread
 from .candidates import Candidate, Option, Situation, losses, options, uneven
+from .comparable import groups_of
 from .predict import Known, Source
 
 
@@ -58,27 +59,39 @@ class Advice:
     """What to train.
 
     Attributes:
-        winner (`str`): Name of the option of least loss.
-        confidence (`float`): Share of draws in which it is the best, given what is uncertain in
-            the laws; no more than the inputs bear.
-        options (`tuple[Option, ...]`): All of them, the best first.
-        chances (`Mapping[str, float]`): By option, the share of draws in which it is the best.
-        sensitivity (`tuple[Sensitivity, ...]`): How the answer moves with each assumption.
+        winner (`str`): Name of the option of least loss; empty if the losses of some candidates do
+            not compare.
+        confidence (`float`, *optional*): Share of draws in which it is the best, given what is
+            uncertain in the laws; no more than the inputs bear. `None` without a winner.
+        options (`tuple[Option, ...]`): All of them; those that compare stand together, the best
+            of them first.
+        chances (`Mapping[str, float]`): By option, the share of draws in which it is the best of
+            those that it compares with.
+        sensitivity (`tuple[Sensitivity, ...]`): How the answer moves with each assumption; empty
+            without a winner.
+        incomparable (`tuple[str, ...]`): Why there is no winner, one sentence each.
         situation ([`Situation`]): What was asked.
         notes (`tuple[str, ...]`): What makes the advice doubtful, one sentence each.
     """
 
     winner: str
-    confidence: float
+    confidence: float | None
     options: tuple[Option, ...]
     chances: Mapping[str, float]
     sensitivity: tuple[Sensitivity, ...]
     situation: Situation
     notes: tuple[str, ...]
+    incomparable: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
         """The advice in words."""
+        if self.confidence is None:
+            return (
+                f"No ranking: {' '.join(self.incomparable)} Losses of other data, tokenizers or "
+                "kinds are other units. Fit the laws to runs of one corpus, or say that the losses "
+                "compare (`--losses-compare`)."
+            )
         word = next(word for least, word in WORDS if self.confidence >= least)
         first = self.options[0]
         runs = " and ".join(f"N = {run.N:.3g} on {run.D:.3g} tokens" for run in first.runs)
@@ -90,7 +103,7 @@ class Advice:
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         return {
-            "winner": self.winner,
+            "winner": self.winner or None,
             "confidence": self.confidence,
             "sentence": self.sentence,
             "options": [
@@ -108,6 +121,7 @@ class Advice:
             "sensitivity": [{**vars(row), "losses": dict(row.losses)} for row in self.sensitivity],
             "situation": {**vars(self.situation), "memory": list(self.situation.memory)},
             "notes": list(self.notes),
+            "incomparable": list(self.incomparable),
         }
 
 
@@ -122,6 +136,7 @@ def advise(
     bytes_per_parameter: float = 2.0,
     flops: Flops | None = None,
     seed: int = 0,
+    losses_compare: bool = False,
 ) -> Advice:
     """Compare architectures for a situation under their laws.
 
@@ -129,6 +144,10 @@ def advise(
     tried as one model for all devices, as large as the smallest allows, and as several models that
     share the FLOPs evenly, each for some of the devices; a familial one as one run with a member
     per device. The best has the least loss, averaged over the devices.
+
+    Laws are ranked only if their losses compare: they are fitted to runs of one table, or of the
+    same data, vocabulary and kind of loss (`Candidate.facts`); or their coefficients come from one
+    publication. Otherwise there is no winner, and the advice says why.
 
     How sure that is comes from draws of what is uncertain: the coefficients, by the covariance of
     a fit; and the law itself, by `Candidate.error`. That is by default the fit's own error, at
@@ -145,9 +164,11 @@ def advise(
         inference_tokens (`float`, *optional*, defaults to 0): Tokens to be served, per device.
         epochs (`float`, *optional*, defaults to 4): How often a token may be seen.
         bytes_per_parameter (`float`, *optional*, defaults to 2): 2 for bfloat16.
-        flops (`Callable`, *optional*): `flops(N, D, G)` of N active parameters; [`HeadFlops`]
-            without it.
+        flops (`Callable`, *optional*): `flops(N, D, G)` of N active parameters; without it as the
+            runs of each candidate counted, or [`HeadFlops`].
         seed (`int`, *optional*, defaults to 0): Of the draws.
+        losses_compare (`bool`, *optional*, defaults to `False`): Take it that the losses of all
+            candidates compare, whatever is known of their runs.
 
     Returns:
         [`Advice`].
@@ -174,19 +195,27 @@ def advise(
     names = [candidate.name for candidate in known]
     if len(set(names)) < len(names):
         raise ScalingError(f"candidates must differ in name, got {names}; use `Candidate`.")
-    found = _ranked(known, situation, flops)
+    groups, reasons = ([known], []) if losses_compare else groups_of(known)
+    ranked = [_ranked(group, situation, flops) for group in groups]
+    found = [option for options_of in ranked for option in options_of]
     if len(found) < 2:
         raise ScalingError(f"there is nothing to choose from: {[o.name for o in found]}.")
-    chances, notes = _chances(found, situation, seed)
-    winner = found[0].name
+    chances: dict[str, float] = {}
+    notes: list[str] = []
+    for options_of in ranked:
+        shares, more = _chances(options_of, situation, seed)
+        chances, notes = chances | shares, notes + more
+    winner = "" if reasons else found[0].name
+    turns = () if reasons else tuple(_sensitivity(known, situation, flops, winner))
     return Advice(
         winner=winner,
-        confidence=chances[winner],
+        confidence=None if reasons else chances[winner],
         options=tuple(found),
         chances=chances,
-        sensitivity=tuple(_sensitivity(known, situation, flops, winner)),
+        sensitivity=turns,
         situation=situation,
         notes=tuple(dict.fromkeys([*notes, *_cautions(found, known)])),
+        incomparable=tuple(reasons),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..data.facts import Facts
 from ..errors import ScalingError
 from ..optima.flop_models import Flops, HeadFlops
 from ..optima.optimum import best
@@ -20,6 +21,13 @@ Kind = Literal["dense", "sparse", "familial"]
 
 # kind -> architectures of a law's domain that speak for it
 KINSHIP = {"dense": {"dense"}, "sparse": {"sparse", "moe"}, "familial": {"familial"}}
+# what a candidate need not give, and where it comes from
+ELSEWHERE = {
+    "G": "leave G out, it follows from the devices: one exit for each size of `memory`",
+    "N": "leave N out, it is what is looked for",
+    "D": "leave D out, it is what is looked for",
+    "D_unique": "leave D_unique out, it is `unique_tokens`",
+}
 MOST_DEVICES = 5  # of which every grouping is tried
 
 
@@ -81,6 +89,8 @@ class Candidate:
         error (`float`, *optional*): How far the law's log loss may be off besides its
             coefficients, as a standard deviation; such as the held-out error of a comparison.
         branch ([`Fit`] or [`Known`], *optional*): Of a familial one, its branch law.
+        facts ([`Facts`], *optional*): What the runs of a fit tell of their data, tokenizer and
+            loss, and of how their FLOPs were counted.
     """
 
     name: str
@@ -91,6 +101,7 @@ class Candidate:
     active: float = 1.0
     error: float | None = None
     branch: Source | None = None
+    facts: Facts | None = None
 
     def __post_init__(self) -> None:
         law = self.source.law
@@ -103,9 +114,18 @@ class Candidate:
             raise ScalingError(f"a candidate needs a law of N and D; `{law.name}` lacks {missing}.")
         own = set(law.variable_names) - {"N", "D", "G", "D_unique"}
         if own != set(self.given):
-            raise ScalingError(f"`given` of {self.name!r} must give {sorted(own)} of `{law.name}`.")
+            raise ScalingError(self._wrong(own))
         if self.architecture == "familial" and "G" not in law.variable_names:
             raise ScalingError(f"{self.name!r} is familial; its law `{law.name}` reads no G.")
+
+    def _wrong(self, own: set[str]) -> str:
+        """What `given` should hold, and where the other numbers come from."""
+        missing, more = sorted(own - set(self.given)), sorted(set(self.given) - own)
+        words = [f"must give {missing} of `{self.source.law.name}`"] if missing else []
+        words += [ELSEWHERE.get(name, f"`{name}` is no variable of its law") for name in more]
+        takes = f"{', '.join(sorted(own)) or 'no variable'}, besides stored, active and error"
+        law = self.source.law.name
+        return f"candidate {self.name!r}: {'; '.join(words)}. One of `{law}` takes {takes}."
 
     @property
     def architecture(self) -> str:
@@ -174,7 +194,8 @@ def options(candidate: Candidate, situation: Situation, flops: Flops | None) -> 
     Raises:
         NoMinimumError: If its law has no optimum.
     """
-    cost = flops or HeadFlops()
+    own = candidate.facts.cost() if candidate.facts is not None else None
+    cost = flops or own or HeadFlops()
     if candidate.architecture == "familial":
         yield _family(candidate, situation, cost)
         return

@@ -32,10 +32,12 @@ class Known:
     Attributes:
         law ([`Law`]): The law.
         values (`Mapping[str, float]`): Its coefficients.
+        origin (`str`): Where they were published; empty if they are given by hand.
     """
 
     law: Law
     values: Mapping[str, float]
+    origin: str = ""
 
     @classmethod
     def published(cls, law: Law, label: str | None = None) -> Known:
@@ -53,7 +55,7 @@ class Known:
             raise ScalingError(
                 f"`{law.name}` has published values {list(law.published)}, not {label!r}."
             )
-        return cls(law, law.published[label].values)
+        return cls(law, law.published[label].values, law.published[label].source)
 
     def predict(self, **variables: Any) -> np.ndarray:
         """The loss at these coefficients; see `Law.predict`."""

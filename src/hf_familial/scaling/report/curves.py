@@ -126,7 +126,9 @@ Banded = tuple[np.ndarray, np.ndarray, np.ndarray]  # a curve and the ends of it
 
 
 def frontier(study: Study, flops: np.ndarray, setting: Mapping[str, float]) -> dict[str, Banded]:
-    """N*, D* and the loss there, at budgets with C = 6 N D, each with the ends of its band.
+    """N*, D* and the loss there at budgets, each with the ends of its band.
+
+    A run costs what it cost in the study: see `counting`.
 
     Args:
         study ([`Study`]): Of a law of N and D.
@@ -140,12 +142,19 @@ def frontier(study: Study, flops: np.ndarray, setting: Mapping[str, float]) -> d
     Raises:
         NoMinimumError: If the law has no least loss at a budget.
     """
-    law, given = study.fit.law, dict[str, Any](setting)
-    best(law, study.fit.values, float(flops[-1]), **given)  # refuses a law without a minimum
+    law, given, cost = study.fit.law, dict[str, Any](setting), study.cost
+    best(law, study.fit.values, float(flops[-1]), cost, **given)  # refuses a law without a minimum
     return {
-        of: banded(study, [optimal(law, float(budget), of, **given) for budget in flops])
+        of: banded(study, [optimal(law, float(budget), of, cost, **given) for budget in flops])
         for of in OPTIMA
     }
+
+
+def counting(study: Study) -> str:
+    """Return how the report's optima count FLOPs, in words."""
+    if study.cost is None:
+        return "C = 6ND"
+    return f"C as the runs count it, 6ND and every head of {study.cost.vocab:,} tokens"
 
 
 def banded(study: Study, quantities: Sequence[Quantity]) -> Banded:
@@ -218,6 +227,7 @@ def _spares_floor(study: Study, name: str) -> bool:
 __all__ = [
     "COSTS",
     "banded",
+    "counting",
     "flops_of",
     "frontier",
     "has_optimum",

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..errors import NoOptimumError, NotIdentifiedError, TooFewError
 from ..fitting.compare import Comparison, compare
 from ..fitting.result import Fit
@@ -19,6 +21,7 @@ from .study import Origin, Study
 from .wording import scientific
 
 
+@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
 def examine(
     fit: Fit,
     origin: Origin | None = None,

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..optima.parabola import NoMinimumError
 from .curves import (
     COSTS,
+    counting,
     flops_of,
     frontier,
     has_optimum,
@@ -144,7 +145,8 @@ def _frontier(study: Study) -> Iterator[Picture]:
     rows = rows_of(study, setting)
     for name, (label, title) in labels.items():
         points = Group("", flops[rows], study.fit.data.loss[rows]) if name == "loss" else None
-        caption = f"By the law with C = 6ND{where}; dashed beyond the budgets that were run{band}."
+        by = f"By the law with {counting(study)}{where}"
+        caption = f"{by}; dashed beyond the budgets that were run{band}."
         yield Picture(
             f"frontier_{name}",
             "frontier",
@@ -268,6 +270,8 @@ def _correlation(draws: Mapping[str, np.ndarray], a: str, b: str) -> float:
 
 def _profiles(study: Study) -> Iterator[Picture]:
     for name, profile in study.profiles.items():
+        if len(profile.values) < 2:
+            continue  # an exact fit has no curve
         symbol, interval = study.fit.law.parameter(name).symbol, profile.interval
         yield Picture(
             f"profile_{name}",

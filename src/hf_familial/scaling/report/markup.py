@@ -28,7 +28,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") ->
 
     Returns:
         `str`: Everything in it escaped.
+
+    Raises:
+        ValueError: If a row has another number of cells than the head: what follows a cell that is
+            missing would stand under a wrong name.
     """
+    rows = list(rows)
+    wrong = [row[0] for row in rows if len(row) != len(head)]
+    if wrong:
+        raise ValueError(f"rows {wrong} must have {len(head)} cells.")
     columns = [f"<th{_kind(i, name)}>{html.escape(name)}</th>" for i, name in enumerate(head)]
     lines = []
     for row in rows:

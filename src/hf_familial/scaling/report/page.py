@@ -11,6 +11,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
+
 from . import sections
 from .canvas import colour_sheet, inline_svg, to_png, to_svg
 from .gallery import SECTIONS, Picture, pictures
@@ -55,6 +57,7 @@ def report_html(study: Study) -> str:
     return template.substitute(title=title, style=style.strip(), body=body)
 
 
+@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
 def write_report(path: str | os.PathLike[str], study: Study) -> None:
     """Write the page, whole or not at all.
 
@@ -68,6 +71,7 @@ def write_report(path: str | os.PathLike[str], study: Study) -> None:
     write_whole(path, report_html(study))
 
 
+@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
 def write_figures(folder: str | os.PathLike[str], study: Study) -> list[Path]:
     """Write every picture of the page as PNG and as SVG.
 

@@ -13,7 +13,7 @@ from ..optima.quantity import granularity_compute, optimal
 from ..planning.predict import Estimator
 from ..uncertainty.intervals import Estimate
 from .canvas import inline_svg
-from .curves import flops_of, frontier, has_optimum, has_sizes, named, settings_of
+from .curves import counting, flops_of, frontier, has_optimum, has_sizes, named, settings_of
 from .formula import draw_formula, symbol_html
 from .markup import Symbol, Words, many, prose, section, table
 from .study import Study
@@ -123,12 +123,12 @@ def coefficients(study: Study) -> str:
     rows = []
     for parameter in fit.law.parameters:
         name, value = parameter.name, fit.values[parameter.name]
-        known = [found[name] for found in study.intervals.values() if name in found]
         words, spans = significant(value), [MISSING] * len(study.intervals)
-        if known:
-            pairs = [estimate(value, interval.low, interval.high) for interval in known]
-            words, spans = pairs[0][0], [pair[1] for pair in pairs]
-        elif name not in fit.free and spans:
+        # an interval that could not be had leaves its cell empty, and no other cell moves
+        known = [(i, f[name]) for i, f in enumerate(study.intervals.values()) if name in f]
+        for place, interval in reversed(known):
+            words, spans[place] = estimate(value, interval.low, interval.high)
+        if not known and name not in fit.free and spans:
             tied = fit.settings.tied.get(name)
             spans[0] = f"tied to {tied}" if tied else "fixed"
         row: list[str] = [Symbol(parameter.symbol), words, *spans]
@@ -189,7 +189,9 @@ def optima(study: Study) -> str:
                 row.append(significant(float(middle[i] / found["N"][0][i]), 3))
         rows.append(row)
     where = f" at {named(setting)}" if setting else ""
-    note = f"By the law with C = 6ND{where}" + (", delta-method intervals." if span else ".")
+    note = f"By the law with {counting(study)}{where}" + (
+        ", delta-method intervals." if span else "."
+    )
     note += " † beyond the largest run: an extrapolation." if grid[-1] > flops.max() else ""
     return section("Compute-optimal training", table(head, rows, note))
 
@@ -207,8 +209,9 @@ def granularity(study: Study) -> str:
     rows: list[list[str]] = []
     try:
         for exits in [1.0, *values[values > 1][:MOST_EXITS].tolist()]:
-            loss = estimator(optimal(law, budget, "loss", G=exits))
-            factor = estimator(granularity_compute(law, exits, budget)) if exits > 1 else None
+            loss = estimator(optimal(law, budget, "loss", study.cost, G=exits))
+            compute = granularity_compute(law, exits, budget, study.cost)
+            factor = estimator(compute) if exits > 1 else None
             row = [f"{exits:g}", *_estimate(loss, 4)]
             rows.append([*row, *(("1", MISSING) if factor is None else _estimate(factor, 3))])
     except NoMinimumError:
@@ -216,8 +219,9 @@ def granularity(study: Study) -> str:
     span = f"{study.level:.0%} interval"
     head = ["granularity G", "loss at the optimum", span, "compute for the loss of G = 1", span]
     note = (
-        f"At {scientific(budget)} FLOPs with C = 6ND, heads not counted. The last columns say by "
-        "which factor compute must rise to win back what the exits cost."
+        f"At {scientific(budget)} FLOPs with {counting(study)}"
+        f"{', heads not counted' if study.cost is None else ''}. The last columns say by which "
+        "factor compute must rise to win back what the exits cost."
     )
     return section("What exits cost in compute", table(head, rows, note))
 
@@ -251,6 +255,7 @@ def settings(study: Study) -> str:
         ["source of the law", fit.law.source],
         ["file", f"{origin.file}, {origin.rows} rows" if origin.file else MISSING],
         ["columns", "; ".join(f"{k}: {v}" for k, v in origin.columns.items()) or MISSING],
+        ["what the runs tell", origin.facts.words or MISSING],
         ["rows left out", " ".join(origin.notes) or "none"],
         ["objective", OBJECTIVES[settings.objective].format(delta=f"{settings.delta:g}")],
         ["objective at the optimum", f"{fit.objective:.10g}, summed over rows"],

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from ..data.columns import Reading
+from ..data.facts import Facts
 from ..errors import ScalingError
 from ..fitting.result import Fit
 from ..laws.catalogue import get_law
 from ..laws.law import Law
+from ..optima.flop_models import HeadFlops
 from ..optima.quantity import Interval
 from ..uncertainty.bootstrap import Bootstrap
 from ..uncertainty.delta import Profile
 
 
-FORMAT, SCHEMA = "hf_familial.fit", 1
+FORMAT, SCHEMA = "hf_familial.fit", 2
 
 
 class StudyError(ScalingError):
@@ -39,7 +41,8 @@ class Origin:
         rows (`int`): Rows of the file.
         used (`int`): Those of them that could be fitted.
         observed (`int`): Rows they became: of a branch law as many as they have exits.
-        notes (`tuple[str, ...]`): What was left out or derived in reading.
+        notes (`tuple[str, ...]`): What was left out, converted or derived in reading.
+        facts ([`Facts`]): What the runs tell: vocabulary, data, how N and C were counted.
     """
 
     file: str = ""
@@ -48,6 +51,7 @@ class Origin:
     used: int = 0
     observed: int = 0
     notes: tuple[str, ...] = ()
+    facts: Facts = field(default_factory=Facts)
 
     @classmethod
     def of(cls, reading: Reading) -> Origin:
@@ -59,7 +63,14 @@ class Origin:
             reading.used,
             len(reading.data),
             reading.notes,
+            reading.facts,
         )
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Origin:
+        """Read the JSON form; one of schema 1 has no facts."""
+        facts = Facts.from_dict(record.get("facts", {}))
+        return cls(**{**record, "notes": tuple(record["notes"]), "facts": facts})
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +123,11 @@ class Study:
         return json.dumps(_speakable(self.to_dict()), allow_nan=False)
 
     @property
+    def cost(self) -> HeadFlops | None:
+        """What a run costs as the runs counted it; `None` for C = 6ND."""
+        return self.origin.facts.cost() if self.origin.facts.flops == "heads" else None
+
+    @property
     def left_out(self) -> str:
         """How many rows were left out, in words; empty if none were."""
         unread = self.origin.rows - self.origin.used
@@ -152,7 +168,7 @@ class Study:
         fit = Fit.from_dict(fit, find_law)
         return cls(
             fit=fit,
-            origin=Origin(**(origin | {"notes": tuple(origin["notes"])})),
+            origin=Origin.from_dict(origin),
             level=float(record["level"]),
             intervals={
                 method: {name: Interval.from_dict(interval) for name, interval in found.items()}

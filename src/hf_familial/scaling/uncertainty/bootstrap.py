@@ -130,6 +130,7 @@ class Bootstrap:
         return cls(fit, values, record["failed"], record["kind"], record["seed"])
 
 
+@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
 def bootstrap(
     fit: Fit, draws: int = 1000, kind: Kind = "runs", seed: int = 0, workers: int = 1
 ) -> Bootstrap:

@@ -61,6 +61,7 @@ class Spread:
     dof: int
 
     @classmethod
+    @np.errstate(all="ignore")  # a law may have no value nearby; NaN is judged by name
     def of(cls, fit: Fit) -> Spread:
         """The spread of a fit's coefficients.
 
@@ -186,7 +187,8 @@ def _curvature(
 ) -> np.ndarray:
     """Of the objective: rows on the straight part of Huber's function have none."""
     weight, free = problem.weight * problem.loss.curved(residual), len(squares)
-    if np.count_nonzero(weight) >= CURVED * free:
+    curved = np.count_nonzero(weight)
+    if curved >= CURVED * free or curved == np.count_nonzero(problem.weight):
         return np.einsum("n,ni,nj->ij", weight, slopes, slopes)
     # too few to be counted one by one: their share follows from how dense residuals are near 0
     ordered = np.sort(np.abs(residual))

@@ -8,6 +8,8 @@ import numpy as np
 
 from ..data.tables import some
 from ..fitting.result import Fit, FitStatus
+from ..fitting.rows import proportional
+from ..laws.catalogue import LAWS
 from ..laws.law import Parameter
 from ..optima.quantity import Interval
 
@@ -16,6 +18,7 @@ AGREE = 0.5  # least share of starts that should end at the optimum
 CONDITION = 1e5  # beyond it coefficients move together more than each by itself
 RUNS_PER_COEFFICIENT = 5
 FAR = 6.0  # robust standard deviations
+REPEATED = 1.05  # passes over the data that count as more than one
 
 
 def doubts(fit: Fit, intervals: Mapping[str, Interval] | None = None) -> tuple[str, ...]:
@@ -28,7 +31,12 @@ def doubts(fit: Fit, intervals: Mapping[str, Interval] | None = None) -> tuple[s
     Returns:
         `tuple[str, ...]`: One sentence each; none if nothing does.
     """
-    return (*_of_search(fit), *_of_rows(fit), *_of_intervals(fit, intervals or {}))
+    return (
+        *_of_search(fit),
+        *_of_rows(fit),
+        *_of_columns(fit),
+        *_of_intervals(fit, intervals or {}),
+    )
 
 
 def _of_search(fit: Fit) -> Iterator[str]:
@@ -69,6 +77,37 @@ def _of_rows(fit: Fit) -> Iterator[str]:
             f"{len(far)} of {len(residual)} rows lie more than {FAR:g} robust standard deviations "
             f"from the law: {names}."
         )
+
+
+def _of_columns(fit: Fit) -> Iterator[str]:
+    """What the columns of the rows say against the law."""
+    law, columns = fit.law, fit.data.columns
+    followers = proportional(law, fit.data)
+    if followers:
+        yield (
+            f"{followers[0].upper() if followers[0] != '`' else '`'}{followers[1:]}: single "
+            "coefficients mean little; run some at other ratios."
+        )
+    if {"D", "D_unique"} <= set(columns) and "D_unique" not in law.variable_names:
+        epochs = columns["D"] / columns["D_unique"]
+        if (epochs > REPEATED).any():
+            others = [f"`{name}`" for name, other in LAWS.items() if "D_unique" in (
+                other.variable_names)]  # fmt: skip
+            yield (
+                f"{int((epochs > REPEATED).sum())} of {len(epochs)} rows repeat their data, up to "
+                f"{epochs.max():.3g} times; `{law.name}` takes repeated tokens for new ones, which "
+                f"bends its exponents: fit {' or '.join(others)}, or leave these rows out."
+            )
+    if law.target.name != "loss":
+        names = [name for name in dict.fromkeys((*law.variable_names, "N", "D")) if name in columns]
+        table = np.column_stack([columns[name] for name in names])
+        counts = np.unique(table, axis=0, return_counts=True)[1]
+        if (counts > 1).any():
+            yield (
+                f"{int(counts[counts > 1].sum())} rows share their {' and '.join(names)}: the rule "
+                f"is of the best {law.target.name}; if these were tried, give a column of their "
+                "loss, or the best of each alone."
+            )
 
 
 def _of_intervals(fit: Fit, intervals: Mapping[str, Interval]) -> Iterator[str]:
