@@ -12,8 +12,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ from .configuration_familial import AUTO_MAP, FamilialConfig
 from .contract import Contract
 from .cuts import CutError, check_cut, cut_config, cut_names, find_layout, reads_embedding
 
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes must not save to one folder at a time
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 
@@ -114,7 +120,8 @@ def save_checkpoint(
     """Save a family with the host's own means; the checkpoint that a folder held is replaced.
 
     It is written aside first, so that the older one lasts until the new one is whole. While one
-    takes the other's place the folder does not load: it never holds a mixture.
+    takes the other's place the folder does not load: it never holds a mixture. Processes that save
+    to one folder take turns.
 
     Args:
         save (`Callable[..., None]`): The host's `save_pretrained` of the model.
@@ -135,35 +142,60 @@ def save_checkpoint(
         return
     folder = Path(folder)
     here = model.should_save_on_this_rank(kwargs.get("is_main_process", True))
-    target = folder / ASIDE if here else folder  # the others write nothing
-    if here:
-        shutil.rmtree(target, ignore_errors=True)  # of a process that was killed
     if kwargs.get("push_to_hub"):
         kwargs.setdefault("repo_id", folder.name)
-    try:
-        if may_split(model, kwargs, by_segment):
-            save_by_segment(save, model, target, **kwargs)
-        else:
-            save(target, **kwargs)
-    except BaseException:
-        if here:
-            shutil.rmtree(target, ignore_errors=True)
-        raise
+    split = may_split(model, kwargs, by_segment)
+    write = partial(save_by_segment, save, model) if split else save
     if here:
-        _replace(folder, target, kwargs.get("variant"))
-        shutil.rmtree(target, ignore_errors=True)
+        with _written_aside(folder) as aside:
+            write(aside, **kwargs)
+            _replace(folder, aside, kwargs.get("variant"))
+    else:
+        write(folder, **kwargs)  # it writes nothing, and takes part in what processes share
     model.barrier_after_gathered_checkpoint_save(getattr(model.config, "distributed_config", None))
+
+
+@contextmanager
+def _written_aside(folder: Path) -> Iterator[Path]:
+    """An empty folder to write in, of one process at a time; it is removed in the end."""
+    aside, lock = folder / ASIDE, None
+    while lock is None:
+        aside.mkdir(parents=True, exist_ok=True)
+        lock = _turn(aside) if fcntl else -1
+    try:
+        for left in aside.iterdir():  # of a process that was killed
+            left.unlink()
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if lock != -1:
+            os.close(lock)
+
+
+def _turn(aside: Path) -> int | None:
+    """Wait until no other process writes here; `None` where it removed the folder by then."""
+    try:
+        lock = os.open(aside, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    if aside.exists() and os.path.samestat(os.stat(aside), os.fstat(lock)):
+        return lock
+    os.close(lock)
+    return None
 
 
 def _replace(folder: Path, aside: Path, variant: str | None) -> None:
     """Put a finished checkpoint in the place of what a folder holds.
 
-    What makes a folder load goes first and comes last: its config, then its index or only file.
+    Without its index or only file a folder does not load: that goes first and comes last. The
+    config is never missing, for a folder without one is taken for a model of default sizes.
     """
 
-    def rank(name: str) -> int:
-        whole = WEIGHTS.fullmatch(name) and not re.search(r"-of-\d{5}\.safetensors$", name)
-        return 2 if name == "config.json" else 1 if whole else 0
+    def is_whole(name: str) -> bool:
+        part = re.search(r"-of-\d{5}\.safetensors$", name)
+        return part is None and WEIGHTS.fullmatch(name) is not None
 
     old = {name for name in os.listdir(folder) if name in BESIDE}
     keeps = _told(folder) == _told(aside)  # another variant of the same family may stay
@@ -175,9 +207,9 @@ def _replace(folder: Path, aside: Path, variant: str | None) -> None:
             old.add(found[0])
     if "adapter_config.json" in old:
         logger.warning("The adapter in `%s` is removed: it would be loaded instead.", folder)
-    for name in sorted(old, key=rank, reverse=True):
+    for name in sorted(old - {"config.json"}, key=is_whole, reverse=True):
         (folder / name).unlink()
-    for name in sorted(os.listdir(aside), key=rank):
+    for name in sorted(os.listdir(aside), key=is_whole):
         os.replace(aside / name, folder / name)
 
 
