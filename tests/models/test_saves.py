@@ -195,7 +195,7 @@ def test_while_a_checkpoint_is_replaced_its_folder_has_a_config(then, made, tmp_
 @pytest.mark.skipif(checkpoints.fcntl is None, reason="needs locks of files")
 @pytest.mark.parametrize("form", ["segments", "shards"])
 def test_saves_to_one_folder_at_one_time_take_turns(form, made, tmp_path, monkeypatch):
-    """Another save begins while the first writes its weights; it is the last, so its family stays."""
+    """Another save begins while the first writes its weights: it ends last, so its family stays."""
     save, others = modeling_utils.safe_save_file, []
 
     def meanwhile(*args, **kwargs):

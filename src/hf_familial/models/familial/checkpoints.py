@@ -41,6 +41,7 @@ SPLIT_FROM = 100_000_000
 
 # what `from_pretrained` passes on to find files, here as there
 WHERE = tuple("cache_dir force_download local_files_only proxies revision subfolder token".split())
+OPTIONAL = {f"_raise_exceptions_for_{n}": False for n in ("missing_entries", "connection_errors")}
 
 # files of weights, with the name of their variant, if they have one
 WEIGHTS = re.compile(
@@ -49,13 +50,18 @@ WEIGHTS = re.compile(
 )
 SEGMENT = "segment{:05d}"  # what a group is called until all are written
 MEASURED = "members.json"  # losses, of this family or of another
+ADAPTER = "adapter_config.json"
+ADAPTED = (
+    "`{}` holds an adapter, which would be left out: move `adapter_config.json` and its weights to "
+    "another folder, load that with `PeftModel.from_pretrained(family, folder)`, and merge it."
+)
 ASIDE = ".saving"  # folder, in the one that is saved to, in which a checkpoint is written
 
 # what else of an older checkpoint would be taken for the new one's: an adapter is looked for first
 BESIDE = (
     "config.json",
     "generation_config.json",
-    "adapter_config.json",
+    ADAPTER,
     "adapter_model.safetensors",
     *{f"{path.split('.')[0]}.py" for path in AUTO_MAP.values()},
 )
@@ -161,7 +167,8 @@ def _written_aside(folder: Path) -> Iterator[Path]:
     aside, lock = folder / ASIDE, None
     while lock is None:
         aside.mkdir(parents=True, exist_ok=True)
-        lock = _turn(aside) if fcntl else -1
+        with suppress(FileNotFoundError):  # another process just removed it
+            lock = _turn(aside) if fcntl else -1
     try:
         for left in aside.iterdir():  # of a process that was killed
             left.unlink()
@@ -174,10 +181,7 @@ def _written_aside(folder: Path) -> Iterator[Path]:
 
 def _turn(aside: Path) -> int | None:
     """Wait until no other process writes here; `None` where it removed the folder by then."""
-    try:
-        lock = os.open(aside, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
+    lock = os.open(aside, os.O_RDONLY)
     with suppress(OSError):  # a file system without locks
         fcntl.flock(lock, fcntl.LOCK_EX)
     if aside.exists() and os.path.samestat(os.stat(aside), os.fstat(lock)):
@@ -205,7 +209,7 @@ def _replace(folder: Path, aside: Path, variant: str | None) -> None:
         other = found["variant"] or found["of_index"]
         if not keeps or other == variant or re.fullmatch(r"segment\d{5}", other or ""):
             old.add(found[0])
-    if "adapter_config.json" in old:
+    if ADAPTER in old:
         logger.warning("The adapter in `%s` is removed: it would be loaded instead.", folder)
     for name in sorted(old - {"config.json"}, key=is_whole, reverse=True):
         (folder / name).unlink()
@@ -321,10 +325,8 @@ def load_cut(
     for name in {field.name for field in dataclasses.fields(smaller)} & kwargs.keys() - {"dtype"}:
         setattr(smaller, name, kwargs.pop(name))
     if "generation_config" not in kwargs:
-        try:
+        with suppress(OSError):  # the host makes one of the config
             kwargs["generation_config"] = GenerationConfig.from_pretrained(path_or_repo, **where)
-        except OSError:
-            pass  # the host makes one of the config
     with ExitStack() as files:
         slices = _slices(config, smaller, max_exit, path_or_repo, files, where)
         loaded = load(None, *args, config=smaller, state_dict=slices, **kwargs)
@@ -361,13 +363,12 @@ def _slices(
 ) -> dict[str, Any]:
     """The tensors of the cut family, by their names there, to be read when they are needed."""
 
-    def find(name: str, required: bool) -> Any:
-        return cached_file(
-            path_or_repo, name, _raise_exceptions_for_missing_entries=required, **where
-        )
+    find = partial(cached_file, path_or_repo, **where)
+    if find(ADAPTER, **OPTIONAL):
+        raise CutError(ADAPTED.format(path_or_repo))
 
     def opened(name: str) -> Any:
-        found = find(name, required=True) if os.path.basename(name) == name else None
+        found = find(name) if os.path.basename(name) == name else None
         if found is None or not lies_in(Path(found), Path(found).parent):
             raise ValueError(
                 f"`{path_or_repo}` has weights in `{name}`, which is not in its folder or is a "
@@ -383,8 +384,7 @@ def _slices(
 
     configs = (config, config.text_config)
     quantised = any(getattr(c, "quantization_config", None) is not None for c in configs)
-
-    index = None if find(SAFE_WEIGHTS_NAME, required=False) else find(SAFE_WEIGHTS_INDEX_NAME, True)
+    index = None if find(SAFE_WEIGHTS_NAME, **OPTIONAL) else find(SAFE_WEIGHTS_INDEX_NAME)
     if index is None:
         shards = {SAFE_WEIGHTS_NAME: opened(SAFE_WEIGHTS_NAME)}
         weight_map = dict.fromkeys(shards[SAFE_WEIGHTS_NAME].keys(), SAFE_WEIGHTS_NAME)
