@@ -152,6 +152,17 @@ def test_what_is_there_is_kept_unless_it_is_to_be_replaced(family, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out"]
 
 
+def test_the_current_folder_is_not_replaced(family, tmp_path, monkeypatch):
+    """A process that stands in a folder would stand nowhere once another is put in its place."""
+    (tmp_path / "here" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "inner")
+    for out in (".", tmp_path / "here"):
+        with pytest.raises(FileExistsError, match="the current folder"):
+            export_exit(family, 0, out, overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "inner"]
+    assert export_exit(family, 0, "member").depth == 1
+
+
 def test_a_family_is_not_replaced_by_its_member(family, tmp_path):
     copied = tmp_path / "all" / "family"
     shutil.copytree(family, copied)

@@ -165,6 +165,13 @@ def test_numbers_of_numpy_and_torch_can_be_saved(name, value, later, tmp_path):
     assert type(found) is type(right)
 
 
+def test_a_depth_that_is_changed_in_place_can_be_saved(tmp_path):
+    config = FamilialConfig(text_config=tiny_config("llama"), exits=[1, 2, 4])
+    config.exits[1] = np.int64(3)
+    FamilialForCausalLM(config).save_pretrained(tmp_path)
+    assert FamilialConfig.from_pretrained(tmp_path).exits == [1, 3, 4]
+
+
 @pytest.mark.parametrize("name", ["num_exit_layers", "default_exit"])
 @pytest.mark.parametrize("value", [np.bool_(True), torch.tensor(True), np.float64(1), True])
 def test_other_scalars_are_no_numbers_of_layers(name, value):

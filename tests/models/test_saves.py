@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from kills import FORMS, families, what_loads
 from reference import logits, token_ids
+from transformers import modeling_utils
 
 from hf_familial import FamilialForCausalLM, FamilialModel
 from hf_familial.hub import export_exit
+from hf_familial.models.familial import checkpoints
 from hf_familial.models.familial.checkpoints import ASIDE
 
 
@@ -167,3 +170,43 @@ def test_an_export_replaces_a_family_of_another_form(made, tmp_path):
         loaded = FamilialForCausalLM.from_pretrained(tmp_path / "out")
         right = logits(made["last"], token_ids(), exit_idx=1)
         assert logits(loaded, token_ids()).equal(right)
+
+
+@pytest.mark.parametrize("then", ["segments", "file"])
+def test_while_a_checkpoint_is_replaced_its_folder_has_a_config(then, made, tmp_path, monkeypatch):
+    """A folder of weights without a config is taken for a model of default sizes, 28 GB of it."""
+    made["old"].save_pretrained(tmp_path, by_segment=True)
+    seen = []
+
+    def watched(call):
+        def watch(*args, **kwargs):
+            call(*args, **kwargs)
+            seen.append((tmp_path / "config.json").exists())
+
+        return watch
+
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    made["new"].save_pretrained(tmp_path, **FORMS[then])
+    assert len(seen) > 3
+    assert all(seen)
+
+
+@pytest.mark.skipif(checkpoints.fcntl is None, reason="needs locks of files")
+@pytest.mark.parametrize("form", ["segments", "shards"])
+def test_saves_to_one_folder_at_one_time_take_turns(form, made, tmp_path, monkeypatch):
+    """Another save begins while the first writes its weights: it ends last, so its family stays."""
+    save, others = modeling_utils.safe_save_file, []
+
+    def meanwhile(*args, **kwargs):
+        if not others:
+            others.append(Thread(target=made["new"].save_pretrained, args=(tmp_path,)))
+            others[0].start()
+            others[0].join(0.5)  # long enough to end, if nothing holds it up
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(modeling_utils, "safe_save_file", meanwhile)
+    made["old"].save_pretrained(tmp_path, **FORMS[form])
+    others[0].join()
+    assert what_loads(tmp_path, made) == "new"
+    assert not (tmp_path / ASIDE).exists()

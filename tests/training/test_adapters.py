@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from hf_familial import FamilialForCausalLM, FamilialTrainer, export_exit
 from hf_familial.hub.push import _base_of
 from hf_familial.hub.stored import origin_of
+from hf_familial.models.familial.cuts import CutError
 from hf_familial.training.tuning import lora_targets
 
 
@@ -211,3 +212,17 @@ def test_a_decoder_without_default_targets_names_its_modules() -> None:
     family = FamilialForCausalLM.from_backbone(tiny_model("nemotron"), exits=[2, 4])
     with pytest.raises(ValueError, match=r"`nemotron`: choose .* down_proj, k_proj, o_proj"):
         lora_targets(family)
+
+
+def test_an_adapter_beside_the_weights_is_not_left_out_in_silence(
+    tmp_path: Path, made: Made
+) -> None:
+    """`from_pretrained` adds it to the whole family; a part, or a member, would lack it."""
+    family = made()
+    family.save_pretrained(tmp_path / "family")
+    trained(family).save_pretrained(tmp_path / "family")
+    with pytest.raises(CutError, match="holds an adapter, which would be left out"):
+        FamilialForCausalLM.from_pretrained(tmp_path / "family", max_exit=0)
+    with pytest.raises(CutError, match="holds an adapter, which would be left out"):
+        export_exit(tmp_path / "family", 0, tmp_path / "member")
+    assert not (tmp_path / "member").exists()

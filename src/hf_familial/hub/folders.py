@@ -36,7 +36,8 @@ def whole_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
         `Path`: The hidden folder.
 
     Raises:
-        FileExistsError: If `out` holds something, or is a file.
+        FileExistsError: If `out` holds something, is a file, or is a folder that nothing can
+            replace, such as the current one.
         OSError: If it cannot be written.
     """
     out = out.resolve()
@@ -86,6 +87,11 @@ def _beside(out: Path, kind: str) -> Path:
 def _check_free(out: Path, overwrite: bool) -> None:
     if out.is_file():
         raise FileExistsError(f"`{out}` is a file; give the name of a folder.")
+    if Path.cwd().is_relative_to(out) or os.path.ismount(out):
+        raise FileExistsError(
+            f"`{out}` is the current folder, holds it, or is where a disk is mounted: it cannot be "
+            "put in place whole. Give the name of a new folder in it."
+        )
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise FileExistsError(
             f"`{out}` holds something already; pass `overwrite=True` (`--overwrite`) to replace it."

@@ -14,6 +14,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
+from ..models.familial.checkpoints import ADAPTED, ADAPTER
+from ..models.familial.cuts import CutError
 from .companions import COMPANIONS, companions, tokenizer_modules
 from .remote import request
 from .safetensors_io import CheckpointError, PickleCheckpointError, Stored, read_header
@@ -83,6 +85,7 @@ def open_family(path_or_repo: str | os.PathLike[str], **where: Any) -> StoredFam
 
     Raises:
         CheckpointError: If the index is damaged, the weights are pickles or quantised.
+        CutError: If an adapter lies beside the weights.
         OSError: If there is no such checkpoint, or the Hub cannot be read.
         ValueError: If it is not a family's.
     """
@@ -90,6 +93,8 @@ def open_family(path_or_repo: str | os.PathLike[str], **where: Any) -> StoredFam
     folder = source.folder or download_companions(source)
     config = replace(source, folder=folder).config()
     refuse_quantised(f"`{source.name}`", config)
+    if own_file(folder, ADAPTER).is_file():
+        raise CutError(ADAPTED.format(source.name))
     if source.folder is None and not (folder / INDEX).is_file():
         folder = download(source, [SINGLE])
     return StoredFamily(source, folder, config, weight_files(source.name, folder))
@@ -141,7 +146,7 @@ def origin_of(family: FamilialForCausalLM) -> Path | None:
 
 def download_companions(source: Source) -> Path:
     """Bring config, index and what members take along into the client's cache; the folder."""
-    names = ["config.json", INDEX, *COMPANIONS]
+    names = ["config.json", INDEX, ADAPTER, *COMPANIONS]
     folder = download(source, names)
     # which files the code of a tokenizer imports is known when they are read
     return download(source, [*names, "*.py"]) if tokenizer_modules(folder) else folder

@@ -12,8 +12,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ from .contract import Contract
 from .cuts import CutError, check_cut, cut_config, cut_names, find_layout, reads_embedding
 
 
+try:
+    import fcntl
+except ImportError:  # Windows: two processes must not save to one folder at a time
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.get_logger(__name__)
 
 # Bytes of weights from which families are split when nothing is said: a smaller one is downloaded
@@ -35,6 +41,7 @@ SPLIT_FROM = 100_000_000
 
 # what `from_pretrained` passes on to find files, here as there
 WHERE = tuple("cache_dir force_download local_files_only proxies revision subfolder token".split())
+OPTIONAL = {f"_raise_exceptions_for_{n}": False for n in ("missing_entries", "connection_errors")}
 
 # files of weights, with the name of their variant, if they have one
 WEIGHTS = re.compile(
@@ -43,13 +50,18 @@ WEIGHTS = re.compile(
 )
 SEGMENT = "segment{:05d}"  # what a group is called until all are written
 MEASURED = "members.json"  # losses, of this family or of another
+ADAPTER = "adapter_config.json"
+ADAPTED = (
+    "`{}` holds an adapter, which would be left out: move `adapter_config.json` and its weights to "
+    "another folder, load that with `PeftModel.from_pretrained(family, folder)`, and merge it."
+)
 ASIDE = ".saving"  # folder, in the one that is saved to, in which a checkpoint is written
 
 # what else of an older checkpoint would be taken for the new one's: an adapter is looked for first
 BESIDE = (
     "config.json",
     "generation_config.json",
-    "adapter_config.json",
+    ADAPTER,
     "adapter_model.safetensors",
     *{f"{path.split('.')[0]}.py" for path in AUTO_MAP.values()},
 )
@@ -114,7 +126,8 @@ def save_checkpoint(
     """Save a family with the host's own means; the checkpoint that a folder held is replaced.
 
     It is written aside first, so that the older one lasts until the new one is whole. While one
-    takes the other's place the folder does not load: it never holds a mixture.
+    takes the other's place the folder does not load: it never holds a mixture. Processes that save
+    to one folder take turns.
 
     Args:
         save (`Callable[..., None]`): The host's `save_pretrained` of the model.
@@ -135,35 +148,58 @@ def save_checkpoint(
         return
     folder = Path(folder)
     here = model.should_save_on_this_rank(kwargs.get("is_main_process", True))
-    target = folder / ASIDE if here else folder  # the others write nothing
-    if here:
-        shutil.rmtree(target, ignore_errors=True)  # of a process that was killed
     if kwargs.get("push_to_hub"):
         kwargs.setdefault("repo_id", folder.name)
-    try:
-        if may_split(model, kwargs, by_segment):
-            save_by_segment(save, model, target, **kwargs)
-        else:
-            save(target, **kwargs)
-    except BaseException:
-        if here:
-            shutil.rmtree(target, ignore_errors=True)
-        raise
+    split = may_split(model, kwargs, by_segment)
+    write = partial(save_by_segment, save, model) if split else save
     if here:
-        _replace(folder, target, kwargs.get("variant"))
-        shutil.rmtree(target, ignore_errors=True)
+        with _written_aside(folder) as aside:
+            write(aside, **kwargs)
+            _replace(folder, aside, kwargs.get("variant"))
+    else:
+        write(folder, **kwargs)  # it writes nothing, and takes part in what processes share
     model.barrier_after_gathered_checkpoint_save(getattr(model.config, "distributed_config", None))
+
+
+@contextmanager
+def _written_aside(folder: Path) -> Iterator[Path]:
+    """An empty folder to write in, of one process at a time; it is removed in the end."""
+    aside, lock = folder / ASIDE, None
+    while lock is None:
+        aside.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process just removed it
+            lock = _turn(aside) if fcntl else -1
+    try:
+        for left in aside.iterdir():  # of a process that was killed
+            left.unlink()
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if lock != -1:
+            os.close(lock)
+
+
+def _turn(aside: Path) -> int | None:
+    """Wait until no other process writes here; `None` where it removed the folder by then."""
+    lock = os.open(aside, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    if aside.exists() and os.path.samestat(os.stat(aside), os.fstat(lock)):
+        return lock
+    os.close(lock)
+    return None
 
 
 def _replace(folder: Path, aside: Path, variant: str | None) -> None:
     """Put a finished checkpoint in the place of what a folder holds.
 
-    What makes a folder load goes first and comes last: its config, then its index or only file.
+    Without its index or only file a folder does not load: that goes first and comes last. The
+    config is never missing, for a folder without one is taken for a model of default sizes.
     """
 
-    def rank(name: str) -> int:
-        whole = WEIGHTS.fullmatch(name) and not re.search(r"-of-\d{5}\.safetensors$", name)
-        return 2 if name == "config.json" else 1 if whole else 0
+    def is_whole(name: str) -> bool:
+        part = re.search(r"-of-\d{5}\.safetensors$", name)
+        return part is None and WEIGHTS.fullmatch(name) is not None
 
     old = {name for name in os.listdir(folder) if name in BESIDE}
     keeps = _told(folder) == _told(aside)  # another variant of the same family may stay
@@ -173,11 +209,11 @@ def _replace(folder: Path, aside: Path, variant: str | None) -> None:
         other = found["variant"] or found["of_index"]
         if not keeps or other == variant or re.fullmatch(r"segment\d{5}", other or ""):
             old.add(found[0])
-    if "adapter_config.json" in old:
+    if ADAPTER in old:
         logger.warning("The adapter in `%s` is removed: it would be loaded instead.", folder)
-    for name in sorted(old, key=rank, reverse=True):
+    for name in sorted(old - {"config.json"}, key=is_whole, reverse=True):
         (folder / name).unlink()
-    for name in sorted(os.listdir(aside), key=rank):
+    for name in sorted(os.listdir(aside), key=is_whole):
         os.replace(aside / name, folder / name)
 
 
@@ -289,10 +325,8 @@ def load_cut(
     for name in {field.name for field in dataclasses.fields(smaller)} & kwargs.keys() - {"dtype"}:
         setattr(smaller, name, kwargs.pop(name))
     if "generation_config" not in kwargs:
-        try:
+        with suppress(OSError):  # the host makes one of the config
             kwargs["generation_config"] = GenerationConfig.from_pretrained(path_or_repo, **where)
-        except OSError:
-            pass  # the host makes one of the config
     with ExitStack() as files:
         slices = _slices(config, smaller, max_exit, path_or_repo, files, where)
         loaded = load(None, *args, config=smaller, state_dict=slices, **kwargs)
@@ -329,13 +363,12 @@ def _slices(
 ) -> dict[str, Any]:
     """The tensors of the cut family, by their names there, to be read when they are needed."""
 
-    def find(name: str, required: bool) -> Any:
-        return cached_file(
-            path_or_repo, name, _raise_exceptions_for_missing_entries=required, **where
-        )
+    find = partial(cached_file, path_or_repo, **where)
+    if find(ADAPTER, **OPTIONAL):
+        raise CutError(ADAPTED.format(path_or_repo))
 
     def opened(name: str) -> Any:
-        found = find(name, required=True) if os.path.basename(name) == name else None
+        found = find(name) if os.path.basename(name) == name else None
         if found is None or not lies_in(Path(found), Path(found).parent):
             raise ValueError(
                 f"`{path_or_repo}` has weights in `{name}`, which is not in its folder or is a "
@@ -351,8 +384,7 @@ def _slices(
 
     configs = (config, config.text_config)
     quantised = any(getattr(c, "quantization_config", None) is not None for c in configs)
-
-    index = None if find(SAFE_WEIGHTS_NAME, required=False) else find(SAFE_WEIGHTS_INDEX_NAME, True)
+    index = None if find(SAFE_WEIGHTS_NAME, **OPTIONAL) else find(SAFE_WEIGHTS_INDEX_NAME)
     if index is None:
         shards = {SAFE_WEIGHTS_NAME: opened(SAFE_WEIGHTS_NAME)}
         weight_map = dict.fromkeys(shards[SAFE_WEIGHTS_NAME].keys(), SAFE_WEIGHTS_NAME)

@@ -225,6 +225,7 @@ class FamilialConfig(PreTrainedConfig):
             ValueError: Naming the field, its value and what would be right.
         """
         self._check_text_config()
+        self.exits = list(self.exits)  # a depth may have been changed in place
         depth = self.num_hidden_layers
         check_exits(self.exits, depth)
         if not _is_int(self.num_exit_layers) or not 0 <= self.num_exit_layers <= depth:
