@@ -48,8 +48,9 @@ def _met(names: list[str], labels: Callable[[str], Sequence[Any]], part: str) ->
         raise TableError(f"{part!r} is no condition; {EXAMPLE}.")
     name, mark, value = found[1].strip("`\"'"), found[2], found[3].strip("\"'")
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        known = {column.lower(): column for column in reversed(names)}
+        near = difflib.get_close_matches(name.lower(), known, 1)
+        hint = f"did you mean {known[near[0]]!r}? " if near else ""
         raise TableError(
             f"no column {name!r} for the condition {part!r}; {hint}it has {', '.join(names[:20])}."
         )
