@@ -1,6 +1,7 @@
 """A family generates as its host does: the host's traits, hooks and limits, at every exit."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -418,3 +419,22 @@ def test_a_prompt_is_healed_by_the_exit_that_goes_on():
     check_healing(family.config, config, exit_idx=2)
     with pytest.raises(ValueError, match=r"set `model.config.default_exit = 1`"):
         check_healing(family.config, config, exit_idx=1)
+
+
+# --- hosts without a cache
+
+
+@pytest.mark.parametrize("model_type", ["minimax", "openai-gpt"])
+def test_a_family_without_a_cache_runs_the_whole_text_at_every_step(model_type):
+    """Asked for a cache it has none to use; embeddings, which need one, are refused."""
+    family, ids = endless(tiny_family(model_type, [2, 4])), token_ids(2, 7)
+    asked = {"max_new_tokens": 6, "do_sample": False}
+    for exit_idx in (0, 1):
+        right = greedy(partial(family, exit_idx=exit_idx), ids, 6)
+        config = GenerationConfig(use_cache=True, pad_token_id=0, **asked)
+        for more in ({}, {"use_cache": True}, {"use_cache": False}):
+            assert torch.equal(family.generate(ids, exit_idx=exit_idx, **asked, **more), right)
+        assert torch.equal(family.generate(ids, config, exit_idx=exit_idx), right)
+    embeds = family.get_input_embeddings()(ids).detach()
+    with pytest.raises(ValueError, match="cannot go on from `inputs_embeds`: give `input_ids`"):
+        family.generate(inputs_embeds=embeds, **asked)

@@ -99,6 +99,8 @@ class FamilialGenerationMixin(GenerationMixin):
         # a config that holds `exit_idx` as an entry of its own also takes that of the caller
         if getattr(config, "exit_idx", None) is not None:
             model_kwargs.setdefault("exit_idx", config.exit_idx)
+        # without a cache, each step must run the whole text, whatever is asked for
+        config.use_cache = config.use_cache and bool(self.model.contract.cache)
         exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
         check_healing(self.config, config, exit_idx)
         return config, model_kwargs
@@ -113,6 +115,11 @@ class FamilialGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
+        if generation_config.use_cache and not self.model.contract.cache:
+            raise ValueError(  # the host switches it on for these
+                f"`{self.config.text_config.model_type}` has no cache of transformers' kinds, and "
+                "without one a text cannot go on from `inputs_embeds`: give `input_ids`."
+            )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         mode = generation_config.get_generation_mode()
