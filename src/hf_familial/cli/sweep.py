@@ -45,10 +45,10 @@ def plan(
     """What would run: sizes, tokens, FLOPs, times, and what to worry about. Nothing is trained."""
     from ..isoflop import IsoFlopDesign, calibrate_rate
     from ..isoflop.design.table import words_of_time
-    from ..isoflop.sweep.arguments import check_training
+    from ..isoflop.sweep.arguments import check_design
 
     found = IsoFlopDesign.from_yaml(design)
-    check_training(found.training)
+    check_design(found)
     runs, _ = found.layout()
     if as_json:
         typer.echo(json.dumps([run.to_dict() for run in runs], indent=1))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from numbers import Integral
 from typing import Any, ClassVar
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from .families import REFUSED, VERIFIED, refusal
 
 
 EXIT_NORMS = ("own", "shared")
@@ -153,6 +158,13 @@ class FamilialConfig(PreTrainedConfig):
                 "`text_config` must name its architecture: it has no `model_type`, only "
                 f"{sorted(self.text_config)}. Add for example `model_type='llama'`."
             )
+        if isinstance(self.text_config, dict):
+            check_model_type(self.text_config["model_type"])
+        for name in kwargs:
+            own = ("exits", "exit_norm", "exit_head", "num_exit_layers", "default_exit")
+            near = ["exits"] if name == "num_exits" else get_close_matches(name, own, 1, 0.75)
+            if near:
+                raise ValueError(f"`{name}` is no field of a family; did you mean `{near[0]}`?")
         super().__post_init__(**kwargs)
         self._check_text_config()
         if self.exits is None:
@@ -179,8 +191,8 @@ class FamilialConfig(PreTrainedConfig):
             raise ValueError(
                 f"`num_exit_layers` must be an integer of 0 or more, got {self.num_exit_layers!r}."
             )
-        _check_choice("exit_norm", self.exit_norm, EXIT_NORMS)
-        _check_choice("exit_head", self.exit_head, EXIT_HEADS)
+        check_choice("exit_norm", self.exit_norm, EXIT_NORMS)
+        check_choice("exit_head", self.exit_head, EXIT_HEADS)
         if (
             not _is_int(self.default_exit)
             or not -self.num_exits <= self.default_exit < self.num_exits
@@ -204,6 +216,16 @@ class FamilialConfig(PreTrainedConfig):
                 f"`{text_config.model_type}` is a composite of several models; pass the config of "
                 f"its language model (`{inner}`) as `text_config`."
             )
+        kind = text_config.model_type
+        if kind in REFUSED:
+            raise refusal(kind, REFUSED[kind])
+        # a stranger may be a decoder; of its own types the host says which are
+        known = kind in CONFIG_MAPPING_NAMES and not kind.endswith("_text")
+        encoder = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
+            getattr(text_config, "is_decoder", True) is False
+        )
+        if known and encoder and kind not in VERIFIED:
+            raise refusal(kind, "it is not a decoder-only language model")
 
     @property
     def num_exits(self) -> int:
@@ -283,9 +305,41 @@ def _is_int(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Check that a value is one of several names.
+
+    Args:
+        name (`str`): Name of the option, for the message.
+        value (`Any`): What was given.
+        choices (`Iterable[str]`): The names.
+
+    Raises:
+        ValueError: Naming the choices, and the nearest one.
+    """
+    known = list(choices)
+    if value not in known:
+        close = get_close_matches(str(value).lower(), known, 2)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        several = ", ".join(known[:12]) + (" or another" if len(known) > 12 else "")
+        raise ValueError(f"`{name}` must be one of {several}, got {value!r}.{hint}")
 
 
-__all__ = ["FamilialConfig", "check_exits", "evenly_spaced_exits"]
+def check_model_type(model_type: object) -> None:
+    """Check that transformers knows an architecture.
+
+    Raises:
+        ValueError: If it does not, with the nearest names that can be a backbone.
+    """
+    if model_type not in CONFIG_MAPPING:
+        close = get_close_matches(str(model_type).lower(), sorted(VERIFIED), 3)
+        near = f"did you mean {' or '.join(close)}?" if close else "llama or qwen3, for example."
+        raise ValueError(f"`model_type` {model_type!r} is unknown to transformers; {near}")
+
+
+__all__ = [
+    "FamilialConfig",
+    "check_choice",
+    "check_exits",
+    "check_model_type",
+    "evenly_spaced_exits",
+]
