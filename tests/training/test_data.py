@@ -11,7 +11,13 @@ import pytest
 from datasets import Dataset, IterableDataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import HfArgumentParser, PreTrainedTokenizerFast, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    HfArgumentParser,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hf_familial.training.data import (
@@ -102,10 +108,30 @@ def test_tokenizer_round_trip(tokenizer: PreTrainedTokenizerFast, text: str) -> 
     )
 
 
-def test_tokenizer_has_one_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_tokenizer_has_an_end_of_text_and_a_padding_token(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     assert tokenizer.bos_token == tokenizer.eos_token == "<|endoftext|>"
-    assert tokenizer.pad_token is None
     assert 257 < len(tokenizer) <= 400
+    assert max(tokenizer.get_vocab().values()) == len(tokenizer) - 1
+    tokenizer.save_pretrained(tmp_path)
+    for made in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert made.pad_token_id not in (None, made.eos_token_id)
+        assert made.pad_token_id < len(tokenizer)
+        every_byte = "".join(map(chr, range(0x500))) + "\U0010ffff"
+        assert made.pad_token_id not in made(every_byte)["input_ids"]
+        assert made.decode(made(every_byte)["input_ids"]) == every_byte
+
+
+def test_the_collator_of_the_guide_takes_rows_of_the_tokenizer(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    rows = [{"input_ids": tokenizer(text)["input_ids"]} for text in ("a", "several words")]
+    batch = collator(rows)
+    ends = batch["input_ids"][0, len(rows[0]["input_ids"]) :]
+    assert set(ends.tolist()) == {tokenizer.pad_token_id}
+    assert batch["labels"][0, -1] == -100
 
 
 def test_tokenizer_is_deterministic_and_cached(

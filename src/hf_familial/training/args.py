@@ -24,7 +24,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "adam_beta2": (0, 1),
     "adam_epsilon": (0, math.inf),
     "max_grad_norm": (0, math.inf),
-    "label_smoothing_factor": (0, 1),
     "warmup_steps": (0, math.inf),
     "logging_steps": (0, math.inf),
     "eval_steps": (0, math.inf),
@@ -87,6 +86,11 @@ class FamilialTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Refuse what cannot work, before the host sets anything up."""
         check_host_arguments(self)
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit "
+                f"and leave the others out of the loss, got {self.label_smoothing_factor}."
+            )
         if self.distillation_temperature <= 0:
             raise ValueError(
                 f"`distillation_temperature` must be positive, got {self.distillation_temperature}."

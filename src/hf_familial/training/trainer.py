@@ -28,7 +28,7 @@ class FamilialTrainer(Trainer):
 
     Raises:
         ValueError: If label smoothing is asked for, which would bypass the loss of all exits but
-            one.
+            one, or if `exit_weights` does not hold one number for each exit.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,6 +38,8 @@ class FamilialTrainer(Trainer):
                 "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit "
                 f"and leave the others out of the loss, got {self.args.label_smoothing_factor}."
             )
+        if isinstance(self.args, FamilialTrainingArguments):
+            self.args.schedule(self.model.config.exits, 0)  # one weight for each exit
         # `None` where progress bars are switched off
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ExitProgressCallback)
