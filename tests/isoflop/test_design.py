@@ -27,6 +27,7 @@ from hf_familial.isoflop import (
     brackets,
     calibrate_rate,
 )
+from hf_familial.isoflop.design.data import expected_tokens
 from hf_familial.isoflop.design.rules import ExpectedLaw
 from hf_familial.isoflop.sweep.arguments import check_design, check_training
 
@@ -376,7 +377,38 @@ def test_the_table_says_what_will_happen() -> None:
     assert "smaller than what Step Law was fitted on" in text
     refused = printed(design_of(granularities=(1, 4)))
     assert "refused 32x3, G = 4" in refused
-    assert "`data_tokens` is not given" in refused
+    assert "`data_tokens` is not given" in printed(design_of(data="somebody/texts"))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_the_table_fits_its_terminal_and_names_what_it_leaves_out(width: int) -> None:
+    out = io.StringIO()
+    design = design_of(budgets=(4e11, 6.4e12), granularities=(1, 2), rule=StepLaw())
+    design.table(1e11, Console(file=out, width=width, color_system=None))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for run in design.runs():
+        (line,) = (line for line in text.splitlines() if run.id[:8] in line)
+        assert f"{run.steps:,}" in line
+        assert f"{run.N:,}" in line
+    assert ("no room for" in text) == (width < 140)
+
+
+def test_files_tell_how_often_data_would_repeat(tmp_path: Path) -> None:
+    data = tmp_path / "notes.txt"
+    data.write_text("some words of a text\n" * 1000)
+    design = design_of(data=str(data))
+    runs = design.runs()
+    tokens = expected_tokens(design)
+    assert 21_000 * 0.98 / 4 < tokens < 21_000
+    text = printed(design)
+    assert f"{len(runs)} runs see their data more than once, up to about" in text
+    assert "by the size of the files" in text
+    assert expected_tokens(design_of(data="stdlib")) > 1e6
+    few = design_of(training={"max_train_bytes": 1000})
+    assert expected_tokens(few) < 1000
+    assert expected_tokens(design_of(data="somebody/texts")) is None
+    assert expected_tokens(design_of(data_tokens=7)) == 7
 
 
 def test_the_rate_of_this_machine() -> None:

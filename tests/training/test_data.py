@@ -573,3 +573,41 @@ def test_packing_choices_are_checked(
 ) -> None:
     with pytest.raises(DataError, match=match):
         pack_documents(documents_of(TEXTS), tokenizer, **choice)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n  \n"])
+def test_an_empty_file_is_called_empty(text: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text(text)
+    args = DataArguments(train_files=[str(tmp_path / "notes.txt")], cache_dir=str(tmp_path / "c"))
+    with pytest.raises(EmptyCorpusError, match="which is empty"):
+        prepare_data(args)
+
+
+WRONG_PLACES: list[tuple[dict[str, Any], str]] = [
+    ({"train_files": ["{here}/ntoes.txt"]}, "Did you mean '{here}/notes.txt'?"),
+    ({"train_files": ["{here}/notes.txt"], "eval_files": ["{here}/absent"]}, "must exist"),
+    ({"train_files": ["a.txt,b.txt"]}, "separated by spaces"),
+    ({"dataset_name": "./absent"}, "there is no folder `./absent`"),
+    ({"dataset_name": "{here}/notes.txt"}, "give it as `train_files`"),
+    ({"train_files": ["{here}/notes.txt"], "tokenizer_name": "./absent"}, "tokenizer_name"),
+    ({"tokenizer_name": "outputs/family/model"}, "`tokenizer_name`: there is no folder"),
+    ({"tokenizer_name": "{here}/notes.txt"}, "must be the folder of a checkpoint"),
+    ({"train_files": ["{here}/notes.txt"], "cache_dir": "{here}/notes.txt"}, "`cache_dir` must be"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), WRONG_PLACES)
+def test_places_are_checked_before_anything_is_read(
+    fields: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("words\n")
+    monkeypatch.setattr("hf_familial.training.data.prepare.load_corpus", None)
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [placed(item) for item in value]
+        return value.format(here=tmp_path)
+
+    with pytest.raises((OSError, DataError)) as raised:
+        prepare_data(DataArguments(**{name: placed(value) for name, value in fields.items()}))
+    assert placed(said) in str(raised.value)

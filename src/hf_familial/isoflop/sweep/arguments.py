@@ -8,14 +8,12 @@ import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...paths import check_model_place, is_local, no_such_path
+from ...paths import check_model_place
 from ...training.args import CHOICES
-from ...training.data.documents import TABLE_FORMATS, TEXT_SUFFIXES
 from ...training.pretraining import PretrainingArguments, PretrainingData
+from ..design.data import data_source
 from ..design.fields import DesignError, coerced, near
 from ..design.plans import RunPlan
 
@@ -23,8 +21,6 @@ from ..design.plans import RunPlan
 if TYPE_CHECKING:
     from ..design.grid import IsoFlopDesign
 
-
-EMBEDDED = ("", "stdlib")  # names of the corpus that every machine has
 
 # what follows from the design, or from how the sweep is started, may not stand in `training`
 TAKEN = {
@@ -209,26 +205,3 @@ def _typed(name: str, value: Any) -> Any:
     if name == "per_device_train_batch_size" and value < 1:
         raise DesignError(f"`training.{name}` must be 1 or more, got {value}.", f"training.{name}")
     return value
-
-
-def data_source(data: str) -> dict[str, Any]:
-    """The data argument that a design's `data` stands for: none, a file or folder, or a dataset.
-
-    Args:
-        data (`str`): Empty or `stdlib`, a path, or a name on the Hub.
-
-    Raises:
-        FileNotFoundError: If it looks like a path and nothing is there.
-    """
-    if data in EMBEDDED:
-        return {}
-    path = Path(data).expanduser()
-    if path.exists():
-        return {"train_files": [str(path)]}
-    if is_local(data) or path.suffix in TABLE_FORMATS.keys() | TEXT_SUFFIXES | {".gz"}:
-        raise FileNotFoundError(
-            f"`data` must be a file or a folder that exists: {no_such_path(data)}"
-        )
-    if near_embedded := get_close_matches(data.lower(), ["stdlib"], 1, 0.7):
-        raise DesignError(f"`data` {data!r} is unknown; did you mean `{near_embedded[0]}`?", "data")
-    return {"dataset_name": data}
