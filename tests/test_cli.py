@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM, describe
 from hf_familial.cli import main
-from hf_familial.cli.members import count, parse_exits, size
+from hf_familial.cli.members import parse_exits
+from hf_familial.hub.table import count, size
 
 
 @pytest.fixture(scope="module")

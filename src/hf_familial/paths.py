@@ -8,6 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 
+# a variable of the environment: with it, errors of a command end in a traceback
+TRACEBACK = "HF_FAMILIAL_TRACEBACK"
+
+
 def no_such_path(path: str | os.PathLike[str], kind: str = "file or folder") -> FileNotFoundError:
     """Build the error for a path that leads nowhere, with the nearest name that exists.
 
@@ -105,4 +109,29 @@ def check_output_folder(option: str, folder: str | os.PathLike[str]) -> None:
         ) from None
 
 
-__all__ = ["check_model_place", "check_output_folder", "is_local", "near_path", "no_such_path"]
+def words_of(error: BaseException) -> str:
+    """Say what went wrong in one paragraph, for somebody who reads no code.
+
+    Args:
+        error (`BaseException`): What was raised.
+
+    Returns:
+        `str`: The message; of a missing file the nearest name too; of an error that is not meant
+        for users also its type, and how to see where it was raised.
+    """
+    if isinstance(error, FileNotFoundError) and error.errno and error.filename:
+        return str(no_such_path(error.filename))
+    if isinstance(error, (ValueError, OSError, ImportError, IndexError)):
+        return str(error)
+    words = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {words} ({TRACEBACK}=1 shows where)"
+
+
+__all__ = [
+    "check_model_place",
+    "check_output_folder",
+    "is_local",
+    "near_path",
+    "no_such_path",
+    "words_of",
+]

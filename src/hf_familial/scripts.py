@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from .models.familial import FamilialForCausalLM
+from .paths import TRACEBACK, words_of
 
 
 Item = TypeVar("Item")
@@ -97,13 +99,35 @@ def arguments(
         if trying:
             parser.set_defaults(**smoke(Path(folder)))
         *parsed, unknown = parser.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
+            _apart(words, parser), return_remaining_strings=True, look_for_args_file=False
         )
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         yield tuple(parsed)
     if trying and int(os.environ.get("RANK", "0")) == 0:
         console().print("That was --smoke: its temporary folder is gone.")
+
+
+def _apart(words: Sequence[str], parser: Any) -> list[str]:
+    """Take numbers between commas apart after an option that takes several: `--exits 2,4,8`."""
+    several = {
+        name
+        for action in parser._actions
+        if action.nargs == "+" and action.type is int
+        for name in action.option_strings
+    }
+    found: list[str] = []
+    inside = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            inside = name in several
+        if inside and re.fullmatch(r"-?\d+(,-?\d+)*,?", value if equals else word):
+            parts = (value if equals else word).strip(",").split(",")
+            found += [name, *parts] if equals else parts
+        else:
+            found.append(word)
+    return found
 
 
 def run(main: Callable[[], None]) -> None:
@@ -113,12 +137,18 @@ def run(main: Callable[[], None]) -> None:
         main (`Callable`): The script.
 
     Raises:
-        SystemExit: With the line, where `main` raised a `ValueError`, `OSError` or `IndexError`.
+        SystemExit: With the line, where `main` raised something; with `HF_FAMILIAL_TRACEBACK=1` in
+            the environment the error itself is raised.
     """
     try:
         main()
-    except (ValueError, OSError, IndexError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        sys.exit(f"error: {' '.join(words_of(error).split())}")
 
 
 @contextmanager

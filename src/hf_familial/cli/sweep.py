@@ -23,7 +23,23 @@ commands = typer.Typer(
 )
 app.add_typer(commands)
 
-Design = Annotated[Path, typer.Argument(metavar="DESIGN.YAML", help="The design.")]
+
+def checked(design: Path) -> Path:
+    """Check that a design is YAML, before torch is imported for the rest of the checks.
+
+    Raises:
+        ValueError: If it is not.
+        OSError: If it cannot be read.
+    """
+    from ..isoflop.design.reading import read_file
+
+    read_file(design)
+    return design
+
+
+Design = Annotated[
+    Path, typer.Argument(metavar="DESIGN.YAML", help="The design.", callback=checked)
+]
 Out = Annotated[
     str | None,
     typer.Option(

@@ -15,6 +15,7 @@ from ..flops import count_family, member_flops
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .records import read_losses
 from .source import StoredTensor, find_source
+from .table import text_of
 
 
 # dtypes that a member's size is told in
@@ -86,6 +87,10 @@ class FamilyDescription:
     dtype: str
     context: int
     exits: tuple[ExitDescription, ...]
+
+    def __str__(self) -> str:
+        """The table that `hf-familial describe` prints."""
+        return text_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain Python values, the exits as a list of dicts."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import ProgressCallback, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -125,6 +127,15 @@ class FamilialTrainer(Trainer):
                 except OSError as second:  # a full disk fails both; the first says where
                     error.add_note(f"its row could not be written either: {second}")
             raise
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in the host; the losses of the last evaluation go along, in `trainer_state.json`."""
+        super().save_model(output_dir, _internal_call)
+        # a checkpoint gets its state from the host
+        measured = any("eval_exit_0_loss" in row for row in self.state.log_history)
+        if measured and self.args.should_save and not _internal_call:
+            folder = Path(output_dir or self.args.output_dir)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """FLOPs of forward and backward, every exit and head counted, of what learns."""
