@@ -31,11 +31,13 @@ def no_such_path(path: str | os.PathLike[str], kind: str = "file or folder") -> 
     return FileNotFoundError(f"there is no {kind} `{os.fspath(path)}`{hint}")
 
 
-def near_path(path: str | os.PathLike[str]) -> str | None:
+def near_path(path: str | os.PathLike[str], cutoff: float = 0.6) -> str | None:
     """Return the path in the same folder whose name is nearest to one that does not exist.
 
     Args:
         path (`str` or `os.PathLike`): The path as it was typed.
+        cutoff (`float`, *optional*): How near, as `difflib` has it; letters that changed places
+            always are.
 
     Returns:
         `str`, or `None` if no name is near.
@@ -45,7 +47,8 @@ def near_path(path: str | os.PathLike[str]) -> str | None:
         names = [entry.name for entry in os.scandir(typed.parent)]
     except (OSError, RuntimeError, ValueError):
         return None
-    close = get_close_matches(typed.name, names, 1, 0.7)
+    swapped = [name for name in names if sorted(name) == sorted(typed.name)]
+    close = swapped or get_close_matches(typed.name, names, 1, cutoff)
     return str(Path(path).parent / close[0]) if close else None
 
 
@@ -63,7 +66,7 @@ def is_local(name: str) -> bool:
     """
     if name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
         return True
-    return name.count("/") > 1 or ("/" in name and near_path(name) is not None)
+    return name.count("/") > 1 or ("/" in name and near_path(name, 0.75) is not None)
 
 
 def check_model_place(option: str, name: str) -> None:
@@ -124,6 +127,8 @@ def words_of(error: BaseException) -> str:
     if isinstance(error, (ValueError, OSError, ImportError, IndexError)):
         return str(error)
     words = " ".join(str(error).split())[:500]
+    if any(cls.__name__ == "StrictDataclassError" for cls in type(error).__mro__):
+        return words  # what a host's config refuses
     return f"{type(error).__name__}: {words} ({TRACEBACK}=1 shows where)"
 
 

@@ -9,8 +9,9 @@ import tempfile
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from rich.console import Console
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from .models.familial import FamilialForCausalLM
-from .paths import TRACEBACK, words_of
+from .paths import TRACEBACK, check_model_place, words_of
 
 
 Item = TypeVar("Item")
@@ -49,6 +50,16 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
         if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
+
+
+class _Parser(HfArgumentParser):
+    """The host's parser; of a wrong choice it names the nearest one."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        choices = re.findall(r"[\w./-]+", found[2]) if found else []
+        near = get_close_matches(found[1].lower(), choices, 1) if found else []
+        super().error(f"{message}; did you mean {near[0]}?" if near else message)
 
 
 @contextmanager
@@ -87,9 +98,7 @@ def arguments(
     trying = "--smoke" in words
     names = " ".join(name.upper() for name in positional or {})
     usage = " ".join(filter(None, ["%(prog)s", names, "[--option value ...]"]))
-    parser: Any = HfArgumentParser(
-        classes, description=description, formatter_class=_Help, usage=usage
-    )
+    parser: Any = _Parser(classes, description=description, formatter_class=_Help, usage=usage)
     for name, text in (positional or {}).items():
         parser.add_argument(name, nargs="?" if trying else None, metavar=name.upper(), help=text)
     parser.add_argument(
@@ -102,7 +111,10 @@ def arguments(
             _apart(words, parser), return_remaining_strings=True, look_for_args_file=False
         )
         if unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            known = [name for action in parser._actions for name in action.option_strings]
+            near = get_close_matches(unknown[0].partition("=")[0], known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         yield tuple(parsed)
     if trying and int(os.environ.get("RANK", "0")) == 0:
         console().print("That was --smoke: its temporary folder is gone.")
@@ -168,6 +180,27 @@ def naming(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{what}: {error}") from error
+
+
+@contextmanager
+def loading(option: str, place: str) -> Iterator[None]:
+    """Check a model's place before it is loaded, and name it where it cannot be.
+
+    Args:
+        option (`str`): Name of the option that says where the model is.
+        place (`str`): Folder, or repository on the Hub, which is said before it is waited for.
+
+    Yields:
+        `None`
+
+    Raises:
+        OSError: If there is no such folder or repository.
+    """
+    check_model_place(option, place)
+    if not Path(place).is_dir():
+        print(f"there is no folder {place}: it is looked for on the Hub", file=sys.stderr)
+    with naming(f"`{option} {place}`"):
+        yield
 
 
 def console() -> Console:
@@ -239,4 +272,13 @@ def toy_family(
     return family.eval(), tokenizer
 
 
-__all__ = ["arguments", "console", "naming", "progress", "run", "toy_decoder", "toy_family"]
+__all__ = [
+    "arguments",
+    "console",
+    "loading",
+    "naming",
+    "progress",
+    "run",
+    "toy_decoder",
+    "toy_family",
+]

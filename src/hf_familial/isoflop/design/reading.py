@@ -19,11 +19,12 @@ EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+")
 MERGE = "tag:yaml.org,2002:merge"
 
 
-def read_file(source: str | os.PathLike[str]) -> Any:
+def read_file(source: str | os.PathLike[str], kind: str = "design") -> Any:
     """Read the YAML of a design.
 
     Args:
         source (`str` or `os.PathLike`): File, in UTF-8 or in UTF-16 with its mark.
+        kind (`str`, *optional*): What the file should be, for messages.
 
     Returns:
         `Any`: What the file holds; its fields are not checked.
@@ -34,9 +35,9 @@ def read_file(source: str | os.PathLike[str]) -> Any:
     """
     path = Path(source)
     if not path.exists():
-        raise no_such_path(source, "design")
+        raise no_such_path(source, kind)
     if path.is_dir():
-        raise IsADirectoryError(f"`{source}` is a folder; give the YAML file of a design.")
+        raise IsADirectoryError(f"`{source}` is a folder; give a YAML file.")
     return parse(path.read_bytes(), str(source))
 
 
