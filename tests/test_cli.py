@@ -257,6 +257,8 @@ SLIPS = {
     "sweep plan desing.yaml": (1, "did you mean `design.yaml`?"),
     "sweep run design.yaml": (1, "nested too deep"),
     "sweep status fam": (1, "is a folder"),
+    "export fam out --format plian": (1, "Did you mean 'plain'?"),
+    "push fam me/fam --layout repo": (1, "Did you mean 'repos'?"),
     "plan hofmann --flops 1e20": (1, "did you mean hoffmann"),
     "fit absent.csv": (1, "there is no file or folder `absent.csv`"),
 }

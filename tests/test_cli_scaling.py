@@ -236,7 +236,10 @@ def test_advise(cli, fit_json):
             ("fit", "RUNS", "--column", "N=wide"),
             "has no column 'wide' for N; it has run_id",
         ),
-        (("fit", "RUNS", "--size", "all"), "N is one of total, non_embedding, active, got 'all'"),
+        (
+            ("fit", "RUNS", "--size", "all"),
+            "`--size` must be one of total, non_embedding, active, got 'all'",
+        ),
         (("fit", "RUNS", "--loss", "median"), "has no loss 'median'"),
         (("fit", "RUNS", "--status", "stopped"), "no run of status stopped, only finished"),
         (("fit", "RUNS", "--fix", "beta=x"), "write --fix beta=0.28, got 'beta=x'"),

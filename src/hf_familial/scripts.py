@@ -59,7 +59,9 @@ class _Parser(HfArgumentParser):
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         choices = re.findall(r"[\w./-]+", found[2]) if found else []
         near = get_close_matches(found[1].lower(), choices, 1) if found else []
-        super().error(f"{message}; did you mean {near[0]}?" if near else message)
+        message = f"{message}; did you mean {near[0]}?" if near else message
+        super().error(message)
+        raise SystemExit(2)  # for type checkers: the host's has exited
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 
 import typer
 
@@ -35,6 +36,29 @@ def main() -> None:
             raise
         typer.secho(f"error: {words_of(error)}", err=True, fg=typer.colors.RED)
         sys.exit(1)
+
+
+def one_of(option: str, *choices: str) -> Callable[[str | None], str | None]:
+    """Make the callback of an option that takes one of several names.
+
+    Args:
+        option (`str`): Its name.
+        *choices (`str`): What it takes.
+
+    Returns:
+        `Callable`: Gives the value back, or raises a `ValueError` that suggests the nearest name.
+    """
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in choices:
+            near = get_close_matches(value.lower(), choices, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"`{option}` must be one of {', '.join(choices)}, got {value!r}.{hint}"
+            )
+        return value
+
+    return check
 
 
 def joined(words: Sequence[str]) -> list[str]:

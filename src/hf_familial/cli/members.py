@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..paths import check_model_place, check_output_folder
-from .app import app
+from .app import app, one_of
 
 
 if TYPE_CHECKING:
@@ -77,7 +77,10 @@ def export(
             "--exit", "--exits", metavar="K,...|all", help="Exits; several get a folder each."
         ),
     ] = "all",
-    format: Annotated[str, typer.Option(help="plain or familial.")] = "plain",  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str,
+        typer.Option(help="plain or familial.", callback=one_of("--format", "plain", "familial")),
+    ] = "plain",
     dtype: Dtype = None,
     max_shard_size: ShardSize = "5GB",
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
@@ -125,7 +128,10 @@ def push(
         ),
     ] = "all",
     family: Annotated[bool, typer.Option(help="Push the whole family too, to REPO.")] = False,
-    layout: Annotated[str, typer.Option(help="repos or revisions.")] = "repos",
+    layout: Annotated[
+        str,
+        typer.Option(help="repos or revisions.", callback=one_of("--layout", "repos", "revisions")),
+    ] = "repos",
     private: Annotated[bool, typer.Option("--private", help="Make new ones private.")] = False,
     collection: Annotated[bool, typer.Option(help="Gather the members in a collection.")] = True,
     base_model: Annotated[str | None, typer.Option(help="What the family was made of.")] = None,

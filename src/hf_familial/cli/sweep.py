@@ -23,23 +23,7 @@ commands = typer.Typer(
 )
 app.add_typer(commands)
 
-
-def checked(design: Path) -> Path:
-    """Check that a design is YAML, before torch is imported for the rest of the checks.
-
-    Raises:
-        ValueError: If it is not.
-        OSError: If it cannot be read.
-    """
-    from ..isoflop.design.reading import read_file
-
-    read_file(design)
-    return design
-
-
-Design = Annotated[
-    Path, typer.Argument(metavar="DESIGN.YAML", help="The design.", callback=checked)
-]
+Design = Annotated[Path, typer.Argument(metavar="DESIGN.YAML", help="The design.")]
 Out = Annotated[
     str | None,
     typer.Option(
@@ -59,6 +43,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
 ) -> None:
     """What would run: sizes, tokens, FLOPs, times, and what to worry about. Nothing is trained."""
+    check_file(design)
     from ..isoflop import IsoFlopDesign, calibrate_rate
     from ..isoflop.design.table import words_of_time
     from ..isoflop.sweep.arguments import check_design
@@ -103,6 +88,7 @@ def run(
     gpus: Annotated[float, typer.Option(min=0, help="With Ray: GPUs of one run.")] = 0.0,
 ) -> None:
     """Do what is left of a design; stop it as you like, it goes on where it was."""
+    check_file(design)
     from ..isoflop import IsoFlopDesign, Sweep, display_for
 
     executor = executor_of(ray, workers, threads, cpus, gpus, processes, folder_of(design, out))
@@ -136,6 +122,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """How far every run is; looks only."""
+    check_file(design)
     from ..isoflop import IsoFlopDesign, SweepFolder, survey
 
     states = survey(
@@ -150,6 +137,7 @@ def status(
 @commands.command()
 def retry(design: Design, out: Out = None, retries: Retries = 2) -> None:
     """Forgive runs that failed; the next `run` tries them again."""
+    check_file(design)
     from ..isoflop import IsoFlopDesign, Sweep
 
     count = Sweep(IsoFlopDesign.from_yaml(design), folder_of(design, out), retries=retries).retry()
@@ -159,6 +147,18 @@ def retry(design: Design, out: Out = None, retries: Retries = 2) -> None:
     verb = "is" if count == 1 else "are"
     go_on = command_of("run", design, out)
     typer.echo(f"{counted(count)} {verb} forgiven; go on with `{go_on}`.")
+
+
+def check_file(design: Path) -> None:
+    """Check that a design is YAML, before torch is imported for all other checks.
+
+    Raises:
+        ValueError: If it is not.
+        OSError: If it cannot be read.
+    """
+    from ..isoflop.design.reading import read_file
+
+    read_file(design)
 
 
 def counted(runs: int) -> str:

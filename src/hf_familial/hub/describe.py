@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -189,8 +190,11 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, str):
         kind = getattr(torch, dtype.removeprefix("torch."), None)  # type: ignore[assignment]
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        near = get_close_matches(str(dtype), DTYPES, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"`dtype` must be a floating dtype of torch such as {', '.join(DTYPES)}, got {dtype!r}."
+            f"{hint}"
         )
     return kind
 

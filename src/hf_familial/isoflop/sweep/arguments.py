@@ -130,7 +130,7 @@ def check_design(design: IsoFlopDesign) -> None:
         FileNotFoundError: If the data or the tokenizer are not where the design says.
     """
     data, values = _shared_out(check_training(design.training))
-    sizes = {"seq_length": design.seq_length, "vocab_size": design.vocab_size}
+    sizes: dict[str, Any] = {"seq_length": design.seq_length, "vocab_size": design.vocab_size}
     with in_training():
         PretrainingData(**(data | data_source(design.data)), **sizes)
         args = PretrainingArguments(**values, output_dir=os.devnull)
