@@ -11,6 +11,7 @@ of all `runs.jsonl`, and where there are runs enough for a law `fit.json` and `r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from hf_familial.isoflop import (
     display_for,
 )
 from hf_familial.isoflop.sweep.arguments import check_design
+from hf_familial.paths import check_output_folder
 from hf_familial.scaling import Law, fit, get_law
 from hf_familial.scaling.data.columns import Choice, read_runs
 from hf_familial.scaling.report.examine import examine
@@ -120,10 +122,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         words,
     ):
         law = get_law(args.law)
+        if "://" not in args.out:
+            check_output_folder("--out", args.out)
         design = IsoFlopDesign.from_yaml(words.design)
         check_design(design)
         runs = design.runs()
-        design.table(calibrate_rate(runs, args.calibrate) if args.calibrate else None, console())
+        rate = None
+        if args.calibrate:
+            print(f"measuring this machine for about {args.calibrate:g} s", file=sys.stderr)
+            rate = calibrate_rate(runs, args.calibrate)
+        design.table(rate, console())
         outcome = Sweep(design, args.out, LocalExecutor(args.workers), display=display_for()).run()
         show_runs(outcome)
         console().print(f"rows are in {args.out}/runs.jsonl", soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..paths import check_output_folder
 from .app import app
 
 
@@ -54,7 +55,10 @@ def plan(
     if as_json:
         typer.echo(json.dumps([run.to_dict() for run in runs], indent=1))
         return
-    rate = calibrate_rate(runs, seconds) if seconds and runs else None
+    rate = None
+    if seconds and runs:
+        typer.echo(f"measuring this machine for about {seconds:g} s (--seconds 0: not)", err=True)
+        rate = calibrate_rate(runs, seconds)
     found.table(rate)
     if rate is not None and workers > 1:
         each = words_of_time(rate.total(runs) / workers)
@@ -89,9 +93,12 @@ def run(
 ) -> None:
     """Do what is left of a design; stop it as you like, it goes on where it was."""
     check_file(design)
+    if "://" not in folder_of(design, out):
+        check_output_folder("--out", folder_of(design, out))
     from ..isoflop import IsoFlopDesign, Sweep, display_for
 
     executor = executor_of(ray, workers, threads, cpus, gpus, processes, folder_of(design, out))
+    typer.echo("working out the runs and preparing their data", err=True)
     outcome = Sweep(
         IsoFlopDesign.from_yaml(design),
         folder_of(design, out),

@@ -69,6 +69,7 @@ def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBa
         DataError: If a file is damaged or not UTF-8.
     """
     check_places(args)
+    logger.info("Preparing the text, which is kept for the next run; the first time takes a while.")
     corpus = load_corpus(args)
     tokenizer = load_or_train_tokenizer(corpus, args)
     cache_dir = resolve_cache_dir(args.cache_dir)
