@@ -40,7 +40,8 @@ from hf_familial.generation import (
     upper_part,
 )
 from hf_familial.hub.export import export_exit
-from hf_familial.scripts import arguments, console, naming, progress, run, toy_family
+from hf_familial.models.familial.config_checks import check_choice
+from hf_familial.scripts import arguments, console, loading, progress, run, toy_family
 
 
 @dataclass
@@ -62,8 +63,8 @@ class HandoverArguments:
             raise ValueError(
                 "`--family` is missing: a folder, as of pretrain.py; or try `--smoke`."
             )
-        if self.dtype not in (None, "fp32", "bf16", "int8"):
-            raise ValueError(f"`--dtype` must be fp32, bf16 or int8, got {self.dtype!r}.")
+        if self.dtype is not None:
+            check_choice("--dtype", self.dtype, ("fp32", "bf16", "int8"))
         if self.max_new_tokens < 1:
             raise ValueError(f"`--max_new_tokens` must be 1 or more, got {self.max_new_tokens}.")
 
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     with arguments(__doc__, [HandoverArguments], smoke=smoke, argv=argv) as (args, _):
-        with naming(f"`--family {args.family}`"):
+        with loading("--family", args.family):
             config = FamilialConfig.from_pretrained(args.family)
             tokenizer = AutoTokenizer.from_pretrained(args.family)
         ids = tokenizer(args.prompt, return_tensors="pt").input_ids

@@ -11,6 +11,7 @@ of all `runs.jsonl`, and where there are runs enough for a law `fit.json` and `r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,9 @@ from hf_familial.isoflop import (
     calibrate_rate,
     display_for,
 )
-from hf_familial.scaling import fit, get_law
+from hf_familial.isoflop.sweep.arguments import check_design
+from hf_familial.paths import check_output_folder
+from hf_familial.scaling import Law, fit, get_law
 from hf_familial.scaling.data.columns import Choice, read_runs
 from hf_familial.scaling.report.examine import examine
 from hf_familial.scaling.report.page import write_report
@@ -93,12 +96,12 @@ def show_runs(outcome: SweepOutcome) -> None:
     console().print(table)
 
 
-def fit_runs(folder: Path, args: StudyArguments) -> None:
+def fit_runs(folder: Path, law: Law, args: StudyArguments) -> None:
     """Fit the law and write its page; says why where the runs do not tell enough."""
     out = console()
     try:
-        reading = read_runs(folder / "runs.jsonl", get_law(args.law), Choice(loss=args.loss))
-        answer = fit(get_law(args.law), reading.data)
+        reading = read_runs(folder / "runs.jsonl", law, Choice(loss=args.loss))
+        answer = fit(law, reading.data)
     except ValueError as error:
         out.print(f"no law yet: {error}", markup=False)
         return
@@ -118,14 +121,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         words,
     ):
+        law = get_law(args.law)
+        if "://" not in args.out:
+            check_output_folder("--out", args.out)
         design = IsoFlopDesign.from_yaml(words.design)
+        check_design(design)
         runs = design.runs()
-        design.table(calibrate_rate(runs, args.calibrate) if args.calibrate else None, console())
+        rate = None
+        if args.calibrate:
+            print(f"measuring this machine for about {args.calibrate:g} s", file=sys.stderr)
+            rate = calibrate_rate(runs, args.calibrate)
+        design.table(rate, console())
         outcome = Sweep(design, args.out, LocalExecutor(args.workers), display=display_for()).run()
         show_runs(outcome)
         console().print(f"rows are in {args.out}/runs.jsonl", soft_wrap=True)
         if "://" not in args.out:
-            fit_runs(Path(args.out), args)
+            fit_runs(Path(args.out), law, args)
         if outcome.failed:
             raise ValueError(
                 f"{len(outcome.failed)} runs failed: hf-familial sweep status says why."

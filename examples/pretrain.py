@@ -31,14 +31,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import yaml
 from rich.panel import Panel
 from rich.text import Text
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
-from hf_familial.scripts import arguments, console, naming, run
+from hf_familial.isoflop.design.reading import read_file
+from hf_familial.models.familial.configuration_familial import check_model_type
+from hf_familial.paths import check_output_folder
+from hf_familial.scripts import arguments, console, loading, run
 from hf_familial.training.data import PackedData, prepare_data
 from hf_familial.training.pretraining import PretrainingArguments, PretrainingData, pretrain
 from hf_familial.training.report import member_rows, plot_losses, print_members, save_members
@@ -87,6 +89,7 @@ class ModelArguments:
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         fields |= {name: getattr(self, name) for name in sizes}
         fields["num_key_value_heads"] = self.num_attention_heads
+        check_model_type(self.model_type)
         exits = self.exits or evenly_spaced_exits(self.num_hidden_layers, self.num_exits)
         text_config = AutoConfig.for_model(self.model_type, **fields)
         return FamilialConfig(text_config=text_config, **(self.exit_fields() | {"exits": exits}))
@@ -117,7 +120,9 @@ def command_line(given: list[str]) -> list[str]:
     """The arguments given; a YAML or JSON file may stand before them, and they win over it."""
     if not given or not given[0].endswith((".yaml", ".yml", ".json")):
         return given
-    fields = yaml.safe_load(Path(given[0]).read_text(encoding="utf-8")) or {}
+    fields = read_file(given[0], "file") or {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"{given[0]} must be a mapping of arguments, such as `max_steps: 500`.")
     from_file = []
     for name, value in fields.items():
         values = value if isinstance(value, list) else [value]
@@ -243,9 +248,13 @@ def train(model_args: ModelArguments, text: TextArguments, args: PretrainingArgu
     """Prepare the text, train, and show what came of it."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_familial").setLevel("INFO" if args.should_log else "WARNING")
+    # all that can be wrong with what was given, before any text is read
     checkpoint = checkpoint_to_resume(args)
+    check_output_folder("--output_dir", args.output_dir)
+    if model_args.backbone is None:
+        args.schedule(model_args.family_config().exits, 1)
     if model_args.backbone is not None:
-        with naming(f"`--backbone {model_args.backbone}`"):  # before any text is read
+        with loading("--backbone", model_args.backbone):
             AutoConfig.from_pretrained(model_args.backbone)
         text.tokenizer_name = text.tokenizer_name or model_args.backbone
     data, tokenizer = prepare_data(text)

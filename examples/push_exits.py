@@ -23,7 +23,7 @@ from rich.table import Table
 
 from hf_familial import choose_exit, describe, export_exit, push_exits_to_hub, push_family_to_hub
 from hf_familial.hub.describe import ExitDescription
-from hf_familial.scripts import arguments, console, progress, run, toy_family
+from hf_familial.scripts import arguments, console, loading, progress, run, toy_family
 
 
 POSITIONAL = {"folder": "Folder of the family.", "repo": "Where to: user/name."}
@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         place,
     ):
-        rows = describe(place.folder, context=args.context).exits
+        with loading("FOLDER", place.folder):
+            rows = describe(place.folder, context=args.context).exits
         members = wanted(rows, args.exits)
         if args.memory is not None:
             choice = choose_exit(place.folder, memory=args.memory, context=args.context)

@@ -28,7 +28,9 @@ from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import hf_familial as hff
-from hf_familial.scripts import arguments, console, naming, progress, run, toy_family
+from hf_familial.models.familial.config_checks import check_choice
+from hf_familial.paths import no_such_path
+from hf_familial.scripts import arguments, console, loading, progress, run, toy_family
 
 
 # from the shallowest exit to the deepest; told apart in either theme, and without red and green
@@ -68,10 +70,9 @@ class RelayArguments:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, before a model is read."""
-        if self.relay not in ("speculative", "confidence", "handoff", "fixed"):
-            raise ValueError(
-                f"`--relay` must be speculative, confidence, handoff or fixed, got {self.relay!r}."
-            )
+        check_choice("--relay", self.relay, ("speculative", "confidence", "handoff", "fixed"))
+        if self.texts is not None and not Path(self.texts).exists():
+            raise no_such_path(self.texts)
         if self.draft_length != "auto" and not self.draft_length.isdigit():
             raise ValueError(f"`--draft_length` must be auto or a number, got {self.draft_length}.")
         if self.model is None:
@@ -187,6 +188,7 @@ def comparison(
     )  # fmt: skip
     drafts = f"{stats.accepted} of {stats.drafted} drafts accepted; " if stats.drafted else ""
     table.caption = f"{drafts}the text is {'the same' if same else 'another'}"
+    table.caption += f"\n{stats.note}" if stats.note else ""
     table.caption_justify = "left"
     return table
 
@@ -194,7 +196,7 @@ def comparison(
 def main(argv: Sequence[str] | None = None) -> None:
     """Load, find thresholds if asked to, generate both ways, compare."""
     with arguments(__doc__, [RelayArguments], smoke=smoke, argv=argv) as (args, _):
-        with naming(f"`--model {args.model}`"):
+        with loading("--model", args.model):
             model: Any = hff.FamilialForCausalLM.from_pretrained(args.model)
             tokenizer = AutoTokenizer.from_pretrained(args.model)
         compare(args, model.eval(), tokenizer)

@@ -29,13 +29,16 @@ from rich.table import Table
 from transformers import AutoConfig, PreTrainedModel, default_data_collator, set_seed
 
 from hf_familial import (
+    FamilialConfig,
     FamilialForCausalLM,
     FamilialTrainer,
     FamilialTrainingArguments,
     evaluate_exits,
 )
 from hf_familial.evaluation import ExitEvaluation
-from hf_familial.scripts import arguments, console, naming, run, toy_decoder
+from hf_familial.models.familial.config_checks import check_choice
+from hf_familial.paths import check_output_folder
+from hf_familial.scripts import arguments, console, loading, run, toy_decoder
 from hf_familial.training.budget import tokens_per_step
 from hf_familial.training.data import DataArguments, PackedData, prepare_data
 from hf_familial.training.tuning import train_exits_only
@@ -74,8 +77,7 @@ class TuningArguments:
             raise ValueError(
                 "`--backbone` is missing: a decoder, by name or folder; or try `--smoke`."
             )
-        if self.train not in ("exits", "lora", "full"):
-            raise ValueError(f"`--train` must be exits, lora or full, got {self.train!r}.")
+        check_choice("--train", self.train, ("exits", "lora", "full"))
 
 
 @dataclass
@@ -173,16 +175,17 @@ def tune(tuning: TuningArguments, data_args: TuningData, args: TuneTrainingArgum
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_familial").setLevel("INFO" if args.should_log else "WARNING")
     data_args.tokenizer_name = data_args.tokenizer_name or tuning.backbone
-    with naming(f"`--backbone {tuning.backbone}`"):
+    # all that can be wrong with what was given, before any text is read
+    check_output_folder("--output_dir", args.output_dir)
+    with loading("--backbone", tuning.backbone):
         text_config = AutoConfig.from_pretrained(tuning.backbone).get_text_config(decoder=True)
+    exits = tuning.exits or default_exits(text_config.num_hidden_layers)
+    choices = {"num_exit_layers": tuning.num_exit_layers, "exit_head": tuning.exit_head}
+    FamilialConfig(text_config=text_config, exits=exits, **choices)
+    args.schedule(exits, 1)
     data, tokenizer = prepare_data(data_args)
     set_seed(args.seed)
-    model = FamilialForCausalLM.from_backbone(
-        tuning.backbone,
-        exits=tuning.exits or default_exits(text_config.num_hidden_layers),
-        num_exit_layers=tuning.num_exit_layers,
-        exit_head=tuning.exit_head,
-    )
+    model = FamilialForCausalLM.from_backbone(tuning.backbone, exits=exits, **choices)
     before = measure(model, data, tuning, args.eval_batch_size)
     trainer = FamilialTrainer(
         model=trainable(model, tuning),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM, describe
 from hf_familial.cli import main
-from hf_familial.cli.members import count, parse_exits, size
+from hf_familial.cli.app import joined
+from hf_familial.cli.members import parse_exits
+from hf_familial.hub.table import count, size
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +237,79 @@ def test_help_is_quick_and_names_the_commands():
     for name in ("describe", "export", "push"):
         assert name in done.stdout
     assert done.stdout.rstrip().endswith("HEAVY []")
+
+
+# the first second: what can be wrong is said before torch is there
+
+SLIPS = {
+    "--help": (0, ""),
+    "sweep plan --help": (0, ""),
+    "descrbe x": (2, "'describe'"),
+    "describe fam --contxt 8": (2, "--context"),
+    "describe nested/fma": (1, "did you mean `nested/fam`?"),
+    "describe ./fma": (1, "there is no folder `./fma`; did you mean `fam`?"),
+    "describe nested": (1, "Did you mean `nested/fam`?"),
+    "describe fam/config.json": (1, "must be the folder of a checkpoint"),
+    "describe fam --memory lots": (1, "2GB or 512MiB, got 'lots'"),
+    "export fam out --exit 0 x": (2, "x"),
+    "export fam fam/config.json": (1, "`OUT` must be a folder"),
+    "sweep plan absent.yaml": (1, "there is no design `absent.yaml`"),
+    "sweep plan desing.yaml": (1, "did you mean `design.yaml`?"),
+    "sweep run design.yaml": (1, "nested too deep"),
+    "sweep status fam": (1, "is a folder"),
+    "export fam out --format plian": (1, "Did you mean 'plain'?"),
+    "push fam me/fam --layout repo": (1, "Did you mean 'repos'?"),
+    "plan hofmann --flops 1e20": (1, "did you mean hoffmann"),
+    "fit absent.csv": (1, "there is no file or folder `absent.csv`"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", SLIPS)
+def test_a_slip_is_told_before_torch_is_imported(words, folder, tmp_path):
+    (tmp_path / "nested").mkdir()
+    for place in (tmp_path / "fam", tmp_path / "nested" / "fam"):
+        shutil.copytree(folder, place)
+    (tmp_path / "design.yaml").write_text("budgets: " + "[" * 3000)
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_familial", *words.split()],
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    code, said = SLIPS[words]
+    told = " ".join(done.stderr.replace("│", " ").split())
+    assert done.returncode == code, told
+    assert said in told
+    assert "Traceback" not in told
+    assert max(map(len, done.stdout.splitlines()), default=0) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("export a b --exit 0 -1", "export a b --exit 0,-1"),
+        ("push --exits 0, 1, 2 a b", "push --exits 0,1,2 a b"),
+        ("push --exits=0 1 a b", "push --exits=0,1 a b"),
+        ("plan --members 0.5 1", "plan --members 0.5,1"),
+        ("export a b --exit 0,1", "export a b --exit 0,1"),
+        ("describe --context 8 4 --exit all 1", "describe --context 8 4 --exit all 1"),
+    ],
+)
+def test_numbers_of_exits_may_stand_apart(words, expected):
+    assert joined(words.split()) == expected.split()
+
+
+def test_an_error_that_is_no_users_is_one_line_too(run, folder, monkeypatch):
+    def broken(*args: object, **options: object) -> None:
+        raise KeyError("some\nthing")
+
+    monkeypatch.setattr("hf_familial.hub.describe.describe", broken)
+    fails(run("describe", folder), "KeyError", "HF_FAMILIAL_TRACEBACK=1")
+    monkeypatch.setenv("HF_FAMILIAL_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        run("describe", folder)

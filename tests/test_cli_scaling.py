@@ -290,7 +290,10 @@ def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path):
             ("fit", "RUNS", "--column", "N=wide"),
             "has no column 'wide' for N; it has run_id",
         ),
-        (("fit", "RUNS", "--size", "all"), "N is one of total, non_embedding, active, got 'all'"),
+        (
+            ("fit", "RUNS", "--size", "all"),
+            "`--size` must be one of total, non_embedding, active, got 'all'",
+        ),
         (("fit", "RUNS", "--loss", "median"), "has no loss 'median'"),
         (("fit", "RUNS", "--status", "stopped"), "no run of status stopped, only finished"),
         (("fit", "RUNS", "--where", "G"), "'G' is no condition; write it as"),

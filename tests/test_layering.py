@@ -15,15 +15,16 @@ MAX_LINES = 400
 # room (a module or folder right below the package) -> the rooms it may import, itself aside
 ROOMS: dict[str, set[str]] = {
     "models": set(),
+    "paths": set(),
     "runs": set(),
     "scaling": set(),
-    "scripts": {"models"},
+    "scripts": {"models", "paths"},
     "flops": {"models", "runs"},
-    "hub": {"models", "runs", "flops"},
+    "hub": {"models", "paths", "runs", "flops"},
     "evaluation": {"models", "runs", "flops"},
-    "training": {"models", "runs", "flops", "hub", "evaluation"},
+    "training": {"models", "paths", "runs", "flops", "hub", "evaluation"},
     "generation": {"models", "runs", "flops", "hub", "evaluation"},
-    "isoflop": {"models", "runs", "flops", "hub", "evaluation", "training", "generation"},
+    "isoflop": {"models", "paths", "runs", "flops", "hub", "evaluation", "training", "generation"},
 }
 ROOMS["cli"] = set(ROOMS)
 ROOMS["__main__"] = {"cli"}
@@ -46,6 +47,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 # rooms whose imports from outside the package and the standard library are counted
 THIRD_PARTY: dict[str, set[str]] = {
     "runs": set(),
+    "paths": set(),
     "models": {"torch", "transformers", "safetensors"},
     "scaling": {"numpy", "scipy", "matplotlib", "pyarrow"},
 }

@@ -4,30 +4,10 @@ Importing this package registers the familial model with the Auto classes of tra
 is imported when it is first asked for.
 """
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from .models.familial import (
-    BackboneReport,
-    ConfidenceRelay,
-    Distillation,
-    FamilialCausalLMOutput,
-    FamilialConfig,
-    FamilialForCausalLM,
-    FamilialModel,
-    FamilialModelOutput,
-    FamilialPreTrainedModel,
-    FixedExit,
-    HandoffRelay,
-    RelayCache,
-    RelayOutput,
-    RelayPolicy,
-    RelayStats,
-    SpeculativeRelay,
-    evenly_spaced_exits,
-    relay_decode,
-    verify_backbone,
-)
 
 
 if TYPE_CHECKING:
@@ -40,6 +20,27 @@ if TYPE_CHECKING:
     from .hub.importers import from_layerskip, import_ruyi
     from .hub.push import push_exits_to_hub, push_family_to_hub
     from .isoflop import IsoFlopDesign
+    from .models.familial import (
+        BackboneReport,
+        ConfidenceRelay,
+        Distillation,
+        FamilialCausalLMOutput,
+        FamilialConfig,
+        FamilialForCausalLM,
+        FamilialModel,
+        FamilialModelOutput,
+        FamilialPreTrainedModel,
+        FixedExit,
+        HandoffRelay,
+        RelayCache,
+        RelayOutput,
+        RelayPolicy,
+        RelayStats,
+        SpeculativeRelay,
+        evenly_spaced_exits,
+        relay_decode,
+        verify_backbone,
+    )
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
@@ -69,6 +70,28 @@ _LAZY = {
     "ShallowSide": ".generation",
     "upper_part": ".generation",
 }
+_MODELS = (
+    "BackboneReport",
+    "ConfidenceRelay",
+    "Distillation",
+    "FamilialCausalLMOutput",
+    "FamilialConfig",
+    "FamilialForCausalLM",
+    "FamilialModel",
+    "FamilialModelOutput",
+    "FamilialPreTrainedModel",
+    "FixedExit",
+    "HandoffRelay",
+    "RelayCache",
+    "RelayOutput",
+    "RelayPolicy",
+    "RelayStats",
+    "SpeculativeRelay",
+    "evenly_spaced_exits",
+    "relay_decode",
+    "verify_backbone",
+)
+_LAZY |= dict.fromkeys(_MODELS, ".models.familial")
 
 __all__ = [
     "BackboneReport",
@@ -123,3 +146,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _is_command() -> bool:
+    """Return whether this process is `hf-familial`.
+
+    Its commands import what they need themselves, so that `--help` and a slip answer at once and
+    not after torch and transformers, some seconds later.
+    """
+    script = (getattr(sys, "argv", None) or [""])[0]
+    as_module = script == "-m" and "hf_familial" in sys.orig_argv
+    return as_module or Path(script).stem == "hf-familial"
+
+
+if not _is_command():
+    import_module(".models.familial", __name__)

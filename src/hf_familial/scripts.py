@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from rich.console import Console
@@ -25,6 +27,7 @@ from transformers import (
 )
 
 from .models.familial import FamilialForCausalLM
+from .paths import TRACEBACK, check_model_place, words_of
 
 
 Item = TypeVar("Item")
@@ -47,6 +50,18 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
         if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
+
+
+class _Parser(HfArgumentParser):
+    """The host's parser; of a wrong choice it names the nearest one."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        choices = re.findall(r"[\w./-]+", found[2]) if found else []
+        near = get_close_matches(found[1].lower(), choices, 1) if found else []
+        message = f"{message}; did you mean {near[0]}?" if near else message
+        super().error(message)
+        raise SystemExit(2)  # for type checkers: the host's has exited
 
 
 @contextmanager
@@ -85,9 +100,7 @@ def arguments(
     trying = "--smoke" in words
     names = " ".join(name.upper() for name in positional or {})
     usage = " ".join(filter(None, ["%(prog)s", names, "[--option value ...]"]))
-    parser: Any = HfArgumentParser(
-        classes, description=description, formatter_class=_Help, usage=usage
-    )
+    parser: Any = _Parser(classes, description=description, formatter_class=_Help, usage=usage)
     for name, text in (positional or {}).items():
         parser.add_argument(name, nargs="?" if trying else None, metavar=name.upper(), help=text)
     parser.add_argument(
@@ -97,13 +110,38 @@ def arguments(
         if trying:
             parser.set_defaults(**smoke(Path(folder)))
         *parsed, unknown = parser.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
+            _apart(words, parser), return_remaining_strings=True, look_for_args_file=False
         )
         if unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            known = [name for action in parser._actions for name in action.option_strings]
+            near = get_close_matches(unknown[0].partition("=")[0], known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         yield tuple(parsed)
     if trying and int(os.environ.get("RANK", "0")) == 0:
         console().print("That was --smoke: its temporary folder is gone.")
+
+
+def _apart(words: Sequence[str], parser: Any) -> list[str]:
+    """Take numbers between commas apart after an option that takes several: `--exits 2,4,8`."""
+    several = {
+        name
+        for action in parser._actions
+        if action.nargs == "+" and action.type is int
+        for name in action.option_strings
+    }
+    found: list[str] = []
+    inside = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            inside = name in several
+        if inside and re.fullmatch(r"-?\d+(,-?\d+)*,?", value if equals else word):
+            parts = (value if equals else word).strip(",").split(",")
+            found += [name, *parts] if equals else parts
+        else:
+            found.append(word)
+    return found
 
 
 def run(main: Callable[[], None]) -> None:
@@ -113,12 +151,18 @@ def run(main: Callable[[], None]) -> None:
         main (`Callable`): The script.
 
     Raises:
-        SystemExit: With the line, where `main` raised a `ValueError`, `OSError` or `IndexError`.
+        SystemExit: With the line, where `main` raised something; with `HF_FAMILIAL_TRACEBACK=1` in
+            the environment the error itself is raised.
     """
     try:
         main()
-    except (ValueError, OSError, IndexError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        sys.exit(f"error: {' '.join(words_of(error).split())}")
 
 
 @contextmanager
@@ -138,6 +182,27 @@ def naming(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{what}: {error}") from error
+
+
+@contextmanager
+def loading(option: str, place: str) -> Iterator[None]:
+    """Check a model's place before it is loaded, and name it where it cannot be.
+
+    Args:
+        option (`str`): Name of the option that says where the model is.
+        place (`str`): Folder, or repository on the Hub, which is said before it is waited for.
+
+    Yields:
+        `None`
+
+    Raises:
+        OSError: If there is no such folder or repository.
+    """
+    check_model_place(option, place)
+    if not Path(place).is_dir():
+        print(f"there is no folder {place}: it is looked for on the Hub", file=sys.stderr)
+    with naming(f"`{option} {place}`"):
+        yield
 
 
 def console() -> Console:
@@ -209,4 +274,13 @@ def toy_family(
     return family.eval(), tokenizer
 
 
-__all__ = ["arguments", "console", "naming", "progress", "run", "toy_decoder", "toy_family"]
+__all__ = [
+    "arguments",
+    "console",
+    "loading",
+    "naming",
+    "progress",
+    "run",
+    "toy_decoder",
+    "toy_family",
+]

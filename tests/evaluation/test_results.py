@@ -123,3 +123,22 @@ def test_spread_moves_no_more_than_needed():
     assert spread([0.4, 0.4, 0.9], gap=0.2).tolist() == pytest.approx([0.3, 0.5, 0.9])
     assert spread([0.95, 1.0], gap=0.2).tolist() == pytest.approx([0.8, 1.0])
     assert spread([0.5] * 3, gap=0.9).tolist() == pytest.approx([0.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("bits_per_byte", [1.25, None])
+def test_an_evaluation_prints_as_a_table_of_80_columns(bits_per_byte):
+    found = evaluation([1e6, 3e6, 2.5e12], bits_per_byte)
+    lines = str(found).splitlines()
+    assert len(lines) == 2 + 3
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split() == [
+        *("exit", "depth", "loss", "perplexity", "bits/byte"),
+        *("accuracy", "agreement", "calibration", "FLOPs"),
+    ]
+    for line, row in zip(lines[2:], found.rows, strict=True):
+        cells = line.split()
+        assert cells[:3] == [str(row.exit_idx), str(row.depth), f"{row.loss:.4f}"]
+        assert cells[4] == ("-" if bits_per_byte is None else "1.2500")
+    assert "ExitRow(" not in str(found)
+    assert "<table" in found._repr_html_()
+    assert repr(found).startswith("ExitEvaluation(")

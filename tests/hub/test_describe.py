@@ -270,6 +270,13 @@ RECORDS = {
     "members.json": json.dumps(
         [{"depth": d, "eval_loss": x} for d, x in zip((1, 2, 4), LOSSES, strict=True)]
     ),
+    "exits.json": json.dumps(
+        {
+            "after": {
+                "rows": [{"depth": d, "loss": x} for d, x in zip((1, 2, 4), LOSSES, strict=True)]
+            }
+        }
+    ),
     "trainer_state.json": json.dumps(
         {
             "log_history": [
@@ -303,6 +310,8 @@ def test_recorded_losses_are_found(saved, tmp_path, name):
         ("members.json", json.dumps([{"depth": 2, "eval_loss": 1.0}])),
         ("members.json", json.dumps({"depth": 2})),
         ("trainer_state.json", json.dumps({"log_history": []})),
+        ("exits.json", json.dumps({"after": {"rows": [{"depth": 2, "loss": 1.0}]}})),
+        ("exits.json", json.dumps([1])),
         ("runs.jsonl", json.dumps(RUN | {"G": 2, "exits": [1, 4], "eval_loss_exits": [1, 1]})),
     ],
 )
@@ -310,6 +319,16 @@ def test_losses_of_something_else_are_not(saved, tmp_path, name, text):
     shutil.copy(saved / "config.json", tmp_path)
     (tmp_path / name).write_text(text)
     assert {row.eval_loss for row in describe(tmp_path, context=4).exits} == {None}
+
+
+def test_a_description_prints_as_its_table(saved, tmp_path):
+    shutil.copy(saved / "config.json", tmp_path)
+    lines = str(describe(tmp_path, context=4)).splitlines()
+    assert [line.split()[:2] for line in lines[3:6]] == [["0", "1"], ["1", "2"], ["2", "4"]]
+    assert max(map(len, lines[2:6])) <= 80
+    assert "No loss is recorded here: `evaluate_exits` measures it" in lines[-1]
+    (tmp_path / "members.json").write_text(RECORDS["members.json"])
+    assert "No loss" not in str(describe(tmp_path, context=4))
 
 
 # bad input

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ from hf_familial.isoflop import (
     brackets,
     calibrate_rate,
 )
+from hf_familial.isoflop.design.data import expected_tokens
 from hf_familial.isoflop.design.rules import ExpectedLaw
+from hf_familial.isoflop.sweep.arguments import check_design, check_training
 
 
 TEMPLATE = BackboneTemplate(head_dim=16, multiple=16, kv_heads=2)
@@ -374,7 +377,38 @@ def test_the_table_says_what_will_happen() -> None:
     assert "smaller than what Step Law was fitted on" in text
     refused = printed(design_of(granularities=(1, 4)))
     assert "refused 32x3, G = 4" in refused
-    assert "`data_tokens` is not given" in refused
+    assert "`data_tokens` is not given" in printed(design_of(data="somebody/texts"))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_the_table_fits_its_terminal_and_names_what_it_leaves_out(width: int) -> None:
+    out = io.StringIO()
+    design = design_of(budgets=(4e11, 6.4e12), granularities=(1, 2), rule=StepLaw())
+    design.table(1e11, Console(file=out, width=width, color_system=None))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for run in design.runs():
+        (line,) = (line for line in text.splitlines() if run.id[:8] in line)
+        assert f"{run.steps:,}" in line
+        assert f"{run.N:,}" in line
+    assert ("no room for" in text) == (width < 140)
+
+
+def test_files_tell_how_often_data_would_repeat(tmp_path: Path) -> None:
+    data = tmp_path / "notes.txt"
+    data.write_text("some words of a text\n" * 1000)
+    design = design_of(data=str(data))
+    runs = design.runs()
+    tokens = expected_tokens(design)
+    assert 21_000 * 0.98 / 4 < tokens < 21_000
+    text = printed(design)
+    assert f"{len(runs)} runs see their data more than once, up to about" in text
+    assert "by the size of the files" in text
+    assert expected_tokens(design_of(data="stdlib")) > 1e6
+    few = design_of(training={"max_train_bytes": 1000})
+    assert expected_tokens(few) < 1000
+    assert expected_tokens(design_of(data="somebody/texts")) is None
+    assert expected_tokens(design_of(data_tokens=7)) == 7
 
 
 def test_the_rate_of_this_machine() -> None:
@@ -405,3 +439,105 @@ def test_a_plan_can_be_written_down() -> None:
     assert row["id"] == run.id
     assert type(run).from_dict(row) == run
     assert yaml.safe_load(yaml.safe_dump(row)) == row
+
+
+TEXT = """
+budgets: [4.3e8]
+sizes: [16x2, 32x2]
+granularities: [1, 2]
+vocab_size: 300
+seq_length: 32
+backbone: {head_dim: 16, multiple: 16}
+rule: {kind: fixed, lr: 8e-3, batch_tokens: 32}
+"""
+SLIPS = {
+    "an octal number": ("seq_length: 32", "seq_length: 0200", "`0200` in line 6"),
+    "a hexadecimal size": ("16x2, 32x2", "0x40", "`0x40` in line 3"),
+    "a time": ("seq_length: 32", "seq_length: 1:30", "`1:30`"),
+    "a list for a rule": ("{kind: fixed, lr: 8e-3, batch_tokens: 32}", "[fixed]", "`rule.kind`"),
+    "a list for a kind": ("kind: fixed", "kind: [fixed]", "`rule.kind`"),
+    "nested brackets": ("[4.3e8]", "[" * 3000, "nested too deep"),
+    "nested brackets that close": ("[4.3e8]", "[" * 3000 + "]" * 3000, "nested too deep"),
+    "lists in lists": ("[16x2, 32x2]", "[[[16x2]]]", "`sizes`"),
+    "a seed of 33 bits": ("vocab_size", "seeds: [4294967296]\nvocab_size", "`seeds` must be less"),
+    "a size that no depth reaches": ("16x2, 32x2", "1e15", "`sizes` must be reachable"),
+    "a huge vocabulary": ("vocab_size: 300", "vocab_size: 1e20", "`vocab_size`"),
+    "a misspelt placement": ("vocab_size", "placement: evne\nvocab_size", "did you mean `even`"),
+    "a misspelt norm": ("vocab_size", "exit_norm: onw\nvocab_size", "did you mean `own`"),
+    "an unknown activation": ("multiple: 16", "multiple: 16, fields: {hidden_act: no}", "backbone"),
+    "a tab": ("seq_length: 32", "seq_length:\t32\n\tx: 1", "line 6"),
+    "two documents": ("seq_length: 32", "seq_length: 32\n---\na: 1", "must be YAML: line"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "said"), SLIPS.values(), ids=SLIPS)
+def test_a_slip_in_a_file_is_a_design_error_in_one_line(old: str, new: str, said: str) -> None:
+    assert old in TEXT
+    with pytest.raises(DesignError) as found:
+        IsoFlopDesign.parse(TEXT.replace(old, new)).layout()
+    assert said in str(found.value)
+    assert len(str(found.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_is_read_in_the_encodings_of_editors(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "design.yaml").write_text(TEXT + "# größer\n", encoding=encoding)
+    assert IsoFlopDesign.from_yaml(tmp_path / "design.yaml") == IsoFlopDesign.parse(TEXT)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-32"])
+def test_a_file_in_another_encoding_is_named(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "design.yaml").write_text(TEXT + "# größer\n", encoding=encoding)
+    with pytest.raises(DesignError, match="design.yaml must be text in UTF-8"):
+        IsoFlopDesign.from_yaml(tmp_path / "design.yaml")
+
+
+def test_exponents_without_a_point_are_numbers_and_mappings_merge() -> None:
+    design = IsoFlopDesign.parse(TEXT + "training: {weight_decay: 1e-1, warmup_steps: 1e3}")
+    assert design.training == {"weight_decay": 0.1, "warmup_steps": 1000.0}
+    assert IsoFlopDesign.parse(TEXT.replace("seq_length: 32", "<<: {seq_length: 32}")).seq_length
+
+
+def test_a_file_that_is_not_there_names_a_near_one(tmp_path: Path) -> None:
+    (tmp_path / "design.yaml").write_text(TEXT)
+    with pytest.raises(FileNotFoundError, match=r"did you mean `.*/design\.yaml`"):
+        IsoFlopDesign.from_yaml(tmp_path / "desing.yaml")
+
+
+TRAINING: list[tuple[dict[str, Any], str]] = [
+    ({"adam_beta1": 2}, "`adam_beta1`"),
+    ({"exit_weights": "foo"}, "`exit_weights`"),
+    ({"exit_weights": "0.2,0.8"}, "one number for each of the 1 exits"),
+    ({"exit_weights": [0.5, 0.5]}, "one number for each of the 1 exits"),
+    ({"warmup_steps": "many"}, "`training.warmup_steps` must be a finite number, got 'many'"),
+    ({"bf16": "yes"}, "`training.bf16` must be true or false, got 'yes'"),
+    ({"per_device_train_batch_size": 0}, "`training.per_device_train_batch_size`"),
+    ({"per_device_eval_batch_size": 1.5}, "must be an integer, got 1.5"),
+    ({"optim": "adamw_troch"}, "Did you mean 'adamw_torch'"),
+    ({"eval_fraction": 2}, "`eval_fraction`"),
+    ({"weight_dacay": 1}, "did you mean `weight_decay`?"),
+]
+
+
+@pytest.mark.parametrize(("training", "said"), TRAINING)
+def test_training_of_a_design_is_typed_and_checked_before_its_runs(
+    training: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    design = design_of(training=training)
+    monkeypatch.setattr(IsoFlopDesign, "layout", None)
+    with pytest.raises(DesignError) as found:
+        check_design(design)
+    assert said in str(found.value)
+
+
+def test_words_in_training_become_what_they_stand_for() -> None:
+    found = check_training({"weight_decay": "1e-1", "eval_strategy": False, "max_eval_tokens": 1e3})
+    assert found == {"weight_decay": 0.1, "eval_strategy": "no", "max_eval_tokens": 1000}
+
+
+@pytest.mark.parametrize("fields", [{"data": "stdlbi"}, {"data": "./absent"}, {"data": "a.txt"}])
+def test_data_that_are_nowhere_are_refused_before_the_runs(fields: dict[str, Any]) -> None:
+    with pytest.raises((DesignError, FileNotFoundError), match="`data`"):
+        check_design(design_of(**fields))
+    with pytest.raises(FileNotFoundError, match=r"training\.tokenizer_name"):
+        check_design(design_of(training={"tokenizer_name": "./absent"}))

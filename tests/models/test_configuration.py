@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, BartConfig, Gemma3Config, GPT2Config, LlamaConfig
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
-from hf_familial.models.familial.configuration_familial import check_exits
+from hf_familial.models.familial.config_checks import check_exits
 
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 4}
@@ -341,3 +341,27 @@ def test_a_plain_checkpoint_is_no_family(tmp_path):
     tiny_config("qwen3").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="from_backbone"):
         FamilialConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "vit", "wav2vec2", "t5gemma", "rwkv"])
+def test_what_cannot_be_a_backbone_is_refused_before_a_model_is_built(model_type):
+    with pytest.raises(ValueError, match="backbone"):
+        FamilialConfig(text_config={"model_type": model_type})
+
+
+@pytest.mark.parametrize(
+    ("fields", "near"),
+    [
+        ({"exit": [2, 4]}, "`exits`"),
+        ({"exits_norm": "own"}, "`exit_norm`"),
+        ({"num_exits": 2}, "`exits`"),
+        ({"exit_norm": "onw"}, "Did you mean 'own'?"),
+        ({"exit_head": "Shared"}, "Did you mean 'shared'?"),
+        ({"text_config": {"model_type": "quen3"}}, "did you mean qwen3"),
+    ],
+)
+def test_a_misspelt_field_or_value_names_the_nearest(fields, near):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 the message is compared below
+        FamilialConfig(**fields)
+    assert near in str(raised.value)
+    assert len(str(raised.value)) < 400

@@ -1,9 +1,11 @@
 """Configs that somebody else made, and hosts of other versions."""
 
 import builtins
-import importlib.util
+import importlib
 import sys
 import time
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from transformers import LlamaConfig
@@ -63,17 +65,15 @@ def test_the_config_needs_no_name_that_older_versions_lack(monkeypatch):
 
     def old(name, globals=None, locals=None, fromlist=(), level=0):  # noqa: A002
         caller = (globals or {}).get("__name__")
-        if caller == "old_configuration" and "SubConfigSpec" in (fromlist or ()):
+        if caller == "old.configuration_familial" and "SubConfigSpec" in (fromlist or ()):
             raise ImportError("cannot import name 'SubConfigSpec'")
         return real(name, globals, locals, fromlist, level)
 
-    spec = importlib.util.spec_from_file_location(
-        "old_configuration", configuration_familial.__file__
-    )
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "old_configuration", module)
+    package = ModuleType("old")
+    package.__path__ = [str(Path(configuration_familial.__file__).parent)]
+    monkeypatch.setitem(sys.modules, "old", package)
     monkeypatch.setattr(builtins, "__import__", old)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("old.configuration_familial")
     assert module.SubConfigSpec is None
     config = module.FamilialConfig(text_config={"model_type": "qwen2", "num_hidden_layers": 8})
     assert config.exits == [2, 4, 6, 8]

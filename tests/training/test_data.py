@@ -11,7 +11,13 @@ import pytest
 from datasets import Dataset, IterableDataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import HfArgumentParser, PreTrainedTokenizerFast, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    HfArgumentParser,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hf_familial.training.data import (
@@ -102,10 +108,30 @@ def test_tokenizer_round_trip(tokenizer: PreTrainedTokenizerFast, text: str) -> 
     )
 
 
-def test_tokenizer_has_one_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_tokenizer_has_an_end_of_text_and_a_padding_token(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     assert tokenizer.bos_token == tokenizer.eos_token == "<|endoftext|>"
-    assert tokenizer.pad_token is None
     assert 257 < len(tokenizer) <= 400
+    assert max(tokenizer.get_vocab().values()) == len(tokenizer) - 1
+    tokenizer.save_pretrained(tmp_path)
+    for made in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert made.pad_token_id not in (None, made.eos_token_id)
+        assert made.pad_token_id < len(tokenizer)
+        every_byte = "".join(map(chr, range(0x500))) + "\U0010ffff"
+        assert made.pad_token_id not in made(every_byte)["input_ids"]
+        assert made.decode(made(every_byte)["input_ids"]) == every_byte
+
+
+def test_the_collator_of_the_guide_takes_rows_of_the_tokenizer(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    rows = [{"input_ids": tokenizer(text)["input_ids"]} for text in ("a", "several words")]
+    batch = collator(rows)
+    ends = batch["input_ids"][0, len(rows[0]["input_ids"]) :]
+    assert set(ends.tolist()) == {tokenizer.pad_token_id}
+    assert batch["labels"][0, -1] == -100
 
 
 def test_tokenizer_is_deterministic_and_cached(
@@ -547,3 +573,41 @@ def test_packing_choices_are_checked(
 ) -> None:
     with pytest.raises(DataError, match=match):
         pack_documents(documents_of(TEXTS), tokenizer, **choice)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n  \n"])
+def test_an_empty_file_is_called_empty(text: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text(text)
+    args = DataArguments(train_files=[str(tmp_path / "notes.txt")], cache_dir=str(tmp_path / "c"))
+    with pytest.raises(EmptyCorpusError, match="which is empty"):
+        prepare_data(args)
+
+
+WRONG_PLACES: list[tuple[dict[str, Any], str]] = [
+    ({"train_files": ["{here}/ntoes.txt"]}, "Did you mean '{here}/notes.txt'?"),
+    ({"train_files": ["{here}/notes.txt"], "eval_files": ["{here}/absent"]}, "must exist"),
+    ({"train_files": ["a.txt,b.txt"]}, "separated by spaces"),
+    ({"dataset_name": "./absent"}, "there is no folder `./absent`"),
+    ({"dataset_name": "{here}/notes.txt"}, "give it as `train_files`"),
+    ({"train_files": ["{here}/notes.txt"], "tokenizer_name": "./absent"}, "tokenizer_name"),
+    ({"tokenizer_name": "outputs/family/model"}, "`tokenizer_name`: there is no folder"),
+    ({"tokenizer_name": "{here}/notes.txt"}, "must be the folder of a checkpoint"),
+    ({"train_files": ["{here}/notes.txt"], "cache_dir": "{here}/notes.txt"}, "`cache_dir` must be"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), WRONG_PLACES)
+def test_places_are_checked_before_anything_is_read(
+    fields: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("words\n")
+    monkeypatch.setattr("hf_familial.training.data.prepare.load_corpus", None)
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [placed(item) for item in value]
+        return value.format(here=tmp_path)
+
+    with pytest.raises((OSError, DataError)) as raised:
+        prepare_data(DataArguments(**{name: placed(value) for name, value in fields.items()}))
+    assert placed(said) in str(raised.value)

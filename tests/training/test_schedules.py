@@ -110,6 +110,37 @@ def test_arguments_give_a_schedule(tmp_path) -> None:
     )
     assert args.schedule(DEPTHS, 10).at(0) == (0.25, 0.25, 0.5)
     assert args.distillation() is None
-    args = FamilialTrainingArguments(output_dir=str(tmp_path), exit_weights="1;2")
-    with pytest.raises(ValueError, match="separated by commas"):
-        args.schedule(DEPTHS, 10)
+
+
+WRONG_ARGUMENTS = [
+    ({"exit_weights": "1;2"}, "separated by commas"),
+    ({"exit_weights": "unifrom"}, "Did you mean 'uniform'?"),
+    ({"exit_weights": "0,0"}, "not all 0"),
+    ({"exit_weights": "1,-1"}, "0 or more"),
+    ({"exit_weights": "1,0", "exit_schedule": "decay"}, "deepest exit must have a weight"),
+    ({"exit_schedule": "warmpu"}, "Did you mean 'warmup'?"),
+    ({"lr_scheduler_type": "cosin"}, "Did you mean 'cosine'"),
+    ({"optim": "adamw_troch"}, "Did you mean 'adamw_torch'"),
+    ({"eval_strategy": "epochs"}, "Did you mean 'epoch'?"),
+    ({"report_to": "tensorbord"}, "Did you mean 'tensorboard'?"),
+    ({"adam_beta1": 2}, "`adam_beta1` must be a number, from 0 to less than 1, got 2"),
+    ({"adam_epsilon": -1e-8}, "`adam_epsilon` must be a number, 0 or more"),
+    ({"weight_decay": "1e-1"}, "`weight_decay` must be a number"),
+    ({"learning_rate": float("nan")}, "`learning_rate`"),
+    ({"seed": 2**32}, "`seed` must be a number, from 0 to less than 4294967296"),
+    ({"per_device_eval_batch_size": 0}, "1 or more, got 0"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG_ARGUMENTS)
+def test_an_argument_that_no_run_can_use_is_refused_when_it_is_given(
+    fields, message: str, tmp_path
+) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 the message is compared below
+        FamilialTrainingArguments(output_dir=str(tmp_path), **fields)
+    assert message in str(raised.value)
+
+
+def test_weights_may_be_a_list(tmp_path) -> None:
+    args = FamilialTrainingArguments(output_dir=str(tmp_path), exit_weights=[1, 1, 2])
+    assert args.schedule(DEPTHS, 10).at(0) == (0.25, 0.25, 0.5)

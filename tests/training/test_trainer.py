@@ -23,7 +23,7 @@ from transformers import (
     default_data_collator,
 )
 
-from hf_familial import FamilialForCausalLM, FamilialTrainingArguments
+from hf_familial import FamilialForCausalLM, FamilialTrainingArguments, describe
 from hf_familial.runs import read_runs
 from hf_familial.training.progress import ExitProgressCallback
 from hf_familial.training.trainer import FamilialTrainer
@@ -419,6 +419,21 @@ def test_compute_metrics_still_works(tmp_path: Path, by_batch: bool) -> None:
     assert shapes == ([(4, 4), (3, 3)] if by_batch else [(7, 7)])
     assert metrics["eval_rows"] == 7
     exit_losses_of(metrics, "eval_exit")
+
+
+def test_a_saved_family_tells_the_losses_that_were_measured(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path / "run", max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "before"))
+    assert {row.eval_loss for row in describe(tmp_path / "before", context=4).exits} == {None}
+    losses = exit_losses_of(trainer.evaluate(), "eval_exit")
+    trainer.save_model(str(tmp_path / "after"))
+    assert [row.eval_loss for row in describe(tmp_path / "after", context=4).exits] == losses
+
+
+def test_weights_that_are_not_one_for_each_exit_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one number for each of the 3 exits, got 2"):
+        trainer_of(tmp_path, arguments_class=FamilialTrainingArguments, exit_weights="0.5,0.5")
 
 
 # progress

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import app
+from ..paths import check_model_place, check_output_folder
+from .app import app, one_of
 
 
 if TYPE_CHECKING:
@@ -44,11 +46,14 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What every member weighs and costs; no weights are downloaded."""
-    from ..hub.choose import judge_exits, pick_exit
-    from ..hub.describe import describe
     from ..hub.sizes import parse_size
 
     limits = (None if memory is None else parse_size(memory), flops)
+    check_family(path_or_repo, revision)
+
+    from ..hub.choose import judge_exits, pick_exit
+    from ..hub.describe import describe
+
     family = describe(path_or_repo, context=context, dtype=dtype, revision=revision)
     verdicts = () if limits == (None, None) else judge_exits(family, *limits)
     if as_json:
@@ -68,15 +73,24 @@ def export(
     out: Annotated[str, typer.Argument(help="Folder to write.")],
     exit_idx: Annotated[
         str,
-        typer.Option("--exit", metavar="K,...|all", help="Exits; several get a folder each."),
+        typer.Option(
+            "--exit", "--exits", metavar="K,...|all", help="Exits; several get a folder each."
+        ),
     ] = "all",
-    format: Annotated[str, typer.Option(help="plain or familial.")] = "plain",  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str,
+        typer.Option(help="plain or familial.", callback=one_of("--format", "plain", "familial")),
+    ] = "plain",
     dtype: Dtype = None,
     max_shard_size: ShardSize = "5GB",
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
     revision: Revision = None,
 ) -> None:
     """Write members as checkpoints of their own."""
+    exits = parse_exits(exit_idx)
+    check_family(path_or_repo, revision)
+    check_output_folder("OUT", out)
+
     from ..hub.export import export_exit, export_family
 
     options: dict[str, Any] = {
@@ -86,7 +100,6 @@ def export(
         "overwrite": overwrite,
         "revision": revision,
     }
-    exits = parse_exits(exit_idx)
     with plain_errors():
         if exits is None:
             reports = export_family(path_or_repo, out, **options)
@@ -106,10 +119,19 @@ def push(
     path_or_repo: Source,
     repo_id: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the Hub.")],
     exits: Annotated[
-        str, typer.Option(metavar="K,...|all|none", help="Members to push, each a plain model.")
+        str,
+        typer.Option(
+            "--exits",
+            "--exit",
+            metavar="K,...|all|none",
+            help="Members to push, each a plain model.",
+        ),
     ] = "all",
     family: Annotated[bool, typer.Option(help="Push the whole family too, to REPO.")] = False,
-    layout: Annotated[str, typer.Option(help="repos or revisions.")] = "repos",
+    layout: Annotated[
+        str,
+        typer.Option(help="repos or revisions.", callback=one_of("--layout", "repos", "revisions")),
+    ] = "repos",
     private: Annotated[bool, typer.Option("--private", help="Make new ones private.")] = False,
     collection: Annotated[bool, typer.Option(help="Gather the members in a collection.")] = True,
     base_model: Annotated[str | None, typer.Option(help="What the family was made of.")] = None,
@@ -117,6 +139,11 @@ def push(
     max_shard_size: ShardSize = "5GB",
 ) -> None:
     """Push members to the Hub; what is there already is left as it is."""
+    wanted = [] if exits == "none" else parse_exits(exits)
+    if not family and wanted == []:
+        raise ValueError("nothing to push: `--exits none` goes with `--family`.")
+    check_family(path_or_repo)
+
     from ..hub.push import push_exits_to_hub, push_family_to_hub
 
     options: dict[str, Any] = {
@@ -126,9 +153,6 @@ def push(
         "dtype": dtype,
         "max_shard_size": max_shard_size,
     }
-    wanted = [] if exits == "none" else parse_exits(exits)
-    if not family and wanted == []:
-        raise ValueError("nothing to push: `--exits none` goes with `--family`.")
     pushed: list[Pushed] = []
     slug = None
     with plain_errors():
@@ -144,6 +168,30 @@ def push(
         typer.echo(f"{what}: {row.place.name}, {did}")
     if slug:
         typer.echo(f"collection: {slug}")
+
+
+def check_family(path_or_repo: str, revision: str | None = None) -> None:
+    """Check that a family can be where it is said to be, before torch is imported.
+
+    A revision says that it is on the Hub.
+
+    Raises:
+        FileNotFoundError: If it can only be a folder, and there is none or it holds no checkpoint.
+        NotADirectoryError: If it is a file.
+    """
+    folder = Path(path_or_repo)
+    if revision is None:
+        check_model_place("PATH_OR_REPO", path_or_repo)
+    if not folder.is_dir():
+        typer.echo(f"there is no folder {path_or_repo}: it is looked for on the Hub", err=True)
+        return
+    if not (folder / "config.json").is_file():
+        inside = sorted(path.parent for path in folder.glob("*/config.json"))
+        hint = f" Did you mean `{inside[-1]}`?" if inside else ""
+        raise FileNotFoundError(
+            f"`{path_or_repo}` holds no `config.json`: it is not a checkpoint. A family is what "
+            f"`save_pretrained` or `push_family_to_hub` leaves.{hint}"
+        )
 
 
 @contextmanager
@@ -174,16 +222,10 @@ def print_family(family: FamilyDescription) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..hub.table import HEADINGS, cells_of, heading, notes
+
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    stored = "" if family.stored_bytes is None else f", {size(family.stored_bytes)} stored"
-    console.print(
-        f"{family.name}: {len(family.exits)} exits on {family.backbone}, "
-        f"{family.parameters:,} parameters{stored}\n"
-        f"FLOPs per token, KV bytes per token, cache: at {family.context:,} tokens, batch 1, "
-        f"{family.dtype}; loss in nats per token",
-        markup=False,
-        soft_wrap=True,
-    )
+    console.print(heading(family), markup=False, soft_wrap=True)
     # fits 80 columns
     table = Table(
         box=box.SIMPLE_HEAD if sys.stdout.isatty() else None,
@@ -194,65 +236,8 @@ def print_family(family: FamilyDescription) -> None:
     )
     for name in HEADINGS:
         table.add_column(name, justify="right", no_wrap=True)
-    for cells in rows_of(family):
+    for cells in cells_of(family):
         table.add_row(*cells)
     console.print(table)
-    if not all(row.exact for row in family.exits):
-        console.print("FLOPs and cache are estimates: this host does not run without data.")
-
-
-HEADINGS = (
-    "exit",
-    "depth",
-    "params",
-    "no emb.",
-    "fp32",
-    "bf16",
-    "prefill",
-    "decode",
-    "KV/tok",
-    "cache",
-    "loss",
-)
-
-
-def rows_of(family: FamilyDescription) -> Iterator[Sequence[str]]:
-    """The cells of the table, one row per exit."""
-    for row in family.exits:
-        yield (
-            str(row.exit_idx),
-            str(row.depth),
-            count(row.parameters),
-            count(row.non_embedding),
-            size(row.weight_bytes["float32"]),
-            size(row.weight_bytes["bfloat16"]),
-            count(row.prefill_flops_per_token),
-            count(row.decode_flops_per_token),
-            "-" if row.kv_bytes_per_token is None else f"{row.kv_bytes_per_token:,}",
-            size(row.cache_bytes),
-            "-" if row.eval_loss is None else f"{row.eval_loss:.4f}",
-        )
-
-
-def count(number: float | None) -> str:
-    """A number with three digits and a decimal prefix."""
-    return _scaled(number, ("k", "M", "G", "T", "P", "E"), 1000)
-
-
-def size(number: int | None) -> str:
-    """A number of bytes with three digits and a binary prefix."""
-    return _scaled(number, ("KiB", "MiB", "GiB", "TiB", "PiB"), 1024)
-
-
-def _scaled(number: float | None, prefixes: Sequence[str], step: int) -> str:
-    if number is None:
-        return "-"
-    scaled, prefix = float(number), ""
-    for prefix in ("", *prefixes):
-        if scaled < 999.5 or prefix == prefixes[-1]:
-            break
-        scaled /= step
-    # three digits, without an exponent
-    return (
-        f"{scaled:.{max(0, 2 - (len(str(int(scaled))) - 1))}f}{prefix}" if prefix else f"{scaled:g}"
-    )
+    for note in notes(family):
+        console.print(note, soft_wrap=not sys.stdout.isatty())

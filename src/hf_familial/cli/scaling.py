@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .app import app
+from .app import app, one_of
 from .scaling_options import (
     AsJson,
     Columns,
@@ -45,7 +45,13 @@ def fit_command(
     out: Annotated[Path | None, typer.Option(help="Where to write the fit, as fit.json.")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Replicates; 0 for none.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    resample: Annotated[str, typer.Option(help="runs, residuals or wild.")] = "runs",
+    resample: Annotated[
+        str,
+        typer.Option(
+            help="runs, residuals or wild.",
+            callback=one_of("--resample", "runs", "residuals", "wild"),
+        ),
+    ] = "runs",
     workers: Annotated[int, typer.Option(min=1, help="Threads of the bootstrap.")] = 1,
     profiles: Annotated[bool, typer.Option(help="Trace the profile of each coefficient.")] = True,
     level: Level = 0.95,

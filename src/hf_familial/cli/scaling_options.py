@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from .app import one_of
+
 
 if TYPE_CHECKING:
     from ..scaling import Fit, Law
@@ -20,7 +22,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Size = Annotated[
-    str, typer.Option("--size", help="What N counts in runs.jsonl: total, non_embedding, active.")
+    str,
+    typer.Option(
+        "--size",
+        help="What N counts in runs.jsonl: total, non_embedding, active.",
+        callback=one_of("--size", "total", "non_embedding", "active"),
+    ),
 ]
 LossChoice = Annotated[
     str,
@@ -54,7 +61,13 @@ RunsAre = Annotated[
     ),
 ]
 LastOfRun = Annotated[bool, typer.Option("--last-of-run", help="Keep the last row of each run.")]
-Objective = Annotated[str, typer.Option(help="log_huber, huber or mse.")]
+Objective = Annotated[
+    str,
+    typer.Option(
+        help="log_huber, huber or mse.",
+        callback=one_of("--objective", "log_huber", "huber", "mse"),
+    ),
+]
 Delta = Annotated[float, typer.Option(help="Where Huber's function turns linear.")]
 Level = Annotated[float, typer.Option(min=0.5, max=0.9999, help="Coverage of the intervals.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..paths import check_output_folder
 from .app import app
 
 
@@ -43,17 +44,21 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
 ) -> None:
     """What would run: sizes, tokens, FLOPs, times, and what to worry about. Nothing is trained."""
+    check_file(design)
     from ..isoflop import IsoFlopDesign, calibrate_rate
     from ..isoflop.design.table import words_of_time
-    from ..isoflop.sweep.arguments import check_training
+    from ..isoflop.sweep.arguments import check_design
 
     found = IsoFlopDesign.from_yaml(design)
-    check_training(found.training)
+    check_design(found)
     runs, _ = found.layout()
     if as_json:
         typer.echo(json.dumps([run.to_dict() for run in runs], indent=1))
         return
-    rate = calibrate_rate(runs, seconds) if seconds and runs else None
+    rate = None
+    if seconds and runs:
+        typer.echo(f"measuring this machine for about {seconds:g} s (--seconds 0: not)", err=True)
+        rate = calibrate_rate(runs, seconds)
     found.table(rate)
     if rate is not None and workers > 1:
         each = words_of_time(rate.total(runs) / workers)
@@ -87,9 +92,13 @@ def run(
     gpus: Annotated[float, typer.Option(min=0, help="With Ray: GPUs of one run.")] = 0.0,
 ) -> None:
     """Do what is left of a design; stop it as you like, it goes on where it was."""
+    check_file(design)
+    if "://" not in folder_of(design, out):
+        check_output_folder("--out", folder_of(design, out))
     from ..isoflop import IsoFlopDesign, Sweep, display_for
 
     executor = executor_of(ray, workers, threads, cpus, gpus, processes, folder_of(design, out))
+    typer.echo("working out the runs and preparing their data", err=True)
     outcome = Sweep(
         IsoFlopDesign.from_yaml(design),
         folder_of(design, out),
@@ -120,6 +129,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """How far every run is; looks only."""
+    check_file(design)
     from ..isoflop import IsoFlopDesign, SweepFolder, survey
 
     states = survey(
@@ -134,6 +144,7 @@ def status(
 @commands.command()
 def retry(design: Design, out: Out = None, retries: Retries = 2) -> None:
     """Forgive runs that failed; the next `run` tries them again."""
+    check_file(design)
     from ..isoflop import IsoFlopDesign, Sweep
 
     count = Sweep(IsoFlopDesign.from_yaml(design), folder_of(design, out), retries=retries).retry()
@@ -143,6 +154,18 @@ def retry(design: Design, out: Out = None, retries: Retries = 2) -> None:
     verb = "is" if count == 1 else "are"
     go_on = command_of("run", design, out)
     typer.echo(f"{counted(count)} {verb} forgiven; go on with `{go_on}`.")
+
+
+def check_file(design: Path) -> None:
+    """Check that a design is YAML, before torch is imported for all other checks.
+
+    Raises:
+        ValueError: If it is not.
+        OSError: If it cannot be read.
+    """
+    from ..isoflop.design.reading import read_file
+
+    read_file(design)
 
 
 def counted(runs: int) -> str:

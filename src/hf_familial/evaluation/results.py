@@ -12,6 +12,20 @@ from matplotlib.figure import Figure
 from .plots import draw_exits
 
 
+# headings of the printed table, and the width of each column
+COLUMNS = {
+    "exit": 4,
+    "depth": 5,
+    "loss": 8,
+    "perplexity": 10,
+    "bits/byte": 9,
+    "accuracy": 8,
+    "agreement": 9,
+    "calibration": 11,
+    "FLOPs": 7,
+}
+
+
 @dataclass(frozen=True)
 class ExitRow:
     """One exit: how good it is and what it costs.
@@ -67,6 +81,19 @@ class ExitEvaluation:
     bytes_per_token: float | None
     backbone: str
 
+    def __str__(self) -> str:
+        """A table of the exits, for a terminal of 80 columns."""
+        lines = [
+            f"{self.num_tokens:,} tokens of {self.num_sequences:,} sequences, a family on "
+            f"{self.backbone}; loss in nats per token",
+            " ".join(f"{name:>{width}}" for name, width in COLUMNS.items()),
+        ]
+        return "\n".join([*lines, *map(_line, self.rows)])
+
+    def _repr_html_(self) -> str:
+        """The same table in a notebook."""
+        return str(self.to_pandas()._repr_html_())
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain Python values, the rows as a list of dicts."""
         return asdict(self) | {"rows": [asdict(row) for row in self.rows]}
@@ -95,3 +122,19 @@ class ExitEvaluation:
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure
+
+
+def _line(row: ExitRow) -> str:
+    """The cells of one exit."""
+    cells = (
+        str(row.exit_idx),
+        str(row.depth),
+        f"{row.loss:.4f}",
+        f"{row.perplexity:.5g}",
+        "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}",
+        f"{row.accuracy:.1%}",
+        f"{row.agreement:.1%}",
+        f"{row.expected_calibration_error:.3f}",
+        f"{row.flops_per_token:.2e}".replace("e+0", "e").replace("e+", "e"),
+    )
+    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))

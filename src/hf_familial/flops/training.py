@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
+from ..models.familial.config_checks import check_choice
 from .counting import counter
 from .forward import estimated
 from .lengths import LengthCounts
@@ -159,10 +160,7 @@ def approximate_training_flops(
 
     Reference: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(
-            f"`convention` must be one of {', '.join(CONVENTIONS)}, got {convention!r}."
-        )
+    check_choice("convention", convention, CONVENTIONS)
     if not tokens > 0:
         raise ValueError(f"`tokens` must be positive, got {tokens}.")
     size = getattr(family_parameters(model_or_config).family, convention)

@@ -16,6 +16,7 @@ from ..evaluation.evaluator import evaluation_mode
 from ..evaluation.reading import read_predictions
 from ..flops import measure_flops_per_token
 from ..models.familial import ConfidenceRelay, FamilialForCausalLM
+from ..models.familial.config_checks import check_choice
 from ..models.familial.contract import logit_ops
 from ..models.familial.losses import IGNORE_INDEX
 from ..models.familial.relay_policies import confidence
@@ -227,8 +228,7 @@ def _check(model: object, target: float, goal: str) -> None:
         raise TypeError(f"`model` must be a FamilialForCausalLM, got {type(model).__name__}.")
     if model.config.num_exits < 2:
         raise ValueError("a family of one exit has no thresholds: `model` must have two or more.")
-    if goal not in GOALS:
-        raise ValueError(f"`goal` must be one of {GOALS}, got {goal!r}.")
+    check_choice("goal", goal, GOALS)
     if not (0 < target <= 1 if goal == "agreement" else target >= 0):
         wanted = "between 0 and 1" if goal == "agreement" else "0 or more nats"
         raise ValueError(f"`target` must be {wanted} for `goal={goal!r}`, got {target}.")

@@ -1,8 +1,21 @@
 """Members of a family as checkpoints: export, the Hub, import."""
 
-from .export import ExportReport, export_exit, export_family
-from .plain import plain_config, plain_tensors
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+
+if TYPE_CHECKING:
+    from .export import ExportReport, export_exit, export_family
+    from .plain import plain_config, plain_tensors
+
+# imported when it is first asked for: sizes and places need no torch
+_LAZY = {
+    "export_exit": ".export",
+    "export_family": ".export",
+    "ExportReport": ".export",
+    "plain_config": ".plain",
+    "plain_tensors": ".plain",
+}
 
 __all__ = [
     "ExportReport",
@@ -11,3 +24,13 @@ __all__ = [
     "plain_config",
     "plain_tensors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

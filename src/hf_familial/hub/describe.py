@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .records import read_losses
 from .remote import HubUnavailableError
 from .source import ONCE, Source, StoredTensor, find_source
+from .table import text_of
 
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,10 @@ class FamilyDescription:
     dtype: str
     context: int
     exits: tuple[ExitDescription, ...]
+
+    def __str__(self) -> str:
+        """The table that `hf-familial describe` prints."""
+        return text_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain Python values, the exits as a list of dicts."""
@@ -207,8 +213,11 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, str):
         kind = getattr(torch, dtype.removeprefix("torch."), None)  # type: ignore[assignment]
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        near = get_close_matches(str(dtype), DTYPES, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"`dtype` must be a floating dtype of torch such as {', '.join(DTYPES)}, got {dtype!r}."
+            f"{hint}"
         )
     return kind
 

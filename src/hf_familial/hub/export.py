@@ -17,6 +17,7 @@ from transformers.utils.hub import convert_file_size_to_int
 
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.checkpoints import splits_by_segment
+from ..models.familial.config_checks import check_choice
 from ..models.familial.cuts import check_cut, cut_config, cut_names, find_layout, member_depth
 from .companions import companions
 from .dtypes import loaded_dtypes
@@ -70,8 +71,7 @@ class _How:
     overwrite: bool
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got {self.format!r}.")
+        check_choice("format", self.format, FORMATS)
         try:
             sound = convert_file_size_to_int(self.max_shard_size) > 0
         except ValueError:
@@ -327,8 +327,8 @@ def _dtype_code(dtype: str | torch.dtype | None) -> str | None:
     for code, known in FLOATS.items():
         if dtype in (known, _name(known)):
             return code
-    names = ", ".join(map(_name, FLOATS.values()))
-    raise ValueError(f"`dtype` must be one of {names}, got {dtype!r}.")
+    check_choice("dtype", dtype, map(_name, FLOATS.values()))
+    return None
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
+from ..models.familial.config_checks import check_choice
 from ..models.familial.cuts import check_cut
 from .cards import family_card, index_card, member_card
 from .client import Hub
@@ -126,8 +127,7 @@ def push_exits_to_hub(
     Example:
         >>> push_exits_to_hub("family", "me/family", exits=[0, -1], private=True)
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    check_choice("layout", layout, LAYOUTS)
     opened = _open(model_or_path, token)
     config = opened.config
     wanted = _resolve_exits(config, exits)

@@ -19,10 +19,11 @@ def read_losses(source: Source, config: FamilialConfig) -> list[float | None] | 
 
     Returns:
         `list[float | None]`: Nats per token, from the first of these files that holds them:
-        `members.json`, `trainer_state.json` (the last evaluation), `runs.jsonl` (the last run with
-        these exits). `None` if none does.
+        `members.json`, `exits.json` (what `examples/tune_exits.py` measured after tuning),
+        `trainer_state.json` (the last evaluation), `runs.jsonl` (the last run with these exits).
+        `None` if none does.
     """
-    for read in (_from_members, _from_trainer, _from_runs):
+    for read in (_from_members, _from_evaluation, _from_trainer, _from_runs):
         losses = read(source, config)
         if losses and len(losses) == config.num_exits and any(x is not None for x in losses):
             return [x if x is not None and math.isfinite(x) else None for x in losses]
@@ -34,6 +35,15 @@ def _from_members(source: Source, config: FamilialConfig) -> list[float | None]:
     rows = rows if isinstance(rows, list) else []
     depths = [row.get("depth") for row in rows if isinstance(row, dict)]
     return [row.get("eval_loss") for row in rows] if depths == config.exits else []
+
+
+def _from_evaluation(source: Source, config: FamilialConfig) -> list[float | None]:
+    found = source.read_json("exits.json")
+    found = found.get("after", found) if isinstance(found, dict) else {}
+    rows = found.get("rows", []) if isinstance(found, dict) else []
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    depths = [row.get("depth") for row in rows]
+    return [row.get("loss") for row in rows] if depths == config.exits else []
 
 
 def _from_trainer(source: Source, config: FamilialConfig) -> list[float | None]:

@@ -22,6 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..models.familial import FamilialConfig
 from ..models.familial.checkpoints import lies_in
+from ..paths import is_local, near_path, no_such_path
 from .remote import HubUnavailableError, Retry, request
 from .safetensors_io import FLOATS, CheckpointError, PickleCheckpointError, read_header
 
@@ -279,11 +280,15 @@ def find_source(
     try:
         validate_repo_id(name)
     except HFValidationError:
+        if near_path(name):
+            raise no_such_path(name, "folder") from None
         raise FileNotFoundError(
             f"there is no folder `{name}`, and the id of a repository looks like `user/name`."
         ) from None
-    if isinstance(path_or_repo, os.PathLike) or name.startswith((".", "~")):
-        raise FileNotFoundError(f"there is no folder `{name}`.")
+    # a revision says that it is on the Hub
+    local = is_local(name) and where.get("revision") is None
+    if isinstance(path_or_repo, os.PathLike) or name.startswith((".", "~")) or local:
+        raise no_such_path(name, "folder")
     if "/" in name and Path(name).parent.is_dir():
         # the client may try for half a minute before anything is said
         logger.warning("There is no folder `%s`; it is looked for on the Hub.", name)

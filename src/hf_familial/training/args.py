@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from ..models.familial import Distillation
+from ..models.familial.config_checks import check_choice
 from .schedules import SCHEDULES, SCHEMES, ExitSchedule, exit_weights
+
+
+# least, and what the value must stay below: the host finds out while it trains, or never
+RANGES: dict[str, tuple[float, float]] = {
+    "learning_rate": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "logging_steps": (0, math.inf),
+    "eval_steps": (0, math.inf),
+    "save_steps": (0, math.inf),
+    "eval_delay": (0, math.inf),
+    "num_train_epochs": (0, math.inf),
+    "per_device_train_batch_size": (1, math.inf),
+    "per_device_eval_batch_size": (1, math.inf),
+    "gradient_accumulation_steps": (1, math.inf),
+    "eval_accumulation_steps": (1, math.inf),
+    "dataloader_num_workers": (0, math.inf),
+    "save_total_limit": (0, math.inf),
+    "seed": (0, 2**32),
+    "data_seed": (0, 2**32),
+    "distillation_weight": (0, math.inf),
+}
+CHOICES: dict[str, list[str]] = {
+    "optim": [name.value for name in OptimizerNames],
+    "lr_scheduler_type": [name.value for name in SchedulerType],
+    "eval_strategy": [name.value for name in IntervalStrategy],
+    "logging_strategy": [name.value for name in IntervalStrategy],
+    "save_strategy": [name.value for name in SaveStrategy],
+}
 
 
 @dataclass
@@ -46,15 +85,20 @@ class FamilialTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before the host sets anything up."""
-        if self.distillation_weight < 0:
+        check_host_arguments(self)
+        if self.label_smoothing_factor:
             raise ValueError(
-                f"`distillation_weight` must be 0 or more, got {self.distillation_weight}."
+                "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit "
+                f"and leave the others out of the loss, got {self.label_smoothing_factor}."
             )
         if self.distillation_temperature <= 0:
             raise ValueError(
                 f"`distillation_temperature` must be positive, got {self.distillation_temperature}."
             )
-        ExitSchedule((1.0,), self.exit_schedule, fraction=self.exit_schedule_fraction)
+        scheme = self._scheme()
+        # that there is one number for each exit is seen with the model
+        count = 1 if isinstance(scheme, str) else len(scheme)
+        self.schedule(list(range(1, count + 1)), 0)
         super().__post_init__()
 
     def schedule(self, depths: list[int], total_steps: int) -> ExitSchedule:
@@ -70,11 +114,14 @@ class FamilialTrainingArguments(TrainingArguments):
         Raises:
             ValueError: If the weights do not fit the number of exits.
         """
-        scheme: str | list[float] = self.exit_weights
-        if isinstance(scheme, str) and scheme not in SCHEMES:
-            scheme = _numbers(scheme)
-        weights = exit_weights(scheme, depths)
+        weights = exit_weights(self._scheme(), depths)
         return ExitSchedule(weights, self.exit_schedule, total_steps, self.exit_schedule_fraction)
+
+    def _scheme(self) -> str | list[float]:
+        """Return the name of a scheme, or the numbers that `exit_weights` lists."""
+        scheme: str | list[float] = self.exit_weights
+        named = isinstance(scheme, str) and scheme in SCHEMES
+        return scheme if named else _numbers(scheme)
 
     def distillation(self) -> Distillation | None:
         """What the deepest exit teaches; `None` if nothing."""
@@ -83,12 +130,38 @@ class FamilialTrainingArguments(TrainingArguments):
         return Distillation(self.distillation_weight, self.distillation_temperature)
 
 
-def _numbers(text: str) -> list[float]:
-    """Numbers separated by commas."""
+def check_host_arguments(args: TrainingArguments) -> None:
+    """Check what the host's training arguments take as it is.
+
+    Args:
+        args (`TrainingArguments`): Before or after the host has set them up.
+
+    Raises:
+        ValueError: Naming the argument, its value, and what would be right.
+    """
+    for name, (least, below) in RANGES.items():
+        value = getattr(args, name, None)
+        if value is None:
+            continue
+        right = f"{least} or more" if below == math.inf else f"from {least} to less than {below}"
+        if isinstance(value, (bool, str)) or not least <= value < below:
+            raise ValueError(f"`{name}` must be a number, {right}, got {value!r}.")
+    for name, choices in CHOICES.items():
+        check_choice(name, getattr(args, name), choices)
+    reports = args.report_to if isinstance(args.report_to, list) else [args.report_to or "none"]
+    for name in reports:
+        check_choice("report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
+    for entry in fields(args):
+        value, named = getattr(args, entry.name), entry.metadata.get("choices")
+        if named and value is not None:
+            check_choice(entry.name, value, named)
+
+
+def _numbers(given: Any) -> list[float]:
+    """Read one number per exit: a list of them, or words separated by commas."""
+    parts = given.strip("[]() ").split(",") if isinstance(given, str) else given
     try:
-        return [float(part) for part in text.strip("[]()").split(",")]
-    except ValueError:
-        raise ValueError(
-            f"`exit_weights` must be one of {', '.join(SCHEMES)} or numbers separated by commas, "
-            f"got {text!r}."
-        ) from None
+        return [float(part) for part in parts]
+    except (TypeError, ValueError):
+        check_choice("exit_weights", given, [*SCHEMES, "numbers separated by commas"])
+        raise

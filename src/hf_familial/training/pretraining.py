@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from ..models.familial import FamilialForCausalLM
+from ..models.familial.config_checks import check_choice
 from .args import FamilialTrainingArguments
 from .data import DataArguments, PackedData
 from .trainer import FamilialTrainer
@@ -76,11 +77,8 @@ class PretrainingArguments(FamilialTrainingArguments):
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before the host sets anything up."""
-        if self.float32_matmul_precision not in (None, *PRECISIONS):
-            raise ValueError(
-                f"`float32_matmul_precision` must be one of {', '.join(PRECISIONS)}, got "
-                f"{self.float32_matmul_precision!r}."
-            )
+        if self.float32_matmul_precision is not None:
+            check_choice("float32_matmul_precision", self.float32_matmul_precision, PRECISIONS)
         super().__post_init__()
 
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..models.familial.config_checks import check_choice
+
 
 # Weight of an exit before normalisation, from its depth in layers.
 SCHEMES: Mapping[str, Callable[[int], float]] = {
@@ -38,11 +40,7 @@ def exit_weights(scheme: str | Sequence[float], depths: Sequence[int]) -> tuple[
         ValueError: If the scheme is unknown, or its numbers are not one per exit, or not weights.
     """
     if isinstance(scheme, str):
-        if scheme not in SCHEMES:
-            raise ValueError(
-                f"`exit_weights` must be one of {', '.join(SCHEMES)} or a list of numbers, got "
-                f"{scheme!r}."
-            )
+        check_choice("exit_weights", scheme, [*SCHEMES, "a list of numbers"])
         weights = [SCHEMES[scheme](depth) for depth in depths]
     else:
         weights = [float(weight) for weight in scheme]
@@ -87,10 +85,7 @@ class ExitSchedule:
     fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.kind not in SCHEDULES:
-            raise ValueError(
-                f"`exit_schedule` must be one of {', '.join(SCHEDULES)}, got {self.kind!r}."
-            )
+        check_choice("exit_schedule", self.kind, SCHEDULES)
         if not 0 < self.fraction <= 1:
             raise ValueError(f"`exit_schedule_fraction` must lie in (0, 1], got {self.fraction}.")
         if self.kind != "constant" and self.weights[-1] == 0:

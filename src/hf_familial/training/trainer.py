@@ -48,7 +48,7 @@ class FamilialTrainer(Trainer):
 
     Raises:
         ValueError: If label smoothing is asked for, which would bypass the loss of all exits but
-            one.
+            one, or if `exit_weights` does not hold one number for each exit.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -64,6 +64,8 @@ class FamilialTrainer(Trainer):
                 "The family was never saved, so its adapters do not name a base to load them on. "
                 "To name it, save the family, load it from there and add the adapters to that."
             )
+        if isinstance(self.args, FamilialTrainingArguments):
+            self.args.schedule(self.model.config.exits, 0)  # one weight for each exit
         # `None` where progress bars are switched off
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ExitProgressCallback)
@@ -201,6 +203,15 @@ class FamilialTrainer(Trainer):
                     f"{before!r}; this model has {now!r}. Resume with the exits of the checkpoint, "
                     "or start a new training from its weights."
                 )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in the host; the losses of the last evaluation go along, in `trainer_state.json`."""
+        super().save_model(output_dir, _internal_call)
+        # a checkpoint gets its state from the host
+        measured = any("eval_exit_0_loss" in row for row in self.state.log_history)
+        if measured and self.args.should_save and not _internal_call:
+            folder = Path(output_dir or self.args.output_dir)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """FLOPs of forward and backward, every exit and head counted, of what learns."""

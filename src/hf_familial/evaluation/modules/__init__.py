@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ...models.familial.config_checks import check_choice
+
 
 def metric_path(name: str) -> str:
     """Where the package keeps a module of the `evaluate` library.
@@ -23,8 +25,7 @@ def metric_path(name: str) -> str:
     """
     root = Path(__file__).parent
     known = sorted(path.stem for path in root.glob("*/*.py") if path.stem == path.parent.name)
-    if name not in known:
-        raise ValueError(f"`name` must be one of {', '.join(known)}, got {name!r}.")
+    check_choice("name", name, known)
     return str(root / name)
 
 

@@ -130,6 +130,12 @@ class BackboneTemplate:
                 enough.
         """
         low, high = 1, max(1, round((size / (12 * self.aspect**2)) ** (1 / 3)))
+        if high > 2 * MAX_DEPTH:  # not even counted: that alone would take minutes
+            raise DesignError(
+                f"`sizes` must be reachable: {size:.4g} parameters would take some {high:,} layers "
+                f"at `aspect` {self.aspect:g}; raise `aspect`, or give fewer parameters.",
+                "sizes",
+            )
         while count(self.width(high), high) < size:
             low, high = high, 2 * high
             if high > MAX_DEPTH:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from ...flops import family_parameters, training_flops_per_token
 from ...models.familial import FamilialConfig, evenly_spaced_exits
 from .backbones import read_size
@@ -163,8 +165,9 @@ def family_config(
         text_config = design.backbone.text_config(fields)
         family = FamilialConfig(text_config=text_config, exits=exits, **exit_fields(design))
         family_parameters(family)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
         raise DesignError(
-            f"`backbone` of {width}x{depth} cannot be built: {error}", "backbone"
+            f"`backbone` of {width}x{depth} cannot be built: {reason}", "backbone"
         ) from error
     return fields, family

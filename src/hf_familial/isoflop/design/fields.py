@@ -27,10 +27,13 @@ class DesignError(ValueError):
 def near(name: object, known: Iterable[str]) -> str:
     """`; did you mean ...?` for a name close to a known one, else the known ones."""
     known = sorted(known)
-    close = get_close_matches(str(name), known, n=2)
-    if close:
-        return f"; did you mean {' or '.join(f'`{c}`' for c in close)}?"
-    return f"; known are {', '.join(f'`{k}`' for k in known)}."
+    return nearest(name, known) or f"; known are {', '.join(f'`{k}`' for k in known)}."
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """`; did you mean ...?` for a name close to a known one, else nothing."""
+    close = get_close_matches(str(name), list(known), n=2)
+    return f"; did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
 
 
 def read(cls: type, row: Any, where: str = "") -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
@@ -13,8 +12,9 @@ import yaml  # type: ignore[import-untyped]
 from ...flops import CONVENTIONS
 from .backbones import BackboneTemplate, read_size
 from .cells import EVEN, plan_runs
-from .fields import DesignError, check_fields, near, plain, read
+from .fields import DesignError, check_fields, near, nearest, plain, read
 from .plans import Refusal, RefusedRunsError, RunPlan
+from .reading import parse, read_file
 from .rules import ExpectedLaw, Fixed, Measured, StepLaw, positive, read_rule
 
 
@@ -94,6 +94,11 @@ class IsoFlopDesign:
         for name in ("budgets", "granularities", "seeds"):
             self._check_different(name, getattr(self, name))
         self._check_sizes()
+        most = {"budgets": 1e30, "vocab_size": 2**31, "seq_length": 2**31, "seeds": 2**32}
+        for name, limit in most.items():
+            value = getattr(self, name)
+            if (largest := max(value) if isinstance(value, tuple) else value) >= limit:
+                raise DesignError(f"`{name}` must be less than {limit:,}, got {largest}.", name)
         if 1 not in self.granularities:
             raise DesignError(
                 "`granularities` must hold 1, the dense model that the others are compared with, "
@@ -107,10 +112,10 @@ class IsoFlopDesign:
             hint = near(self.counting, CONVENTIONS)
             raise DesignError(f"`counting` {self.counting!r} is unknown{hint}", "counting")
         for name, choices in (("exit_norm", ("own", "shared")), ("exit_head", ("shared", "own"))):
-            if getattr(self, name) not in choices:
-                raise DesignError(
-                    f"`{name}` must be {' or '.join(choices)}, got {getattr(self, name)!r}.", name
-                )
+            if (value := getattr(self, name)) not in choices:
+                hint = nearest(value, choices) or "."
+                right = " or ".join(choices)
+                raise DesignError(f"`{name}` must be {right}, got {value!r}{hint}", name)
         self._check_placement()
 
     @property
@@ -143,7 +148,12 @@ class IsoFlopDesign:
         if self.placement == EVEN:
             return
         shares = self.placement
-        wrong = isinstance(shares, str) or not all(0 < share < 1 for share in shares)
+        if isinstance(shares, str):
+            hint = nearest(shares, [EVEN]) or "."
+            raise DesignError(
+                f"`placement` must be `even` or a list of shares, got {shares!r}{hint}", "placement"
+            )
+        wrong = not all(0 < share < 1 for share in shares)
         if wrong or len(set(shares)) < len(shares) or len(shares) < max(self.granularities) - 1:
             raise DesignError(
                 "`placement` must be `even`, or different shares of the depth between 0 and 1, one "
@@ -197,7 +207,10 @@ class IsoFlopDesign:
         Raises:
             DesignError: If a field is unknown, missing or wrong.
         """
-        return read(cls, row)
+        try:
+            return read(cls, row)
+        except RecursionError:
+            raise DesignError("a design has lists or mappings nested too deep.") from None
 
     @classmethod
     def from_yaml(cls, source: str | os.PathLike[str]) -> IsoFlopDesign:
@@ -210,27 +223,13 @@ class IsoFlopDesign:
             DesignError: If it is not YAML, or a field is unknown, missing or wrong.
             OSError: If it cannot be read.
         """
-        return cls.parse(Path(source).read_text(encoding="utf-8"))
+        return cls.from_dict(read_file(source))
 
     @classmethod
     def parse(cls, text: str) -> IsoFlopDesign:
         """Read a design from YAML text; errors as in `from_yaml`."""
-        try:
-            return cls.from_dict(yaml.load(text, _OnceLoader))
-        except yaml.YAMLError as error:
-            raise DesignError(f"a design must be YAML: {error}") from None
+        return cls.from_dict(parse(text))
 
     def to_yaml(self) -> str:
         """The design as YAML, every field written out."""
         return yaml.safe_dump(plain(self), sort_keys=False)
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """YAML in which a field stands once."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise DesignError(f"`{twice[0]}` stands twice.", str(twice[0]))
-        return super().construct_mapping(node, deep)

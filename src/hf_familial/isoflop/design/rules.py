@@ -141,7 +141,7 @@ def read_rule(row: Any) -> Fixed | StepLaw | Measured:
     rule: Any = row
     if not isinstance(row, tuple(RULES.values())):
         kind = row.get("kind") if isinstance(row, dict) else row
-        if kind not in RULES:
+        if not isinstance(kind, str) or kind not in RULES:
             hint = near(kind, RULES)
             raise DesignError(f"`rule.kind` {kind!r} is unknown{hint}", "rule.kind")
         rule = read(RULES[kind], row if isinstance(row, dict) else {}, "rule")

@@ -15,7 +15,7 @@ from ...runs import RunRecord
 from ..design.fields import DesignError
 from ..design.grid import IsoFlopDesign
 from ..design.plans import RunPlan, content_id
-from .arguments import run_arguments
+from .arguments import check_design, run_arguments
 from .corpora import corpus
 from .display import Display
 from .executors import Executor, LocalExecutor
@@ -107,6 +107,7 @@ class Sweep:
             RunRecordError: If a line of runs.jsonl is wrong.
             OSError: If the folder cannot be read or written.
         """
+        check_design(self.design)
         plans, folder = self.design.runs(), SweepFolder(self.folder)
         check_arguments(plans, self.processes)
         start = time.monotonic()

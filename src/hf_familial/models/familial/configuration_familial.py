@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import is_dataclass
-from numbers import Integral
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.versions import require_version
+
+from .config_checks import MAX_LAYERS, check_choice, check_exits, check_layers, is_int, plain
+from .families import REFUSED, VERIFIED, refusal
 
 
 try:
@@ -21,9 +26,6 @@ except ImportError:  # before transformers 5.20
 # count the embedding, and `DummyLayer`, of this version on.
 TRANSFORMERS = "5.23"
 
-# The most layers, private ones counted: a config may come from anywhere, and building it takes time
-# for every layer. The deepest decoders of transformers have some 130.
-MAX_LAYERS = 4096
 
 EXIT_NORMS = ("own", "shared")
 EXIT_HEADS = ("shared", "own")
@@ -53,7 +55,7 @@ def evenly_spaced_exits(num_hidden_layers: int, num_exits: int) -> list[int]:
         >>> evenly_spaced_exits(28, 4)
         [7, 14, 21, 28]
     """
-    if not _is_int(num_exits):
+    if not is_int(num_exits):
         raise ValueError(f"`num_exits` must be an integer, got {num_exits!r}.")
     if not 1 <= num_exits <= num_hidden_layers:
         raise ValueError(
@@ -192,7 +194,13 @@ class FamilialConfig(PreTrainedConfig):
                 f"{sorted(self.text_config)}. Add for example `model_type='llama'`."
             )
         if isinstance(self.text_config, dict):
+            check_model_type(self.text_config["model_type"])
             check_layers(self.text_config)
+        for name in kwargs:
+            own = ("exits", "exit_norm", "exit_head", "num_exit_layers", "default_exit")
+            near = ["exits"] if name == "num_exits" else get_close_matches(name, own, 1, 0.75)
+            if near:
+                raise ValueError(f"`{name}` is no field of a family; did you mean `{near[0]}`?")
         if SubConfigSpec is None and not isinstance(self.text_config, PreTrainedConfig):
             fields = {"model_type": "llama"} | (self.text_config or {})
             self.text_config = AutoConfig.for_model(**fields)
@@ -213,7 +221,7 @@ class FamilialConfig(PreTrainedConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As in the host; numbers of numpy or torch become Python's, which JSON can hold."""
-        value = [_plain(item) for item in value] if isinstance(value, list) else _plain(value)
+        value = [plain(item) for item in value] if isinstance(value, list) else plain(value)
         super().__setattr__(name, value)
 
     def check(self) -> None:
@@ -228,7 +236,7 @@ class FamilialConfig(PreTrainedConfig):
         self.exits = list(self.exits)  # a depth may have been changed in place
         depth = self.num_hidden_layers
         check_exits(self.exits, depth)
-        if not _is_int(self.num_exit_layers) or not 0 <= self.num_exit_layers <= depth:
+        if not is_int(self.num_exit_layers) or not 0 <= self.num_exit_layers <= depth:
             raise ValueError(
                 "`num_exit_layers` must be an integer of 0 or more, and at most the number of the "
                 f"backbone's layers ({depth}), got {self.num_exit_layers!r}."
@@ -239,10 +247,10 @@ class FamilialConfig(PreTrainedConfig):
                 f"a family has {MAX_LAYERS} layers at most, got {depth} and "
                 f"{private} private ones: choose fewer exits or a smaller `num_exit_layers`."
             )
-        _check_choice("exit_norm", self.exit_norm, EXIT_NORMS)
-        _check_choice("exit_head", self.exit_head, EXIT_HEADS)
+        check_choice("exit_norm", self.exit_norm, EXIT_NORMS)
+        check_choice("exit_head", self.exit_head, EXIT_HEADS)
         if (
-            not _is_int(self.default_exit)
+            not is_int(self.default_exit)
             or not -self.num_exits <= self.default_exit < self.num_exits
         ):
             raise ValueError(
@@ -264,6 +272,16 @@ class FamilialConfig(PreTrainedConfig):
                 f"`{text_config.model_type}` is a composite of several models; pass the config of "
                 f"its language model (`{inner}`) as `text_config`."
             )
+        kind = text_config.model_type
+        if kind in REFUSED:
+            raise refusal(kind, REFUSED[kind])
+        # a stranger may be a decoder; of its own types the host says which are
+        known = kind in CONFIG_MAPPING_NAMES and not kind.endswith("_text")
+        encoder = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
+            getattr(text_config, "is_decoder", True) is False
+        )
+        if known and encoder and kind not in VERIFIED:
+            raise refusal(kind, "it is not a decoder-only language model")
 
     @property
     def num_exits(self) -> int:
@@ -285,7 +303,7 @@ class FamilialConfig(PreTrainedConfig):
         """
         if exit_idx is None:
             exit_idx = self.default_exit
-        if not _is_int(exit_idx):
+        if not is_int(exit_idx):
             raise TypeError(f"`exit_idx` must be an integer, got {exit_idx!r}.")
         if not -self.num_exits <= exit_idx < self.num_exits:
             raise IndexError(
@@ -315,48 +333,6 @@ class FamilialConfig(PreTrainedConfig):
         return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
 
 
-def check_exits(exits: Sequence[int], num_hidden_layers: int) -> None:
-    """Check the depths of the exits.
-
-    Args:
-        exits (`Sequence[int]`): Depths, in layers.
-        num_hidden_layers (`int`): Depth of the backbone.
-
-    Raises:
-        ValueError: If `exits` is empty, not made of integers, not strictly increasing, below 1, or
-            does not end at `num_hidden_layers`.
-    """
-    right = (
-        f"strictly increasing depths from 1 up, ending at `num_hidden_layers` ({num_hidden_layers})"
-    )
-    if not exits:
-        raise ValueError(f"`exits` must be {right}, got none.")
-    wrong = [depth for depth in exits if not _is_int(depth)]
-    if wrong:
-        raise ValueError(f"`exits` must be integers, {right}, got {wrong[0]!r} in {list(exits)}.")
-    increasing = all(a < b for a, b in zip(exits, exits[1:], strict=False))
-    if exits[0] < 1 or not increasing or exits[-1] != num_hidden_layers:
-        raise ValueError(f"`exits` must be {right}, got {list(exits)}.")
-
-
-def check_layers(text_config: Mapping[str, Any]) -> None:
-    """Check that a backbone has so many layers as can be built, before anything counts them.
-
-    Args:
-        text_config (`Mapping[str, Any]`): Fields of its config.
-
-    Raises:
-        ValueError: If it has more than `MAX_LAYERS`.
-    """
-    model_type = text_config.get("model_type")
-    known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
-    name = getattr(known, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
-    for field in {name, "num_hidden_layers"}:
-        count = text_config.get(field, 0)
-        if _is_int(count) and count > MAX_LAYERS:
-            raise ValueError(f"`{field}` must be {MAX_LAYERS} at most, got {count}.")
-
-
 def check_transformers() -> None:
     """Check that the models can run here.
 
@@ -371,17 +347,21 @@ def check_transformers() -> None:
     require_version(f"transformers>={TRANSFORMERS}", hint)
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
+def check_model_type(model_type: object) -> None:
+    """Check that transformers knows an architecture.
+
+    Raises:
+        ValueError: If it does not, with the nearest names that can be a backbone.
+    """
+    if model_type not in CONFIG_MAPPING:
+        close = get_close_matches(str(model_type).lower(), sorted(VERIFIED), 3)
+        near = f"did you mean {' or '.join(close)}?" if close else "llama or qwen3, for example."
+        raise ValueError(f"`model_type` {model_type!r} is unknown to transformers; {near}")
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
-
-
-__all__ = ["FamilialConfig", "check_exits", "check_transformers", "evenly_spaced_exits"]
+__all__ = [
+    "FamilialConfig",
+    "check_model_type",
+    "check_transformers",
+    "evenly_spaced_exits",
+]

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedModel
 
-from .families import ONCE, REFUSED, ROWS, Row
+from .families import ONCE, REFUSED, ROWS, Row, refusal
 
 
 # Names that hosts give to the list of layers and to the final norm, most common first.
@@ -218,15 +218,6 @@ def can_tie(text_config: Any) -> bool:
     """
     host = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text_config), None)
     return bool(getattr(host, "_tied_weights_keys", True))
-
-
-def refusal(model_type: str, reason: str) -> ValueError:
-    """The error for a backbone that cannot be right: its name, the reason, what is supported."""
-    return ValueError(
-        f"`{model_type}` cannot be the backbone of a family: {reason}. Supported are decoder-only "
-        "language models with one list of layers and a final norm, such as llama, qwen3, "
-        "gemma3_text, mixtral or gpt2; docs/backbones.md lists all that were tried."
-    )
 
 
 def _is_layer_list(owner: nn.Module, name: str, config: Any) -> bool:

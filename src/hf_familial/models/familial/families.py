@@ -168,3 +168,12 @@ REFUSED: Mapping[str, str] = {
     "xlm": "its layers are lists of parts, not decoder layers",
     "xlnet": "its final state is not read through a norm, and its memory is not a cache",
 }
+
+
+def refusal(model_type: str, reason: str) -> ValueError:
+    """The error for a backbone that cannot be right: its name, the reason, what is supported."""
+    return ValueError(
+        f"`{model_type}` cannot be the backbone of a family: {reason}. Supported are decoder-only "
+        "language models with one list of layers and a final norm, such as llama, qwen3, "
+        "gemma3_text, mixtral or gpt2; docs/backbones.md lists all that were tried."
+    )

@@ -113,6 +113,26 @@ class RelayStats:
         """`float`: Share of the plain FLOPs that were not spent; negative if more were."""
         return 1 - self.flops / self.plain_flops
 
+    @property
+    def note(self) -> str:
+        """`str`: What to do where more FLOPs were spent than plain text takes; else empty."""
+        if self.flops <= self.plain_flops:
+            return ""
+        cause = f"{self.acceptance:.0%} of the drafts were accepted" if self.drafted else "no gain"
+        return (
+            f"more FLOPs than plain text, {self.flops / self.plain_flops:.2f} times ({cause}): "
+            "train the early exits further, draft from another exit, or draft fewer tokens"
+        )
+
+    def __str__(self) -> str:
+        drafts = f"; {self.accepted} of {self.drafted} drafts accepted" if self.drafted else ""
+        note = self.note or f"{self.flops / self.plain_flops:.2f} times the FLOPs of plain text"
+        return (
+            f"{self.token_exits.shape[1]} tokens of {self.token_exits.shape[0]} rows in "
+            f"{self.rounds} rounds{drafts}; {self.layer_passes:,} layer passes, plain text "
+            f"{self.plain_layer_passes:,}; {note}"
+        )
+
 
 @dataclass
 class RelayOutput(GenerateDecoderOnlyOutput):

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .config_checks import check_choice
+
 
 def _max_prob(logits: torch.Tensor) -> torch.Tensor:
     return logits.softmax(-1).amax(-1)
@@ -54,8 +56,7 @@ def confidence(logits: torch.Tensor, measure: str) -> torch.Tensor:
 
     Reference: Schuster et al., arXiv:2207.07061, section 3.5 (the first two).
     """
-    if measure not in MEASURES:
-        raise ValueError(f"`measure` must be one of {sorted(MEASURES)}, got {measure!r}.")
+    check_choice("measure", measure, sorted(MEASURES))
     return MEASURES[measure](logits)
 
 

@@ -116,13 +116,25 @@ def _from_stdlib(args: DataArguments) -> Corpus:
     )
 
 
-def _stdlib_sources(root: Path) -> Iterator[tuple[str, str]]:
+def stdlib_files(root: Path) -> Iterator[Path]:
+    """Find the source files of Python's standard library.
+
+    Args:
+        root (`pathlib.Path`): Its folder.
+
+    Yields:
+        `pathlib.Path`: Each file, installed packages aside.
+    """
     for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        if {"site-packages", "dist-packages", "__pycache__"}.intersection(relative.parts):
-            continue
+        parts = path.relative_to(root).parts
+        if not {"site-packages", "dist-packages", "__pycache__"}.intersection(parts):
+            yield path
+
+
+def _stdlib_sources(root: Path) -> Iterator[tuple[str, str]]:
+    for path in stdlib_files(root):
         try:
-            yield relative.as_posix(), path.read_bytes().decode()
+            yield path.relative_to(root).as_posix(), path.read_bytes().decode()
         except (UnicodeDecodeError, OSError):
             # a few of the library's own tests are written in other encodings on purpose
             continue
@@ -140,6 +152,8 @@ def _split(documents: Documents, args: DataArguments) -> tuple[Documents, Docume
 
 def _split_by_lines(text: str, eval_fraction: float) -> tuple[Dataset, Dataset]:
     """One document as two: what stands before the end of a line, and what is held out after it."""
+    if not text.strip():
+        raise EmptyCorpusError("A corpus must hold text, got one document, which is empty.")
     last = min(round(len(text) * (1 - eval_fraction)), len(text) - 1)
     # the nearest line end before the place asked for, or the first behind it
     cut = text.rfind("\n", 0, max(0, last)) + 1 or text.find("\n") + 1

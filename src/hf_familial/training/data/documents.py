@@ -5,6 +5,7 @@ import gzip
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from ...paths import near_path
 from .arguments import (
     DataArguments,
     DataError,
@@ -61,7 +63,7 @@ def read_files(names: list[str], args: DataArguments) -> Documents:
         MissingColumnError: If a table has no `args.text_column`.
     """
     by_format: dict[str, list[str]] = {"text": [], "json": [], "parquet": []}
-    for path in _find_files(names):
+    for path in find_files(names):
         by_format[_format_of(path)].append(str(path.resolve()))
     parts = [_read_format(name, paths, args) for name, paths in by_format.items() if paths]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
@@ -86,7 +88,7 @@ def as_documents(dataset: Documents, text_column: str, origin: str) -> Documents
     if text_column not in types:
         raise MissingColumnError(
             f"`text_column` must name a column of {origin}, got {text_column!r}; "
-            f"its columns are {sorted(types)}."
+            f"its columns are {sorted(types)}.{_hint(text_column, types)}"
         )
     if types[text_column] not in {"str", "string", "large_string", "null"}:
         raise MissingColumnError(
@@ -97,6 +99,11 @@ def as_documents(dataset: Documents, text_column: str, origin: str) -> Documents
     if text_column != "text":
         dataset = dataset.rename_column(text_column, "text")
     return dataset.cast(TEXT_FEATURES) if dataset.features != TEXT_FEATURES else dataset
+
+
+def _hint(text_column: str, types: Iterable[str]) -> str:
+    near = get_close_matches(text_column, list(types), 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def iter_texts(documents: Documents, batch_size: int = 1) -> Iterator[list[str]]:
@@ -113,7 +120,19 @@ def iter_texts(documents: Documents, batch_size: int = 1) -> Iterator[list[str]]
         yield [text for text in batch["text"] if text is not None]
 
 
-def _find_files(names: list[str]) -> Iterator[Path]:
+def find_files(names: list[str]) -> Iterator[Path]:
+    """Find the files that names of files and folders stand for; nothing is read.
+
+    Args:
+        names (`list[str]`): Files and folders.
+
+    Yields:
+        `pathlib.Path`: Each file; of folders those of a known type, in sorted order.
+
+    Raises:
+        FileNotFoundError: If a name does not exist.
+        EmptyCorpusError: If a folder holds no file that can be read.
+    """
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -121,7 +140,12 @@ def _find_files(names: list[str]) -> Iterator[Path]:
         elif path.is_file():
             yield path
         else:
-            raise FileNotFoundError(f"`train_files` and `eval_files` must exist, got {name!r}.")
+            near = near_path(name)
+            hint = f" Did you mean {near!r}?" if near else ""
+            hint = hint or (" Several are separated by spaces." if "," in name else "")
+            raise FileNotFoundError(
+                f"`train_files` and `eval_files` must exist, got {name!r}.{hint}"
+            )
 
 
 def _files_of(folder: Path) -> Iterable[Path]:

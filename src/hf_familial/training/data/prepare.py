@@ -2,14 +2,16 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .arguments import DataArguments
+from ...paths import check_model_place, check_output_folder, is_local, no_such_path
+from .arguments import DataArguments, DataError
 from .cache import resolve_cache_dir
 from .corpus import load_corpus
-from .documents import Documents
+from .documents import Documents, find_files
 from .packing import pack_documents
 from .tokenization import load_or_train_tokenizer
 
@@ -66,6 +68,8 @@ def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBa
         EmptyCorpusError: If a split has no document or does not fill one block.
         DataError: If a file is damaged or not UTF-8.
     """
+    check_places(args)
+    logger.info("Preparing the text, which is kept for the next run; the first time takes a while.")
     corpus = load_corpus(args)
     tokenizer = load_or_train_tokenizer(corpus, args)
     cache_dir = resolve_cache_dir(args.cache_dir)
@@ -94,6 +98,30 @@ def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBa
     )
     _report(data)
     return data, tokenizer
+
+
+def check_places(args: DataArguments) -> None:
+    """Check every place that the arguments name, before anything is read or downloaded.
+
+    Args:
+        args (`DataArguments`): What the user chose.
+
+    Raises:
+        FileNotFoundError: If a file, a folder or a tokenizer does not exist.
+        EmptyCorpusError: If a folder holds no file that can be read.
+        OSError: If the cache cannot be written.
+    """
+    for names in (args.train_files, args.eval_files):
+        for _ in find_files(names or []):
+            pass
+    if args.tokenizer_name is not None:
+        check_model_place("tokenizer_name", args.tokenizer_name)
+    name = args.dataset_name
+    if name is not None and Path(name).is_file():
+        raise DataError(f"`dataset_name` {name!r} is a file: give it as `train_files`.")
+    if name is not None and not Path(name).exists() and is_local(name):
+        raise FileNotFoundError(f"`dataset_name`: {no_such_path(name, 'folder')}")
+    check_output_folder("cache_dir", resolve_cache_dir(args.cache_dir))
 
 
 def _report(data: PackedData) -> None:

@@ -1,5 +1,6 @@
 """The tokenizer: a pretrained one, or a byte-level BPE trained on the corpus and kept."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from .documents import Documents, iter_texts
 
 
 END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|pad|>"
+# a byte that no text in UTF-8 holds: its place in the vocabulary is free for the padding token
+UNUSED_BYTE = "\u00ff"
 
 # enough for merges of thousands of tokens to settle, and two seconds of training
 SAMPLE_BYTES = 8_000_000
 
 # part of the cache's key: raise it when the recipe below changes
-RECIPE = "byte-level-bpe-1"
+RECIPE = "byte-level-bpe-2"
 
 
 def load_or_train_tokenizer(corpus: Corpus, args: DataArguments) -> PreTrainedTokenizerBase:
@@ -35,8 +39,8 @@ def load_or_train_tokenizer(corpus: Corpus, args: DataArguments) -> PreTrainedTo
 
     Returns:
         `transformers.PreTrainedTokenizerBase` with an end-of-text token, which also begins a
-        text; a trained one has no padding token. A tiny corpus gives fewer than `vocab_size`
-        tokens.
+        text; a trained one also has a padding token, which no text holds. A tiny corpus gives
+        fewer than `vocab_size` tokens.
 
     Raises:
         TokenizerError: If the tokenizer has no `eos_token`.
@@ -171,9 +175,13 @@ def _train(sample: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(sample, trainer)
+    state = json.loads(backend.to_str())
+    vocab = state["model"]["vocab"]
+    vocab[PADDING] = vocab.pop(UNUSED_BYTE)
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
+        pad_token=PADDING,
         clean_up_tokenization_spaces=False,
     )
