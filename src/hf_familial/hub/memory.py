@@ -32,6 +32,7 @@ def merged_family(model: Any) -> Any:
     Raises:
         ValueError: If the adapters cannot be merged.
     """
+    model = getattr(model, "_orig_mod", model)  # of `torch.compile`
     wrapped = hasattr(model, "get_base_model")
     family = model.get_base_model() if wrapped else model
     if not isinstance(family, FamilialForCausalLM):
