@@ -24,6 +24,7 @@ HEADER = f"""# Command line
 Every command of `{PROGRAM}`, made by `python scripts/list_commands.py` from the commands
 themselves. `{PROGRAM} COMMAND --help` says the same in a terminal. What a user can get wrong ends
 in one line and exit code 1, a wrong option in exit code 2.
+`HF_FAMILIAL_TRACEBACK=1` in the environment shows where an error was raised.
 """
 
 

@@ -206,8 +206,9 @@ def loading(option: str, place: str) -> Iterator[None]:
 
 
 def console() -> Console:
-    """Where tables go: as wide as the terminal, 100 columns where there is none."""
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    """Where tables go: as wide as the terminal or `COLUMNS`, 100 columns where there is neither."""
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else 100, highlight=False)
 
 
 def progress(items: Sequence[Item], name: str) -> Iterable[Item]:

@@ -153,7 +153,7 @@ def test_every_page_is_named_and_found_by_the_search(site, pages):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "theme"), [(390, "dark"), (1280, "light")])
+@pytest.mark.parametrize(("width", "theme"), [(320, "light"), (390, "dark"), (1280, "light")])
 def test_the_pages_in_a_browser(site, pages, tmp_path, width, theme):
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     chromium = next(filter(None, map(shutil.which, names)), None)

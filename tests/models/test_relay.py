@@ -25,6 +25,7 @@ from hf_familial import (
     HandoffRelay,
     RelayOutput,
     RelayPolicy,
+    RelayStats,
     SpeculativeRelay,
     relay_decode,
 )
@@ -692,3 +693,23 @@ def test_confidence_lies_between_0_and_1(measure):
     assert confidence(even, measure) == pytest.approx(0.1 if measure == "max_prob" else 0, abs=1e-6)
     masked = torch.tensor([0.0, 0.0, float("-inf")])
     assert 0 <= confidence(masked, measure) <= 1
+
+
+@pytest.mark.parametrize(("flops", "noted"), [(150.0, True), (100.0, False), (40.0, False)])
+def test_stats_say_when_a_relay_costs_more_than_plain_text(flops, noted):
+    stats = RelayStats(
+        token_exits=torch.zeros(1, 8, dtype=torch.long),
+        exits=(0, 2),
+        positions=(8, 8),
+        layer_passes=30,
+        plain_layer_passes=32,
+        flops=flops,
+        plain_flops=100.0,
+        rounds=6,
+        drafted=10,
+        accepted=2,
+        seconds=1.0,
+    )
+    assert bool(stats.note) == noted
+    assert ("more FLOPs than plain text, 1.50 times (20% of the drafts" in str(stats)) == noted
+    assert str(stats).startswith("8 tokens of 1 rows in 6 rounds; 2 of 10 drafts accepted")

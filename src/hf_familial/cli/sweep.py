@@ -240,7 +240,8 @@ def print_states(states: tuple[RunState, ...]) -> None:
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
     for name in ("id", "C", "size", "G", "seed", "state", "steps", "loss"):
-        table.add_column(name, no_wrap=True)
+        # losses of many exits go on in the next line
+        table.add_column(name, no_wrap=name != "loss")
     for state in states:
         table.add_row(*cells_of(state))
     console.print(table)
