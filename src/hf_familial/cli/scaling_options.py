@@ -105,19 +105,19 @@ def fit_or_law(name: str) -> Fit | Known:
 
 
 def is_file(name: str) -> bool:
-    """Whether a word names a file of a fit, and no law."""
+    """Return whether a word names a file of a fit rather than a law."""
     return Path(name).exists() or name.endswith(".json") or "/" in name
 
 
 def facts_of(name: str) -> Facts | None:
-    """What the runs of a fit in a file tell; nothing of a law with its published values."""
+    """Read the facts of the runs from a fit's file; a law with published values has none."""
     from ..scaling.report.study import read_study
 
     return read_study(name).origin.facts if is_file(name) else None
 
 
 def head_cost(facts: Facts | None, vocab: int | None) -> HeadFlops:
-    """What a run costs with its heads: as the runs of a fit counted it, where they tell."""
+    """Return the cost of a run, heads included, counted as the fitted runs counted it."""
     from ..scaling.optima.flop_models import HeadFlops
 
     known = facts.cost(vocab) if facts is not None else None
@@ -125,7 +125,7 @@ def head_cost(facts: Facts | None, vocab: int | None) -> HeadFlops:
 
 
 def cost_words(facts: Facts | None, cost: HeadFlops | None) -> str:
-    """How a plan counts FLOPs, in one line."""
+    """Describe in one line how a plan counts FLOPs."""
     if cost is None:
         return "FLOPs by C = 6ND."
     own = facts is not None and facts.vocab_size == cost.vocab

@@ -1,4 +1,4 @@
-"""What a member takes along besides config and weights: tokenizer, generation config, licence."""
+"""Files that go along with a member: tokenizer, generation config, licence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def companions(folder: Path) -> list[Path]:
 
 
 def holds_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds the files of a tokenizer."""
+    """Return whether a folder holds the files of a tokenizer."""
     return any(path.is_file() for pattern in TOKENIZERS for path in folder.glob(pattern))
 
 

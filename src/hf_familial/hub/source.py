@@ -124,7 +124,7 @@ class Source:
             return None
 
     def cached(self) -> Source | None:
-        """What the client's cache holds of the repository, as a folder; `None` if nothing."""
+        """Return the folder of the repository in the client's cache, or `None`."""
         try:
             found = snapshot_download(self.name, revision=self.revision, local_files_only=True)
         except LocalEntryNotFoundError:

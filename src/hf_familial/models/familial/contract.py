@@ -208,7 +208,7 @@ def logit_ops(config: Any) -> tuple[tuple[str, float], ...]:
 
 
 def can_tie(text_config: Any) -> bool:
-    """Whether the host's causal LM can tie its head: the switch in a config does nothing in some.
+    """Return whether the host can tie its head: in some hosts the config's switch does nothing.
 
     Args:
         text_config (`PreTrainedConfig`): Config of the backbone.

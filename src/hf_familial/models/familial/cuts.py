@@ -115,7 +115,7 @@ def find_layout(text_config: Any) -> Layout:
 
 
 def _is_routed(decoder: Any) -> bool:
-    """Whether a host's decoder has modules whose outputs it records as router logits."""
+    """Return whether a host's decoder records router logits."""
     recorders = (getattr(decoder, "_can_record_outputs", None) or {}).get("router_logits", ())
     recorders = recorders if isinstance(recorders, (list, tuple)) else (recorders,)
     kinds: Any = tuple(getattr(recorder, "target_class", recorder) for recorder in recorders)
@@ -135,7 +135,7 @@ def reads_embedding(config: FamilialConfig, exit_idx: int) -> bool:
 
 
 def _says_tied(config: FamilialConfig, exit_idx: int) -> bool:
-    """What the config of a member says, also where its host never ties."""
+    """Return whether the config of a member says tied, also where its host never ties."""
     own = config.exit_head == "own" and config.resolve_exit(exit_idx) < config.num_exits - 1
     return bool(config.tie_word_embeddings) and not own
 

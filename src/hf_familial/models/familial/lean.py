@@ -52,7 +52,7 @@ _SHOWN = ("output_attentions", "output_hidden_states")
 
 @dataclass
 class _Reading:
-    """One module as a lean pass sees it.
+    """A module as a lean pass reads it.
 
     Attributes:
         signature (`list[Any]`): Of the module when it was read.

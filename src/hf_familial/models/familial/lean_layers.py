@@ -1,4 +1,4 @@
-"""What a lean pass needs of a Llama-shaped layer: its weights, read for few rows at a time.
+"""The weights of a Llama-shaped layer, read for few rows at a time by a lean pass.
 
 A layer is read by the structure of its modules: whatever has another part, a hook, a bias in an odd
 place or a parameter more is not read at all, and the host's own forward runs it.
