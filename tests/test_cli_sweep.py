@@ -126,7 +126,8 @@ def test_what_is_wrong_ends_in_one_line(
     design = write(tmp_path / "design.yaml", **fields)
     code, out, err = cli("run", design, "--out", tmp_path / "sweep")
     assert code == 1
-    assert err.startswith("error: ")
+    waiting = "working out the runs and preparing their data\n"
+    assert err.removeprefix(waiting).startswith("error: ")
     assert message in err
     assert not (tmp_path / "sweep").exists()
 

@@ -43,9 +43,9 @@ def test_it_compares_with_generate(example, capsys, words, expected):
     ("words", "expected"),
     [
         ([], "`--model` is missing"),
-        (["--smoke", "--relay", "magic"], "must be speculative, confidence, handoff or fixed"),
+        (["--smoke", "--relay", "magic"], "must be one of speculative, confidence, handoff, fixed"),
         (["--smoke", "--draft_length", "many"], "must be auto or a number"),
-        (["--smoke", "--relay", "confidence", "--texts", "nowhere"], "file or a folder"),
+        (["--smoke", "--relay", "confidence", "--texts", "nowhere"], "no file or folder `nowhere`"),
     ],
 )
 def test_what_is_wrong(example, words, expected):

@@ -564,7 +564,9 @@ def test_from_a_path_is_from_the_model(tmp_path):
         assert family.generation_config.temperature == 0.3
         assert family.generation_config.do_sample
         assert family.config.exits == EXITS
-    assert by_path.name_or_path == str(tmp_path)
+    # a name of its own would be taken for its checkpoint, and there is none yet
+    assert by_path.name_or_path == ""
+    assert by_path.config.text_config.name_or_path == str(tmp_path)
 
 
 def test_num_exits_are_evenly_spaced():

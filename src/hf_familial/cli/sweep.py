@@ -98,9 +98,10 @@ def run(
     from ..isoflop import IsoFlopDesign, Sweep, display_for
 
     executor = executor_of(ray, workers, threads, cpus, gpus, processes, folder_of(design, out))
+    checked = IsoFlopDesign.from_yaml(design)
     typer.echo("working out the runs and preparing their data", err=True)
     outcome = Sweep(
-        IsoFlopDesign.from_yaml(design),
+        checked,
         folder_of(design, out),
         executor,
         retries=retries,
