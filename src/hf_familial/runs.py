@@ -268,10 +268,9 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
     """A row that has exactly the fields of a dataclass."""
     if not isinstance(row, Mapping):
         raise RunRecordError(f"a run must be a JSON object, got {row!r}.")
-    names = _kinds(cls).keys()
-    if row.keys() == names:
+    names, needed = _kinds(cls).keys(), _needed(cls)
+    if needed <= row.keys() <= names:
         return dict(row)
-    needed = {field.name for field in fields(cls) if field.default is MISSING}
     for wrong, problem in ((needed - set(row), "missing"), (set(row) - set(names), "unknown")):
         if wrong:
             name = prefix + min(wrong)
@@ -303,6 +302,13 @@ def _kinds(cls: Hashable) -> Mapping[str, _Kind]:
     """Kind of each field of a dataclass."""
     hints = typing.get_type_hints(cls)
     return {field.name: _kind_of(hints[field.name]) for field in fields(cls)}  # type: ignore[arg-type]
+
+
+@functools.cache
+def _needed(cls: Hashable) -> frozenset[str]:
+    """Names of the fields of a dataclass that have no default."""
+    found = fields(cls)  # type: ignore[arg-type]
+    return frozenset(field.name for field in found if field.default is MISSING)
 
 
 def _coerce_fields(record: Any, prefix: str = "") -> None:
