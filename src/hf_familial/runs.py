@@ -318,7 +318,7 @@ def _coerce_fields(record: Any, prefix: str = "") -> None:
     for name, kind in _kinds(cls).items():
         value = values[name]
         _, plain, ranged, _ = kind
-        # as `_is_plain`, without a call: files have a hundred thousand rows of forty fields
+        # as `_is_plain`, without a call: files have a hundred thousand rows
         if type(value) in plain and (not ranged or value is None or 0 <= value < LARGEST):
             continue
         try:
