@@ -279,7 +279,7 @@ def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
 
 
 class _Kind(NamedTuple):
-    """What values of a field may be, found once: files have a hundred thousand rows."""
+    """The values that a field may have, found once: files have a hundred thousand rows."""
 
     hint: Any
     plain: frozenset[type]  # types whose values need no second look
@@ -317,9 +317,7 @@ def _coerce_fields(record: Any, prefix: str = "") -> None:
     values = vars(record)
     for name, kind in _kinds(cls).items():
         value = values[name]
-        _, plain, ranged, _ = kind
-        # as `_is_plain`, without a call: files have a hundred thousand rows
-        if type(value) in plain and (not ranged or value is None or 0 <= value < LARGEST):
+        if _is_plain(value, kind):
             continue
         try:
             object.__setattr__(record, name, _checked(value, kind))

@@ -255,7 +255,7 @@ WEIGHT = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
 
 
 def balances(config: Any, router_logits: Sequence[torch.Tensor] | None) -> bool:
-    """Whether there is a load-balancing loss: of a host that has one, where routers ran.
+    """Return whether there is a load-balancing loss: the host has one, and routers ran.
 
     Args:
         config (`PreTrainedConfig`): Config of the backbone.

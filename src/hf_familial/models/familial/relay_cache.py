@@ -351,7 +351,7 @@ class RelayCache:
         return new
 
     def _run(self, first: int, last: int, new: int, **entry: torch.Tensor) -> None:
-        """One pass of consecutive segments over the positions that follow those they have done."""
+        """Run consecutive segments in one pass over positions that they have not seen."""
         start, runner = self._done[first], self._runner(first, last)
         lean = self._lean.get((first, last))
         if lean is not None and new <= MAX_TOKENS and self._columns.attention_mask is None:

@@ -1,4 +1,4 @@
-"""What a relay cannot run on or take into account, found before anything runs."""
+"""Checks of what a relay cannot run on or take into account, before anything runs."""
 
 from __future__ import annotations
 

@@ -129,29 +129,33 @@ class Speculation:
         return DRAFTED
 
     def _write_plainly(self, inputs: dict[str, Any]) -> Block:
-        """One token of the deepest exit, in one pass through all layers."""
+        """Write one token of the deepest exit, in one pass through all layers."""
         before = self.cache.length
         self._lap()
         self.cache.feed(**inputs, whole=True)
         block = self._deepest(self.cache.logits(self.exits[-1])[:, -1])
         if self.cache.length == before + 1:
-            self.length.wrote_plainly(self._lap())
+            seconds = self._lap()
+            for length in self.lengths:
+                length.wrote_plainly(seconds)
         return block
 
     def _watch(self, inputs: dict[str, Any]) -> Block:
-        """One token of the deepest exit, with the exits that may draft read beside it."""
-        before, first = self.cache.length, self.lengths[0]
+        """Write one token of the deepest exit, and read the exits that may draft beside it."""
+        before = self.cache.length
         self._lap()
         self.cache.feed(**inputs)
-        fed = self._lap()
-        self.cache.catch_up(self.exits[-1])
-        deepened = self._lap()
+        laps = [self._lap()]
+        for exit_idx in self.exits[1:]:
+            self.cache.catch_up(exit_idx)
+            laps.append(self._lap())
         *drafts, deep = self.cache.logits_beside((*self.drafting, self.exits[-1]))
         block = self._deepest(deep[:, -1])
         read = self._lap()
         if self.cache.length == before + 1:
-            first.fed(fed)
-            first.checked(1, deepened + read)
+            for i, length in enumerate(self.lengths):
+                length.fed(sum(laps[: i + 1]))
+                length.checked(1, sum(laps[i + 1 :]) + read)
         for length, logits in zip(self.lengths, drafts, strict=True):
             given = self.text.process(self.text.input_ids, logits[:, -1].float())
             length.read(read)

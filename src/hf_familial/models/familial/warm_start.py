@@ -140,6 +140,6 @@ def _is_plain_linear(module: nn.Module) -> bool:
 
 
 def _is_tied(host: PreTrainedModel) -> bool:
-    """Whether the output head of a host is its embedding."""
+    """Return whether the output head of a host is its embedding."""
     head: Any = host.get_output_embeddings()
     return getattr(head, "weight", None) is getattr(host.get_input_embeddings(), "weight", 0)

@@ -1,4 +1,4 @@
-"""Which rows are of one run: its checkpoints, by a column that names it."""
+"""Clusters of rows that are checkpoints of one run, by a column that names it."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def _settings(values: Mapping[str, np.ndarray]) -> list[int]:
 def _look_like_checkpoints(
     labels: Sequence[str], settings: Sequence[int], values: Mapping[str, np.ndarray]
 ) -> bool:
-    """Whether most rows that share a name share N as well, at several D."""
+    """Return whether most rows that share a name share N as well, at several D."""
     groups: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
         groups.setdefault(label, []).append(i)

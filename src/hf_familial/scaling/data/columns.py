@@ -304,7 +304,7 @@ def _latest(rows: Sequence[Row], labels: Sequence[str], found: Gathered, named: 
 def _best(
     kept: list[int], found: Gathered, law: Law, notes: list[str], lines: Sequence[int]
 ) -> list[int]:
-    """Of the tried settings of a rule, the best for each size."""
+    """Select the best of the tried settings of a rule for each size."""
     if "loss" not in found.values:
         return kept
     columns = {name: column[kept] for name, column in found.values.items()}

@@ -162,7 +162,7 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _is_indexed(lines: Sequence[tuple[int, str]], width: int) -> bool:
-    """Whether rows start with a number of their own that has no name, as frames are printed."""
+    """Return whether rows start with a number that has no name, as printed frames do."""
     cells = [line.split() for _, line in lines]
     firsts = [row[0] for row in cells if len(row) == width + 1]
     if len(firsts) != len(cells) or not all(word.isdigit() for word in firsts):

@@ -1,4 +1,4 @@
-"""What runs tell of their setting: vocabulary, data, how N and C were counted."""
+"""Facts of the runs' setting: vocabulary, data, how N and C were counted."""
 
 from __future__ import annotations
 
