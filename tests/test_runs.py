@@ -11,14 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_familial.runs import (
-    STATUSES,
-    Backbone,
-    RunRecord,
-    RunRecordError,
-    append_run,
-    read_runs,
-)
+from hf_familial.errors import RunRecordError
+from hf_familial.runs import STATUSES, Backbone, RunRecord, append_run, read_runs
 
 
 RECORD = RunRecord(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .errors import NoExitFitsError, RelayStateError
     from .evaluation import evaluate_exits
-    from .generation import RelayState, RelayStateError, ShallowSide, deep_side, upper_part
+    from .generation import RelayState, ShallowSide, deep_side, upper_part
     from .generation.calibration import calibrate
-    from .hub.choose import ExitChoice, NoExitFitsError, choose_exit
+    from .hub.choose import ExitChoice, choose_exit
     from .hub.describe import FamilyDescription, describe
     from .hub.export import export_exit, export_family
     from .hub.importers import from_layerskip, import_ruyi
@@ -62,11 +63,11 @@ _LAZY = {
     "from_layerskip": ".hub.importers",
     "import_ruyi": ".hub.importers",
     "IsoFlopDesign": ".isoflop",
-    "NoExitFitsError": ".hub.choose",
+    "NoExitFitsError": ".errors",
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
     "RelayState": ".generation",
-    "RelayStateError": ".generation",
+    "RelayStateError": ".errors",
     "ShallowSide": ".generation",
     "upper_part": ".generation",
 }

@@ -14,25 +14,11 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .errors import RunRecordError
+
 
 STATUSES = ("finished", "stopped", "diverged", "failed")
 LARGEST = 1e40  # beyond every count and seed; an integer of JSON may have any number of digits
-
-
-class RunRecordError(ValueError):
-    """A field of a run record is wrong.
-
-    Attributes:
-        field (`str`): Its name; empty if the row as a whole is wrong.
-        path (`str`, *optional*): File it was read from.
-        line (`int`, *optional*): Number of its line there, from 1.
-    """
-
-    def __init__(
-        self, message: str, field: str = "", path: str | None = None, line: int | None = None
-    ) -> None:
-        self.field, self.path, self.line, self.reason = field, path, line, message
-        super().__init__(message if path is None else f"{path}, line {line}: {message}")
 
 
 @dataclass(frozen=True)

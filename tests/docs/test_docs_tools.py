@@ -97,12 +97,11 @@ def test_names_become_links_where_a_page_documents_them(text, expected):
     assert docstrings.linked(text, "hf_familial.hub.export") == expected
 
 
-def test_of_two_names_the_nearest_is_linked():
-    near = docstrings.documented("MissingColumnError", "hf_familial.training.data.corpus")
-    assert near == "hf_familial.training.data.arguments.MissingColumnError"
-    assert docstrings.documented("MissingColumnError", "hf_familial.scaling.fitting.fit.fit") == (
-        "hf_familial.scaling.MissingColumnError"
-    )
+def test_of_two_names_the_nearest_is_linked(monkeypatch):
+    far, near = "hf_familial.scaling.fit.Thing", "hf_familial.training.data.Thing"
+    monkeypatch.setattr(docstrings, "identifiers", lambda: (far, near))
+    assert docstrings.documented("Thing", "hf_familial.training.data.corpus") == near
+    assert docstrings.documented("Thing", "hf_familial.scaling.fit.search") == far
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from transformers import (
     WatermarkingConfig,
 )
 
-from hf_familial.generation import RelayState, RelayStateError, ShallowSide, deep_side
+from hf_familial.errors import RelayStateError
+from hf_familial.generation import RelayState, ShallowSide, deep_side
 from hf_familial.generation.handover import read_tokens, write_tokens
 
 

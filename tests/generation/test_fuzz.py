@@ -9,7 +9,8 @@ from parted import family_and_device
 from reference import token_ids
 from test_state import assert_same, tiny_state
 
-from hf_familial.generation import RelayState, RelayStateError, ShallowSide, deep_side
+from hf_familial.errors import RelayStateError
+from hf_familial.generation import RelayState, ShallowSide, deep_side
 from hf_familial.generation.wire import DTYPES, seal, unseal
 
 

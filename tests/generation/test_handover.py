@@ -11,9 +11,9 @@ from parted import DEPTH, Passes, cut, family_and_device, padded_text, sent
 from reference import tiny_family, token_ids
 
 from hf_familial import FamilialForCausalLM
+from hf_familial.errors import RelayStateError
 from hf_familial.generation import (
     MODES,
-    RelayStateError,
     ShallowSide,
     deep_side,
     fingerprint,

@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 from parted import family_and_device
 
-from hf_familial.generation import RelayState, RelayStateError, ShallowSide, deep_side
+from hf_familial.errors import RelayStateError
+from hf_familial.generation import RelayState, ShallowSide, deep_side
 from hf_familial.generation.caches import LayerState
 from hf_familial.generation.packing import pack, packed_bytes, unpack
 from hf_familial.generation.wire import seal, unseal

@@ -11,9 +11,8 @@ from transformers import DynamicCache, GPT2Config, LlamaConfig, MistralConfig
 
 import hf_familial as hff
 from hf_familial import FamilialConfig, FamilialForCausalLM, choose_exit, describe
+from hf_familial.errors import CheckpointError, NoExitFitsError
 from hf_familial.flops import count_family, count_parameters, measure_flops_per_token
-from hf_familial.hub.choose import NoExitFitsError
-from hf_familial.hub.safetensors_io import CheckpointError
 
 
 LLAMA = LlamaConfig(

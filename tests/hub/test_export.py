@@ -386,7 +386,7 @@ def test_pickles_are_refused(kind, tmp_path):
         name = f"{'model.safetensors' if kind == 'index' else 'pytorch_model.bin'}.index.json"
         index = {"weight_map": dict.fromkeys(family.state_dict(), "pytorch_model.bin")}
         (tmp_path / "family" / name).write_text(json.dumps(index))
-    from hf_familial.hub.safetensors_io import PickleCheckpointError
+    from hf_familial.errors import PickleCheckpointError
 
     with pytest.raises(PickleCheckpointError):
         export_exit(tmp_path / "family", 0, tmp_path / "out")

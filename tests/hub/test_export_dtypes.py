@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM
+from hf_familial.errors import CheckpointError
 from hf_familial.hub import export_exit
-from hf_familial.hub.safetensors_io import CheckpointError
 from hf_familial.models.familial.cuts import CutError
 from hf_familial.models.familial.families import VERIFIED
 

@@ -17,10 +17,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
 from hf_familial import FamilialForCausalLM
+from hf_familial.errors import CheckpointError
 from hf_familial.hub.export import export_exit
 from hf_familial.hub.importers import from_layerskip, import_ruyi, open_ruyi
 from hf_familial.hub.ruyi import ruyi_config
-from hf_familial.hub.safetensors_io import CheckpointError
 
 
 SIZES = {

@@ -26,14 +26,14 @@ from hf_familial import (
     push_exits_to_hub,
     push_family_to_hub,
 )
-from hf_familial.hub.remote import (
+from hf_familial.errors import (
     HubAuthError,
     HubError,
     HubNotFoundError,
     HubPermissionError,
     HubUnavailableError,
-    Retry,
 )
+from hf_familial.hub.remote import Retry
 from hf_familial.hub.source import find_source
 
 

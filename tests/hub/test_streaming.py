@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
+from hf_familial.errors import CheckpointError
 from hf_familial.hub import export_exit, safetensors_io
-from hf_familial.hub.safetensors_io import CheckpointError, Piece, read_header, write_file
+from hf_familial.hub.safetensors_io import Piece, read_header, write_file
 
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)

@@ -13,16 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from hf_familial.errors import DesignError, RefusedRunsError
 from hf_familial.flops import count_family, training_flops_per_token
 from hf_familial.isoflop import (
     BackboneTemplate,
-    DesignError,
     Fixed,
     IsoFlopDesign,
     MachineRate,
     Measured,
     MeasuredRow,
-    RefusedRunsError,
     StepLaw,
     brackets,
     calibrate_rate,

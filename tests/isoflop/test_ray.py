@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from hf_familial.isoflop import DesignError, IsoFlopDesign, LocalExecutor, Sweep, SweepFolder, Task
-from hf_familial.isoflop.sweep.folder import ROWS, SweepError
+from hf_familial.errors import DesignError, SweepError
+from hf_familial.isoflop import IsoFlopDesign, LocalExecutor, Sweep, SweepFolder, Task
+from hf_familial.isoflop.sweep.folder import ROWS
 from hf_familial.isoflop.sweep.ray_executor import RayExecutor, import_ray
 
 

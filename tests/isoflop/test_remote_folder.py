@@ -15,19 +15,11 @@ from huggingface_hub import constants
 from shelf import URL, Shelf, age, files, rows_of
 from sweep_harness import Here, Killed, design_of, killed_at, write_corpus
 
-from hf_familial.isoflop import (
-    Event,
-    Fixed,
-    IsoFlopDesign,
-    LocalExecutor,
-    Sweep,
-    SweepFolder,
-    SweepLockedError,
-)
+from hf_familial.errors import RunRecordError, SweepLockedError
+from hf_familial.isoflop import Event, Fixed, IsoFlopDesign, LocalExecutor, Sweep, SweepFolder
 from hf_familial.isoflop.sweep import lease
 from hf_familial.isoflop.sweep.folder import POINTER, ROWS
 from hf_familial.isoflop.sweep.workspace import Workspace
-from hf_familial.runs import RunRecordError
 
 
 LEFT = {"data.json", "designs", "evaluations.jsonl", "runs.jsonl"}  # of a sweep that is done

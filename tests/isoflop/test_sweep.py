@@ -19,22 +19,12 @@ from sweep_harness import (
     write_corpus,
 )
 
-from hf_familial.isoflop import (
-    DesignError,
-    Event,
-    Fixed,
-    IsoFlopDesign,
-    StoppedSweepError,
-    Sweep,
-    SweepFolder,
-    SweepLockedError,
-    Task,
-    survey,
-)
+from hf_familial.errors import DesignError, RunRecordError, StoppedSweepError, SweepLockedError
+from hf_familial.isoflop import Event, Fixed, IsoFlopDesign, Sweep, SweepFolder, Task, survey
 from hf_familial.isoflop.sweep.corpora import _corpus
 from hf_familial.isoflop.sweep.display import LineDisplay
 from hf_familial.isoflop.sweep.folder import FAILURE, RECORD, RUN_POINTS
-from hf_familial.runs import RunRecordError, read_runs
+from hf_familial.runs import read_runs
 
 
 @pytest.fixture(scope="module")

@@ -20,15 +20,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sweep_harness import Here, assert_same_sweep, design_of, rows_of
 
+from hf_familial.errors import DesignError, StoppedSweepError
 from hf_familial.isoflop import (
     BarDisplay,
-    DesignError,
     Event,
     Failure,
     IsoFlopDesign,
     LineDisplay,
     LocalExecutor,
-    StoppedSweepError,
     Sweep,
     SweepFolder,
     Task,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from hf_familial.scaling import ScalingError, fit, get_law
+from hf_familial.errors import ScalingError
+from hf_familial.scaling import fit, get_law
 from hf_familial.scaling.data.facts import Facts
 from hf_familial.scaling.data.simulate import isoflop_design, simulate
 from hf_familial.scaling.optima.flop_models import six_nd

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from hf_familial.scaling import FarResiduals, Observations, ScalingError, fit, get_law
+from hf_familial.errors import ScalingError
+from hf_familial.scaling import FarResiduals, Observations, fit, get_law
 from hf_familial.scaling.data.simulate import isoflop_design, simulate
 from hf_familial.scaling.fitting.compare import Entry, _doubt, compare
 from hf_familial.scaling.fitting.criteria import aicc, log_likelihood

@@ -9,21 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_fit import objective_by_hand, study
 
-from hf_familial.scaling import (
+from hf_familial.errors import (
     BadRowsError,
+    MissingColumnError,
+    NoOptimumError,
+    NotIdentifiedError,
+    ScalingError,
+    TooFewError,
+    UnknownLawError,
+)
+from hf_familial.scaling import (
     Domain,
     FarResiduals,
     Fit,
     FitStatus,
     LargestLosses,
-    MissingColumnError,
-    NoOptimumError,
-    NotIdentifiedError,
     Observations,
     Parameter,
-    ScalingError,
-    TooFewError,
-    UnknownLawError,
     fit,
     get_law,
     refit,

@@ -10,15 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hf_familial.scaling import (
-    LargestLosses,
-    Observations,
-    ScalingError,
-    TooFewError,
-    fit,
-    get_law,
-    refit,
-)
+from hf_familial.errors import ScalingError, TooFewError
+from hf_familial.scaling import LargestLosses, Observations, fit, get_law, refit
 from hf_familial.scaling.data.simulate import isoflop_design, simulate
 from hf_familial.scaling.optima.quantity import (
     Interval,

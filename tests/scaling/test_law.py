@@ -9,15 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_fit import study, truths
 
+from hf_familial.errors import MissingColumnError, ScalingError
 from hf_familial.scaling import (
     LAWS,
     Domain,
     Law,
-    MissingColumnError,
     Outer,
     Parameter,
     Published,
-    ScalingError,
     Variable,
     fit,
     get_law,

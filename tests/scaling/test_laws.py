@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from reference_fit import study, truths
 
-from hf_familial.scaling import LAWS, FitStatus, UnknownLawError, fit, get_law
+from hf_familial.errors import UnknownLawError
+from hf_familial.scaling import LAWS, FitStatus, fit, get_law
 from hf_familial.scaling.laws.coupled import farseer_values
 
 

@@ -3,14 +3,8 @@
 import numpy as np
 import pytest
 
-from hf_familial.scaling import (
-    BadRowsError,
-    MissingColumnError,
-    Observations,
-    ScalingError,
-    TooFewError,
-    get_law,
-)
+from hf_familial.errors import BadRowsError, MissingColumnError, ScalingError, TooFewError
+from hf_familial.scaling import Observations, get_law
 
 
 COLUMNS = {"N": [1e8, 2e8, 3e8], "D": [2e9, 4e9, 9e9], "loss": [3.1, 2.9, 2.7]}

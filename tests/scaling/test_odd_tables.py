@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hf_familial.errors import TableError
 from hf_familial.scaling import get_law
 from hf_familial.scaling.data.columns import Choice, read_runs
-from hf_familial.scaling.data.tables import TableError, read_table
+from hf_familial.scaling.data.tables import read_table
 
 
 LAW = get_law("hoffmann")

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from hf_familial.scaling import MissingColumnError, ScalingError, fit, get_law
+from hf_familial.errors import DomainWarning, MissingColumnError, NoMinimumError, ScalingError
+from hf_familial.scaling import fit, get_law
 from hf_familial.scaling.data.simulate import isoflop_design, simulate
-from hf_familial.scaling.errors import NoMinimumError
 from hf_familial.scaling.optima.flop_models import HeadFlops, LifetimeFlops, aspect_width, six_nd
 from hf_familial.scaling.optima.optimum import best, powers, tokens_for
 from hf_familial.scaling.optima.quantity import compute_for, granularity_compute, least_loss
 from hf_familial.scaling.planning.leverage import compute_leverage, even_members, loss_leverage
 from hf_familial.scaling.planning.plan import Limits, plan
-from hf_familial.scaling.planning.predict import DomainWarning, Known, predict
+from hf_familial.scaling.planning.predict import Known, predict
 
 
 FAMILIAL, HOFFMANN = get_law("familial"), get_law("hoffmann")

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.image import imread
 from studies import FAMILY, NEIGHBOURS, SPARSE, rows_of, study_of
 
+from hf_familial.errors import StudyError
 from hf_familial.scaling import LAWS, FitStatus, Observations, fit, get_law
 from hf_familial.scaling.report.examine import examine
 from hf_familial.scaling.report.formula import draw_formula, symbol_html, symbol_text
@@ -21,7 +22,6 @@ from hf_familial.scaling.report.sections import granularity
 from hf_familial.scaling.report.study import (
     Origin,
     Study,
-    StudyError,
     check_place,
     read_study,
     write_study,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from hf_familial.errors import TableError
 from hf_familial.scaling import Observations, fit, get_law
 from hf_familial.scaling.data.columns import Choice, read_runs
-from hf_familial.scaling.data.tables import TableError
 from hf_familial.scaling.uncertainty.delta import Spread
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hf_familial.scaling import ScalingError, get_law
+from hf_familial.errors import ScalingError
+from hf_familial.scaling import get_law
 from hf_familial.scaling.data.simulate import isoflop_design, simulate
 from hf_familial.scaling.optima.optimum import best
 

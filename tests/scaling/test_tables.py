@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from hf_familial.errors import TableError
 from hf_familial.runs import Backbone, RunRecord, append_run
 from hf_familial.scaling import get_law
 from hf_familial.scaling.data.columns import Choice, read_runs
-from hf_familial.scaling.data.tables import TableError, read_table
+from hf_familial.scaling.data.tables import read_table
 
 
 DENSE, FAMILIAL = get_law("hoffmann"), get_law("familial")

@@ -20,14 +20,16 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from hf_familial.errors import (
+    DataError,
+    EmptyCorpusError,
+    TextColumnError,
+    TokenizerError,
+    UnknownFileTypeError,
+)
 from hf_familial.training.data import (
     Corpus,
     DataArguments,
-    DataError,
-    EmptyCorpusError,
-    MissingColumnError,
-    TokenizerError,
-    UnknownFileTypeError,
     count_text_bytes,
     load_corpus,
     load_or_train_tokenizer,
@@ -460,10 +462,10 @@ def test_missing_column_names_the_columns(tmp_path: Path, streaming: bool) -> No
     args = DataArguments(
         train_files=[str(path)], cache_dir=str(tmp_path / "cache"), streaming=streaming
     )
-    with pytest.raises(MissingColumnError, match=r"got 'text'.*\['content', 'id'\]"):
+    with pytest.raises(TextColumnError, match=r"got 'text'.*\['content', 'id'\]"):
         load_corpus(args)
     args.text_column = "id"
-    with pytest.raises(MissingColumnError, match="must hold strings, got 'id'.*int"):
+    with pytest.raises(TextColumnError, match="must hold strings, got 'id'.*int"):
         load_corpus(args)
 
 

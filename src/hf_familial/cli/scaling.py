@@ -186,9 +186,9 @@ def plan_command(
     """Plan the best run for a budget, or the least budget for a loss."""
     import math
 
+    from ..errors import DomainWarning
     from ..hub.sizes import parse_size
     from ..scaling.planning.plan import Limits, plan
-    from ..scaling.planning.predict import DomainWarning
     from . import scaling_views as views
 
     if (flops is None) == (loss is None):

@@ -75,7 +75,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 
 def law_of(name: str) -> Law:
     """A law by name; near names where there is none."""
-    from ..scaling import UnknownLawError, get_law
+    from ..errors import UnknownLawError
+    from ..scaling import get_law
     from ..scaling.laws.catalogue import ALIASES, LAWS
 
     try:

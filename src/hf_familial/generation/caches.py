@@ -15,7 +15,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from .wire import RelayStateError
+from ..errors import RelayStateError
 
 
 # attribute of a cache layer -> its dimension that counts positions

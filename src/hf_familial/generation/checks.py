@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .wire import NAMES, RelayStateError
+from ..errors import RelayStateError
+from .wire import NAMES
 
 
 if TYPE_CHECKING:

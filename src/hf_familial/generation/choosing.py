@@ -8,9 +8,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerationMode
 
+from ..errors import RelayStateError
 from ..models.familial.contract import logit_ops
 from ..models.familial.relay_checks import ASSISTED, UNUSED, processors_with_memory
-from .wire import RelayStateError
 
 
 # arguments of `generate` beside the fields of `GenerationConfig`

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import RelayStateError
 from ..flops import FlopTally
 from ..models.familial.relay_cache import RelayCache
 from .caches import check_layers, restore
@@ -15,7 +16,6 @@ from .choosing import Chooser, restored_generator
 from .cost import Recomputed
 from .settings import check_length, largest_id
 from .state import RelayState
-from .wire import RelayStateError
 
 
 if TYPE_CHECKING:

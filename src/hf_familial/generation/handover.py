@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from ..errors import RelayStateError
 from .deep import DeepSide
 from .deep_text import DeepText
 from .shallow import ShallowText
 from .state import RelayState
-from .wire import RelayStateError, seal, unseal
+from .wire import seal, unseal
 
 
 def split(

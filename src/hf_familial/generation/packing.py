@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .wire import RelayStateError
+from ..errors import RelayStateError
 
 
 FORMATS: Mapping[str, torch.dtype] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .wire import RelayStateError
+from ..errors import RelayStateError
 
 
 MAX_IDS = 10_000

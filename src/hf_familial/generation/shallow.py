@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
+from ..errors import RelayStateError
 from ..models.familial.contract import logit_ops
 from ..models.familial.exits import read_out
 from ..models.familial.relay_checks import check_positions, check_relay
@@ -17,7 +18,6 @@ from .fingerprint import fingerprint
 from .probe import what_layers_keep
 from .settings import check_length, check_settings, remaining
 from .state import RelayState
-from .wire import RelayStateError
 
 
 MODES = ("split", "migrate", "migrate-light")

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from ..errors import RelayStateError
 from .caches import BY_POSITION, LayerState
 from .checks import check_columns, check_finite, check_layers, check_taps
 from .packing import SCALE, check_format, pack, packed_bytes, unpack
 from .settings import check_settings
-from .wire import DTYPES, NAMES, RelayStateError, seal, unseal
+from .wire import DTYPES, NAMES, seal, unseal
 
 
 VERSION = 1

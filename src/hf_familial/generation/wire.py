@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from ..errors import RelayStateError
+
 
 MAX_HEADER = 1 << 20  # bytes; three hundred layers fill a tenth of it
 MAX_DIMS = 8
@@ -32,10 +34,6 @@ DTYPES: Mapping[str, torch.dtype] = {
     "I8": torch.int8,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-class RelayStateError(ValueError):
-    """A state, or the bytes of one, cannot be right."""
 
 
 @dataclass(frozen=True)

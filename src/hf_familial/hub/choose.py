@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..errors import NoExitFitsError
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .describe import ExitDescription, FamilyDescription, describe, resolve_dtype
 from .sizes import parse_size
@@ -49,18 +50,6 @@ class ExitChoice:
 
     def __str__(self) -> str:
         return _lines(self.verdicts)
-
-
-class NoExitFitsError(ValueError):
-    """No member is within the limits.
-
-    Attributes:
-        verdicts (`tuple[ExitVerdict, ...]`): Why not, for every exit.
-    """
-
-    def __init__(self, message: str, verdicts: tuple[ExitVerdict, ...]) -> None:
-        self.verdicts = verdicts
-        super().__init__(message)
 
 
 def choose_exit(

@@ -6,9 +6,10 @@ from functools import partial
 
 from huggingface_hub import HfApi
 
+from ..errors import HubError
 from .describe import FamilyDescription
 from .places import Lineage
-from .remote import HubError, Retry, request
+from .remote import Retry, request
 
 
 # the Hub's own limits

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from ..errors import HubUnavailableError
 from ..flops import count_family, member_flops
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .records import read_losses
-from .remote import HubUnavailableError
 from .source import ONCE, Source, StoredTensor, find_source
 from .table import text_of
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 
+from ..errors import RunRecordError
 from ..models.familial import FamilialConfig
-from ..runs import RunRecord, RunRecordError
+from ..runs import RunRecord
 from .source import Source
 
 

@@ -22,6 +22,14 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
+from ..errors import (
+    HubAuthError,
+    HubError,
+    HubNotFoundError,
+    HubPermissionError,
+    HubUnavailableError,
+)
+
 
 logger = logging.getLogger(__name__)
 
@@ -34,26 +42,6 @@ LOG_IN = (
     "Log in with `hf auth login`, set `HF_TOKEN`, or pass `token=`, with a token of "
     "https://huggingface.co/settings/tokens"
 )
-
-
-class HubError(OSError):
-    """The Hub did not do what it was asked to."""
-
-
-class HubAuthError(HubError):
-    """No token, or one that the Hub does not know (401)."""
-
-
-class HubPermissionError(HubError):
-    """The token may not do this (403)."""
-
-
-class HubNotFoundError(HubError):
-    """There is no such repository, revision or file, or it is not visible (404)."""
-
-
-class HubUnavailableError(HubError):
-    """The Hub could not be reached or was overloaded, each time it was tried."""
 
 
 @dataclass(frozen=True)

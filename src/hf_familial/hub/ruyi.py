@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING
 
+from ..errors import CheckpointError
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from .safetensors_io import CheckpointError
 
 
 # model_type of a Ruyi checkpoint -> that of its backbone; `ee_qwen3` is what a page of Ruyi2 says

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..errors import CheckpointError, PickleCheckpointError
+
 
 # bits of one element; https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs
 BITS: Mapping[str, int] = {
@@ -42,14 +44,6 @@ KERNEL_CHUNK = 1 << 30  # bytes that the kernel is asked to copy at once
 
 # what a file system that cannot copy inside the kernel says
 NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, or not one that can be read without risk."""
-
-
-class PickleCheckpointError(CheckpointError):
-    """The weights are pickles, which can run any code when they are read."""
 
 
 @dataclass(frozen=True)

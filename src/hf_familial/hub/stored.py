@@ -13,12 +13,13 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from ..errors import CheckpointError, PickleCheckpointError
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ..models.familial.checkpoints import ADAPTED, ADAPTER
 from ..models.familial.cuts import CutError
 from .companions import COMPANIONS, companions, tokenizer_modules
 from .remote import request
-from .safetensors_io import CheckpointError, PickleCheckpointError, Stored, read_header
+from .safetensors_io import Stored, read_header
 from .source import INDEX, SINGLE, Source, find_source, own_file, read_index
 
 

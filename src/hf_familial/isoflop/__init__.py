@@ -5,17 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from ..errors import (
+        DesignError,
+        RefusedRunsError,
+        StoppedSweepError,
+        SweepError,
+        SweepLockedError,
+    )
     from .design.backbones import BackboneTemplate
-    from .design.fields import DesignError
     from .design.grid import IsoFlopDesign
     from .design.outlook import Bracket, brackets
-    from .design.plans import Refusal, RefusedRunsError, RunPlan
+    from .design.plans import Refusal, RunPlan
     from .design.rate import MachineRate, calibrate_rate
     from .design.rules import ExpectedLaw, Fixed, Measured, MeasuredRow, StepLaw
     from .sweep.display import BarDisplay, Display, LineDisplay, display_for
     from .sweep.executors import Executor, LocalExecutor
-    from .sweep.folder import SweepError, SweepFolder, SweepLockedError
-    from .sweep.loop import StoppedSweepError, Sweep, SweepOutcome
+    from .sweep.folder import SweepFolder
+    from .sweep.loop import Sweep, SweepOutcome
     from .sweep.ray_executor import RayExecutor
     from .sweep.status import Failure, RunState, survey
     from .sweep.tasks import Event, Task
@@ -27,7 +33,7 @@ _LAZY = {
     "Bracket": ".design.outlook",
     "brackets": ".design.outlook",
     "calibrate_rate": ".design.rate",
-    "DesignError": ".design.fields",
+    "DesignError": "..errors",
     "Display": ".sweep.display",
     "display_for": ".sweep.display",
     "Event": ".sweep.tasks",
@@ -43,16 +49,16 @@ _LAZY = {
     "MeasuredRow": ".design.rules",
     "RayExecutor": ".sweep.ray_executor",
     "Refusal": ".design.plans",
-    "RefusedRunsError": ".design.plans",
+    "RefusedRunsError": "..errors",
     "RunPlan": ".design.plans",
     "RunState": ".sweep.status",
     "StepLaw": ".design.rules",
-    "StoppedSweepError": ".sweep.loop",
+    "StoppedSweepError": "..errors",
     "survey": ".sweep.status",
     "Sweep": ".sweep.loop",
-    "SweepError": ".sweep.folder",
+    "SweepError": "..errors",
     "SweepFolder": ".sweep.folder",
-    "SweepLockedError": ".sweep.folder",
+    "SweepLockedError": "..errors",
     "SweepOutcome": ".sweep.loop",
     "Task": ".sweep.tasks",
 }

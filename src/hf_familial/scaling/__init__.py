@@ -1,8 +1,9 @@
 """Scaling laws: every form on one core; numpy and scipy only."""
 
-from .data.observations import DroppedRow, Observations
-from .errors import (
+from ..errors import (
     BadRowsError,
+    BiasWarning,
+    DomainWarning,
     MissingColumnError,
     NoMinimumError,
     NoOptimumError,
@@ -11,6 +12,7 @@ from .errors import (
     TooFewError,
     UnknownLawError,
 )
+from .data.observations import DroppedRow, Observations
 from .fitting.compare import compare
 from .fitting.fit import Refits, fit, refit
 from .fitting.result import FarResiduals, Fit, FitStatus, LargestLosses, Settings
@@ -19,7 +21,7 @@ from .laws.law import Law, Link, Outer
 from .laws.vocabulary import LOSS, Domain, Parameter, Published, Variable
 from .optima.envelope import envelope
 from .optima.flop_models import HeadFlops, LifetimeFlops
-from .optima.parabola import BiasWarning, parabolas
+from .optima.parabola import parabolas
 from .optima.quantity import (
     Interval,
     Quantity,
@@ -33,7 +35,7 @@ from .planning.advise import advise
 from .planning.candidates import Candidate
 from .planning.leverage import compute_leverage, loss_leverage
 from .planning.plan import Limits, plan
-from .planning.predict import DomainWarning, Known, predict
+from .planning.predict import Known, predict
 from .uncertainty.bias import parabola_bias
 from .uncertainty.bootstrap import bootstrap
 from .uncertainty.delta import Spread

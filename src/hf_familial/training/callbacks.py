@@ -14,7 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from .. import __version__
-from ..runs import RunRecordError, append_run, read_runs
+from ..errors import RunRecordError
+from ..runs import append_run, read_runs
 from .budget import flops_per_step, sequence_length, steps_for_budget, unwrap
 from .record import make_record
 from .tokens import TokenCounts

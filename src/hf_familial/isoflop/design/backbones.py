@@ -11,7 +11,8 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .fields import DesignError, check_fields, near
+from ...errors import DesignError
+from .fields import check_fields, near
 from .rules import positive
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ...errors import DesignError
 from ...flops import family_parameters, training_flops_per_token
 from ...models.familial import FamilialConfig, evenly_spaced_exits
 from .backbones import read_size
-from .fields import DesignError
 from .plans import Refusal, RunPlan, content_id, fit_budget
 
 

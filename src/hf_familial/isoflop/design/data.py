@@ -7,11 +7,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...errors import DesignError
 from ...paths import is_local, no_such_path
 from ...training.data import DataArguments
 from ...training.data.documents import TABLE_FORMATS, TEXT_SUFFIXES
 from ...training.data.sizes import text_bytes
-from .fields import DesignError
 
 
 if TYPE_CHECKING:

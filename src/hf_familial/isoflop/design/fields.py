@@ -11,17 +11,7 @@ from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
 from typing import Any
 
-
-class DesignError(ValueError):
-    """A field of a design is wrong.
-
-    Attributes:
-        field (`str`): Its name, dotted inside another; empty if the whole is wrong.
-    """
-
-    def __init__(self, message: str, field: str = "") -> None:
-        self.field = field
-        super().__init__(message)
+from ...errors import DesignError
 
 
 def near(name: object, known: Iterable[str]) -> str:

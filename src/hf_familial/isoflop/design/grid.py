@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 
+from ...errors import DesignError, RefusedRunsError
 from ...flops import CONVENTIONS
 from .backbones import BackboneTemplate, read_size
 from .cells import EVEN, plan_runs
-from .fields import DesignError, check_fields, near, nearest, plain, read
-from .plans import Refusal, RefusedRunsError, RunPlan
+from .fields import check_fields, near, nearest, plain, read
+from .plans import Refusal, RunPlan
 from .reading import parse, read_file
 from .rules import ExpectedLaw, Fixed, Measured, StepLaw, positive, read_rule
 

@@ -137,20 +137,6 @@ class Refusal:
         return f"{self.width}x{self.depth}, G = {self.G}, C = {self.budget:.3g}: {self.reason}"
 
 
-class RefusedRunsError(ValueError):
-    """Some runs of a design cannot be.
-
-    Attributes:
-        refused (`tuple[Refusal, ...]`): Each with what would fit.
-    """
-
-    def __init__(self, refused: tuple[Refusal, ...]) -> None:
-        self.refused = refused
-        lines = "\n".join(f"  {refusal}" for refusal in refused)
-        runs = "1 run" if len(refused) == 1 else f"{len(refused)} runs"
-        super().__init__(f"{runs} of this design cannot be:\n{lines}")
-
-
 @dataclass(frozen=True)
 class Schedule:
     """Whole steps that meet a budget.

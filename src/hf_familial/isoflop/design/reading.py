@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from ...errors import DesignError
 from ...paths import no_such_path
-from .fields import DesignError
 
 
 # as JSON has them; YAML 1.1 would read 0200 as 128, 1:30 as 90 and 1e-3 as a string

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .fields import DesignError, check_fields, near, read
+from ...errors import DesignError
+from .fields import check_fields, near, read
 
 
 def positive(record: Any, *names: str) -> None:

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ...errors import DesignError
 from ...paths import check_model_place
 from ...training.args import CHOICES
 from ...training.pretraining import PretrainingArguments, PretrainingData
 from ..design.data import data_source
-from ..design.fields import DesignError, coerced, near
+from ..design.fields import coerced, near
 from ..design.plans import RunPlan
 
 

@@ -9,13 +9,10 @@ from functools import lru_cache
 
 from datasets import Dataset
 
-from ...training.data import DataError, PackedData, prepare_data
+from ...errors import CorpusChangedError, DataError
+from ...training.data import PackedData, prepare_data
 from ...training.pretraining import PretrainingData
 from ..design.plans import RunPlan
-
-
-class CorpusChangedError(ValueError):
-    """The data are not what the sweep began with."""
 
 
 def prepared(args: PretrainingData, plan: RunPlan, data_print: str = "") -> PackedData:

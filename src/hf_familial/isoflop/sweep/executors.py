@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..design.fields import DesignError
+from ...errors import DesignError
 from .tasks import Event, Task
 
 

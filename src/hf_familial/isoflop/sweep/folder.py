@@ -23,7 +23,8 @@ import fsspec
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
-from ...runs import RunRecord, RunRecordError, append_run, read_runs
+from ...errors import RunRecordError, SweepLockedError
+from ...runs import RunRecord, append_run, read_runs
 from .lease import RemoteLease
 
 
@@ -34,14 +35,6 @@ DRAFT = "draft.jsonl"  # of the record
 POINTER = "checkpoint.json"
 ENDED = ("finished", "diverged")
 PATIENCE = 60  # seconds that a worker waits for one that died, or that another machine still has
-
-
-class SweepError(OSError):
-    """A sweep cannot go on where it is; nothing that it has done is lost."""
-
-
-class SweepLockedError(SweepError):
-    """Another sweep works on the folder."""
 
 
 class SweepFolder:

@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from ...errors import DesignError, StoppedSweepError
 from ...runs import RunRecord
-from ..design.fields import DesignError
 from ..design.grid import IsoFlopDesign
 from ..design.plans import RunPlan, content_id
 from .arguments import check_design, run_arguments
 from .corpora import corpus
 from .display import Display
 from .executors import Executor, LocalExecutor
-from .folder import DATA, FAILURE, RECORD, STATE, SweepError, SweepFolder
+from .folder import DATA, FAILURE, RECORD, STATE, SweepFolder
 from .status import Failure, given_up, read_failure, survey
 from .tasks import Event, Task
 from .workspace import clear_run
@@ -27,10 +27,6 @@ from .workspace import clear_run
 
 HEARTBEAT = 5.0  # seconds between two writings of the state
 POLL = 0.5  # seconds that the sweep waits for news
-
-
-class StoppedSweepError(SweepError):
-    """Trouble that all runs share: a full disk, data that is gone."""
 
 
 @dataclass(frozen=True)

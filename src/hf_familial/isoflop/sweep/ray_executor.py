@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from ..design.fields import DesignError
+from ...errors import DesignError, SweepError
 from .executors import thread_variables
-from .folder import SweepError
 from .tasks import Event, Task
 
 

@@ -20,12 +20,12 @@ from typing import TextIO
 
 from accelerate import PartialState
 
+from ...errors import CorpusChangedError, DataError
 from ...models.familial import FamilialForCausalLM
 from ...training.callbacks import FlopCounterCallback, RunRecordCallback
-from ...training.data import DataError
 from ...training.pretraining import pretrain
 from .arguments import run_arguments
-from .corpora import CorpusChangedError, prepared
+from .corpora import prepared
 from .folder import DRAFT, RECORD, SweepFolder
 from .launching import launch
 from .reporting import SweepCallback

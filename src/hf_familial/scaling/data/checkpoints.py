@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...errors import TableError
 from .cells import is_missing
-from .files import TableError
 from .names import find, plain
 
 

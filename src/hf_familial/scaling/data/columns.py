@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import TableError
 from ..laws.law import Law
 from ..optima.flop_models import six_nd
 from .checkpoints import check_runs_are, guessed_runs, last_of_each, named_runs, split_by_size
@@ -29,7 +30,7 @@ from .minima import at_edge, best_of_each
 from .names import log_of
 from .observations import Observations
 from .plausible import check_fall, check_loss, check_share, check_sizes
-from .tables import Table, TableError, left_out, read_table, some
+from .tables import Table, left_out, read_table, some
 
 
 STATUSES = ("finished",)

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ...errors import TableError
 from .cells import is_missing, number_of
-from .files import TableError
 
 
 DELIMITERS = ",\t;|&"

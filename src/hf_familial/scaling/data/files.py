@@ -12,9 +12,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-
-class TableError(ValueError):
-    """A file or its columns cannot be read as a table of runs."""
+from ...errors import TableError
 
 
 KINDS = "runs come as CSV, JSON lines or parquet"

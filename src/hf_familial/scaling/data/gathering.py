@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...errors import TableError
 from .cells import is_missing, marks_of, number_of, numbers_of
 from .names import find, others, plain
 from .plausible import Sizes
-from .tables import Table, TableError, left_out, some
+from .tables import Table, left_out, some
 from .units import Unit, parse_unit, unit_in
 from .where import chosen
 

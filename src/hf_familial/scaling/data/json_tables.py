@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from .files import TableError
+from ...errors import TableError
 from .names import is_variable
 
 

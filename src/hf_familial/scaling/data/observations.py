@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import BadRowsError, MissingColumnError, ScalingError, TooFewError
+from ...errors import BadRowsError, MissingColumnError, ScalingError, TooFewError
 from ..laws.law import Law
 from ..laws.vocabulary import LOSS
 from .cells import is_missing

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...errors import TableError
 from ..optima.flop_models import HeadFlops, six_nd
 from .cells import PETAFLOP_DAY
-from .files import TableError
 from .tables import some
 from .units import BITS, PERPLEXITY, PLAIN, Unit
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ScalingError
+from ...errors import ScalingError
 from .cells import number_of
 
 

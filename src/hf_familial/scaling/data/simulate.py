@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import ScalingError
+from ...errors import ScalingError
 from ..laws.law import Law
 from ..optima.optimum import best
 from .observations import Observations

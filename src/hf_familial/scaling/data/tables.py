@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ...errors import TableError
 from . import json_tables as js
 from .cells import Marks, marks_of
 from .csv_tables import Grid, columns_of_grid
-from .files import TableError, as_text, read_content
+from .files import as_text, read_content
 
 
 SHOWN = 8  # lines or names listed before "and 12 more"

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from ...errors import TableError
 from .cells import PETAFLOP_DAY, PREFIXES, SCALES, number_of
-from .files import TableError
 
 
 LOGS = {"log10": np.log(10.0), "ln": 1.0, "log2": np.log(2.0)}

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...errors import TableError
 from .cells import is_missing, number_of
-from .files import TableError
 
 
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import ScalingError
 from ..data.observations import Observations
-from ..errors import ScalingError
 from ..laws.catalogue import get_law
 from ..laws.law import Law
 from ..optima.parabola import budgets

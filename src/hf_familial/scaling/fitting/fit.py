@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import NoOptimumError, NotIdentifiedError, ScalingError, TooFewError
 from ..data.observations import Observations
-from ..errors import NoOptimumError, NotIdentifiedError, ScalingError, TooFewError
 from ..laws.catalogue import get_law
 from ..laws.law import Law
 from .identification import identify

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import NotIdentifiedError
+from ...errors import NotIdentifiedError
 from .objective import Problem
 
 

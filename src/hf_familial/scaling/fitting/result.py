@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...errors import ScalingError
 from ..data.observations import DroppedRow, Observations
-from ..errors import ScalingError
 from ..laws.catalogue import get_law
 from ..laws.law import Law
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import ScalingError, TooFewError
 from ..data.minima import best_of_each
 from ..data.observations import Observations
 from ..data.reading import columns_of
-from ..errors import ScalingError, TooFewError
 from ..laws.law import Law
 from ..laws.vocabulary import LOSS
 from .result import LargestLosses, Settings

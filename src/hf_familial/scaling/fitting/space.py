@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ScalingError
+from ...errors import ScalingError
 from ..laws.duals import Dual
 from ..laws.law import Law, Namespace
 

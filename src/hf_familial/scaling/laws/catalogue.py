@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ..errors import UnknownLawError
+from ...errors import UnknownLawError
 from .coupled import CATALOGUE as COUPLED
 from .dense import CATALOGUE as DENSE
 from .experts import CATALOGUE as EXPERTS

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingColumnError, ScalingError
+from ...errors import MissingColumnError, ScalingError
 from .duals import Dual, grad_of, value_of
 from .vocabulary import LOSS, Domain, Parameter, Published, Variable
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import ScalingError
+from ...errors import ScalingError
 
 
 @dataclass(frozen=True)

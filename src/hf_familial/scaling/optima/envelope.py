@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import TooFewError
+from ...errors import TooFewError
 from .parabola import IsoFlop
 from .power_law import check_columns, power_law
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingColumnError, NoMinimumError, ScalingError
+from ...errors import MissingColumnError, NoMinimumError, ScalingError
 from ..laws.law import Law, Namespace
 from .flop_models import Flops, six_nd
 

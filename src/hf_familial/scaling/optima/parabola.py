@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import NoMinimumError, ScalingError, TooFewError
+from ...errors import BiasWarning, NoMinimumError, ScalingError, TooFewError
 from .power_law import PowerLaw, check_columns, power_law
 
 
@@ -28,10 +28,6 @@ Outside = Literal["refuse", "keep"]
 
 MIN_BUDGETS = 3  # a line of slope and intercept, and one point to judge it by
 MIN_SIZES = 4  # a parabola, and one point to judge it by
-
-
-class BiasWarning(UserWarning):
-    """The sampling of the runs biases the optima read off them."""
 
 
 @dataclass(frozen=True)

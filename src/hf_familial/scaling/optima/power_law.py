@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from ..errors import BadRowsError, ScalingError, TooFewError
+from ...errors import BadRowsError, ScalingError, TooFewError
 from .quantity import Interval, check_level
 
 

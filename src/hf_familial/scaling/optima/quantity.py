@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import NoMinimumError, ScalingError
+from ...errors import NoMinimumError, ScalingError
 from ..laws.law import Law
 from .flop_models import Flops
 from .optimum import best, powers

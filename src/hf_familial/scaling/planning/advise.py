@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import NoMinimumError, NotIdentifiedError, ScalingError, TooFewError
+from ...errors import NoMinimumError, NotIdentifiedError, ScalingError, TooFewError
 from ..fitting.result import Fit
 from ..optima.flop_models import Flops
 from ..uncertainty.delta import Spread

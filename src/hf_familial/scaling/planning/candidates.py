@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...errors import ScalingError
 from ..data.facts import Facts
-from ..errors import ScalingError
 from ..optima.flop_models import Flops, HeadFlops
 from ..optima.optimum import best
 from .leverage import even_members

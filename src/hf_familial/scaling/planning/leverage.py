@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import ScalingError
+from ...errors import ScalingError
 from ..laws.law import Law
 from ..optima.flop_models import Flops, six_nd
 from ..optima.optimum import best, tokens_for

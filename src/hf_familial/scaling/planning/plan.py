@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import NoMinimumError, ScalingError
+from ...errors import NoMinimumError, ScalingError
 from ..optima.flop_models import Flops, HeadFlops, LifetimeFlops, six_nd
 from ..optima.optimum import best, powers
 from ..optima.quantity import compute_for, granularity_compute, loss_at, optimal

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import NotIdentifiedError, ScalingError, TooFewError
+from ...errors import DomainWarning, NotIdentifiedError, ScalingError, TooFewError
 from ..fitting.result import Fit
 from ..laws.law import Law
 from ..optima.quantity import Quantity, loss_at
@@ -19,10 +19,6 @@ from ..uncertainty.intervals import Estimate
 
 
 NEAR = 1e-6  # relative distance at which an edge counts as reached
-
-
-class DomainWarning(UserWarning):
-    """A law is asked about what lies outside the runs it was fitted on."""
 
 
 @dataclass(frozen=True)

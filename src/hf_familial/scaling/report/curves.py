@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import NotIdentifiedError, TooFewError
+from ...errors import NotIdentifiedError, TooFewError
 from ..optima.optimum import best
 from ..optima.parabola import budgets
 from ..optima.quantity import Quantity, optimal

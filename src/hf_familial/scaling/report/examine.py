@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import NoOptimumError, NotIdentifiedError, TooFewError
+from ...errors import NoOptimumError, NotIdentifiedError, TooFewError
 from ..fitting.compare import Comparison, compare
 from ..fitting.result import Fit
 from ..laws.law import Law

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..optima.parabola import NoMinimumError
+from ...errors import NoMinimumError
 from .curves import (
     COSTS,
     counting,

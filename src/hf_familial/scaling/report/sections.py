@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..optima.parabola import NoMinimumError
+from ...errors import NoMinimumError
 from ..optima.quantity import granularity_compute, optimal
 from ..planning.predict import Estimator
 from ..uncertainty.intervals import Estimate

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import ScalingError, StudyError
 from ..data.columns import Reading
 from ..data.facts import Facts
-from ..errors import ScalingError
 from ..fitting.result import Fit
 from ..laws.catalogue import get_law
 from ..laws.law import Law
@@ -25,10 +25,6 @@ from ..uncertainty.delta import Profile
 
 
 FORMAT, SCHEMA = "hf_familial.fit", 2
-
-
-class StudyError(ScalingError):
-    """A file is no fit.json, or one that this version cannot read."""
 
 
 @dataclass(frozen=True)

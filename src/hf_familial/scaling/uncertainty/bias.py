@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ...errors import BiasWarning, ScalingError
 from ..data.observations import Observations
-from ..errors import ScalingError
 from ..fitting.fit import fit
 from ..laws.catalogue import get_law
 from ..optima.optimum import powers
-from ..optima.parabola import BiasWarning, draw
+from ..optima.parabola import draw
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from ..errors import NoOptimumError, ScalingError
+from ...errors import NoOptimumError, ScalingError
 from ..fitting.fit import refit
 from ..fitting.result import Fit
 from ..optima.quantity import Interval, Quantity, check_level

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from ..errors import NotIdentifiedError, TooFewError
+from ...errors import NotIdentifiedError, TooFewError
 from ..fitting.objective import Loss, Problem
 from ..fitting.result import Fit
 from ..fitting.space import Space

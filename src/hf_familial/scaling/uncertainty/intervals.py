@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from ...errors import ScalingError, TooFewError
 from ..data.observations import Observations
-from ..errors import ScalingError, TooFewError
 from ..fitting.result import Fit
 from ..laws.law import Law
 from ..optima.quantity import Interval, Quantity, coefficient

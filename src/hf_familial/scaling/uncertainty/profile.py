@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from ..errors import NotIdentifiedError
+from ...errors import NotIdentifiedError
 from ..optima.quantity import Interval, Quantity, check_level
 
 

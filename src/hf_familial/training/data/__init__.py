@@ -1,13 +1,13 @@
 """From a corpus to packed token blocks: documents, tokenizer, packing, one door `prepare_data`."""
 
-from .arguments import (
-    DataArguments,
+from ...errors import (
     DataError,
     EmptyCorpusError,
-    MissingColumnError,
+    TextColumnError,
     TokenizerError,
     UnknownFileTypeError,
 )
+from .arguments import DataArguments
 from .corpus import Corpus, load_corpus
 from .packing import PackedDocuments, pack_documents
 from .prepare import PackedData, prepare_data
@@ -19,9 +19,9 @@ __all__ = [
     "DataArguments",
     "DataError",
     "EmptyCorpusError",
-    "MissingColumnError",
     "PackedData",
     "PackedDocuments",
+    "TextColumnError",
     "TokenizerError",
     "UnknownFileTypeError",
     "count_text_bytes",

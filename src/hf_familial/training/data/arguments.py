@@ -2,29 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from ...errors import DataError
+
 
 # the 256 bytes and the end-of-text token: a byte-level vocabulary cannot be smaller
 MIN_VOCAB_SIZE = 257
-
-
-class DataError(ValueError):
-    """The corpus, or an argument about it, cannot be used as given."""
-
-
-class EmptyCorpusError(DataError):
-    """A split holds no document, or too few tokens for one block."""
-
-
-class MissingColumnError(DataError):
-    """The dataset has no text column of the given name."""
-
-
-class TokenizerError(DataError):
-    """The tokenizer cannot separate documents: it has no end-of-text token."""
-
-
-class UnknownFileTypeError(DataError):
-    """The name of a file does not say how to read it."""
 
 
 @dataclass

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset
 
-from .arguments import DataArguments, EmptyCorpusError
+from ...errors import EmptyCorpusError
+from .arguments import DataArguments
 from .cache import first_process_first
 from .documents import (
     TEXT_FEATURES,
@@ -55,7 +56,7 @@ def load_corpus(args: DataArguments) -> Corpus:
     Raises:
         FileNotFoundError: If a file does not exist.
         UnknownFileTypeError: If a file is neither text nor a table.
-        MissingColumnError: If there is no `args.text_column`.
+        TextColumnError: If there is no `args.text_column`.
         EmptyCorpusError: If a split has no document.
         DataError: If a file is damaged or not UTF-8.
     """

@@ -19,14 +19,9 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from ...errors import DataError, EmptyCorpusError, TextColumnError, UnknownFileTypeError
 from ...paths import near_path
-from .arguments import (
-    DataArguments,
-    DataError,
-    EmptyCorpusError,
-    MissingColumnError,
-    UnknownFileTypeError,
-)
+from .arguments import DataArguments
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +55,7 @@ def read_files(names: list[str], args: DataArguments) -> Documents:
         UnknownFileTypeError: If a file is neither text nor a table.
         EmptyCorpusError: If a folder holds no file that can be read.
         DataError: If a file is damaged or not UTF-8.
-        MissingColumnError: If a table has no `args.text_column`.
+        TextColumnError: If a table has no `args.text_column`.
     """
     by_format: dict[str, list[str]] = {"text": [], "json": [], "parquet": []}
     for path in find_files(names):
@@ -81,17 +76,17 @@ def as_documents(dataset: Documents, text_column: str, origin: str) -> Documents
         The same kind of dataset, with one column `text`.
 
     Raises:
-        MissingColumnError: If there is no such column, or it holds no strings.
+        TextColumnError: If there is no such column, or it holds no strings.
         EmptyCorpusError: If a stream of unknown columns holds nothing.
     """
     types = _column_types(dataset, origin)
     if text_column not in types:
-        raise MissingColumnError(
+        raise TextColumnError(
             f"`text_column` must name a column of {origin}, got {text_column!r}; "
             f"its columns are {sorted(types)}.{_hint(text_column, types)}"
         )
     if types[text_column] not in {"str", "string", "large_string", "null"}:
-        raise MissingColumnError(
+        raise TextColumnError(
             f"`text_column` must hold strings, got {text_column!r} of {origin}, "
             f"which holds {types[text_column]}."
         )

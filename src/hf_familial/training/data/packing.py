@@ -17,7 +17,7 @@ from datasets import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from .arguments import DataError, EmptyCorpusError
+from ...errors import DataError, EmptyCorpusError
 from .cache import cached_folder, digest
 from .documents import Documents, iter_texts
 from .tokenization import check_end_of_text, count_text_bytes, make_encoder, plain_backend

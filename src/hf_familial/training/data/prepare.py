@@ -7,8 +7,9 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ...errors import DataError
 from ...paths import check_model_place, check_output_folder, is_local, no_such_path
-from .arguments import DataArguments, DataError
+from .arguments import DataArguments
 from .cache import resolve_cache_dir
 from .corpus import load_corpus
 from .documents import Documents, find_files
@@ -63,7 +64,7 @@ def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBa
     Raises:
         FileNotFoundError: If a file does not exist.
         UnknownFileTypeError: If a file is neither text nor a table.
-        MissingColumnError: If there is no `args.text_column`.
+        TextColumnError: If there is no `args.text_column`.
         TokenizerError: If the tokenizer has no end-of-text token.
         EmptyCorpusError: If a split has no document or does not fill one block.
         DataError: If a file is damaged or not UTF-8.

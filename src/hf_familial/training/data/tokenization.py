@@ -8,7 +8,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .arguments import DataArguments, EmptyCorpusError, TokenizerError
+from ...errors import EmptyCorpusError, TokenizerError
+from .arguments import DataArguments
 from .cache import cached_folder, digest, first_process_first, resolve_cache_dir
 from .corpus import Corpus
 from .documents import Documents, iter_texts
