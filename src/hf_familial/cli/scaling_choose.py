@@ -57,7 +57,7 @@ def compare_command(
     """Fit several laws to the same runs; judge them by the runs they did not see."""
     from ..scaling.data.columns import read_runs
     from ..scaling.fitting.compare import compare
-    from ..scaling.report.examine import comparison_tables
+    from ..scaling.report.analysis import comparison_tables
     from . import scaling_views as views
 
     forms = [law_of(name) for name in laws.split(",")]

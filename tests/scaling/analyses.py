@@ -1,11 +1,10 @@
-"""Studies of made-up runs, for the tests of reports and commands."""
+"""Analyses of made-up runs, for the tests of reports and commands."""
 
 import numpy as np
 
 from hf_familial.scaling import Observations, fit, get_law
 from hf_familial.scaling.optima.optimum import best
-from hf_familial.scaling.report.examine import examine
-from hf_familial.scaling.report.study import Origin
+from hf_familial.scaling.report import DataSource, analyse
 
 
 BUDGETS = (1e19, 1e20, 1e21)
@@ -30,12 +29,12 @@ def rows_of(law, noise=0.002, settings=({},), seed=0):
     return arrays | {"loss": exact * np.exp(scatter)}
 
 
-def study_of(law, settings=({},), draws=0, profiles=False, noise=0.002, **options):
-    """A study of such runs."""
+def analysis_of(law, settings=({},), draws=0, profiles=False, noise=0.002, **options):
+    """A analysis of such runs."""
     data = Observations.read(rows_of(law, noise, settings), run_id="run_id")
-    origin = Origin("runs.jsonl", {"N": "N_total"}, len(data) + 2, len(data), len(data))
+    origin = DataSource("runs.jsonl", {"N": "N_total"}, len(data) + 2, len(data), len(data))
     answer = fit(law, data, **options)
-    return examine(answer, origin, draws=draws, profiles=profiles, version="0.1")
+    return analyse(answer, origin, draws=draws, profiles=profiles, version="0.1")
 
 
 FAMILY = tuple({"G": float(g)} for g in (1, 2, 4, 8))

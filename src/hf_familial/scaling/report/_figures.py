@@ -2,97 +2,61 @@
 
 Every function returns a `matplotlib.figure.Figure` that belongs to nobody else: no state of pyplot
 is read or changed. Losses are in nats per token, N and D are numbers of parameters and tokens, C is
-in FLOPs.
+in FLOPs. Arrays have one dimension; ends of a band are NaN where there is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .canvas import (
+from ._curves import Budget, Group
+from ._style import (
     ACCENT,
     CONTRAST,
     HUES,
     INK,
     MARKERS,
     MAX_POINTS,
+    RASTER_FROM,
     SOFT,
     blank,
+    dots,
     few_axis,
     linear_axis,
     log_axis,
     shades,
     spread,
     styled,
-    thin,
 )
 from .wording import scientific
 
 
 LOSS = "loss (nats/token)"
 FEW = 6  # values of a variable that all get a tick
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Runs and the law at one number of FLOPs.
-
-    Attributes:
-        flops (`float`): The budget C.
-        sizes, losses (`numpy.ndarray` of shape `(runs,)`): N and measured loss of its runs.
-        curve_sizes, curve_losses (`numpy.ndarray` of shape `(points,)`): The law there.
-        best_size, best_loss (`float`): The minimum of the law; NaN where it has none.
-    """
-
-    flops: float
-    sizes: np.ndarray
-    losses: np.ndarray
-    curve_sizes: np.ndarray
-    curve_losses: np.ndarray
-    best_size: float
-    best_loss: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """Points that belong together and how the legend calls them.
-
-    Attributes:
-        name (`str`): As `G = 4`; empty for no legend.
-        x, y (`numpy.ndarray` of shape `(points,)`): Where they stand.
-    """
-
-    name: str
-    x: np.ndarray
-    y: np.ndarray
+HOLLOW: Any = {"ls": "", "ms": 5, "mfc": "none"}
+RING = HOLLOW | {"marker": "o", "mec": CONTRAST, "mew": 1.3, "zorder": 3}
+DIAMOND = HOLLOW | {"marker": "D", "mec": INK, "mew": 1, "zorder": 4}
+BAND: Any = {"color": ACCENT, "alpha": 0.22, "lw": 0}
 
 
 @styled
 def draw_isoflop(budgets: Sequence[Budget], limits: tuple[float, float] | None = None) -> Figure:
-    """Loss against size at constant FLOPs: runs, the law, and its minimum per budget.
+    """Draw loss against size at constant FLOPs: runs, the law, and its minimum per budget.
 
-    Args:
-        budgets (`Sequence[Budget]`): In the order of their FLOPs.
-        limits (`tuple[float, float]`, *optional*): Of the losses shown, to compare pictures.
-
-    Returns:
-        `matplotlib.figure.Figure`
+    Budgets come in the order of their FLOPs; `limits` of the losses make pictures comparable.
     """
-    figure, axes = blank(3.3)
+    figure, axes = blank(3.3, right=0.56, top=0.28)
     for budget, colour in zip(budgets, shades(len(budgets)), strict=True):
         axes.plot(budget.curve_sizes, budget.curve_losses, color=colour, zorder=2)
-        index = thin(len(budget.sizes), MAX_POINTS // len(budgets))
-        points = budget.sizes[index], budget.losses[index]
-        axes.plot(*points, "o", ms=3.4, mec="none", color=colour, zorder=3)
+        most = MAX_POINTS // len(budgets)
+        dots(axes, budget.sizes, budget.losses, most, ms=3.4, color=colour, zorder=3)
         if np.isfinite(budget.best_size):
-            axes.plot(
-                budget.best_size, budget.best_loss, "D", ms=5, mfc="none", mec=INK, mew=1, zorder=4
-            )
+            axes.plot(budget.best_size, budget.best_loss, **DIAMOND)
     best = [(b.best_size, b.best_loss) for b in budgets if np.isfinite(b.best_size)]
     if len(best) > 1:
         axes.plot(*zip(*best, strict=True), color=INK, lw=0.8, ls=(0, (2, 2)), zorder=1.5)
@@ -111,25 +75,16 @@ def _name_curves(axes: Axes, budgets: Sequence[Budget]) -> None:
     ends = np.array([budget.curve_losses[-1] for budget in budgets])
     at = spread(((ends - low) / (high - low)).clip(0, 1), 0.062)
     axes.set_ylim(low, high)
+    look: Any = {"transform": axes.transAxes, "size": 7.5}
     for budget, height, colour in zip(budgets, at, shades(len(budgets)), strict=True):
         words = scientific(budget.flops, 2).replace(".0×", "×")
-        axes.text(
-            1.02, height, words, transform=axes.transAxes, color=colour, va="center", size=7.5
-        )
-    axes.text(1.02, 1.03, "FLOPs", transform=axes.transAxes, color=SOFT, va="bottom", size=7.5)
+        axes.text(1.02, height, words, color=colour, va="center", **look)
+    axes.text(1.02, 1.03, "FLOPs", color=SOFT, va="bottom", **look)
 
 
 @styled
 def draw_agreement(groups: Sequence[Group], label: str = LOSS) -> Figure:
-    """Measured against predicted loss; on the diagonal they are equal.
-
-    Args:
-        groups (`Sequence[Group]`): x predicted, y measured.
-        label (`str`): What is predicted and measured.
-
-    Returns:
-        `matplotlib.figure.Figure`
-    """
+    """Draw measured (y) against predicted (x); on the diagonal they are equal."""
     figure, axes = blank(3.3)
     _scatter(axes, groups)
     low, high = (f(f(g.x.tolist() + g.y.tolist()) for g in groups) for f in (min, max))
@@ -147,16 +102,9 @@ def draw_agreement(groups: Sequence[Group], label: str = LOSS) -> Figure:
 
 @styled
 def draw_residuals(groups: Sequence[Group], label: str, kind: str = "count") -> Figure:
-    """Residuals against one variable, with the medians of its parts.
+    """Draw residuals (y: measured over predicted, minus 1) against a variable, with medians.
 
-    Args:
-        groups (`Sequence[Group]`): x the variable, y measured loss over predicted, minus 1.
-        label (`str`): Of the variable's axis.
-        kind (`str`): How its ticks are written; see `canvas.log_axis`. A variable of few values
-            gets a tick at each.
-
-    Returns:
-        `matplotlib.figure.Figure`
+    `kind` is that of the ticks; a variable of few values gets a tick at each.
     """
     figure, axes = blank(2.4)
     x, y = (np.concatenate([getattr(g, field) for g in groups]) for field in "xy")
@@ -174,7 +122,7 @@ def draw_residuals(groups: Sequence[Group], label: str, kind: str = "count") -> 
 
 
 def _parts(x: np.ndarray, most: int = 9) -> list[tuple[float, np.ndarray]]:
-    """Points cut into parts of equal number, each with its geometric middle."""
+    """Cut points into parts of equal number, each with its median."""
     if len(np.unique(x)) <= most:
         return [(float(value), np.flatnonzero(x == value)) for value in np.unique(x)]
     cut = np.array_split(np.argsort(x, kind="stable"), max(1, min(most, len(x) // 5)))
@@ -191,40 +139,22 @@ def draw_penalty(
     axis: str = "granularity G (exits)",
     label: str = "reducible loss over dense (%)",
 ) -> Figure:
-    """What exits cost: the loss with them over the loss without.
+    """Draw what exits cost: the loss of every run over the law's loss without them.
 
-    Args:
-        granularity (`numpy.ndarray` of shape `(runs,)`): G of every run, or its neighbours.
-        measured (`numpy.ndarray` of shape `(runs,)`): Its loss over the law's without them.
-        curve ([`Group`]): x G, y the law.
-        low, high (`numpy.ndarray` of shape `(points,)`): Band of the curve; NaN where there is
-            none.
-        axis, label (`str`): Of the x and the y axis.
-
-    Returns:
-        `matplotlib.figure.Figure`
+    `granularity` is G of every run, or the number of its neighbours; `low` and `high` are the band
+    of the law's `curve`.
     """
-    figure, axes = blank()
+    figure, axes = blank(top=0.3)
     axes.axhline(0, color=SOFT, lw=0.9, zorder=1)
-    index = thin(len(granularity))
     values = np.unique(granularity)
     # spread over a little width, for many runs share one G; the same every time
-    jitter = np.sin(2.4 * np.arange(len(index)))
+    jitter = np.sin(2.4 * np.arange(len(granularity)))
     near = granularity * np.exp(0.035) if values[0] > 0 else granularity + 0.02 * np.ptp(values)
-    axes.plot(
-        granularity[index] + jitter * (near - granularity)[index],
-        100 * (measured[index] - 1),
-        "o",
-        ms=3,
-        mec="none",
-        color=SOFT,
-        alpha=0.55,
-        zorder=2,
-        label="runs",
-    )
+    x, y = granularity + jitter * (near - granularity), 100 * (measured - 1)
+    dots(axes, x, y, ms=3, color=SOFT, alpha=0.55, zorder=2, label="runs")
     medians = [100 * (np.median(measured[granularity == value]) - 1) for value in values]
-    axes.plot(values, medians, "D", ms=5, mfc="none", mec=INK, zorder=4, label="median")
-    axes.fill_between(curve.x, 100 * (low - 1), 100 * (high - 1), color=ACCENT, alpha=0.22, lw=0)
+    axes.plot(values, medians, label="median", **DIAMOND)
+    axes.fill_between(curve.x, 100 * (low - 1), 100 * (high - 1), **BAND)
     axes.plot(curve.x, 100 * (curve.y - 1), color=ACCENT, zorder=3, label=curve.name)
     axes.set(xlabel=axis, ylabel=label)
     few_axis(axes, values)
@@ -244,63 +174,37 @@ def draw_frontier(
     points: Group | None = None,
     loss: bool = False,
 ) -> Figure:
-    """What the law calls best at every compute budget, with its band.
+    """Draw N*, D* or the loss at the optimum of every compute budget, with its band.
 
-    Args:
-        flops (`numpy.ndarray` of shape `(points,)`): Budgets C.
-        best (`numpy.ndarray` of shape `(points,)`): N*, D* or the loss there.
-        low, high (`numpy.ndarray` of shape `(points,)`): Its band; NaN where there is none.
-        label (`str`): Of the y axis.
-        seen (`tuple[float, float]`, *optional*): Least and most FLOPs of the runs; beyond them the
-            curve is dashed.
-        points ([`Group`], *optional*): Measured points.
-        loss (`bool`): Whether y is a loss, on a linear axis.
-
-    Returns:
-        `matplotlib.figure.Figure`
+    The curve is dashed beyond `seen`, the least and most FLOPs of the runs. A loss has a linear
+    axis.
     """
     figure, axes = blank()
-    axes.fill_between(flops, low, high, color=ACCENT, alpha=0.22, lw=0)
-    inside = np.ones(len(flops), bool) if seen is None else _between(flops, *seen)
+    axes.fill_between(flops, low, high, **BAND)
+    least, most = seen or (0, np.inf)
+    inside = (flops >= least * (1 - 1e-9)) & (flops <= most * (1 + 1e-9))
     axes.plot(flops, best, color=ACCENT, ls=(0, (3, 2)), lw=1.1)
     axes.plot(np.where(inside, flops, np.nan), best, color=ACCENT, lw=1.6)
     if points is not None and len(points.x):
-        index = thin(len(points.x))
-        axes.plot(
-            points.x[index], points.y[index], "o", ms=3.2, mec="none", color=CONTRAST, alpha=0.8
-        )
+        dots(axes, points.x, points.y, ms=3.2, color=CONTRAST, alpha=0.8)
     axes.set(xlabel="compute C (FLOPs)", ylabel=label)
     log_axis(axes, "x", "power")
     linear_axis(axes, "y") if loss else log_axis(axes, "y")
     return figure
 
 
-def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return (values >= low * (1 - 1e-9)) & (values <= high * (1 + 1e-9))
-
-
 @styled
 def draw_cloud(
     x: np.ndarray, y: np.ndarray, estimate: tuple[float, float], labels: tuple[str, str]
 ) -> Figure:
-    """Two coefficients over the draws of a bootstrap, with their estimates and 95 % intervals.
-
-    Args:
-        x, y (`numpy.ndarray` of shape `(draws,)`): The draws.
-        estimate (`tuple[float, float]`): The coefficients of the fit itself.
-        labels (`tuple[str, str]`): Their names.
-
-    Returns:
-        `matplotlib.figure.Figure`
-    """
+    """Draw two coefficients over the draws of a bootstrap, their estimates and 95 % intervals."""
     figure, axes = blank()
-    index = thin(len(x))
-    axes.plot(x[index], y[index], "o", ms=2.2, mec="none", color=ACCENT, alpha=0.35)
+    dots(axes, x, y, ms=2.2, color=ACCENT, alpha=0.35)
     for values, line, span in ((x, axes.axvline, axes.axvspan), (y, axes.axhline, axes.axhspan)):
         low, high = np.percentile(values, [2.5, 97.5])
         span(low, high, color=SOFT, alpha=0.1, lw=0, zorder=0)
         line(estimate[0] if values is x else estimate[1], color=CONTRAST, lw=0.8, zorder=2)
-    axes.plot(*estimate, "o", ms=5, mfc="none", mec=CONTRAST, mew=1.3, zorder=3)
+    axes.plot(*estimate, **RING)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     for which, values in (("x", x), ("y", y)):
         if values.min() > 0 and values.max() > 3 * values.min():
@@ -319,25 +223,15 @@ def draw_profile(
     level: float,
     interval: tuple[float, float],
 ) -> Figure:
-    """How much worse the fit gets when one coefficient is held elsewhere.
+    """Draw how much worse the fit gets when one coefficient is held at each of `values`.
 
-    Args:
-        values (`numpy.ndarray` of shape `(points,)`): Where it is held.
-        rise (`numpy.ndarray` of shape `(points,)`): Of the objective there: 0 at the best, 1 at the
-            ends of the interval.
-        estimate (`float`): The coefficient of the fit.
-        label (`str`): Its name.
-        level (`float`): Coverage of the interval.
-        interval (`tuple[float, float]`): Its ends.
-
-    Returns:
-        `matplotlib.figure.Figure`
+    `rise` of the objective is 0 at the best and 1 at the ends of the interval.
     """
     figure, axes = blank(2.4)
     axes.axhline(1, color=SOFT, lw=0.9, ls=(0, (3, 2)))
     axes.axvspan(*np.clip(interval, values[0], values[-1]), color=SOFT, alpha=0.1, lw=0, zorder=0)
     axes.plot(values, rise, color=ACCENT)
-    axes.plot(estimate, 0, "o", ms=5, mfc="none", mec=CONTRAST, mew=1.3, zorder=3)
+    axes.plot(estimate, 0, **RING)
     transform = axes.get_yaxis_transform()
     axes.text(0.5, 1.03, f"{level:.0%}", transform=transform, ha="center", va="bottom", color=SOFT)
     # traced farther than needed where the objective is far from a parabola
@@ -352,32 +246,26 @@ def draw_profile(
 
 
 def _scatter(axes: Axes, groups: Sequence[Group]) -> None:
-    """Groups by hue and by shape of marker."""
-    ordered = len(groups) > len(HUES)
-    colours = shades(len(groups)) if ordered else HUES
-    for i, group in enumerate(groups):
-        index = thin(len(group.x))
-        axes.plot(
-            group.x[index],
-            group.y[index],
-            MARKERS[i % len(MARKERS)],
-            ms=3.4,
-            mec="none",
-            alpha=0.8,
-            color=colours[i],
-            label=group.name,
-            zorder=3,
-        )
+    """Draw groups by hue and by shape of marker, all of them as an image if they are large."""
+    colours = shades(len(groups)) if len(groups) > len(HUES) else HUES
+    look: Any = {"ms": 3.4, "alpha": 0.8, "zorder": 3}
+    look["rasterized"] = sum(len(group.x) for group in groups) > RASTER_FROM
+    for i, (group, colour) in enumerate(zip(groups, colours, strict=False)):
+        marker, most = MARKERS[i % len(MARKERS)], MAX_POINTS // len(groups)
+        dots(axes, group.x, group.y, most, marker=marker, color=colour, label=group.name, **look)
 
 
-__all__ = [
-    "Budget",
-    "Group",
-    "draw_agreement",
-    "draw_cloud",
-    "draw_frontier",
-    "draw_isoflop",
-    "draw_penalty",
-    "draw_profile",
-    "draw_residuals",
-]
+@styled
+def draw_formula(tex: str, size: float = 15) -> Figure:
+    """Set a formula (LaTeX without dollar signs) as a picture of its own size.
+
+    Raises a `ValueError` if matplotlib cannot set it.
+    """
+    figure = Figure(figsize=(1, 1))
+    text = figure.text(0, 0, f"${tex}$", size=size, math_fontfamily="stix", va="bottom")
+    box = text.get_window_extent()
+    pad = 2 / 72
+    figure.set_size_inches(box.width / figure.dpi + 2 * pad, box.height / figure.dpi + 2 * pad)
+    inches = figure.get_size_inches()
+    text.set_position((pad / inches[0], (pad - box.y0 / figure.dpi) / inches[1]))
+    return figure
