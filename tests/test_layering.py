@@ -30,7 +30,6 @@ ROOMS: dict[str, set[str]] = {
     "extension": GROUND | {"models", "checkpoints", "decoding"},
     "hub": GROUND | {"models", "flops", "checkpoints", "evaluation", "decoding"},
     "handoff": GROUND | {"models", "flops", "checkpoints", "evaluation", "decoding"},
-    "generation": GROUND | {"models", "flops", "checkpoints", "hub", "evaluation"},
     "training": GROUND | {"models", "flops", "checkpoints", "evaluation", "decoding"},
 }
 ROOMS["isoflop"] = {*ROOMS} - {"scaling", "scripts", "extension"}
@@ -163,8 +162,8 @@ def tree(tmp_path):
     ("files", "expected"),
     [
         pytest.param(
-            {"training/trainer.py": "from ..generation import state", "generation/state.py": ""},
-            "`training` may not import `generation`",
+            {"training/trainer.py": "from ..handoff import state", "handoff/state.py": ""},
+            "`training` may not import `handoff`",
             id="sideways",
         ),
         pytest.param(
