@@ -316,7 +316,7 @@ def test_a_lawful_tree_passes(tree):
             "scaling/__init__.py": "from .fitting.fit import fit",
             "errors.py": "",
             "scaling/laws/law.py": "from ...errors import UnknownLawError",
-            "scaling/fitting.py": (
+            "scaling/fitting/fit.py": (
                 "import numpy as np\nfrom scipy import optimize\nimport dataclasses\n"
                 "from ..laws.law import Law\nfrom .search import minimise"
             ),

@@ -154,7 +154,24 @@ def problem_of(fit: Fit) -> Problem:
 
 @dataclass(frozen=True, eq=False)
 class CoefficientCovariance:
-    """How far the coefficients of a fit may be off, to first order."""
+    """Covariance of a fit's coefficients that trusts no noise model: a sandwich.
+
+    The observed curvature of the objective stands outside, the scores of the runs inside. It stays
+    right where noise differs from run to run, has heavy tails, or is shared by checkpoints of one
+    run. Scores are raised by the leverage of their run as a jackknife would (HC3, CR3).
+
+    Attributes:
+        fit ([`Fit`]): The fit.
+        point (`np.ndarray`): The optimum as the search sees it, (free,).
+        inverse (`np.ndarray`): Inverse of the curvature, (free, free); zero in rows and columns of
+            coefficients on a bound.
+        scores (`np.ndarray`): Pull of every run on the coefficients, (runs, free).
+        leverage (`np.ndarray`): Share of every row's fitted value that is its own, (rows,).
+        dof (`int`): Degrees of freedom of Student's t.
+
+    Reference: MacKinnon, Nielsen and Webb 2023, arXiv:2205.03285 (CR3 and t(runs - 1)); Huber 1981,
+    "Robust Statistics".
+    """
 
     fit: Fit
     problem: Problem

@@ -41,7 +41,7 @@ class Situation:
     flops: float
     inference_tokens: float
     memory: tuple[float, ...]
-    epochs: float = 4.0
+    epochs: float = 4.0  # repeated tokens are worth nearly new ones to here (arXiv:2305.16264)
     bytes_per_parameter: float = 2.0
 
     def __post_init__(self) -> None:

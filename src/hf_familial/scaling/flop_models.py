@@ -15,7 +15,7 @@ Flops = Callable[[Any, Any, Any], Any]
 
 
 def six_nd(N: Any, D: Any, G: Any = 1) -> Any:
-    """The usual approximation C = 6ND: heads and attention scores are free."""
+    """Return C = 6ND (Kaplan et al., arXiv:2001.08361): heads and attention scores are free."""
     return 6 * np.asarray(N, float) * D
 
 

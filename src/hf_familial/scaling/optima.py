@@ -30,7 +30,7 @@ class Powers:
     beta: Any
 
     def optimum(self, C: Any, flops_per_nd: float = 6.0) -> tuple[Any, Any]:
-        """N and D of least loss with `flops_per_nd N D = C`."""
+        """Return N and D of least loss at `flops_per_nd N D = C` (arXiv:2203.15556, equation 4)."""
         total = self.alpha + self.beta
         G = (self.alpha * self.A / (self.beta * self.B)) ** (1 / total)
         budget = np.asarray(C, float) / flops_per_nd
