@@ -21,17 +21,11 @@ import numpy as np
 from rich.table import Table
 
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.data.columns import Choice, read_runs
-from hf_familial.scaling.optima.optimum import best
-from hf_familial.scaling.planning.plan import Plan, plan
-from hf_familial.scaling.report import (
-    Analysis,
-    DataSource,
-    analyse,
-    write_analysis,
-    write_report,
-)
+from hf_familial.scaling.optima import best
+from hf_familial.scaling.planning import Plan, plan
+from hf_familial.scaling.report import Analysis, DataSource, analyse, write_analysis, write_report
 from hf_familial.scaling.report.wording import MISSING, count, estimate, scientific, significant
+from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 from hf_familial.scripts import arguments, console, run
 
 
@@ -125,14 +119,14 @@ def show_plan(found: Plan, args: FitArguments) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, fit, analyse, plan, report."""
+    """Read, fit, examine, plan, report."""
     with arguments(__doc__, [FitArguments], smoke=smoke, positional=POSITIONAL, argv=argv) as (
         args,
         table,
     ):
         out = console()
         law = get_law(args.law)
-        reading = read_runs(Path(table.runs), law, Choice(loss=args.loss))
+        reading = load_runs(Path(table.runs), law, ColumnChoice(loss=args.loss))
         with out.status("fitting, and drawing replicates"):
             answer = fit(law, reading.data)
             analysis = analyse(answer, DataSource.of(reading), draws=args.draws)

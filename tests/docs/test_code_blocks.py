@@ -16,8 +16,8 @@ from hub.hub_server import LFS_SUFFIXES, Blob, Hub, Repo, let_out
 
 from hf_familial import FamilialForCausalLM, FamilialTrainingArguments
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.data.simulate import isoflop_design, simulate
 from hf_familial.scaling.report import analyse, write_analysis
+from hf_familial.scaling.simulation import isoflop_design, simulate
 from hf_familial.scripts import toy_decoder
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from hf_familial.scaling import Observations, fit, get_law
-from hf_familial.scaling.optima.optimum import best
+from hf_familial.scaling import RunTable, fit, get_law
+from hf_familial.scaling.optima import best
 from hf_familial.scaling.report import DataSource, analyse
 
 
@@ -30,11 +30,11 @@ def rows_of(law, noise=0.002, settings=({},), seed=0):
 
 
 def analysis_of(law, settings=({},), draws=0, profiles=False, noise=0.002, **options):
-    """A analysis of such runs."""
-    data = Observations.read(rows_of(law, noise, settings), run_id="run_id")
-    origin = DataSource("runs.jsonl", {"N": "N_total"}, len(data) + 2, len(data), len(data))
+    """An analysis of such runs."""
+    data = RunTable.read(rows_of(law, noise, settings), run_id="run_id")
+    source = DataSource("runs.jsonl", {"N": "N_total"}, len(data) + 2, len(data), len(data))
     answer = fit(law, data, **options)
-    return analyse(answer, origin, draws=draws, profiles=profiles, version="0.1")
+    return analyse(answer, source, draws=draws, profiles=profiles, version="0.1")
 
 
 FAMILY = tuple({"G": float(g)} for g in (1, 2, 4, 8))

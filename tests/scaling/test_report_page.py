@@ -13,7 +13,8 @@ from analyses import FAMILY, NEIGHBOURS, SPARSE, analysis_of, rows_of
 from matplotlib.image import imread
 
 from hf_familial.errors import AnalysisError
-from hf_familial.scaling import LAWS, FitStatus, Observations, fit, get_law
+from hf_familial.scaling import LAWS, FitStatus, RunTable, fit, get_law
+from hf_familial.scaling.diagnostics import diagnose
 from hf_familial.scaling.report import (
     Analysis,
     DataSource,
@@ -28,13 +29,12 @@ from hf_familial.scaling.report._style import symbol_html, symbol_text
 from hf_familial.scaling.report.analysis import check_place, write_whole
 from hf_familial.scaling.report.tables import Table, granularity_table
 from hf_familial.scaling.report.wording import estimate
-from hf_familial.scaling.uncertainty.doubts import doubts
 
 
 @pytest.fixture(scope="module")
 def analysis():
     rivals = {"rivals": [get_law("hoffmann"), get_law("familial_e_inside")]}
-    data = Observations.read(rows_of("familial", settings=FAMILY), run_id="run_id")
+    data = RunTable.read(rows_of("familial", settings=FAMILY), run_id="run_id")
     return analyse(
         fit("familial", data), DataSource("runs.jsonl"), draws=60, version="0.1", **rivals
     )
@@ -177,7 +177,7 @@ def test_a_law_that_predicts_no_loss():
     law = get_law("step_batch")
     tokens = np.geomspace(1e9, 1e11, 12)
     batch = law.predict(next(iter(law.published.values())).values, D=tokens)
-    data = Observations.read({"D": tokens, "b": batch * (1 + 0.01 * np.sin(tokens))}, loss="b")
+    data = RunTable.read({"D": tokens, "b": batch * (1 + 0.01 * np.sin(tokens))}, loss="b")
     page = report_html(analyse(fit(law, data), profiles=False))
     assert "Compute-optimal" not in page
     assert "predicted batch tokens (tokens)" not in page  # letters are drawn, not written
@@ -322,7 +322,7 @@ def test_pictures_as_files(analysis, tmp_path):
 
 
 def test_a_good_fit_raises_no_doubts(analysis):
-    assert doubts(analysis.fit, analysis.intervals["delta"]) == ()
+    assert diagnose(analysis.fit, analysis.intervals["delta"]) == ()
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_a_good_fit_raises_no_doubts(analysis):
     ],
 )
 def test_what_speaks_against_a_fit(analysis, change, match):
-    (sentence,) = doubts(dataclasses.replace(analysis.fit, **change))
+    (sentence,) = diagnose(dataclasses.replace(analysis.fit, **change))
     assert re.search(match, sentence)
 
 
@@ -343,7 +343,7 @@ def test_outliers_and_idle_exponents_are_named():
     rows = rows_of("hoffmann")
     rows["loss"][4] *= 1.2
     rows |= {"G": np.tile([1.0, 2.0, 4.0], 7)}
-    answer = fit("familial", Observations.read(rows, run_id="run_id"))
+    answer = fit("familial", RunTable.read(rows, run_id="run_id"))
     found = " ".join(analyse(answer, profiles=False).warnings)
     assert "lie more than 6 robust standard deviations from the law: run-4" in found
     assert "interval of `gamma` holds 0" in found

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..optima.parabola import budgets as budget_groups
-from ..optima.quantity import Quantity
-from ..planning.predict import Estimator
-from ..uncertainty.intervals import Estimate
+from ..confidence import Estimate
+from ..isoflop import budgets as budget_groups
+from ..prediction import Estimator
+from ..quantities import DerivedQuantity
 from .analysis import Analysis
 from .wording import count
 
@@ -177,13 +177,13 @@ def penalty(analysis: Analysis, name: str) -> Penalty:
     most = float(data.columns[name].max())
     grid = (np.geomspace if none else np.linspace)(none, most, PENALTY_POINTS)
 
-    def ratio_at(value: float) -> Quantity:
+    def ratio_at(value: float) -> DerivedQuantity:
         def ratio(values: Mapping[str, Any]) -> Any:
             below = values["E"] if above else 0.0
             losses = [law.predict(values, **middle, **{name: at}) for at in (value, none)]
             return (losses[0] - below) / (losses[1] - below)
 
-        return Quantity(f"penalty of {name} = {value:.3g}", ratio, "log")
+        return DerivedQuantity(f"penalty of {name} = {value:.3g}", ratio, "log")
 
     estimator = Estimator(analysis.fit, analysis.level)
     curve, low, high = banded([estimator(ratio_at(float(value))) for value in grid])

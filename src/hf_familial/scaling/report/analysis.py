@@ -19,18 +19,18 @@ from ...errors import (
     ScalingError,
     TooFewError,
 )
-from ..data.columns import Reading
-from ..data.facts import Facts
-from ..fitting.compare import Comparison, compare
-from ..fitting.result import Fit
-from ..laws.catalogue import get_law
+from .._covariance import CoefficientCovariance, Profile
+from ..comparison import Comparison, compare
+from ..confidence import intervals
+from ..diagnostics import diagnose
+from ..flop_models import HeadFlops
+from ..laws import get_law
 from ..laws.law import Law
-from ..optima.flop_models import HeadFlops
-from ..optima.quantity import Interval, coefficient
-from ..uncertainty.bootstrap import Bootstrap, Kind, bootstrap
-from ..uncertainty.delta import Profile, Spread
-from ..uncertainty.doubts import doubts
-from ..uncertainty.intervals import intervals
+from ..quantities import Interval, coefficient
+from ..resampling import Bootstrap, Kind, bootstrap
+from ..results import Fit
+from ..tables.facts import Facts
+from ..tables.load import LoadedRuns
 from .wording import scientific
 
 
@@ -60,7 +60,7 @@ class DataSource:
     facts: Facts = field(default_factory=Facts)
 
     @classmethod
-    def of(cls, reading: Reading) -> DataSource:
+    def of(cls, reading: LoadedRuns) -> DataSource:
         """Describe the table that `reading` was read from."""
         return cls(
             Path(reading.source).name,
@@ -249,18 +249,18 @@ def analyse(
         replicates=replicates,
         profiles=traced,
         tables=tables,
-        warnings=(*doubts(fit, next(iter(found.values()), {})), *warnings),
+        warnings=(*diagnose(fit, next(iter(found.values()), {})), *warnings),
         version=version,
     )
 
 
 def _profiles(fit: Fit, level: float) -> dict[str, Profile]:
     """Trace the free coefficients that the rows determine."""
-    spread, traced = Spread.of(fit), {}
+    covariance, traced = CoefficientCovariance.of(fit), {}
     for name in fit.free:
         if name not in fit.bounds_hit:
             try:
-                traced[name] = spread.profile(coefficient(fit.law, name), level)
+                traced[name] = covariance.profile(coefficient(fit.law, name), level)
             except NotIdentifiedError:
                 continue
     return traced

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ...errors import NoMinimumError
-from ..fitting.result import Fit
-from ..optima.flop_models import Flops
-from ..optima.optimum import best
-from ..optima.quantity import granularity_compute, optimal
-from ..planning.predict import Estimator, Known
-from ..uncertainty.intervals import Estimate
+from ..confidence import Estimate
+from ..flop_models import Flops
+from ..optima import best
+from ..prediction import Estimator, PublishedFit
+from ..quantities import granularity_compute, optimal
+from ..results import Fit
 from ._curves import counting, flops_of, has_optimum, named, settings_of
 from .analysis import Analysis
 from .wording import MISSING, count, estimate, scientific, significant
@@ -69,7 +69,7 @@ class OptimalRun:
 
 
 def optimal_runs(
-    fit: Fit | Known,
+    fit: Fit | PublishedFit,
     budgets: Sequence[float] | np.ndarray,
     flops: Flops | None = None,
     level: float = 0.95,
@@ -78,7 +78,7 @@ def optimal_runs(
     """Find the best size, data and loss for each compute budget.
 
     Args:
-        fit ([`Fit`] or [`Known`]): A law that reads N and D, with its coefficients.
+        fit ([`Fit`] or [`PublishedFit`]): A law that reads N and D, with its coefficients.
         budgets (`Sequence[float]`): FLOPs, rising.
         flops (`Callable`, *optional*): FLOPs of a run, `flops(N, D, G)`; 6ND without it.
         level (`float`, *optional*, defaults to 0.95): Coverage of the intervals (delta method).
