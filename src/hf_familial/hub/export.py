@@ -22,6 +22,7 @@ from ..checkpoints.index import plan_shards, write_shards
 from ..checkpoints.member_models import cut_model, loaded_dtypes, merged_family, plain_model
 from ..checkpoints.plain import add_old_names, plain_config, plain_tensors
 from ..checkpoints.safetensors_file import FLOATS, TensorCopy, read_header
+from ..models import is_family
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.checkpoints import segment_of, splits_by_segment
 from ..models.familial.config_checks import check_choice
@@ -203,7 +204,7 @@ def export_family(
 
 def _open(model_or_path: Any, **where: Any) -> FamilialForCausalLM | FamilyFiles:
     model_or_path = merged_family(model_or_path)
-    if isinstance(model_or_path, (FamilialForCausalLM, FamilyFiles)):
+    if isinstance(model_or_path, FamilyFiles) or is_family(model_or_path):
         return model_or_path
     if isinstance(model_or_path, (str, os.PathLike)):
         return open_family(model_or_path, **where)

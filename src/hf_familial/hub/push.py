@@ -19,6 +19,7 @@ from ..checkpoints.companions import holds_tokenizer
 from ..checkpoints.family_files import FamilyFiles
 from ..checkpoints.index import own_file
 from ..checkpoints.member_models import merged_family, weights_of
+from ..models import is_family
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
 from ..models.familial.cuts import check_cut
@@ -292,7 +293,7 @@ def _workplace() -> Iterator[Path]:
 def _open(model_or_path: Model, token: str | None) -> FamilialForCausalLM | FamilyFiles:
     """A family that has weights to push."""
     model_or_path = merged_family(model_or_path)
-    if isinstance(model_or_path, FamilialForCausalLM):
+    if is_family(model_or_path):
         weights_of(model_or_path)
         return model_or_path
     return open_family(model_or_path, token=token)

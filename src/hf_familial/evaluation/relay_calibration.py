@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..evaluation.batches import Collator, Row, iter_batches, model_inputs, shifted_labels
-from ..evaluation.evaluator import evaluation_mode
-from ..evaluation.reading import read_predictions
 from ..flops import measure_flops_per_token
+from ..models import is_family
 from ..models.familial import ConfidenceRelay, FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
 from ..models.familial.contract import logit_ops
 from ..models.familial.losses import IGNORE_INDEX
 from ..models.familial.relay_policies import confidence
-from .thresholds import Costs, Readings, TradeOff, trade_offs
+from ._thresholds import Costs, Readings, TradeOff, trade_offs
+from .batches import Collator, Row, iter_batches, model_inputs, shifted_labels
+from .evaluator import evaluation_mode
+from .reading import read_predictions
 
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _costs(model: FamilialForCausalLM, seq_length: int) -> Costs:
 
 
 def _check(model: object, target: float, goal: str) -> None:
-    if not isinstance(model, FamilialForCausalLM):
+    if not is_family(model):
         raise TypeError(f"`model` must be a FamilialForCausalLM, got {type(model).__name__}.")
     if model.config.num_exits < 2:
         raise ValueError("a family of one exit has no thresholds: `model` must have two or more.")
