@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
+from hf_familial.checkpoints import safetensors_file
+from hf_familial.checkpoints.safetensors_file import TensorCopy, read_header, write_file
 from hf_familial.errors import CheckpointError
-from hf_familial.hub import export_exit, safetensors_io
-from hf_familial.hub.safetensors_io import Piece, read_header, write_file
+from hf_familial.hub import export_exit
 
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
@@ -37,7 +38,7 @@ def tensors_of(seed=0):
 
 
 def pieces_of(path, dtype=None):
-    return [Piece(n, s, dtype or s.dtype) for n, s in read_header(path).items()]
+    return [TensorCopy(n, s, dtype or s.dtype) for n, s in read_header(path).items()]
 
 
 def same(a, b):
@@ -208,10 +209,10 @@ def test_copies_are_equal_byte_for_byte_however_they_are_made(patches, tmp_path,
     save_file(tensors_of(), tmp_path / "a.safetensors")
     for name, call in patches.items():
         if call is None:
-            monkeypatch.delattr(safetensors_io.os, name)
+            monkeypatch.delattr(safetensors_file.os, name)
         else:
-            monkeypatch.setattr(safetensors_io.os, name, call)
-    monkeypatch.setattr(safetensors_io, "CHUNK", 16)
+            monkeypatch.setattr(safetensors_file.os, name, call)
+    monkeypatch.setattr(safetensors_file, "CHUNK", 16)
     size = write_file(tmp_path / "b.safetensors", pieces_of(tmp_path / "a.safetensors"))
     assert size == (tmp_path / "b.safetensors").stat().st_size
     same(load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors"))
@@ -222,7 +223,7 @@ def test_tensors_of_several_files_under_other_names_start_aligned(tmp_path):
     for i in range(3):
         save_file({f"{i}-{n}": t for n, t in tensors_of(i).items()}, tmp_path / f"{i}.safetensors")
     pieces = [
-        Piece(f"new.{piece.name[::-1]}", piece.source, piece.dtype)
+        TensorCopy(f"new.{piece.name[::-1]}", piece.source, piece.dtype)
         for i in (2, 0, 1)
         for piece in pieces_of(tmp_path / f"{i}.safetensors")[i:]
     ]
@@ -236,7 +237,7 @@ def test_tensors_of_several_files_under_other_names_start_aligned(tmp_path):
     same(found, {n: right[n] for n in found})
     assert len(found) == len(pieces)
     for stored in read_header(tmp_path / "out.safetensors").values():
-        assert stored.start % (safetensors_io.BITS[stored.dtype] // 8) == 0
+        assert stored.start % (safetensors_file.BITS[stored.dtype] // 8) == 0
 
 
 def test_a_source_that_shrinks_meanwhile_is_an_error(tmp_path):
@@ -244,7 +245,7 @@ def test_a_source_that_shrinks_meanwhile_is_an_error(tmp_path):
     pieces = pieces_of(tmp_path / "a.safetensors")
     os.truncate(tmp_path / "a.safetensors", 200)
     for dtype in ("F32", "BF16"):
-        changed = [Piece(p.name, p.source, dtype) for p in pieces]
+        changed = [TensorCopy(p.name, p.source, dtype) for p in pieces]
         with pytest.raises(CheckpointError, match="ended early"):
             write_file(tmp_path / f"{dtype}.safetensors", changed)
 
@@ -254,11 +255,11 @@ def test_a_source_that_shrinks_meanwhile_is_an_error(tmp_path):
 def test_conversions_are_torchs_own(tmp_path, values):
     source = {"a": torch.tensor(values, dtype=torch.float32), "i": torch.arange(3)}
     save_file(source, tmp_path / "a.safetensors")
-    for code, dtype in safetensors_io.FLOATS.items():
+    for code, dtype in safetensors_file.FLOATS.items():
         target = tmp_path / f"{code}.safetensors"
         target.unlink(missing_ok=True)
         pieces = [
-            Piece(p.name, p.source, code if p.source.dtype == "F32" else p.source.dtype)
+            TensorCopy(p.name, p.source, code if p.source.dtype == "F32" else p.source.dtype)
             for p in pieces_of(tmp_path / "a.safetensors")
         ]
         right = source["a"].to(dtype)
@@ -273,7 +274,7 @@ def test_conversions_are_torchs_own(tmp_path, values):
 
 
 def test_conversions_in_many_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_io, "CHUNK", 64)
+    monkeypatch.setattr(safetensors_file, "CHUNK", 64)
     values = torch.randn(1001, generator=torch.Generator().manual_seed(0))
     save_file({"a": values}, tmp_path / "a.safetensors")
     write_file(tmp_path / "b.safetensors", pieces_of(tmp_path / "a.safetensors", "BF16"))

@@ -6,15 +6,16 @@ import shutil
 import pytest
 import torch
 from backbones import tiny_model
-from hub_server import Blob, Hub, Repo, let_out
+from hub.hub_server import Blob, Hub, Repo, let_out
 from huggingface_hub import constants
 from reference import logits, stir, tiny_family, token_ids
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hf_familial import FamilialForCausalLM, FamilialModel
-from hf_familial.hub import export_exit, plain_tensors
-from hf_familial.hub.safetensors_io import read_header
+from hf_familial.checkpoints import plain_tensors
+from hf_familial.checkpoints.safetensors_file import read_header
+from hf_familial.hub import export_exit
 from hf_familial.models.familial import checkpoints
 from hf_familial.models.familial.cuts import CutError
 

@@ -10,9 +10,10 @@ from reference import logits, tiny_family, token_ids
 from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
-from hf_familial.hub import export_exit, plain_config, plain_tensors
-from hf_familial.hub.plain import FILE_NAMES
-from hf_familial.hub.safetensors_io import read_header
+from hf_familial.checkpoints import plain_config, plain_tensors
+from hf_familial.checkpoints.plain import FILE_NAMES
+from hf_familial.checkpoints.safetensors_file import read_header
+from hf_familial.hub import export_exit
 from hf_familial.models.familial.cuts import (
     DEPTH_MATTERS,
     INDEX_MATTERS,

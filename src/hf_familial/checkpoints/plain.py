@@ -1,7 +1,7 @@
-"""What a plain member is: the config and the tensor names of a stock checkpoint of its host.
+"""A plain member as config and tensor names: those of a stock checkpoint of its host.
 
 A plain member is the backbone and the head of the family cut at its exit, under the names that the
-host's own files have. Everything here is data made of data: a config and names, no weights.
+host's own files have. This module handles configs and names only, no weights.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError
 from ..models.familial import FamilialConfig
 from ..models.familial.cuts import BACKBONE, HEAD, check_cut, cut_config, cut_names, find_layout
 
@@ -26,10 +27,26 @@ FILE_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
 CODE = ("auto_map", "custom_pipelines")
 
 
+def check_not_quantised(called: str, config: FamilialConfig, quantised: bool = False) -> None:
+    """Raise `CheckpointError` for a quantised family: a member cannot take over its tensors.
+
+    Args:
+        called (`str`): What the message calls the family.
+        config ([`FamilialConfig`]): Its config, which may say so, as may that of its backbone.
+        quantised (`bool`, *optional*, defaults to `False`): Whether it is known already.
+    """
+    configs = (config, config.text_config)
+    if quantised or any(getattr(c, "quantization_config", None) is not None for c in configs):
+        raise CheckpointError(
+            f"{called} is quantised: its tensors are no copies of a member's. Export the family in "
+            "its original precision, then quantise the member."
+        )
+
+
 def plain_config(
     config: FamilialConfig, exit_idx: int, dtype: str | None = None, verified: bool = False
 ) -> Any:
-    """The config of a plain member: of the host's class, with the member's layers only.
+    """Build the config of a plain member: of the host's class, with the member's layers only.
 
     Args:
         config ([`FamilialConfig`]): Of the family; not changed.
@@ -61,7 +78,7 @@ def plain_config(
 def plain_tensors(
     config: FamilialConfig, exit_idx: int, names: Iterable[str], in_files: bool = True
 ) -> dict[str, str]:
-    """Which tensors of a family a plain member has, and under which names.
+    """Return which tensors of a family a plain member has, and under which names.
 
     Args:
         config ([`FamilialConfig`]): Of the family.
@@ -79,25 +96,28 @@ def plain_tensors(
     """
     layout = find_layout(cut_config(config, exit_idx).text_config)
     starts = {BACKBONE: f"{layout.decoder}.", HEAD: f"{layout.head}."}
-    model_type = config.text_config.model_type if in_files else ""
+    in_host = FILE_NAMES.get(config.text_config.model_type, ()) if in_files else ()
     result = {}
     for source, name in cut_names(config, exit_idx, names, layout).items():
         start = next((start for start in starts if name.startswith(start)), None)
         if start is not None:
-            result[source] = _file_name(model_type, starts[start] + name[len(start) :])
+            result[source] = _renamed(starts[start] + name[len(start) :], in_host)
     return result
 
 
+def _renamed(name: str, starts: Iterable[tuple[str, str]]) -> str:
+    for old, new in starts:
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
 def add_old_names(config: Any, folder: Path) -> None:
-    """Add to a member's config file what transformers 4 calls its rotary embedding's numbers.
+    """Add to a member's `config.json` the names that transformers 4 has for rotary embeddings.
 
     It reads `rope_theta`, `rope_scaling` and `partial_rotary_factor`, and would take its defaults
     where a file has `rope_parameters` alone. Nothing is added where the defaults are right, nor for
     types whose rotary embeddings differ by layer. transformers 5 reads the same from both.
-
-    Args:
-        config (`PreTrainedConfig`): Of the member.
-        folder (`Path`): Where its `config.json` is.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     if "rope_theta" not in rope:
@@ -112,13 +132,3 @@ def add_old_names(config: Any, folder: Path) -> None:
         path = folder / "config.json"
         fields |= json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _file_name(model_type: str, name: str) -> str:
-    for start, in_files in FILE_NAMES.get(model_type, ()):
-        if name.startswith(start):
-            return in_files + name[len(start) :]
-    return name
-
-
-__all__ = ["add_old_names", "plain_config", "plain_tensors"]

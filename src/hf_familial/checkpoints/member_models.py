@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import re
+from itertools import chain
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.cuts import CutError, check_cut, cut_config, cut_names, find_layout
 from ..models.familial.families import VERIFIED
-from .dtypes import convert_model
-from .plain import plain_config, plain_tensors
-from .stored import refuse_quantised
+from .plain import check_not_quantised, plain_config, plain_tensors
+from .safetensors_file import to_dtype
 
 
 TOLERANCE = 1e-5  # of logits, relative to the largest: the same operations on the same weights
@@ -23,12 +25,8 @@ TOLERANCE = 1e-5  # of logits, relative to the largest: the same operations on t
 def merged_family(model: Any) -> Any:
     """Return a family without adapters.
 
-    Args:
-        model: Anything; not changed.
-
-    Returns:
-        For a `peft.PeftModel` around a family, a copy of the family with the active adapters
-        merged, which takes as much memory again. Anything else is returned as it is.
+    For a `peft.PeftModel` around a family, that is a copy with the active adapters merged, which
+    takes as much memory again. Anything else is returned as it is.
 
     Raises:
         ValueError: If the adapters cannot be merged.
@@ -59,7 +57,10 @@ def merged_family(model: Any) -> Any:
 def plain_model(
     family: FamilialForCausalLM, exit_idx: int, dtype: torch.dtype | None = None
 ) -> Any:
-    """A plain member as a model to be saved; types never tried are checked numerically.
+    """Build a plain member as a model to be saved; types never tried are checked numerically.
+
+    Its weights are the family's own, and what is no part of a checkpoint is left out: it is fit for
+    saving only.
 
     Args:
         family ([`FamilialForCausalLM`]): With weights; not changed.
@@ -67,17 +68,13 @@ def plain_model(
         dtype (`torch.dtype`, *optional*): Convert its weights to it as the host does that loads
             them.
 
-    Returns:
-        `PreTrainedModel`: Of the host's causal-LM class. Its weights are the family's own, and what
-        is no part of a checkpoint is left out: it is fit for saving only.
-
     Raises:
         CheckpointError: If the family is quantised.
         CutError: If it would not compute what the exit computes.
         IndexError: If there is no such exit.
         ValueError: If the family has no weights in memory.
     """
-    config, weights = family.config, _weights(family)
+    config, weights = family.config, weights_of(family)
     tried = config.text_config.model_type in VERIFIED
     member_config = plain_config(config, exit_idx, verified=True)
     with torch.device("meta" if tried else family.device):
@@ -92,8 +89,8 @@ def plain_model(
 def cut_model(
     family: FamilialForCausalLM, exit_idx: int, dtype: torch.dtype | None = None
 ) -> FamilialForCausalLM:
-    """The family cut at an exit, as a model to be saved; arguments and errors as `plain_model`."""
-    config, weights = family.config, _weights(family)
+    """Build the family cut at an exit, as `plain_model` builds a plain member."""
+    config, weights = family.config, weights_of(family)
     check_cut(config, exit_idx)
     smaller = cut_config(config, exit_idx)
     layout = find_layout(smaller.text_config)
@@ -104,25 +101,18 @@ def cut_model(
     return _finish(member, family, dtype)
 
 
-def check_weights(family: FamilialForCausalLM) -> None:
-    """Refuse a family in memory whose weights a member cannot take over.
-
-    Args:
-        family ([`FamilialForCausalLM`]): In memory.
+def weights_of(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
+    """Return the tensors of a family in memory.
 
     Raises:
         CheckpointError: If it is quantised, by its config or in place.
-        ValueError: If it has no weights in memory.
+        ValueError: If it has no weights in memory, or a part of them.
     """
-    _weights(family)
-
-
-def _weights(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
     weights = family.state_dict()
     # whoever quantises a model in place puts tensors of another class, or modules, where they were
     quantiser = getattr(family, "hf_quantizer", None)
     quantised = quantiser is not None or not all(map(_is_plain, weights.values()))
-    refuse_quantised("the family in memory", family.config, quantised)
+    check_not_quantised("the family in memory", family.config, quantised)
     if any(weight.device.type == "meta" for weight in weights.values()):
         raise ValueError(
             "the family has no weights in memory: they are offloaded or were never loaded. Export "
@@ -168,8 +158,11 @@ def _fill(member: Any, weights: dict[str, torch.Tensor]) -> None:
 def _finish(member: Any, family: FamilialForCausalLM, dtype: torch.dtype | None) -> Any:
     member.generation_config = copy.deepcopy(family.generation_config)
     if dtype is not None:
-        # its parameters are its own, their data the family's: the conversion leaves those alone
-        convert_model(member, dtype)
+        kinds = loaded_dtypes(member.config, dtype)
+        for name, tensor in chain(member.named_parameters(), member.named_buffers()):
+            if name in kinds:
+                # a parameter is the member's own, its data the family's: those stay as they are
+                tensor.data = to_dtype(name, tensor.data, kinds[name])
     return member
 
 
@@ -192,4 +185,26 @@ def _check_logits(family: FamilialForCausalLM, exit_idx: int, member: Any) -> No
         )
 
 
-__all__ = ["check_weights", "cut_model", "merged_family", "plain_model"]
+def loaded_dtypes(config: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the dtype of every tensor that `from_pretrained(dtype=...)` gives, by name.
+
+    A host keeps some tensors in float32 whatever dtype is asked for: the correction biases of a
+    router, the norms of some families in float16. Its own class knows which; no weights are made.
+
+    Args:
+        config (`PreTrainedConfig`): Of a host or of a family; not changed.
+        dtype (`torch.dtype`): What is asked for.
+
+    Returns:
+        `dict[str, torch.dtype]`: By the name of a tensor, both in memory and in files.
+    """
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+    kept = {re.compile(k.replace("*", ".*")): v for k, v in model._get_dtype_plan(dtype).items()}
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        # what no pattern names has the dtype that its own module made it in
+        wanted = next((v for pattern, v in kept.items() if pattern.search(name)), tensor.dtype)
+        tensors[name] = tensor.to(wanted)
+    written = revert_weight_conversion(model, tensors)
+    return {name: tensor.dtype for name, tensor in (tensors | written).items()}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_imports
 
-from .source import own_file
+from .index import own_file
 
 
 logger = logging.getLogger(__name__)
@@ -28,14 +27,14 @@ COMPANIONS = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*", *T
 
 
 def companions(folder: Path) -> list[Path]:
-    """Files of a folder that a member takes along, the code of its tokenizer among them.
+    """Return the files that a member takes along, the code of its tokenizer among them.
 
     Raises:
         CheckpointError: If one of them is a link that leads out of the folder.
     """
     names = {str(path.relative_to(folder)) for p in COMPANIONS for path in folder.glob(p)}
     found = {own_file(folder, name) for name in names}
-    return sorted({path for path in found if path.is_file()} | set(tokenizer_code(folder)))
+    return sorted({path for path in found if path.is_file()} | set(_tokenizer_code(folder)))
 
 
 def holds_tokenizer(folder: Path) -> bool:
@@ -44,7 +43,7 @@ def holds_tokenizer(folder: Path) -> bool:
 
 
 def tokenizer_modules(folder: Path) -> list[str]:
-    """Modules that a tokenizer names as its own code; one in another repository is none here."""
+    """Return the modules that a tokenizer names as its own code in this repository."""
     path = own_file(folder, "tokenizer_config.json")
     try:
         auto_map = json.loads(path.read_text(encoding="utf-8")).get("auto_map")
@@ -56,36 +55,24 @@ def tokenizer_modules(folder: Path) -> list[str]:
     return sorted({name.split(".")[0] for name in local})
 
 
-def tokenizer_code(folder: Path) -> list[Path]:
-    """The files of a tokenizer's own code, with what they import from each other.
-
-    A file that is missing is told in a warning: the tokenizer does not load without it.
-    """
-    return [path for path in _code(folder) if _is_there(path)]
-
-
-def _code(folder: Path) -> Iterator[Path]:
-    wanted, seen = [f"{module}.py" for module in tokenizer_modules(folder)], set()
-    while wanted:
-        name = wanted.pop()
-        if name not in seen:
-            seen.add(name)
-            path = own_file(folder, name)
-            yield path
-            if path.is_file():
-                wanted += [f"{module}.py" for module in get_relative_imports(path)]
-
-
-def _is_there(path: Path) -> bool:
-    if not path.is_file():
-        logger.warning(
-            "The tokenizer in `%s` has code of its own, and `%s` of it is not there: the "
-            "tokenizer that goes along cannot be loaded. Put the file there, or save another "
-            "tokenizer in its place.",
-            path.parent,
-            path.name,
-        )
-    return path.is_file()
-
-
-__all__ = ["COMPANIONS", "companions", "holds_tokenizer", "tokenizer_modules"]
+def _tokenizer_code(folder: Path) -> list[Path]:
+    """Return the files of a tokenizer's own code, with what they import from each other."""
+    left, seen, found = [f"{module}.py" for module in tokenizer_modules(folder)], set(), []
+    while left:
+        name = left.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        path = own_file(folder, name)
+        if path.is_file():
+            found.append(path)
+            left += [f"{module}.py" for module in get_relative_imports(path)]
+        else:
+            logger.warning(
+                "The tokenizer in `%s` has code of its own, and `%s` of it is not there: the "
+                "tokenizer that goes along cannot be loaded. Put the file there, or save another "
+                "tokenizer in its place.",
+                path.parent,
+                path.name,
+            )
+    return found

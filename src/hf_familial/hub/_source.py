@@ -1,7 +1,8 @@
-"""A family in a folder or on the Hub, as far as it is known without its weights."""
+"""A checkpoint in a folder or on the Hub, read as far as possible without its weights."""
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -20,33 +21,21 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import CheckpointError, HubUnavailableError, PickleCheckpointError
-from ..models.familial import FamilialConfig
-from ..models.familial.checkpoints import lies_in
+from ..checkpoints.companions import COMPANIONS, tokenizer_modules
+from ..checkpoints.family_files import FamilyFiles
+from ..checkpoints.index import INDEX, SINGLE, own_file, read_index
+from ..checkpoints.safetensors_file import TensorEntry, read_header
+from ..errors import CheckpointError, HubUnavailableError
+from ..models.familial import FamilialConfig, FamilialForCausalLM
+from ..models.familial.checkpoints import ADAPTER
 from ..paths import is_local, near_path, no_such_path
 from .remote import Retry, request
-from .safetensors_io import FLOATS, read_header
 
 
 logger = logging.getLogger(__name__)
 
 # downloads are tried again by the client itself
 ONCE = Retry(attempts=1)
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a checkpoint, as its header tells it.
-
-    Attributes:
-        dtype (`str`): torch's name of it, safetensors' own where torch has none.
-        nbytes (`int`): Size of its data.
-    """
-
-    dtype: str
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -154,33 +143,28 @@ class Source:
         # as the host reads them from a file: infinities are spelled out in JSON
         return FamilialConfig.from_dict(FamilialConfig._decode_special_floats(fields))
 
-    def tensors(self) -> dict[str, StoredTensor] | None:
-        """What the headers of its safetensors files say; no weights are read.
+    def tensors(self) -> dict[str, TensorEntry] | None:
+        """Return what the headers of its safetensors files say; no weights are read.
 
         Returns:
-            `dict[str, StoredTensor]`, or `None` without such files, or if one is missing.
+            `dict[str, TensorEntry]`, or `None` without such files, or if one is missing.
 
         Raises:
             CheckpointError: If a header is damaged.
             HubError: If the Hub cannot be read.
         """
-        found = self._on_hub() if self.folder is None else self._in_folder(self.folder)
-        return {
-            name: StoredTensor(_name_of(dtype), nbytes) for name, (dtype, nbytes) in found.items()
-        } or None
+        return (self._on_hub() if self.folder is None else self._in_folder(self.folder)) or None
 
-    def _in_folder(self, folder: Path) -> dict[str, tuple[str, int]]:
-        """safetensors' name of the dtype and the size of every tensor."""
+    def _in_folder(self, folder: Path) -> dict[str, TensorEntry]:
         single = own_file(folder, SINGLE).is_file()  # the loader looks for it first
         names = [SINGLE] if single else sorted(set(read_index(self.name, folder).values()))
         files = [own_file(folder, name) for name in names]
         if not all(path.is_file() for path in files):
             return {}  # sizes of a part would be taken for those of the whole
-        headers = [read_header(path) for path in files]
-        return {n: (row.dtype, row.nbytes) for header in headers for n, row in header.items()}
+        return {name: row for path in files for name, row in read_header(path).items()}
 
-    def _on_hub(self) -> dict[str, tuple[str, int]]:
-        """The same, by requests for the first bytes of each file."""
+    def _on_hub(self) -> dict[str, TensorEntry]:
+        """Ask the Hub for the first bytes of each file."""
         ask = partial(self.api.get_safetensors_metadata, self.name, revision=self.revision)
         try:
             metadata = request(f"read the headers of {self.called}", ask, self.retry)
@@ -189,63 +173,40 @@ class Source:
         except SafetensorsParsingError as error:
             raise CheckpointError(f"`{self.name}` has a damaged header: {error}.") from None
         return {
-            name: (tensor.dtype, tensor.data_offsets[1] - tensor.data_offsets[0])
+            name: TensorEntry(tensor.dtype, tuple(tensor.shape), start, end - start)
             for file in metadata.files_metadata.values()
             for name, tensor in file.tensors.items()
+            for start, end in [tensor.data_offsets]
         }
 
+    def fetch(self, names: list[str]) -> Path:
+        """Bring files to this machine, those that are there; return the folder that holds them."""
+        return self.folder or self.download([glob.escape(name) for name in names])
 
-def own_file(folder: Path, name: str) -> Path:
-    """The path of a file in a folder, which may not be there.
+    def download(self, patterns: list[str]) -> Path:
+        """Bring files of the repository into the client's cache; return the folder they are in.
 
-    Raises:
-        CheckpointError: If the name or a link leads out of the folder.
-    """
-    path = folder / name
-    if not lies_in(path, folder):
-        raise CheckpointError(
-            f"`{name}` of `{folder}` is outside of that folder, at `{path.resolve()}`: only files "
-            "of the checkpoint itself are read. Copy the file into the folder."
+        Raises:
+            HubError: If the Hub cannot be read.
+        """
+        load = partial(
+            self.api.snapshot_download,
+            self.name,
+            revision=self.revision,
+            allow_patterns=patterns,
         )
-    return path
+        return Path(request(f"download {self.called}", load, self.retry))
 
-
-def read_index(name: str, folder: Path) -> dict[str, str]:
-    """The file of every tensor, as the index in a folder has it.
-
-    Args:
-        name (`str`): What the checkpoint is called in messages.
-        folder (`Path`): Where the index is.
-
-    Returns:
-        `dict[str, str]`: Name of a tensor to name of a file in the folder; empty without an index.
-
-    Raises:
-        CheckpointError: If the index is damaged, or names files elsewhere.
-        PickleCheckpointError: If it names pickles.
-    """
-    path = own_file(folder, INDEX)
-    if not path.is_file():
-        return {}
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        sound = all(isinstance(file, str) for file in files.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        sound = False
-    if not sound or not files:
-        raise CheckpointError(f"`{INDEX}` of `{name}` is damaged: it has no `weight_map` of names.")
-    for file in set(files.values()):
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            kind = PickleCheckpointError if file.endswith((".bin", ".pt")) else CheckpointError
-            raise kind(
-                f"`{INDEX}` of `{name}` names `{file}`: only safetensors files beside it are read."
-            )
-    return files
-
-
-def _name_of(dtype: str) -> str:
-    """torch's name of a dtype, safetensors' own where torch has none."""
-    return str(FLOATS[dtype]).removeprefix("torch.") if dtype in FLOATS else dtype
+    def small_files(self) -> Path:
+        """Return a folder with config, index and companions."""
+        if self.folder is not None:
+            return self.folder
+        names = ["config.json", INDEX, ADAPTER, *COMPANIONS]
+        folder = self.download(names)
+        if tokenizer_modules(folder):
+            # which files the code of a tokenizer imports is known when they are read
+            folder = self.download([*names, "*.py"])
+        return folder
 
 
 def find_source(
@@ -302,4 +263,41 @@ def find_source(
     return cached or source  # the client says that it is offline
 
 
-__all__ = ["Source", "StoredTensor", "find_source", "own_file", "read_index"]
+def open_family(path_or_repo: str | os.PathLike[str], **where: Any) -> FamilyFiles:
+    """Open a family's checkpoint without its weights.
+
+    Args:
+        path_or_repo (`str` or `os.PathLike`): Folder, or id of a repository on the Hub.
+        **where: `revision` and `token`, for a repository.
+
+    Raises:
+        CheckpointError: If the index is damaged, the weights are pickles or quantised.
+        CutError: If an adapter lies beside the weights.
+        OSError: If there is no such checkpoint, or the Hub cannot be read.
+        ValueError: If it is not a family's.
+    """
+    source = find_source(path_or_repo, **where)
+    folder = source.small_files()
+    config = replace(source, folder=folder).config()
+    return FamilyFiles.open(source.name, folder, source.fetch, config)
+
+
+def origin_of(family: FamilialForCausalLM) -> Path | None:
+    """Return the folder that a family in memory was read from; nothing is downloaded.
+
+    The family was loaded from a folder or a repository, or made of a decoder that was. The folder
+    of a repository is in the client's cache; `None` where there is none.
+    """
+    name = family.name_or_path or family.config.text_config.name_or_path
+    if not name or Path(name).is_dir():
+        return Path(name) if name else None
+    # of the family, or of the decoder that it was made of
+    configs = (family.config, family.config.text_config)
+    commits = (getattr(config, "_commit_hash", None) for config in configs)
+    commit = next(filter(None, commits), None)
+    try:
+        # every model that was loaded has a config
+        found = try_to_load_from_cache(name, "config.json", revision=commit)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
