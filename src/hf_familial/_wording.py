@@ -1,4 +1,4 @@
-"""Numbers and units as people read them, in terminals, pictures and pages alike."""
+"""Numbers as people read them, in terminals, pictures and pages alike."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 MISSING = "–"
 
 
+def plural(number: int, word: str) -> str:
+    """Count things, as in `1 run` or `1,084 runs`."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def scientific(value: float, digits: int = 3) -> str:
-    """A number with its power of ten, such as `5.76×10²³`; `10²¹` for a bare power.
-
-    Args:
-        value (`float`): The number.
-        digits (`int`): Significant digits.
-
-    Returns:
-        `str`
-    """
+    """Write a number with its power of ten, as `5.76×10²³`; a bare power is `10²¹`."""
     if not math.isfinite(value):
         return MISSING
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
@@ -28,15 +25,7 @@ def scientific(value: float, digits: int = 3) -> str:
 
 
 def count(value: float, digits: int = 3) -> str:
-    """A number of parameters or tokens, such as `73.2B`.
-
-    Args:
-        value (`float`): The number.
-        digits (`int`): Significant digits.
-
-    Returns:
-        `str`: With k, M, B or T for thousands to (short) trillions; a power of ten beyond them.
-    """
+    """Write a number of parameters or tokens, as `73.2B`: k, M, B, T, then powers of ten."""
     if not math.isfinite(value):
         return MISSING
     rounded = float(f"{value:.{digits - 1}e}")
@@ -47,15 +36,7 @@ def count(value: float, digits: int = 3) -> str:
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """A number to so many significant digits, by a power of ten where that is shorter.
-
-    Args:
-        value (`float`): The number.
-        digits (`int`): Significant digits.
-
-    Returns:
-        `str`
-    """
+    """Write a number to so many significant digits, by a power of ten where that is shorter."""
     if not math.isfinite(value):
         return MISSING
     if value == 0:
@@ -67,15 +48,9 @@ def significant(value: float, digits: int = 4) -> str:
 
 
 def estimate(value: float, low: float, high: float) -> tuple[str, str]:
-    """A value and its interval, to the digits that the interval's width gives a meaning.
+    """Write a value and its interval, as `("0.3473", "[0.319, 0.376]")`.
 
-    Args:
-        value (`float`): The estimate.
-        low (`float`): Lower end of its interval.
-        high (`float`): Upper end.
-
-    Returns:
-        `tuple[str, str]`: As `("0.3473", "[0.319, 0.376]")`.
+    Digits that the interval's width gives no meaning are left out.
     """
     if math.isinf(low) or math.isinf(high):
         return significant(value), f"[{_end(low)}, {_end(high)}]"
@@ -94,19 +69,3 @@ def _end(value: float) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     return significant(value)
-
-
-def percent(value: float, digits: int = 3) -> str:
-    """A share as a percentage, such as `7.10%`.
-
-    Args:
-        value (`float`): The share, 1 for the whole.
-        digits (`int`): Significant digits.
-
-    Returns:
-        `str`
-    """
-    return MISSING if not math.isfinite(value) else f"{significant(100 * value, digits)}%"
-
-
-__all__ = ["count", "estimate", "percent", "scientific", "significant"]
