@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -14,7 +14,6 @@ from .app import one_of
 
 if TYPE_CHECKING:
     from ..scaling import Fit, Law
-    from ..scaling.flop_models import HeadFlops
     from ..scaling.prediction import PublishedFit
     from ..scaling.tables.facts import Facts
     from ..scaling.tables.load import ColumnChoice
@@ -25,7 +24,7 @@ Size = Annotated[
     str,
     typer.Option(
         "--size",
-        help="What N counts in runs.jsonl: total, non_embedding, active.",
+        help="N in runs.jsonl: total, non_embedding or active.",
         callback=one_of("--size", "total", "non_embedding", "active"),
     ),
 ]
@@ -33,13 +32,13 @@ LossChoice = Annotated[
     str,
     typer.Option(
         "--loss",
-        help="mean, final, exit0 and so on, each with eval_ before it; exits for one row per exit; "
-        "or a column.",
+        help="mean, final, exit0, ..., each with eval_ before it; exits for one row per exit; or a "
+        "column.",
     ),
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", help="Column of a variable, as N=my_column; repeat for more."),
+    typer.Option("--column", help="Column of a variable, as N=my_column; repeatable."),
 ]
 Statuses = Annotated[str, typer.Option("--status", help="Runs to keep, where there is a status.")]
 Units = Annotated[
@@ -56,7 +55,7 @@ Where = Annotated[
 RunsAre = Annotated[
     str,
     typer.Option(
-        help="Rows of one name or size are checkpoints of a run, or independent; judged by the "
+        help="Rows of one name or size are `checkpoints` of a run or `independent`; judged by the "
         "rows if not given."
     ),
 ]
@@ -74,7 +73,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 
 
 def law_of(name: str) -> Law:
-    """A law by name; near names where there is none."""
+    """Return the law of a name; raise with near names where there is none."""
     from ..errors import UnknownLawError
     from ..scaling import get_law
     from ..scaling.laws import ALIASES, LAWS
@@ -88,51 +87,22 @@ def law_of(name: str) -> Law:
                 f"{name!r} names a law and {given!r}: the law alone goes here; give G by "
                 "`--granularity` and others by `--set` where a command has them."
             ) from None
-        near = difflib.get_close_matches(name.lower(), [*LAWS, *ALIASES], n=3, cutoff=0.5)
+        near = get_close_matches(name.lower(), [*LAWS, *ALIASES], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UnknownLawError(
             f"no law is called {name!r}; {hint}`hf-familial fit --law list` prints them all."
         ) from None
 
 
-def fit_or_law(name: str) -> Fit | PublishedFit:
-    """A fit in a file, or a law with its published values."""
+def fit_or_law(name: str) -> tuple[Fit | PublishedFit, Facts | None]:
+    """Read a fit and the facts of its runs from a file, or take a law's published values."""
     from ..scaling.prediction import PublishedFit
     from ..scaling.report import read_analysis
 
-    if is_file(name):
-        return read_analysis(name).fit
-    return PublishedFit.published(law_of(name))
-
-
-def is_file(name: str) -> bool:
-    """Return whether a word names a file of a fit rather than a law."""
-    return Path(name).exists() or name.endswith(".json") or "/" in name
-
-
-def facts_of(name: str) -> Facts | None:
-    """Read the facts of the runs from a fit's file; a law with published values has none."""
-    from ..scaling.report import read_analysis
-
-    return read_analysis(name).source.facts if is_file(name) else None
-
-
-def head_cost(facts: Facts | None, vocab: int | None) -> HeadFlops:
-    """Return the cost of a run, heads included, counted as the fitted runs counted it."""
-    from ..scaling.flop_models import HeadFlops
-
-    known = facts.cost(vocab) if facts is not None else None
-    return known or (HeadFlops() if vocab is None else HeadFlops(vocab=vocab))
-
-
-def cost_words(facts: Facts | None, cost: HeadFlops | None) -> str:
-    """Describe in one line how a plan counts FLOPs."""
-    if cost is None:
-        return "FLOPs by C = 6ND."
-    own = facts is not None and facts.vocab_size == cost.vocab
-    of = "as the runs fitted have" if own else "by assumption; set it with --vocab"
-    inside = "with embeddings and one head" if cost.heads_in_N else "without embeddings and heads"
-    return f"FLOPs by 6ND and heads of {cost.vocab:,} tokens ({of}); N {inside}."
+    if Path(name).exists() or name.endswith(".json") or "/" in name:
+        found = read_analysis(name)
+        return found.fit, found.source.facts
+    return PublishedFit.published(law_of(name)), None
 
 
 def choice_of(
@@ -140,12 +110,12 @@ def choice_of(
     loss: str,
     columns: list[str] | None,
     status: str,
-    units: list[str] | None = None,
-    where: list[str] | None = None,
-    runs_are: str = "",
-    last_of_run: bool = False,
+    units: list[str] | None,
+    where: list[str] | None,
+    runs_are: str,
+    last_of_run: bool,
 ) -> ColumnChoice:
-    """What to take from a table, as the options say."""
+    """Return the choice of rows and columns that the options make."""
     from ..scaling.tables.load import ColumnChoice
 
     return ColumnChoice(
@@ -163,7 +133,7 @@ def choice_of(
 def pairs(
     words: Iterable[str] | None, kind: Callable[[str], T], example: str
 ) -> dict[str, T] | None:
-    """`name=value` options."""
+    """Parse `name=value` options; `None` if there are none."""
     if not words:
         return None
     try:
@@ -174,21 +144,14 @@ def pairs(
 
 
 def span(word: str) -> tuple[float, float]:
-    """Two ends, as `0:1`."""
+    """Parse two ends, as `0:1`."""
     low, high = word.split(":")
     return float(low), float(high)
 
 
 def numbers(words: str, example: str) -> list[float]:
-    """Numbers parted by commas."""
+    """Parse numbers between commas."""
     try:
         return [float(word) for word in words.split(",")]
     except ValueError:
         raise ValueError(f"write {example}, got {words!r}.") from None
-
-
-def version() -> str:
-    """Of the package."""
-    from .. import __version__
-
-    return __version__
