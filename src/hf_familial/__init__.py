@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .hub.push import push_exits_to_hub, push_family_to_hub
     from .isoflop import IsoFlopDesign
     from .models.familial import (
-        BackboneReport,
         ConfidenceRelay,
         Distillation,
         FamilialCausalLMOutput,
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
         SpeculativeRelay,
         evenly_spaced_exits,
         relay_decode,
-        verify_backbone,
     )
+    from .models.verification import BackboneReport, verify_backbone
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
+    "BackboneReport": ".models.verification",
     "calibrate": ".evaluation.relay_calibration",
     "choose_exit": ".hub.choose",
     "deep_side": ".handoff",
@@ -69,10 +69,10 @@ _LAZY = {
     "RelayState": ".handoff",
     "RelayStateError": ".errors",
     "ShallowSide": ".handoff",
+    "verify_backbone": ".models.verification",
     "upper_part": ".handoff",
 }
 _MODELS = (
-    "BackboneReport",
     "ConfidenceRelay",
     "Distillation",
     "FamilialCausalLMOutput",
@@ -90,7 +90,6 @@ _MODELS = (
     "SpeculativeRelay",
     "evenly_spaced_exits",
     "relay_decode",
-    "verify_backbone",
 )
 _LAZY |= dict.fromkeys(_MODELS, ".models.familial")
 

@@ -15,11 +15,11 @@ import torch
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import convert_file_size_to_int
 
+from ..checkpoints.by_segment import splits_by_segment
+from ..checkpoints.cuts import check_cut, cut_config, cut_names, find_layout, member_depth
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.checkpoints import splits_by_segment
 from ..models.familial.config_checks import check_choice
-from ..models.familial.cuts import check_cut, cut_config, cut_names, find_layout, member_depth
 from .companions import companions
 from .dtypes import loaded_dtypes
 from .folders import whole_folder

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from ..checkpoints.cuts import check_cut, cut_config, cut_names, find_layout
+from ..errors import CutError
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.cuts import CutError, check_cut, cut_config, cut_names, find_layout
-from ..models.familial.families import VERIFIED
+from ..models.verification import VERIFIED
 from .dtypes import convert_model
 from .plain import plain_config, plain_tensors
 from .stored import refuse_quantised

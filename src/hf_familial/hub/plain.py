@@ -11,15 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.cuts import BACKBONE, HEAD, check_cut, cut_config, cut_names, find_layout
 from ..models.familial import FamilialConfig
-from ..models.familial.cuts import (
-    BACKBONE,
-    HEAD,
-    check_cut,
-    cut_config,
-    cut_names,
-    find_layout,
-)
 
 
 # model_type -> how names begin in the host's files where they do not in its modules

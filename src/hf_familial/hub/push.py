@@ -15,10 +15,10 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from ..checkpoints.cuts import check_cut
 from ..models import is_family
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
-from ..models.familial.cuts import check_cut
 from .cards import family_card, index_card, member_card
 from .client import Hub
 from .collection import collect

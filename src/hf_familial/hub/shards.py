@@ -8,9 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import split_state_dict_into_shards_factory
 
+from ..checkpoints.by_segment import segment_of
+from ..checkpoints.cuts import Layout
 from ..models.familial import FamilialConfig
-from ..models.familial.checkpoints import segment_of
-from ..models.familial.cuts import Layout
 from .safetensors_io import Piece, write_file
 from .source import INDEX, SINGLE
 

@@ -20,9 +20,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from ..checkpoints.partial_load import lies_in
 from ..errors import CheckpointError, HubUnavailableError, PickleCheckpointError
 from ..models.familial import FamilialConfig
-from ..models.familial.checkpoints import lies_in
 from ..paths import is_local, near_path, no_such_path
 from .remote import Retry, request
 from .safetensors_io import FLOATS, read_header

@@ -13,10 +13,9 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from ..errors import CheckpointError, PickleCheckpointError
+from ..checkpoints.partial_load import ADAPTED, ADAPTER
+from ..errors import CheckpointError, CutError, PickleCheckpointError
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from ..models.familial.checkpoints import ADAPTED, ADAPTER
-from ..models.familial.cuts import CutError
 from .companions import COMPANIONS, companions, tokenizer_modules
 from .remote import request
 from .safetensors_io import Stored, read_header
