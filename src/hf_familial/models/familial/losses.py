@@ -61,9 +61,16 @@ def _extension_of_heads() -> Any:
     return extension()
 
 
+# the loss as one operator that a compiler can trace, where the package has one
+_traceable_loss: Any = None
+
+
 @torch.compiler.assume_constant_result
-def _compiled_loss() -> Callable[..., Any] | None:
-    return extension().compiled_loss()
+def _has_traceable_loss() -> bool:
+    """Look for it at the time of tracing: a compiler cannot enter the import."""
+    global _traceable_loss
+    _traceable_loss = extension().compiled_loss()
+    return _traceable_loss is not None
 
 
 def _is_plain(head: Any) -> bool:
@@ -124,10 +131,8 @@ def multi_exit_loss(
             f"{list(exit_weights)}."
         )
     weights = dict(zip(readings, exit_weights, strict=True))
-    cross_entropy: Any = linear_cross_entropy
-    if torch.compiler.is_compiling():
-        cross_entropy = _compiled_loss()
-    plain = loss_function is ForCausalLMLoss and cross_entropy is not None
+    traced = torch.compiler.is_compiling()
+    plain = loss_function is ForCausalLMLoss and (not traced or _has_traceable_loss())
     # a teacher and its students are read together, whoever wants their logits as well
     whole = distillation is not None and len(readings) > 1
     fused = [
@@ -153,6 +158,7 @@ def multi_exit_loss(
         heads: list[Any] = [readings[k].head for k in fused]
 
         def read(*hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            cross_entropy = _traceable_loss if traced else linear_cross_entropy
             return cross_entropy(
                 hidden_states,
                 heads,
