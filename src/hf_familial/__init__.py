@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .errors import NoExitFitsError, RelayStateError
+    from .errors import HandoffError, NoExitFitsError
     from .evaluation import evaluate_exits
     from .evaluation.relay_calibration import calibrate
-    from .handoff import RelayState, ShallowSide, deep_side, upper_part
+    from .handoff import DeviceSide, HandoffState, server_side
     from .hub.choose import ExitChoice, choose_exit
     from .hub.describe import FamilyDescription, describe
     from .hub.export import export_exit, export_family
@@ -51,8 +51,8 @@ _LAZY = {
     "BackboneReport": ".models.verification",
     "calibrate": ".evaluation.relay_calibration",
     "choose_exit": ".hub.choose",
-    "deep_side": ".handoff",
     "describe": ".hub.describe",
+    "DeviceSide": ".handoff",
     "evaluate_exits": ".evaluation",
     "ExitChoice": ".hub.choose",
     "export_exit": ".hub.export",
@@ -61,16 +61,15 @@ _LAZY = {
     "FamilialTrainingArguments": ".training.args",
     "FamilyDescription": ".hub.describe",
     "from_layerskip": ".hub.importers",
+    "HandoffError": ".errors",
+    "HandoffState": ".handoff",
     "import_ruyi": ".hub.importers",
     "IsoFlopDesign": ".isoflop",
     "NoExitFitsError": ".errors",
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
-    "RelayState": ".handoff",
-    "RelayStateError": ".errors",
-    "ShallowSide": ".handoff",
+    "server_side": ".handoff",
     "verify_backbone": ".models.verification",
-    "upper_part": ".handoff",
 }
 _MODELS = (
     "ConfidenceRelay",
@@ -96,6 +95,7 @@ _LAZY |= dict.fromkeys(_MODELS, ".models.familial")
 __all__ = [
     "BackboneReport",
     "ConfidenceRelay",
+    "DeviceSide",
     "Distillation",
     "ExitChoice",
     "FamilialCausalLMOutput",
@@ -108,21 +108,19 @@ __all__ = [
     "FamilialTrainingArguments",
     "FamilyDescription",
     "FixedExit",
+    "HandoffError",
     "HandoffRelay",
+    "HandoffState",
     "IsoFlopDesign",
     "NoExitFitsError",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",
-    "RelayState",
-    "RelayStateError",
     "RelayStats",
-    "ShallowSide",
     "SpeculativeRelay",
     "__version__",
     "calibrate",
     "choose_exit",
-    "deep_side",
     "describe",
     "evaluate_exits",
     "evenly_spaced_exits",
@@ -133,7 +131,7 @@ __all__ = [
     "push_exits_to_hub",
     "push_family_to_hub",
     "relay_decode",
-    "upper_part",
+    "server_side",
     "verify_backbone",
 ]
 

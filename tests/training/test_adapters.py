@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 from hf_familial import FamilialForCausalLM, FamilialTrainer, export_exit
 from hf_familial.errors import CutError
+from hf_familial.hub._source import origin_of
 from hf_familial.hub.push import _base_of
-from hf_familial.hub.stored import origin_of
 from hf_familial.training.tuning import lora_targets
 
 
