@@ -14,7 +14,7 @@ from hub.hub_server import Hub, let_out
 from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM, describe
-from hf_familial._wording import size
+from hf_familial._wording import metric, size
 from hf_familial.cli import main
 from hf_familial.cli.app import joined
 from hf_familial.cli.members import parse_exits

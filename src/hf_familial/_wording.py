@@ -120,9 +120,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def some(number: int, noun: str) -> str:
-    """Return a number of things: `1 run`, `1,200 runs`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def plural(number: int, word: str) -> str:
+    """Return a count with its noun: `1 run`, `1,200 runs`."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def near_words(name: object, known: Iterable[str], most: int = 2, cutoff: float = 0.6) -> str:
