@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import typer
+from typer import Option
 
 from .app import one_of
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 Size = Annotated[
     str,
-    typer.Option(
+    Option(
         "--size",
         help="N in runs.jsonl: total, non_embedding or active.",
         callback=one_of("--size", "total", "non_embedding", "active"),
@@ -30,46 +30,45 @@ Size = Annotated[
 ]
 LossChoice = Annotated[
     str,
-    typer.Option(
-        "--loss",
-        help="mean, final, exit0, ..., each with eval_ before it; exits for one row per exit; or a "
-        "column.",
-    ),
+    Option("--loss", help="mean, final, exit0; eval_mean, ...; exits: a row per exit; a column."),
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", help="Column of a variable, as N=my_column; repeatable."),
+    Option("--column", help="Column of a variable, as N=my_column."),
 ]
-Statuses = Annotated[str, typer.Option("--status", help="Runs to keep, where there is a status.")]
+Statuses = Annotated[str, Option("--status", help="Runs to keep, where there is a status.")]
 Units = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--unit",
-        help="Unit of a column, as N=1e6, D=B, C=log10, loss=ppl; N=1 if it is right as it is.",
+        help="Unit of a column, as N=1e6, D=B, C=log10, loss=ppl, N=1.",
     ),
 ]
 Where = Annotated[
     list[str] | None,
-    typer.Option("--where", help="Rows to keep, as 'optimizer == adamw' or 'D > 1e9'; repeatable."),
+    Option("--where", help="Rows to keep, as 'optimizer == adamw', 'D > 1e9'."),
 ]
 RunsAre = Annotated[
-    str,
-    typer.Option(
-        help="Rows of one name or size are `checkpoints` of a run or `independent`; judged by the "
-        "rows if not given."
-    ),
+    str, Option(help="checkpoints (rows of one name are one run) or independent; else judged.")
 ]
-LastOfRun = Annotated[bool, typer.Option("--last-of-run", help="Keep the last row of each run.")]
+LastOfRun = Annotated[bool, Option("--last-of-run", help="Keep the last row of each run.")]
 Objective = Annotated[
     str,
-    typer.Option(
+    Option(
         help="log_huber, huber or mse.",
         callback=one_of("--objective", "log_huber", "huber", "mse"),
     ),
 ]
-Delta = Annotated[float, typer.Option(help="Where Huber's function turns linear.")]
-Level = Annotated[float, typer.Option(min=0.5, max=0.9999, help="Coverage of the intervals.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Resample = Annotated[
+    str,
+    Option(
+        help="runs, residuals or wild.",
+        callback=one_of("--resample", "runs", "residuals", "wild"),
+    ),
+]
+Delta = Annotated[float, Option(help="Where Huber's function turns linear.")]
+Level = Annotated[float, Option(min=0.5, max=0.9999, help="Coverage of the intervals.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
 
 
 def law_of(name: str) -> Law:

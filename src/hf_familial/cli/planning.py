@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from .._wording import MISSING, count, scientific, significant
+from .._wording import MISSING, count, parse_size, scientific, significant
 from ._options import AsJson, Level, fit_or_law, numbers, pairs
 from ._tables import bold, notes, table
 from .app import app
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from ..scaling.planning import Plan
     from ..scaling.tables.facts import Facts
 
+CANDIDATES = (
+    "A fit.json or a law for each architecture, with what is particular to it, as "
+    "moe.json:S=0.9,stored=8 or family.json:branch=branch.json."
+)
 # of a candidate: what is no variable of its law
 TRAITS = ("stored", "active", "error")
 GAINS = {
@@ -35,45 +40,25 @@ GAINS = {
 
 @app.command()
 def plan(
-    fit: Annotated[
-        str, typer.Argument(help="A fit.json, or the name of a law for its published values.")
-    ],
-    flops: Annotated[float | None, typer.Option(help="Compute budget, as 1e21.")] = None,
-    loss: Annotated[
-        float | None, typer.Option(help="Loss to reach with the least FLOPs, instead of a budget.")
-    ] = None,
-    granularity: Annotated[int, typer.Option(min=1, help="Number of exits, G.")] = 1,
-    given: Annotated[
-        list[str] | None, typer.Option("--set", help="A further variable of the law, as S=0.5.")
-    ] = None,
-    tokens: Annotated[float | None, typer.Option(help="Training tokens there are.")] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="For the deployed weights: bytes, or 2GB, 512MiB, ...")
-    ] = None,
-    bytes_per_parameter: Annotated[float, typer.Option(help="2 for bfloat16.")] = 2.0,
-    deployed: Annotated[
-        float, typer.Option(help="Parameters of the deployed member as a share of N.")
-    ] = 1.0,
-    inference_tokens: Annotated[float, typer.Option(help="Tokens to be served.")] = 0.0,
-    head_flops: Annotated[
-        bool, typer.Option(help="Count the FLOPs of the exit heads; else C = 6ND.")
-    ] = True,
-    vocab: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rows of a head; by default the runs' own, or 50304."),
-    ] = None,
-    branch: Annotated[
-        str | None, typer.Option(help="Fit of a branch law, for the loss of every exit.")
-    ] = None,
-    members: Annotated[
-        str | None, typer.Option(help="Sizes of the members as shares of N, as 0.25,0.5,1.")
-    ] = None,
+    fit: Annotated[str, Argument(help="A fit.json, or a law for its published values.")],
+    flops: Annotated[float | None, Option(help="Compute budget, as 1e21.")] = None,
+    loss: Annotated[float | None, Option(help="Loss to reach, instead of a budget.")] = None,
+    granularity: Annotated[int, Option(min=1, help="Number of exits, G.")] = 1,
+    given: Annotated[list[str] | None, Option("--set", help="A variable, as S=0.5.")] = None,
+    tokens: Annotated[float | None, Option(help="Training tokens there are.")] = None,
+    memory: Annotated[str | None, Option(help="For the weights: bytes, 2GB, 512MiB.")] = None,
+    bytes_per_parameter: Annotated[float, Option(help="2 for bfloat16.")] = 2.0,
+    deployed: Annotated[float, Option(help="The deployed member's share of N.")] = 1.0,
+    inference_tokens: Annotated[float, Option(help="Tokens to be served.")] = 0.0,
+    head_flops: Annotated[bool, Option(help="Count the exits' heads; else C = 6ND.")] = True,
+    vocab: Annotated[int | None, Option(min=1, help="Rows of a head; else the runs' own.")] = None,
+    branch: Annotated[str | None, Option(help="Fit of a branch law: loss of every exit.")] = None,
+    members: Annotated[str | None, Option(help="Members' shares of N, as 0.25,0.5,1.")] = None,
     level: Level = 0.95,
     as_json: AsJson = False,
 ) -> None:
     """Plan the best run for a budget, or the least budget for a loss."""
     from ..errors import DomainWarning
-    from ..hub.sizes import parse_size
     from ..scaling.planning import Limits, plan
 
     if (flops is None) == (loss is None):
@@ -110,34 +95,19 @@ def plan(
 
 @app.command()
 def advise(
-    candidates: Annotated[
-        list[str],
-        typer.Argument(
-            help="A fit.json or a law for each architecture, with what is particular to it, as "
-            "moe.json:S=0.9,stored=8 or family.json:branch=branch.json."
-        ),
-    ],
-    unique_tokens: Annotated[float, typer.Option(help="Different training tokens there are.")],
-    flops: Annotated[float, typer.Option(help="Compute budget, as 1e22.")],
-    memory: Annotated[
-        str, typer.Option(help="For the weights on each device: bytes or sizes, as 4GB,16GB.")
-    ],
-    inference_tokens: Annotated[
-        float, typer.Option(help="Tokens to be served, on each device; the budget pays for them.")
-    ] = 0.0,
-    epochs: Annotated[float, typer.Option(help="How often a token may be seen.")] = 4.0,
-    bytes_per_parameter: Annotated[float, typer.Option(help="2 for bfloat16.")] = 2.0,
+    candidates: Annotated[list[str], Argument(help=CANDIDATES)],
+    unique_tokens: Annotated[float, Option(help="Different training tokens there are.")],
+    flops: Annotated[float, Option(help="Compute budget, as 1e22.")],
+    memory: Annotated[str, Option(help="For the weights on each device, as 4GB,16GB.")],
+    inference_tokens: Annotated[float, Option(help="Tokens served; the budget pays.")] = 0.0,
+    epochs: Annotated[float, Option(help="How often a token may be seen.")] = 4.0,
+    bytes_per_parameter: Annotated[float, Option(help="2 for bfloat16.")] = 2.0,
     losses_compare: Annotated[
-        bool,
-        typer.Option(
-            "--losses-compare",
-            help="Rank laws whose runs are not known to have the same data, tokenizer and loss.",
-        ),
+        bool, Option("--losses-compare", help="Rank laws even of other data, tokenizer or loss.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say which architecture to train, how sure that is, and what would change the answer."""
-    from ..hub.sizes import parse_size
     from ..scaling.advice import advise
 
     answer = advise(

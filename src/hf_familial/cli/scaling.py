@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
+from .._files import check_file_place
 from ._options import (
     AsJson,
     Columns,
@@ -16,6 +18,7 @@ from ._options import (
     Level,
     LossChoice,
     Objective,
+    Resample,
     RunsAre,
     Size,
     Statuses,
@@ -27,13 +30,14 @@ from ._options import (
     span,
 )
 from ._tables import bold, notes, table, written
-from .app import app, one_of
+from .app import app
 
 
 if TYPE_CHECKING:
     from ..scaling.report import Analysis
 
 
+RUNS = "CSV, JSON lines, a JSON list or parquet."
 FAMILIES = {
     "familial": "Familial models",
     "dense": "Dense models",
@@ -44,18 +48,13 @@ FAMILIES = {
 
 @app.command()
 def fit(
-    runs: Annotated[
-        Path | None, typer.Argument(help="CSV, JSON lines, a JSON list or parquet.")
-    ] = None,
-    law: Annotated[str, typer.Option(help="Name of a law; `list` prints them all.")] = "familial",
+    runs: Annotated[Path | None, Argument(help=RUNS)] = None,
+    law: Annotated[str, Option(help="A law; `list` prints them all.")] = "familial",
     loss: LossChoice = "mean",
     size: Size = "total",
-    out: Annotated[Path | None, typer.Option(help="Where to write the fit, as fit.json.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write the page.")] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(help="Further laws to compare with, as familial_e_inside,hoffmann."),
-    ] = None,
+    out: Annotated[Path | None, Option(help="Write the fit, as fit.json.")] = None,
+    report: Annotated[Path | None, Option(help="Also write the page.")] = None,
+    against: Annotated[str | None, Option(help="Laws to compare with, as hoffmann,kaplan.")] = None,
     as_json: AsJson = False,
     column: Columns = None,
     unit: Units = None,
@@ -63,36 +62,19 @@ def fit(
     status: Statuses = "finished",
     runs_are: RunsAre = "",
     last_of_run: LastOfRun = False,
-    drop_largest: Annotated[
-        int, typer.Option(min=0, help="Leave out so many rows of the largest losses.")
-    ] = 0,
-    drop_far: Annotated[
-        float,
-        typer.Option(min=0, help="Leave out rows beyond so many robust standard deviations."),
-    ] = 0.0,
-    fix: Annotated[
-        list[str] | None, typer.Option(help="Hold a coefficient, as beta=0.28; repeatable.")
-    ] = None,
-    tie: Annotated[
-        list[str] | None, typer.Option(help="Hold two equal, as beta=alpha; repeatable.")
-    ] = None,
-    bound: Annotated[
-        list[str] | None, typer.Option(help="Bounds in place of the law's, as gamma=0:1.")
-    ] = None,
+    drop_largest: Annotated[int, Option(min=0, help="Drop so many rows of most loss.")] = 0,
+    drop_far: Annotated[float, Option(min=0, help="Drop rows beyond so many deviations.")] = 0.0,
+    fix: Annotated[list[str] | None, Option(help="Fix as beta=0.28.")] = None,
+    tie: Annotated[list[str] | None, Option(help="Tie as beta=alpha.")] = None,
+    bound: Annotated[list[str] | None, Option(help="Bound as gamma=0:1.")] = None,
     objective: Objective = "log_huber",
     delta: Delta = 1e-3,
     level: Level = 0.95,
-    profiles: Annotated[bool, typer.Option(help="Trace the profile of each coefficient.")] = True,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Replicates; 0 for none.")] = 0,
-    resample: Annotated[
-        str,
-        typer.Option(
-            help="runs, residuals or wild.",
-            callback=one_of("--resample", "runs", "residuals", "wild"),
-        ),
-    ] = "runs",
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Threads of the bootstrap.")] = 1,
+    profiles: Annotated[bool, Option(help="Trace the profile of each coefficient.")] = True,
+    bootstrap: Annotated[int, Option(min=0, help="Replicates; 0 for none.")] = 0,
+    resample: Resample = "runs",
+    seed: Annotated[int, Option(help="Seed of the bootstrap.")] = 0,
+    workers: Annotated[int, Option(min=1, help="Threads of the bootstrap.")] = 1,
 ) -> None:
     """Fit a scaling law to training runs."""
     if law == "list":
@@ -105,11 +87,10 @@ def fit(
     from .. import __version__
     from ..scaling import FarResiduals, LargestLosses, fit
     from ..scaling.report import DataSource, analyse, write_analysis, write_report
-    from ..scaling.report.analysis import check_place
     from ..scaling.tables.load import load_runs
 
     for path in filter(None, (out, report)):
-        check_place(path)
+        check_file_place(path)
     form = law_of(law)
     rivals = [law_of(name) for name in against.split(",")] if against else []
     choice = choice_of(size, loss, column, status, unit, where, runs_are, last_of_run)
@@ -150,8 +131,8 @@ def fit(
 
 @app.command()
 def compare(
-    runs: Annotated[Path, typer.Argument(help="CSV, JSON lines, a JSON list or parquet.")],
-    laws: Annotated[str, typer.Option(help="Names of laws, parted by commas.")] = (
+    runs: Annotated[Path, Argument(help=RUNS)],
+    laws: Annotated[str, Option(help="Names of laws, parted by commas.")] = (
         "familial,familial_e_inside,familial_n_only,hoffmann"
     ),
     loss: LossChoice = "mean",
@@ -189,16 +170,15 @@ def compare(
 
 @app.command()
 def report(
-    fit: Annotated[Path, typer.Argument(help="A fit.json.")],
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
-    figures: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures as PNG and SVG.")
-    ] = None,
+    fit: Annotated[Path, Argument(help="A fit.json.")],
+    out: Annotated[Path, Option(help="The page.")] = Path("report.html"),
+    figures: Annotated[Path | None, Option(help="Folder for PNG and SVG pictures.")] = None,
 ) -> None:
     """Write a fit as one page of HTML that needs nothing else."""
     from ..scaling.report import read_analysis, write_figures, write_report
 
     analysis = read_analysis(fit)
+    check_file_place(out)
     write_report(out, analysis)
     written([out, *(write_figures(figures, analysis) if figures is not None else [])])
 

@@ -21,7 +21,6 @@ from .relay_policies import (
     SpeculativeRelay,
     confidence,
 )
-from .verify import BackboneReport, verify_backbone
 
 
 AutoConfig.register(FamilialConfig.model_type, FamilialConfig)
@@ -38,7 +37,6 @@ FamilialModel.register_for_auto_class("AutoModel")
 FamilialForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
-    "BackboneReport",
     "ConfidenceRelay",
     "Distillation",
     "FamilialCausalLMOutput",
@@ -57,5 +55,4 @@ __all__ = [
     "confidence",
     "evenly_spaced_exits",
     "relay_decode",
-    "verify_backbone",
 ]
