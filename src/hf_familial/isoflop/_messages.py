@@ -1,22 +1,37 @@
-"""What a sweep hands to its workers, and what these tell it: plain data that JSON can carry."""
+"""What a sweep and its workers say to each other: plain data, a line of JSON each."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from ..design.fields import check_fields, plain, read
-from ..design.plans import RunPlan
+from ._fields import check_fields, plain, read
+from .plan import RunPlan
 
 
-KINDS = ("progress", "finished", "failed", "lost")
+Line = TypeVar("Line", bound="_Line")
+
+
+class _Line:
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def to_json(self) -> str:
+        """Return the fields as one line."""
+        return json.dumps(plain(self))
+
+    @classmethod
+    def from_json(cls: type[Line], line: str) -> Line:
+        """Read a line; errors as in [`RunPlan`]."""
+        message: Line = read(cls, json.loads(line))
+        return message
 
 
 @dataclass(frozen=True)
-class Task:
-    """One run to be done.
+class RunTask(_Line):
+    """One run for a worker to do.
 
     Attributes:
         plan ([`RunPlan`]): The run.
@@ -35,35 +50,22 @@ class Task:
     processes: int = 1
     keep_models: bool = False
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def to_json(self) -> str:
-        """The task as one line."""
-        return json.dumps(plain(self))
-
-    @classmethod
-    def from_json(cls, line: str) -> Task:
-        """The task of a line; errors as in [`RunPlan`]."""
-        task: Task = read(cls, json.loads(line))
-        return task
-
 
 @dataclass(frozen=True)
-class Event:
-    """What happened to a run.
+class WorkerEvent(_Line):
+    """News of a run.
 
     Attributes:
         kind (`str`): `"progress"`, `"finished"` (its record is written; diverged runs too),
             `"failed"` (it raised) or `"lost"` (its worker died).
-        run_id (`str`): Which run.
+        run_id (`str`): The run.
         step (`int`): Optimiser steps done.
         loss (`float`, *optional*): Last training loss, nats per token.
-        flops_per_second (`float`, *optional*): Of training, since the last log.
-        message (`str`): What went wrong.
-        trace (`str`): Where.
+        flops_per_second (`float`, *optional*): Rate of training since the last log.
+        message (`str`): The error.
+        trace (`str`): Its traceback.
         stops_sweep (`bool`): Whether other runs would fail in the same way: a full disk, data that
-            is gone.
+            are gone.
     """
 
     kind: str
@@ -75,18 +77,22 @@ class Event:
     trace: str = ""
     stops_sweep: bool = False
 
-    def __post_init__(self) -> None:
-        check_fields(self)
 
-    def to_json(self) -> str:
-        """The event as one line."""
-        return json.dumps(plain(self))
-
-    @classmethod
-    def from_json(cls, line: str) -> Event:
-        """The event of a line; errors as in [`RunPlan`]."""
-        event: Event = read(cls, json.loads(line))
-        return event
+Tell = Callable[[WorkerEvent], Any]
 
 
-Tell = Callable[[Event], Any]
+@dataclass(frozen=True)
+class Failure:
+    """The failed attempts of a run so far.
+
+    Attributes:
+        attempts (`int`): Attempts that got no further than the checkpoint before.
+        step (`int`): Step of its checkpoint at the last attempt.
+        message (`str`): The last error.
+        trace (`str`): Its traceback.
+    """
+
+    attempts: int
+    step: int
+    message: str
+    trace: str = ""

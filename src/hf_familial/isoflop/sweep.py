@@ -11,33 +11,54 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from ...errors import DesignError, StoppedSweepError
-from ...runs import RunRecord
-from ..design.grid import IsoFlopDesign
-from ..design.plans import RunPlan, content_id
-from .arguments import check_design, run_arguments
-from .corpora import corpus
-from .display import Display
+from ..errors import DesignError, StoppedSweepError
+from ..runs import RunRecord
+from ._arguments import check_design, corpus, run_arguments
+from ._display import SweepDisplay
+from ._folder import DATA, FAILURE, RECORD, STATE, SweepFolder
+from ._messages import Failure, RunTask, WorkerEvent
+from ._workspace import clear_run
+from .design import IsoFlopDesign
 from .executors import Executor, LocalExecutor
-from .folder import DATA, FAILURE, RECORD, STATE, SweepFolder
-from .status import Failure, given_up, read_failure, survey
-from .tasks import Event, Task
-from .workspace import clear_run
+from .plan import RunPlan, content_id
 
 
 HEARTBEAT = 5.0  # seconds between two writings of the state
 POLL = 0.5  # seconds that the sweep waits for news
+SILENCE = 60  # seconds without a heartbeat after which a sweep is taken to be dead
+STATES = ("finished", "diverged", "running", "failed", "waiting")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run of a sweep.
+
+    Attributes:
+        plan ([`RunPlan`]): The run.
+        state (`str`): `"finished"`, `"diverged"`, `"running"`, `"failed"` or `"waiting"`.
+        step (`int`): Optimiser steps that are saved, or done if it runs.
+        record ([`~hf_familial.runs.RunRecord`], *optional*): Its row, once it ended.
+        failure ([`Failure`], *optional*): Its failed attempts.
+        loss (`float`, *optional*): Mean training loss, nats per token, if it runs.
+    """
+
+    plan: RunPlan
+    state: str
+    step: int
+    record: RunRecord | None = None
+    failure: Failure | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """What became of the runs of a design.
+    """The results of a sweep.
 
     Attributes:
-        records (`tuple[RunRecord, ...]`): Of the runs that ended, diverged ones too.
-        failed (`dict[str, Failure]`): By id, those that were tried too often.
+        records (`tuple[RunRecord, ...]`): Rows of the runs that ended, diverged ones too.
+        failed (`dict[str, Failure]`): By id, the runs that failed too often.
         done_now (`int`): Runs that ended in this sweep, not before it.
-        seconds (`float`): Of this sweep.
+        seconds (`float`): Duration of this sweep.
     """
 
     records: tuple[RunRecord, ...]
@@ -48,7 +69,7 @@ class SweepOutcome:
 
 @dataclass
 class Sweep:
-    """Runs a design: what is finished is skipped, what was interrupted goes on.
+    """Runs a design: finished runs are skipped, interrupted ones resumed.
 
     Rows appear in runs.jsonl, one for each run that ended, with the losses of every exit on one
     evaluation set; a run's intermediate evaluations in evaluations.jsonl. A run whose loss is not
@@ -56,18 +77,18 @@ class Sweep:
     A run without an evaluation has null for its losses there, and the display says so.
 
     Args:
-        design ([`IsoFlopDesign`]): What to run.
-        folder (`str` or `os.PathLike`): Where rows and checkpoints go: a path, or a URL that
+        design ([`IsoFlopDesign`]): The design.
+        folder (`str` or `os.PathLike`): Folder of rows and checkpoints: a path, or a URL that
             `fsspec` knows.
-        executor ([`Executor`], *optional*): Who does the runs; by default a [`LocalExecutor`] whose
+        executor ([`Executor`], *optional*): Does the runs; by default a [`LocalExecutor`] whose
             workers have accelerators for `processes` each.
         retries (`int`, *optional*, defaults to 2): Times that a run which failed is tried again; a
-            checkpoint reached in between wipes the slate clean.
+            checkpoint reached in between resets the count.
         save_seconds (`float`, *optional*, defaults to 60): Seconds between checkpoints, at least.
         processes (`int`, *optional*, defaults to 1): Processes that share one run.
         keep_models (`bool`, *optional*, defaults to `False`): Whether trained families stay, in
             `runs/<id>/model`.
-        display ([`Display`], *optional*): What shows how it goes; none by default.
+        display ([`SweepDisplay`], *optional*): Shows the progress; none by default.
 
     Example:
         >>> Sweep(IsoFlopDesign.from_yaml("design.yaml"), "sweep").run()
@@ -80,24 +101,21 @@ class Sweep:
     save_seconds: float = 60.0
     processes: int = 1
     keep_models: bool = False
-    display: Display | None = None
+    display: SweepDisplay | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be."""
+        """Check the numbers."""
         for name, least in (("retries", 0), ("save_seconds", 0), ("processes", 1)):
             value = getattr(self, name)
             if not value >= least:
                 raise DesignError(f"`{name}` must be {least} or more, got {value}.", name)
 
     def run(self) -> SweepOutcome:
-        """Do what is left of the design.
-
-        Returns:
-            [`SweepOutcome`]
+        """Do all runs of the design that have not ended.
 
         Raises:
-            DesignError: If a run cannot be, or its arguments are wrong; before anything starts.
-            SweepLockedError: If another sweep works on the folder.
+            DesignError: If a run is infeasible, or its arguments are wrong; before anything starts.
+            SweepLockedError: If another sweep holds the folder.
             StoppedSweepError: If all runs would fail: the disk is full, the data are gone. What is
                 done stays done; the next call goes on.
             RunRecordError: If a line of runs.jsonl is wrong.
@@ -105,81 +123,67 @@ class Sweep:
         """
         check_design(self.design)
         plans, folder = self.design.runs(), SweepFolder(self.folder)
-        check_arguments(plans, self.processes)
+        for plan in plans:
+            run_arguments(plan, os.devnull, self.processes)
         start = time.monotonic()
         with folder.hold():
-            folder.mend()
-            turn = _Turn(self, folder, plans)
+            folder.repair()
+            current = _SweepRun(self, folder, plans)
             try:
-                turn.beat()
-                turn.collect()
+                current.write_heartbeat()
+                current.collect()
                 folder.keep(self.design.to_yaml())
-                if turn.waiting:
-                    turn.go()
+                if current.waiting:
+                    current.go()
             finally:
-                turn.end()
-            states = survey(folder, plans, self.retries)
+                current.end()
+            states = run_states(folder, plans, self.retries)
         records = tuple(state.record for state in states if state.record is not None)
         failed = {s.plan.id: s.failure for s in states if s.state == "failed" and s.failure}
-        return SweepOutcome(records, failed, turn.done, time.monotonic() - start)
+        return SweepOutcome(records, failed, current.done, time.monotonic() - start)
 
     def retry(self) -> int:
-        """Forgive the runs that failed, so that `run` tries them again.
-
-        Returns:
-            `int`: How many.
+        """Forget the failures, so that `run` tries these runs again; return how many there were.
 
         Raises:
-            SweepLockedError: If a sweep works on the folder.
+            SweepLockedError: If a sweep holds the folder.
         """
         folder, count = SweepFolder(self.folder), 0
         with folder.hold():
-            for state in survey(folder, self.design.runs(), self.retries):
+            for state in run_states(folder, self.design.runs(), self.retries):
                 if state.failure is not None:
                     folder.remove("runs", state.plan.id, FAILURE)
                     count += 1
         return count
 
 
-def check_arguments(plans: Sequence[RunPlan], processes: int = 1) -> None:
-    """Refuse what no run could start with, before anything starts.
-
-    Raises:
-        DesignError: If an argument of a run is wrong.
-        FileNotFoundError: If the data are not where the design says.
-    """
-    for plan in plans:
-        run_arguments(plan, os.devnull, processes)
-
-
-class _Turn:
-    """One time that a sweep runs: what waits, what runs, what is heard."""
+class _SweepRun:
+    """One call of `Sweep.run`: the runs that wait, those in progress, and the news of them."""
 
     def __init__(self, sweep: Sweep, folder: SweepFolder, plans: Sequence[RunPlan]) -> None:
         self.sweep, self.folder = sweep, folder
         self.executor = sweep.executor or LocalExecutor(processes=sweep.processes)
         self.plans = {plan.id: plan for plan in plans}
-        self.running: dict[str, Event] = {}
+        self.running: dict[str, WorkerEvent] = {}
         self.waiting: deque[RunPlan] = deque()
         self.done, self.data_print, self._written = 0, "", -math.inf
 
     def collect(self) -> None:
-        """Take up where the last sweep was: rows that it had no time to write, folders to clear."""
+        """Do what the last sweep had no time for: write rows, clear folders; queue the rest."""
         rows = self.folder.rows()
         for plan in self.plans.values():
-            if plan.id not in rows and (record := self.folder.record(plan.id)) is not None:
-                self._book(plan, record)
-            elif plan.id not in rows:
-                if not given_up(read_failure(self.folder, plan.id), self.sweep.retries):
-                    self.waiting.append(plan)
-            else:
+            if plan.id in rows:
                 clear_run(self.folder, plan.id)
+            elif (record := self.folder.record(plan.id)) is not None:
+                self._add_row(plan, record)
+            elif not _given_up(_read_failure(self.folder, plan.id), self.sweep.retries):
+                self.waiting.append(plan)
 
     def go(self) -> None:
         """Do all that waits."""
         executor = self.executor
         executor.start()
-        self._know_data()
+        self._check_data()
         if self.sweep.display:
             rows = self.folder.rows()
             ended = [plan for plan in self.plans.values() if plan.id in rows]
@@ -190,18 +194,18 @@ class _Turn:
             for event in executor.poll(POLL):
                 self._hear(event)
             if time.monotonic() - self._written >= HEARTBEAT:
-                self.beat()
+                self.write_heartbeat()
 
     def end(self) -> None:
-        """Let the workers and the display go."""
+        """Close the executor and the display."""
         self.executor.close()
         if self.sweep.display:
             self.sweep.display.close()
         self.running.clear()
         self.folder.remove(STATE)
 
-    def _know_data(self) -> None:
-        """Prepare the data once, for all workers, and see that they are the old ones."""
+    def _check_data(self) -> None:
+        """Prepare the data once, for all workers, and check that they have not changed."""
         plan = self.waiting[0]
         args = run_arguments(plan, os.devnull, self.sweep.processes)[0]
         data, _, found = corpus(args)
@@ -221,20 +225,12 @@ class _Turn:
         self.data_print = found
 
     def _submit(self, plan: RunPlan) -> None:
-        sweep = self.sweep
-        self.running[plan.id] = Event("progress", plan.id, self.folder.steps_saved(plan.id))
-        self.executor.submit(
-            Task(
-                plan,
-                self.folder.url,
-                self.data_print,
-                sweep.save_seconds,
-                sweep.processes,
-                sweep.keep_models,
-            )
-        )
+        sweep, folder = self.sweep, self.folder
+        self.running[plan.id] = WorkerEvent("progress", plan.id, folder.steps_saved(plan.id))
+        options = (sweep.save_seconds, sweep.processes, sweep.keep_models)
+        self.executor.submit(RunTask(plan, folder.url, self.data_print, *options))
 
-    def _hear(self, event: Event) -> None:
+    def _hear(self, event: WorkerEvent) -> None:
         plan = self.plans[event.run_id]
         if event.kind == "progress":
             self.running[plan.id] = event
@@ -243,22 +239,22 @@ class _Turn:
             return
         self.running.pop(plan.id, None)
         if event.kind != "finished":
-            self._failed(plan, event)
+            self._fail(plan, event)
         elif (record := self.folder.record(plan.id)) is None:
-            self._failed(plan, replace(event, kind="failed", message="its record is gone."))
-        elif (record := self._book(plan, record)) is not None and self.sweep.display:
+            self._fail(plan, replace(event, kind="failed", message="its record is gone."))
+        elif (record := self._add_row(plan, record)) is not None and self.sweep.display:
             self.sweep.display.ended(plan, record)
 
-    def _book(self, plan: RunPlan, record: RunRecord) -> RunRecord | None:
-        """Write the row of a run that ended; `None` if it did not do what was planned."""
+    def _add_row(self, plan: RunPlan, record: RunRecord) -> RunRecord | None:
+        """Write the row of a run that ended; `None` if it did something else than planned."""
         if record.status == "finished":
             planned, found = (plan.tokens, plan.flops), (record.D_tokens, record.C_flops)
             if planned[0] != found[0] or not math.isclose(planned[1], found[1], rel_tol=1e-9):
                 message = f"trained {found[0]} tokens, {found[1]:.6g} FLOPs; planned {planned}."
                 self.folder.remove("runs", plan.id, RECORD)
-                self._failed(plan, Event("failed", plan.id, message=message))
+                self._fail(plan, WorkerEvent("failed", plan.id, message=message))
                 return None
-            # a run that was never evaluated is judged by what it has; `diverged` would be untrue
+            # without an evaluation the training loss decides
             evaluated, trained = record.eval_loss_final, record.loss_final
             loss = trained if evaluated is None else evaluated
             if loss is not None and loss >= math.log(record.vocab_size):
@@ -268,25 +264,25 @@ class _Turn:
         self.done += 1
         return record
 
-    def _failed(self, plan: RunPlan, event: Event) -> None:
-        """Try again, or no more."""
+    def _fail(self, plan: RunPlan, event: WorkerEvent) -> None:
+        """Write a failure down; queue the run again, or give it up."""
         if event.stops_sweep:
             raise StoppedSweepError(
                 f"run {plan.id}: {event.message}\nAll runs would fail like this. What is done "
                 "stays done; mend it and run the sweep again."
             )
-        before, step = read_failure(self.folder, plan.id), self.folder.steps_saved(plan.id)
+        before, step = _read_failure(self.folder, plan.id), self.folder.steps_saved(plan.id)
         attempts = before.attempts + 1 if before is not None and before.step == step else 1
         failure = Failure(attempts, step, event.message, event.trace)
         self.folder.write(json.dumps(asdict(failure)), "runs", plan.id, FAILURE)
-        again = not given_up(failure, self.sweep.retries)
+        again = not _given_up(failure, self.sweep.retries)
         if again:
             self.waiting.append(plan)
         if self.sweep.display:
             self.sweep.display.failed(plan, failure, again)
 
-    def beat(self) -> None:
-        """Write who runs the sweep and what runs now, for others to see."""
+    def write_heartbeat(self) -> None:
+        """Write the sweep's process and the runs in progress, for other processes to read."""
         self._written = time.monotonic()
         self.folder.still_held()
         running = {
@@ -295,3 +291,49 @@ class _Turn:
         }
         state = {"pid": os.getpid(), "host": platform.node(), "time": time.time()}
         self.folder.write(json.dumps(state | {"running": running}), STATE)
+
+
+def run_states(
+    folder: SweepFolder, plans: Sequence[RunPlan], retries: int = 2
+) -> tuple[RunState, ...]:
+    """Return the state of every run of a design; the folder stays as it is.
+
+    Args:
+        folder ([`SweepFolder`]): Folder of the sweep.
+        plans (`Sequence[RunPlan]`): The runs.
+        retries (`int`, *optional*, defaults to 2): As in [`Sweep`]: a run that failed more often
+            counts as failed.
+
+    Raises:
+        RunRecordError: If a row of runs.jsonl is wrong.
+    """
+    rows = folder.rows()
+    state = folder.read_json(STATE)
+    alive = time.time() - state.get("time", 0) < SILENCE
+    running = state.get("running", {}) if alive else {}
+    found = []
+    for plan in plans:
+        if (record := rows.get(plan.id)) is not None:
+            found.append(RunState(plan, record.status, plan.steps, record))
+            continue
+        failure, step = _read_failure(folder, plan.id), folder.steps_saved(plan.id)
+        now = running.get(plan.id)
+        if now is not None:
+            step = max(step, int(now.get("step", 0)))
+            found.append(RunState(plan, "running", step, failure=failure, loss=now.get("loss")))
+        else:
+            name = "failed" if _given_up(failure, retries) else "waiting"
+            found.append(RunState(plan, name, step, failure=failure))
+    return tuple(found)
+
+
+def _read_failure(folder: SweepFolder, run_id: str) -> Failure | None:
+    row = folder.read_json("runs", run_id, FAILURE)
+    try:
+        return Failure(**row) if row else None
+    except TypeError:
+        return None
+
+
+def _given_up(failure: Failure | None, retries: int) -> bool:
+    return failure is not None and failure.attempts > retries

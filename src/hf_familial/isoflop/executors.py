@@ -1,4 +1,4 @@
-"""Who does the runs of a sweep: worker processes of this machine."""
+"""Executors of a sweep: the interface, and worker processes of this machine."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from ...errors import DesignError
-from .tasks import Event, Task
+from ..errors import DesignError
+from ._messages import RunTask, WorkerEvent
+
+
+PATIENCE = 10  # seconds that a worker which closed its output has to end
+WORKER = "hf_familial.isoflop._worker"
 
 
 class Executor(Protocol):
-    """What a sweep asks of those who do its runs.
+    """The interface of those who do the runs of a sweep.
 
     Attributes:
-        slots (`int`): Runs that it does at once.
+        slots (`int`): Number of runs at once.
     """
 
     slots: int
@@ -30,11 +33,11 @@ class Executor(Protocol):
     def start(self) -> None:
         """Make workers ready; called once, before any task."""
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: RunTask) -> None:
         """Take a run; no more than `slots` at once."""
 
-    def poll(self, seconds: float) -> list[Event]:
-        """What happened since the last call, after at most so many seconds.
+    def poll(self, seconds: float) -> list[WorkerEvent]:
+        """Return the news since the last call, after at most so many seconds.
 
         Every task ends with one `finished`, `failed` or `lost`.
         """
@@ -49,17 +52,17 @@ class LocalExecutor:
     A worker imports once and does run after run. It ends when this process does, even if killed.
 
     Args:
-        workers (`int`, *optional*): How many; by default one for each accelerator, else one for
-            each processor.
+        workers (`int`, *optional*): Number of workers; by default one for each accelerator, else
+            one for each processor.
         threads (`int`, *optional*): Threads of each; by default the processors shared out. The
             last bits of a loss depend on it.
-        log_dir (`str` or `os.PathLike`, *optional*): Where their standard error goes; by default it
+        log_dir (`str` or `os.PathLike`, *optional*): Folder for their standard error; by default it
             is dropped.
         processes (`int`, *optional*, defaults to 1): Accelerators of each worker, for the processes
             that share its runs.
 
     Raises:
-        ValueError: If a number is not positive.
+        DesignError: If a number is not positive, or there are fewer accelerators.
     """
 
     def __init__(
@@ -72,8 +75,8 @@ class LocalExecutor:
         for name, value in (("workers", workers), ("threads", threads), ("processes", processes)):
             if value is not None and value < 1:
                 raise DesignError(f"`{name}` must be 1 or more, got {value}.", name)
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        processors = processors or os.cpu_count() or 1
+        affinity = getattr(os, "sched_getaffinity", None)
+        processors = (len(affinity(0)) if affinity else os.cpu_count()) or 1
         self.devices, self.processes = torch.cuda.device_count(), processes
         if self.devices and processes > self.devices:
             raise DesignError(
@@ -83,31 +86,33 @@ class LocalExecutor:
         self.slots = workers or max(1, (self.devices or processors) // processes)
         self.threads = threads or max(1, processors // (self.slots * processes))
         self.log_dir = None if log_dir is None else Path(log_dir)
-        self._heard: queue.Queue[tuple[_Worker, Event | None]] = queue.Queue()
+        self._heard: queue.Queue[tuple[_Worker, WorkerEvent | None]] = queue.Queue()
         self._workers: list[_Worker] = []
 
     def start(self) -> None:
         """Start the workers; they import while the sweep prepares."""
         while len(self._workers) < self.slots:
-            self._workers.append(self._worker(len(self._workers)))
+            self._workers.append(self._start_worker(len(self._workers)))
 
-    def _worker(self, index: int) -> _Worker:
+    def _start_worker(self, index: int) -> _Worker:
         environment = thread_variables(self.threads)
         if self.devices:
-            first = index * self.processes
-            own = [(first + k) % self.devices for k in range(self.processes)]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(_device, own))
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            own = [(index * self.processes + k) % self.devices for k in range(self.processes)]
+            # names among the accelerators that this process sees
+            names = [visible[k] if len(visible) > k and visible[k] else str(k) for k in own]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(names)
         return _Worker(index, environment, self.log_dir, self._heard)
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: RunTask) -> None:
         """Give a task to a worker that has none."""
         free = next((worker for worker in self._workers if worker.task is None), None)
         if free is None:
             raise RuntimeError(f"all {self.slots} workers have a task.")
         free.give(task)
 
-    def poll(self, seconds: float) -> list[Event]:
-        """What happened; a worker that died is replaced, its run is `lost`."""
+    def poll(self, seconds: float) -> list[WorkerEvent]:
+        """Return the news; a worker that died is replaced, its run is `lost`."""
         events = []
         with contextlib.suppress(queue.Empty):
             heard = self._heard.get(timeout=seconds)
@@ -116,13 +121,13 @@ class LocalExecutor:
                 heard = self._heard.get_nowait()
         return events
 
-    def _hear(self, worker: _Worker, event: Event | None) -> list[Event]:
+    def _hear(self, worker: _Worker, event: WorkerEvent | None) -> list[WorkerEvent]:
         if worker not in self._workers:
             return []
         if event is None:
             lost, reason = worker.task, worker.end()
-            self._workers[self._workers.index(worker)] = self._worker(worker.index)
-            return [] if lost is None else [Event("lost", lost.plan.id, message=reason)]
+            self._workers[self._workers.index(worker)] = self._start_worker(worker.index)
+            return [] if lost is None else [WorkerEvent("lost", lost.plan.id, message=reason)]
         if worker.task is None or event.run_id != worker.task.plan.id:
             return []
         if event.kind != "progress":
@@ -138,11 +143,8 @@ class LocalExecutor:
             worker.end()
 
 
-PATIENCE = 10  # seconds that a worker which closed its output has to end
-
-
 def thread_variables(threads: int) -> dict[str, str]:
-    """Variables of the environment that pin the threads of a worker."""
+    """Return the variables of the environment that pin the threads of a worker."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     # threads of several workers spin on one processor otherwise
     waiting = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
@@ -150,7 +152,7 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 
 class _Worker:
-    """One process, and the thread that listens to it."""
+    """One worker process, and the thread that listens to it."""
 
     def __init__(
         self,
@@ -160,14 +162,14 @@ class _Worker:
         heard: queue.Queue[Any],
     ) -> None:
         self.index = index
-        self.task: Task | None = None
+        self.task: RunTask | None = None
         with contextlib.ExitStack() as opened:
             log: Any = subprocess.DEVNULL
             if log_dir is not None:
                 log_dir.mkdir(parents=True, exist_ok=True)
                 log = opened.enter_context((log_dir / f"worker-{index}.log").open("ab"))
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hf_familial.isoflop.sweep.worker"],
+                [sys.executable, "-m", WORKER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -176,10 +178,10 @@ class _Worker:
             )
         threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
 
-    def give(self, task: Task) -> None:
+    def give(self, task: RunTask) -> None:
         self.task = task
         assert self.process.stdin is not None
-        # a worker that has just died is heard of by its end
+        # the death of a worker is heard as the end of its output
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(task.to_json() + "\n")
             self.process.stdin.flush()
@@ -189,14 +191,14 @@ class _Worker:
         # a worker that is killed leaves half a line
         with contextlib.suppress(ValueError):
             for line in self.process.stdout:
-                heard.put((self, Event.from_json(line)))
+                heard.put((self, WorkerEvent.from_json(line)))
         heard.put((self, None))
 
     def end(self) -> str:
-        """Wait for the process, let its pipes go; gives how it ended."""
+        """Wait for the process, close its pipes; return how it ended."""
         try:
             code = self.process.wait(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:  # it said what no worker says, and lives on
+        except subprocess.TimeoutExpired:  # it wrote something else than events, and lives on
             self.process.kill()
             code = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -205,9 +207,3 @@ class _Worker:
                     pipe.close()
         how = f"signal {-code}" if code < 0 else f"code {code}"
         return f"worker {self.index} ended with {how}; out of memory?"
-
-
-def _device(index: int) -> str:
-    """The name of an accelerator among those that this process sees."""
-    visible: Sequence[str] = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return visible[index] if len(visible) > index and visible[index] else str(index)

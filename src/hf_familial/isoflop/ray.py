@@ -1,4 +1,4 @@
-"""Runs of a sweep on a Ray cluster: one task for each run, wherever its request is met."""
+"""An executor on a Ray cluster: one Ray task for each run."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 
 import torch
 
-from ...errors import DesignError, SweepError
+from ..errors import DesignError, SweepError
+from ._messages import RunTask, WorkerEvent
 from .executors import thread_variables
-from .tasks import Event, Task
 
 
 CLOSING = 30.0  # seconds that cancelled tasks have to end
 
 
 class RayExecutor:
-    """One Ray task for each run; Ray decides where and when.
+    """Does each run as one Ray task; Ray decides where and when.
 
-    A run that loses its node or its worker is `lost`: the sweep hands it in again, and it goes on
+    A run that loses its node or its worker is `lost`. The sweep submits it again, and it resumes
     from its checkpoint elsewhere. Ray's own retries are off, for they have no end where memory is
-    short, and they would not be counted. The sweep's folder must be one that every node sees.
+    short, and they would not be counted. Every node must see the sweep's folder.
 
     Args:
-        address (`str`, *optional*): Of the cluster: `host:6379`, `ray://host:10001` or `auto`; by
-            default `$RAY_ADDRESS`, else a cluster that runs on this machine, else a new one on it.
+        address (`str`, *optional*): Cluster: `host:6379`, `ray://host:10001` or `auto`; by default
+            `$RAY_ADDRESS`, else a cluster that runs on this machine, else a new one on it.
         cpus (`int`, *optional*, defaults to 1): Processors of each run, shared out as threads among
             its processes; the last bits of a loss depend on them.
         gpus (`float`, *optional*, defaults to 0): Accelerators of each run: a whole number, or a
             share of one below 1 where several small runs fit on it.
-        slots (`int`, *optional*): Runs that are handed to Ray at once; by default as many as the
-            nodes that are there have room for, counted anew as nodes come and go. A cluster that
-            grows on demand needs it, for it grows when runs wait.
+        slots (`int`, *optional*): Runs submitted to Ray at once; by default as many as the living
+            nodes have room for. A cluster that grows on demand needs it, for it grows when runs
+            wait.
         runtime_env (`Mapping[str, Any]`, *optional*): Ray's `runtime_env` of the job: variables,
             packages, code.
 
@@ -94,7 +94,7 @@ class RayExecutor:
         self._do = ray.remote(_do)
 
     def _count_slots(self) -> None:
-        """As many slots as living nodes have room for."""
+        """Have as many slots as living nodes have room for."""
         if not self._counts:
             return
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -111,8 +111,8 @@ class RayExecutor:
             )
         self.slots = max(1, room)
 
-    def submit(self, task: Task) -> None:
-        """Hand a run to Ray, which queues it until a node has room."""
+    def submit(self, task: RunTask) -> None:
+        """Submit a run to Ray, which queues it until a node has room."""
         if task.processes > 1 and 0 < self.gpus < task.processes:
             raise DesignError(
                 f"`gpus` must be one for each of {task.processes} processes, got {self.gpus}.",
@@ -129,8 +129,8 @@ class RayExecutor:
         reference = request.remote(task.to_json(), threads, self._news)
         self._tasks[reference] = task.plan.id
 
-    def poll(self, seconds: float) -> list[Event]:
-        """What happened; a run whose node or worker is gone is `lost`."""
+    def poll(self, seconds: float) -> list[WorkerEvent]:
+        """Return the news; a run whose node or worker is gone is `lost`."""
         if not self._tasks:
             time.sleep(seconds)
             return []
@@ -142,22 +142,24 @@ class RayExecutor:
         self._count_slots()
         return events
 
-    def _take_news(self) -> list[Event]:
+    def _take_news(self) -> list[WorkerEvent]:
         with contextlib.suppress(self._ray.exceptions.RayError):
-            return [Event.from_json(line) for line in self._news.get_nowait_batch(len(self._news))]
+            return [
+                WorkerEvent.from_json(line) for line in self._news.get_nowait_batch(len(self._news))
+            ]
         return []
 
-    def _ended(self, reference: Any) -> Event:
+    def _ended(self, reference: Any) -> WorkerEvent:
         run_id = self._tasks.pop(reference)
         try:
-            return Event.from_json(self._ray.get(reference))
+            return WorkerEvent.from_json(self._ray.get(reference))
         except self._ray.exceptions.RayTaskError as error:
             # before the run began: the package is not there, or another version of it
             message = f"{type(error.cause).__name__}: {error.cause}"
-            return Event("failed", run_id, message=message, trace=str(error))
+            return WorkerEvent("failed", run_id, message=message, trace=str(error))
         except self._ray.exceptions.RayError as error:
             first = str(error).strip().partition("\n")[0]
-            return Event("lost", run_id, message=f"{type(error).__name__}: {first}")
+            return WorkerEvent("lost", run_id, message=f"{type(error).__name__}: {first}")
 
     def close(self) -> None:
         """Kill what still runs, and leave the cluster."""
@@ -178,11 +180,7 @@ class RayExecutor:
 
 
 def import_ray() -> Any:
-    """The `ray` package.
-
-    Raises:
-        ImportError: If it is not installed; says how.
-    """
+    """Import the `ray` package, or say how to install it."""
     try:
         import ray
     except ImportError as error:
@@ -193,20 +191,20 @@ def import_ray() -> Any:
 
 
 def _do(line: str, threads: int, news: Any) -> str:
-    """The Ray task: does a run, sends what happens, gives how it ended."""
+    """Do a run as a Ray task: send its progress, return how it ended."""
     # here, or a worker that starts as a module of its own would find itself imported already
-    from .worker import run_task
+    from ._worker import run_task
 
     torch.set_num_threads(threads)
     ended = []
 
-    def tell(event: Event) -> None:
+    def tell(event: WorkerEvent) -> None:
         if event.kind != "progress":
             ended.append(event.to_json())
             return
-        # nobody's news are worth a run
+        # a run must not fail for its news
         with contextlib.suppress(Exception):
             news.put_nowait(event.to_json())
 
-    run_task(Task.from_json(line), tell)
+    run_task(RunTask.from_json(line), tell)
     return ended[-1]

@@ -1,4 +1,4 @@
-"""Where one run trains: checkpoints near the worker, and whole ones in the sweep's folder."""
+"""The folder that one run trains in: checkpoints near the worker, whole ones in the sweep's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .folder import POINTER, RECORD, RUN_POINTS, SweepFolder
+from ._folder import POINTER, RECORD, RUN_POINTS, SweepFolder
 
 
 MODEL = "model"
@@ -25,13 +25,9 @@ class Workspace:
     """A folder on this machine's disk that a run trains in.
 
     In a sweep on a disk it is the run's own folder there. Behind a URL it is a temporary one, and
-    what matters goes to the URL. A checkpoint counts once the pointer beside it names it: a break
-    while one is written, or sent, leaves the one before. What is sent has a name of its own, so
-    that a worker that was given up, and lives on, does not write into what another one reads.
-
-    Args:
-        folder ([`SweepFolder`]): Of the sweep.
-        run_id (`str`): The run.
+    what matters is sent to the URL. A checkpoint counts once the pointer beside it names it, so a
+    break while one is written, or sent, leaves the one before. What is sent has a name of its own,
+    so a worker that was given up, and lives on, does not write into what another one reads.
     """
 
     def __init__(self, folder: SweepFolder, run_id: str) -> None:
@@ -40,7 +36,7 @@ class Workspace:
 
     @contextmanager
     def open(self) -> Iterator[Path | None]:
-        """Make the folder ready; gives the checkpoint to go on from, if there is one."""
+        """Make the folder; yield the checkpoint to resume from, if there is one."""
         if self.folder.local:
             self.path.mkdir(parents=True, exist_ok=True)
             yield self._restored()
@@ -60,10 +56,10 @@ class Workspace:
         return found if step and found.is_dir() else None
 
     def commit(self, step: int) -> None:
-        """Make the checkpoint of a step, whole on this disk, the one to go on from."""
+        """Make the checkpoint of a step, whole on this disk, the one to resume from."""
         pointer: dict[str, Any] = {"step": step, "name": _name(step)}
         if self.folder.local:
-            _settle(self.path / _name(step))
+            _fsync_files(self.path / _name(step))
         else:
             pointer["name"] = f"{_name(step)}-{uuid.uuid4().hex[:8]}"
             self._send(_name(step), pointer["name"])
@@ -78,7 +74,7 @@ class Workspace:
         return {"step": step, "name": _name(step)} | pointer
 
     def _fetched(self) -> int:
-        """Bring the newest checkpoint to this disk; gives its step, 0 if it is gone."""
+        """Bring the newest checkpoint to this disk; return its step, 0 if it is gone."""
         while True:
             pointer = self._pointed()
             here = self.path / _name(pointer["step"])
@@ -93,7 +89,7 @@ class Workspace:
                     return 0
 
     def finish(self, keep_model: bool) -> None:
-        """Bring the run's last words to the sweep's folder; its record last of all."""
+        """Bring the results of the run to the sweep's folder, its record last of all."""
         if self.folder.local:
             return
         if keep_model:
@@ -115,24 +111,22 @@ class Workspace:
 
 
 def clear_run(folder: SweepFolder, run_id: str) -> None:
-    """Remove what a run needs no more once its row is written; a kept model stays."""
+    """Remove the files of a run whose row is written; a kept model stays."""
     top = folder.path("runs", run_id)
     folder.refresh()
     if not folder.fs.exists(top):
         return
-    kept = False
-    for path in folder.fs.ls(top, detail=False):
-        name = re.split(r"[\\/]", str(path).rstrip("/"))[-1]
-        if name == MODEL:
-            kept = True
-        else:
-            folder.remove("runs", run_id, name)
-    if not kept:
-        folder.remove("runs", run_id)
+    paths = folder.fs.ls(top, detail=False)
+    names = [re.split(r"[\\/]", str(path).rstrip("/"))[-1] for path in paths]
+    if MODEL not in names:
+        names.append("")  # the folder itself
+    for name in names:
+        if name != MODEL:
+            folder.remove("runs", run_id, *filter(None, [name]))
 
 
-def _settle(folder: Path) -> None:
-    """Have the files of a folder on disk, not on their way to it; code there is not read again."""
+def _fsync_files(folder: Path) -> None:
+    """Wait until the files of a folder are on disk, but for code, which is not read again."""
     for path in folder.rglob("*"):
         if path.is_file() and path.suffix != ".py":
             with path.open("r+b") as file:

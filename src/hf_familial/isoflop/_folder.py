@@ -1,10 +1,10 @@
 """The folder of a sweep, on a disk or behind a URL: rows, checkpoints, failures, and its lock.
 
 designs/<hash>.yaml every design that ran here, all its fields written out
-data.json           what the data was, so that a change is seen
+data.json           facts of the data, so that a change is seen
 runs.jsonl          one row for every run that ended
 evaluations.jsonl   one row for every evaluation of these runs
-state.json          what runs now
+state.json          the runs in progress
 runs/<id>/          of a run that has not ended: checkpoints, its record, its failure
 """
 
@@ -13,6 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,9 +26,8 @@ import fsspec
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
-from ...errors import RunRecordError, SweepLockedError
-from ...runs import RunRecord, append_run, read_runs
-from .lease import RemoteLease
+from ..errors import RunRecordError, SweepLockedError
+from ..runs import RunRecord, append_run, read_runs
 
 
 ROWS, POINTS = "runs.jsonl", "evaluations.jsonl"
@@ -36,9 +38,14 @@ POINTER = "checkpoint.json"
 ENDED = ("finished", "diverged")
 PATIENCE = 60  # seconds that a worker waits for one that died, or that another machine still has
 
+# a lock behind a URL
+LOCK = "lock.json"
+RENEWED, STALE = 30.0, 150.0  # seconds
+SETTLED = 2.0  # seconds in which others that saw no lock either have written theirs
+
 
 class SweepFolder:
-    """Files of a sweep; whatever it writes is there as a whole or not at all.
+    """The files of a sweep, each written whole or not at all.
 
     Args:
         url (`str` or `os.PathLike`): A path, or a URL that `fsspec` knows, such as `s3://...`.
@@ -48,21 +55,21 @@ class SweepFolder:
         self.url = os.fspath(url)
         self.fs, self.root = fsspec.core.url_to_fs(self.url)
         self.local = isinstance(self.fs, LocalFileSystem)
-        self._lease: RemoteLease | None = None
+        self._lease: _Lease | None = None
 
     def path(self, *names: str) -> str:
-        """Where a file of the sweep is."""
+        """Return the path of a file of the sweep."""
         return "/".join((self.root, *names))
 
     def read(self, *names: str) -> str | None:
-        """The text of a file; `None` if there is none."""
+        """Return the text of a file; `None` if there is none."""
         try:
             return bytes(self.fs.cat_file(self.path(*names))).decode()
         except FileNotFoundError:
             return None
 
     def read_json(self, *names: str) -> dict[str, Any]:
-        """The object in a file; empty if there is none, or it is no object."""
+        """Return the object in a file; empty if there is none, or it is no object."""
         try:
             found = json.loads(self.read(*names) or "{}")
         except ValueError:
@@ -70,11 +77,7 @@ class SweepFolder:
         return found if isinstance(found, dict) else {}
 
     def write(self, text: str, *names: str) -> None:
-        """Put a text in place of a file, as a whole.
-
-        Raises:
-            OSError: If it cannot be; the file is then as it was.
-        """
+        """Replace a file as a whole; after an `OSError` it is as it was."""
         path = self.path(*names)
         if not self.local:
             self._in_folders([path], lambda: self.fs.pipe_file(path, text.encode()))
@@ -97,11 +100,11 @@ class SweepFolder:
         self._in_folders(targets, lambda: self.fs.put(sources, targets))
 
     def _in_folders(self, targets: Sequence[str], write: Callable[[], object]) -> None:
-        """Write files; first their folders, where these are asked for, as by `sftp://`."""
+        """Write files; make their folders first where the store asks for them, as `sftp://`."""
         try:
             write()
         except FileNotFoundError:
-            # a bucket that is not there is nobody's to make
+            # a bucket that does not exist is not made
             if not self.fs.exists(self.root.rpartition("/")[0]):
                 raise
             for parent in sorted({target.rpartition("/")[0] for target in targets}):
@@ -122,11 +125,7 @@ class SweepFolder:
         self.fs.invalidate_cache()
 
     def still_held(self) -> None:
-        """See that this sweep, which held the folder, still does.
-
-        Raises:
-            SweepLockedError: If another one took it.
-        """
+        """Raise a `SweepLockedError` if another sweep took the folder from the one that held it."""
         if self._lease is not None:
             self._lease.check()
 
@@ -136,7 +135,7 @@ class SweepFolder:
         self.write(design, "designs", f"{name}.yaml")
 
     def rows(self) -> dict[str, RunRecord]:
-        """Every run that ended, by its id.
+        """Return every run that ended, by its id.
 
         Raises:
             RunRecordError: Naming file, line and field, if a row is wrong.
@@ -158,10 +157,7 @@ class SweepFolder:
                 raise RunRecordError(str(error), name, self.path(ROWS), number) from None
 
     def add(self, record: RunRecord) -> None:
-        """Append a run that ended and its evaluations, then let its folder go.
-
-        A break in between leaves what is needed to do the rest.
-        """
+        """Append a run that ended and its evaluations; after a break in between, do the rest."""
         self.still_held()
         points = (self.read("runs", record.run_id, RUN_POINTS) or "").splitlines()
         # a break may have left the first of them
@@ -183,15 +179,14 @@ class SweepFolder:
                     raise OSError(f"could not write all of `{self.path(name)}`; is the disk full?")
                 os.fsync(file.fileno())
 
-    def mend(self) -> None:
-        """Clear away what a crash left half-written: last lines, which their runs have whole."""
-        for left in Path(self.root).glob(f".*.{'[0-9a-f]' * 32}") if self.local else ():
+    def repair(self) -> None:
+        """Remove what a crash left half-written: files, and last lines, which runs have whole."""
+        if not self.local:
+            return
+        for left in Path(self.root).glob(f".*.{'[0-9a-f]' * 32}"):
             left.unlink()
-        for name in (ROWS, POINTS) if self.local else ():
-            path = Path(self.path(name))
-            if not path.exists():
-                continue
-            content = path.read_bytes()
+        for path in (Path(self.path(name)) for name in (ROWS, POINTS)):
+            content = path.read_bytes() if path.exists() else b""
             last = content.rpartition(b"\n")[2]
             if _is_object(last):
                 with path.open("ab") as file:
@@ -201,7 +196,7 @@ class SweepFolder:
                     file.truncate(len(content) - len(last))
 
     def record(self, run_id: str) -> RunRecord | None:
-        """What a worker wrote of a run that ended, if it did."""
+        """Return what a worker wrote of a run that ended, if it did."""
         for line in reversed((self.read("runs", run_id, RECORD) or "").splitlines()):
             if _is_object(line.encode()):
                 record = RunRecord.from_dict(json.loads(line))
@@ -210,7 +205,7 @@ class SweepFolder:
         return None
 
     def steps_saved(self, run_id: str) -> int:
-        """Steps of a run's newest whole checkpoint; 0 if it has none."""
+        """Return the steps of a run's newest whole checkpoint; 0 if it has none."""
         return int(self.read_json("runs", run_id, POINTER).get("step", 0))
 
     @contextmanager
@@ -218,11 +213,11 @@ class SweepFolder:
         """Keep other sweeps off the folder.
 
         Raises:
-            SweepLockedError: If one works on it.
+            SweepLockedError: If another sweep holds it.
             OSError: If the folder cannot be written to.
         """
         if not self.local:
-            self._lease = RemoteLease(self, SweepLockedError)
+            self._lease = _Lease(self)
             with self._lease.hold():
                 yield
             return
@@ -246,7 +241,7 @@ class SweepFolder:
         """Keep a worker that was given up, and may still live, out of a run's folder.
 
         Raises:
-            SweepLockedError: If it lives on.
+            SweepLockedError: If it does not end.
         """
         if not self.local:
             yield
@@ -265,3 +260,64 @@ def _is_object(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
+
+
+class _Lease:
+    """A lease on a folder of an object store: a small object, renewed while its holder lives.
+
+    Object stores have no locks. Of sweeps that start at once, the one that wrote last has the
+    lease: all look again after a while, and at every renewal, whether it is still theirs. Clocks of
+    machines must agree to a minute.
+    """
+
+    def __init__(self, folder: SweepFolder) -> None:
+        self.folder, self.token = folder, uuid.uuid4().hex
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        holder = self._holder()
+        if time.time() - holder.get("time", 0) < STALE:
+            raise SweepLockedError(
+                f"another sweep (process {holder.get('pid')} on {holder.get('host')}) works on "
+                f"`{self.folder.url}`; wait for it, or choose another folder. If it is gone, its "
+                f"lock ends in {STALE:.0f} seconds."
+            )
+        self._write()
+        time.sleep(SETTLED)
+        self.check()
+        done = threading.Event()
+        renewing = threading.Thread(target=self._renew, args=(done,), daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            done.set()
+            renewing.join()
+            if self._is_ours():
+                self.folder.remove(LOCK)
+
+    def check(self) -> None:
+        """Raise if another sweep took the lease, at the same moment or after a long silence."""
+        if not self._is_ours():
+            holder = self._holder()
+            raise SweepLockedError(
+                f"another sweep (process {holder.get('pid')} on {holder.get('host')}) took "
+                f"`{self.folder.url}`. What is done stays done."
+            )
+
+    def _is_ours(self) -> bool:
+        return self._holder().get("token") == self.token
+
+    def _renew(self, done: threading.Event) -> None:
+        while not done.wait(RENEWED):
+            # a store that does not answer now may do so the next time, well before it is stale
+            with suppress(Exception):
+                if self._is_ours():
+                    self._write()
+
+    def _write(self) -> None:
+        holder = {"token": self.token, "pid": os.getpid(), "host": platform.node()}
+        self.folder.write(json.dumps(holder | {"time": time.time()}), LOCK)
+
+    def _holder(self) -> dict[str, Any]:
+        return self.folder.read_json(LOCK)

@@ -1,4 +1,4 @@
-"""From a size to a backbone: how wide and deep a decoder of N parameters is."""
+"""The width and depth of a backbone of N parameters, and the config of its host."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ...errors import DesignError
-from .fields import check_fields, near
-from .rules import positive
+from ..errors import DesignError
+from ._fields import check_fields, near, positive
 
 
 MAX_DEPTH = 512
@@ -70,16 +69,16 @@ class BackboneTemplate:
                     )
 
     def width(self, depth: int) -> int:
-        """The width that belongs to a depth."""
+        """Return the width that belongs to a depth."""
         return self._rounded(self.aspect * depth)
 
     def config_fields(
         self, width: int, depth: int, vocab_size: int, seq_length: int
     ) -> dict[str, Any]:
-        """What the host's config is made of, beside its own defaults.
+        """Return the fields of the host's config that differ from its own defaults.
 
         Raises:
-            DesignError: If the width is no multiple of `head_dim`, or heads cannot be shared out.
+            DesignError: If the width is no multiple of `head_dim`.
         """
         heads = width // self.head_dim
         if width % self.head_dim or not heads:
@@ -111,20 +110,17 @@ class BackboneTemplate:
         return usual | scaled | dict(self.fields)
 
     def text_config(self, fields: Mapping[str, Any]) -> Any:
-        """The host's config of such fields."""
+        """Return the host's config of such fields."""
         return AutoConfig.for_model(self.model_type, **fields)
 
     def shape(self, size: float, count: Callable[[int, int], int]) -> tuple[int, int]:
-        """The width and depth whose number of parameters is nearest to a size.
+        """Return the width and depth whose number of parameters is nearest to a size.
 
-        Two depths follow from `aspect`; their widths move by multiples while that comes nearer.
+        Two depths follow from `aspect`. Their widths move by multiples while that comes nearer.
 
         Args:
             size (`float`): Parameters.
             count (`Callable[[int, int], int]`): Parameters of a width and a depth.
-
-        Returns:
-            `tuple[int, int]`: Width, depth.
 
         Raises:
             DesignError: If even the smallest backbone is more than twice the size, or none is large
@@ -172,7 +168,7 @@ class BackboneTemplate:
         return max(1, round(width / self.multiple)) * self.multiple
 
     def _known(self) -> dict[str, Any]:
-        """Fields of the host's config and their defaults, by its own names and the usual ones."""
+        """Return defaults of the host's config, by its own names and by the usual ones."""
         cls: Any = CONFIG_MAPPING[self.model_type]
         known = {entry.name: entry.default for entry in dataclasses.fields(cls)}
         known = {name: value for name, value in known.items() if not name.startswith("_")}
@@ -180,11 +176,7 @@ class BackboneTemplate:
 
 
 def read_size(size: float | str) -> float | tuple[int, int]:
-    """A size: a number of parameters, or `width x depth` in words such as `"64x4"`.
-
-    Raises:
-        DesignError: If it is neither.
-    """
+    """Return a number of parameters, or width and depth of words such as `"64x4"`."""
     if isinstance(size, str):
         found = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", size)
         if not found or not int(found[1]) * int(found[2]):

@@ -11,7 +11,7 @@ from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
 from typing import Any
 
-from ...errors import DesignError
+from ..errors import DesignError
 
 
 def near(name: object, known: Iterable[str]) -> str:
@@ -156,3 +156,20 @@ def _listed(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _listed(inner) for name, inner in value.items()}
     return [_listed(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def positive(record: Any, *names: str) -> None:
+    """Reject fields that are not positive."""
+    for name in names:
+        values = getattr(record, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if isinstance(value, (int, float)) and not value > 0:
+                raise DesignError(f"`{name}` must be positive, got {value}.", name)
+
+
+def words_of_time(seconds: float) -> str:
+    """Return seconds in words: `45 s`, `12.5 min`, `3.2 h`, `1.5 d`."""
+    for size, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} s"

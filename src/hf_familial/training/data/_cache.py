@@ -1,5 +1,7 @@
 """Folders that are whole or absent, and one process that builds them while the others wait."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -23,26 +25,12 @@ WORLD_SIZE_VARIABLES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_C
 
 
 def resolve_cache_dir(cache_dir: str | None) -> Path:
-    """Give the cache folder: the user's, else `hf_familial` under `$HF_HOME`.
-
-    Args:
-        cache_dir (`str`, *optional*): The user's choice.
-
-    Returns:
-        `pathlib.Path`, which need not exist yet.
-    """
+    """Return the cache folder: the user's, else `hf_familial` under `$HF_HOME`."""
     return Path(cache_dir or Path(constants.HF_HOME) / "hf_familial").expanduser()
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
-    """Hash strings in order; the boundaries between them count.
-
-    Args:
-        parts (iterable of `str` or `bytes`): What identifies the thing to be named.
-
-    Returns:
-        `str`, 32 hexadecimal digits.
-    """
+    """Hash strings in order, their boundaries too; return 32 hexadecimal digits."""
     state = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -76,14 +64,8 @@ def first_process_first() -> Iterator[None]:
 def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
     """Build a folder once, whole or not at all, and rebuild it when it is damaged.
 
-    Call it in every process of a launch: the first builds, the others find the result.
-
-    Args:
-        folder (`pathlib.Path`): Where the result goes; its name must say what it was made from.
-        build (callable): Writes the files into the folder it is given, a temporary one.
-
-    Returns:
-        `pathlib.Path`, `folder`, with the files that `build` wrote.
+    Call it in every process of a launch: the first builds, the others find the result. The folder's
+    name must say what it is made from; `build` writes the files into a temporary one.
     """
     with first_process_first():
         if not _is_whole(folder):
@@ -96,8 +78,11 @@ def _build_atomically(folder: Path, build: Callable[[Path], None]) -> None:
     temporary.mkdir(parents=True)
     try:
         build(temporary)
-        _write_manifest(temporary)
-        _discard_damaged(folder)
+        sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+        (temporary / MANIFEST).write_text(json.dumps(sums, indent=1))
+        if folder.exists() and not _is_whole(folder):
+            logger.warning("The cache `%s` is damaged; it is built again.", folder)
+            shutil.rmtree(folder)
         try:
             temporary.rename(folder)
         except OSError:
@@ -106,17 +91,6 @@ def _build_atomically(folder: Path, build: Callable[[Path], None]) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _discard_damaged(folder: Path) -> None:
-    if folder.exists() and not _is_whole(folder):
-        logger.warning("The cache `%s` is damaged; it is built again.", folder)
-        shutil.rmtree(folder)
-
-
-def _write_manifest(folder: Path) -> None:
-    sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps(sums, indent=1))
 
 
 def _is_whole(folder: Path) -> bool:

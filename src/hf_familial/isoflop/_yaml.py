@@ -1,4 +1,4 @@
-"""A design's file: YAML in which a field stands once and a number is what it looks like."""
+"""YAML in which a field stands once and a number is what it looks like."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from ...errors import DesignError
-from ...paths import no_such_path
+from ..errors import DesignError
+from ..paths import no_such_path
 
 
 # as JSON has them; YAML 1.1 would read 0200 as 128, 1:30 as 90 and 1e-3 as a string
@@ -19,30 +19,18 @@ EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+")
 MERGE = "tag:yaml.org,2002:merge"
 
 
-def read_file(source: str | os.PathLike[str], kind: str = "design") -> Any:
-    """Read the YAML of a design.
-
-    Args:
-        source (`str` or `os.PathLike`): File, in UTF-8 or in UTF-16 with its mark.
-        kind (`str`, *optional*): What the file should be, for messages.
-
-    Returns:
-        `Any`: What the file holds; its fields are not checked.
-
-    Raises:
-        DesignError: If it is not YAML, or not in one of these encodings.
-        OSError: If it cannot be read.
-    """
+def read_yaml(source: str | os.PathLike[str], kind: str = "design") -> Any:
+    """Read a file in UTF-8, or in UTF-16 with its mark; `kind` names it in messages."""
     path = Path(source)
     if not path.exists():
         raise no_such_path(source, kind)
     if path.is_dir():
         raise IsADirectoryError(f"`{source}` is a folder; give a YAML file.")
-    return parse(path.read_bytes(), str(source))
+    return parse_yaml(path.read_bytes(), str(source))
 
 
-def parse(text: str | bytes, name: str = "a design") -> Any:
-    """Read YAML; errors as in `read_file`."""
+def parse_yaml(text: str | bytes, name: str = "a design") -> Any:
+    """Parse YAML, with one line for what is wrong."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.reader.ReaderError, UnicodeError) as error:
@@ -54,15 +42,13 @@ def parse(text: str | bytes, name: str = "a design") -> Any:
 
 
 def _short(error: Exception) -> str:
-    """The problem and its place, in one line."""
+    """Return the problem and its place, in one line."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     words = " ".join(str(problem or getattr(error, "reason", error)).split())
     return words if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {words}"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a field stands once and numbers are decimal."""
-
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key for key, _ in node.value if key.tag != MERGE]
         names = [self.construct_object(key, deep=True) for key in keys]
@@ -79,15 +65,12 @@ class _Loader(yaml.SafeLoader):
             )
         return int(node.value)
 
-    def construct_broken(self, node: Any) -> float:
+    def construct_real(self, node: Any) -> float:
         if ":" in node.value:
             raise DesignError(f"`{node.value}` must be a plain decimal number.")
         return float(self.construct_yaml_float(node))
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_broken)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_real)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
-
-
-__all__ = ["parse", "read_file"]

@@ -1,28 +1,19 @@
-"""Rules for the learning rate and the batch of a run, and what law its loss is expected to obey."""
+"""Rules for the learning rate and the batch of a run, and the law of expected losses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from ...errors import DesignError
-from .fields import check_fields, near, read
-
-
-def positive(record: Any, *names: str) -> None:
-    """Refuse fields that are not positive."""
-    for name in names:
-        values = getattr(record, name)
-        for value in values if isinstance(values, tuple) else (values,):
-            if isinstance(value, (int, float)) and not value > 0:
-                raise DesignError(f"`{name}` must be positive, got {value}.", name)
+from ..errors import DesignError
+from ._fields import check_fields, near, positive, read
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same for every run.
+    """The same learning rate and batch for every run.
 
     Attributes:
         lr (`float`): Peak learning rate.
@@ -40,16 +31,16 @@ class Fixed:
         positive(self, "lr", "batch_tokens")
 
     def at(self, N: float, D: float) -> tuple[float, float]:
-        """Learning rate and tokens of a step for N parameters and D tokens."""
+        """Return the learning rate and the tokens of a step for N parameters and D tokens."""
         return self.lr, float(self.batch_tokens)
 
 
 @dataclass(frozen=True)
 class StepLaw:
-    """Step Law: `lr = 1.79 N^-0.713 D^0.307`, `batch = 0.58 D^0.571` tokens.
+    """The Step Law, `lr = 1.79 N^-0.713 D^0.307`, `batch = 0.58 D^0.571` tokens.
 
-    N is without embeddings. It was fitted on models of 6e7 parameters and more: far below it is an
-    extrapolation that asks for too high a learning rate, which `lr_scale` can mend.
+    N is without embeddings. The law was fitted on models of 6e7 parameters and more. Far below, it
+    asks for too high a learning rate, which `lr_scale` corrects.
 
     Attributes:
         lr_scale (`float`): Multiplies the learning rate.
@@ -69,7 +60,7 @@ class StepLaw:
         positive(self, "lr_scale", "batch_scale")
 
     def at(self, N: float, D: float) -> tuple[float, float]:
-        """Learning rate and tokens of a step for N parameters and D tokens."""
+        """Return the learning rate and the tokens of a step for N parameters and D tokens."""
         return self.lr_scale * 1.79 * N**-0.713 * D**0.307, self.batch_scale * 0.58 * D**0.571
 
 
@@ -98,8 +89,8 @@ class MeasuredRow:
 class Measured:
     """Power laws in N and D through a table of measured best settings.
 
-    Least squares of the logarithms; along a direction in which the table does not vary, the setting
-    does not either. Beyond the table's range the nearest value of its range is used.
+    They are least squares of the logarithms. Along a direction in which the table does not vary,
+    the setting does not either. Beyond the table's range the nearest value in it is used.
 
     Attributes:
         table (`tuple[MeasuredRow, ...]`): At least one row.
@@ -115,7 +106,7 @@ class Measured:
             raise DesignError("`table` must hold at least one row, got none.", "table")
 
     def at(self, N: float, D: float) -> tuple[float, float]:
-        """Learning rate and tokens of a step for N parameters and D tokens."""
+        """Return the learning rate and the tokens of a step for N parameters and D tokens."""
         known = np.log([[row.N, row.D] for row in self.table])
         best = np.log([[row.lr, row.batch_tokens] for row in self.table])
         centre, level = known.mean(axis=0), best.mean(axis=0)
@@ -126,19 +117,12 @@ class Measured:
         return float(lr), float(batch)
 
 
-RULES: dict[str, type[Fixed | StepLaw | Measured]] = {
-    "fixed": Fixed,
-    "step_law": StepLaw,
-    "measured": Measured,
-}
+Rule: TypeAlias = Fixed | StepLaw | Measured
+RULES: dict[str, type[Rule]] = {"fixed": Fixed, "step_law": StepLaw, "measured": Measured}
 
 
-def read_rule(row: Any) -> Fixed | StepLaw | Measured:
-    """The rule that a mapping with `kind` describes.
-
-    Raises:
-        DesignError: If the kind or another field is wrong.
-    """
+def read_rule(row: Any) -> Rule:
+    """Return the rule that a mapping with `kind` describes."""
     rule: Any = row
     if not isinstance(row, tuple(RULES.values())):
         kind = row.get("kind") if isinstance(row, dict) else row
@@ -162,8 +146,7 @@ class ExpectedLaw:
         beta (`float`): Exponent of D.
 
     Reference: form of Hoffmann et al. 2022, arXiv:2203.15556; the defaults are the refit of its
-    data by Besiroglu et al. 2024, arXiv:2404.10102, table 1. Another tokenizer or data set moves
-    them: they say where to look, no more.
+    data by Besiroglu et al. 2024, arXiv:2404.10102, table 1. Other tokenizers and data move them.
     """
 
     A: float = 482.01
@@ -176,11 +159,11 @@ class ExpectedLaw:
         positive(self, "A", "alpha", "B", "beta")
 
     def reducible(self, N: float, D: float) -> float:
-        """Expected loss above the floor, nats per token; a factor of G leaves its minimum."""
+        """Return the expected loss above E, nats per token; G would only scale it."""
         return self.A * N**-self.alpha + self.B * D**-self.beta
 
     def optimum(self, budget: float) -> tuple[float, float]:
-        """N and D that are best for a budget if C = 6ND (arXiv:2203.15556, equation 4)."""
+        """Return the best N and D for a budget if C = 6ND (arXiv:2203.15556, equation 4)."""
         ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         N = ratio * (budget / 6) ** (self.beta / (self.alpha + self.beta))
         return N, budget / (6 * N)

@@ -1,4 +1,4 @@
-"""One run of a design: what it trains, how long, and the id that follows from it."""
+"""One run of a design: its model, its length, and the id that follows from its content."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoConfig
 
-from ...flops import ParameterCount
-from ...models.familial import FamilialConfig
-from .fields import check_fields, plain, read
-from .rules import Fixed, Measured, StepLaw
+from ..flops import ParameterCount
+from ..models.familial import FamilialConfig
+from ._fields import check_fields, plain, read
+from .rules import Rule
 
 
-TOLERANCE = 0.005  # of the budget, by which a run may miss it
+TOLERANCE = 0.005  # share of the budget by which a run may miss it
 MOVE = 0.2  # share by which a batch that is not fixed may move so that whole steps meet the budget
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run, down to the last number that matters for its result.
+    """A run, with every number that decides its result.
 
     Attributes:
-        id (`str`): Hash of the content that decides the result; 16 hexadecimal digits.
-        budget (`float`): FLOPs that it was planned for.
+        id (`str`): Hash of the content that decides the result, 16 hexadecimal digits.
+        budget (`float`): Planned FLOPs.
         flops (`float`): FLOPs that it takes, within 0.5 % of the budget.
-        flops_per_token (`float`): Of training, every exit and head counted.
-        exact (`bool`): Whether these were counted, not estimated.
+        flops_per_token (`float`): FLOPs of training on one token, every exit and head counted.
+        exact (`bool`): Whether the FLOPs were counted; otherwise they are estimated.
         N (`int`): Parameters by the design's convention.
         sizes ([`ParameterCount`]): Parameters of the whole family by every convention.
-        width (`int`): Of the hidden states.
+        width (`int`): Hidden size of the backbone.
         depth (`int`): Layers of the backbone.
         exits (`tuple[int, ...]`): Depth of every exit.
         tokens (`int`): Training tokens D.
@@ -41,8 +41,8 @@ class RunPlan:
         batch_sequences (`int`): Sequences of one step.
         seq_length (`int`): Tokens of a sequence.
         lr (`float`): Peak learning rate.
-        seed (`int`): Of weights and order of data; the same for every G, so that runs pair up.
-        data (`str`): What it is trained on.
+        seed (`int`): Seed of weights and order of data; the same for every G, so that runs pair up.
+        data (`str`): The training data.
         model_type (`str`): Architecture of the backbone.
         backbone (`Mapping[str, Any]`): Fields of its config.
         family (`Mapping[str, Any]`): `num_exit_layers`, `exit_norm`, `exit_head`.
@@ -71,6 +71,9 @@ class RunPlan:
     family: Mapping[str, Any]
     training: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def G(self) -> int:
         """Number of exits."""
@@ -88,42 +91,39 @@ class RunPlan:
 
     @property
     def six_nd_error(self) -> float:
-        """`6ND / flops - 1`: how far the usual approximation is from the count."""
+        """Relative error of the usual approximation, `6ND / flops - 1`."""
         return 6 * self.N * self.tokens / self.flops - 1
 
     def config(self) -> FamilialConfig:
-        """The family's config."""
+        """Return the family's config."""
         text_config = AutoConfig.for_model(self.model_type, **self.backbone)
         return FamilialConfig(text_config=text_config, exits=list(self.exits), **self.family)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON and YAML have them, for the process that runs it."""
+        """Return all fields as JSON and YAML have them."""
         return plain(self)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> RunPlan:
-        """The plan that `to_dict` wrote.
+        """Return the plan that `to_dict` wrote.
 
         Raises:
             DesignError: If a field is unknown, missing or wrong.
         """
         return read(cls, row)
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass(frozen=True)
-class Refusal:
-    """A run that cannot be.
+class InfeasibleRun:
+    """A point of the grid that has no run.
 
     Attributes:
-        budget (`float`): FLOPs that it was to take.
-        width (`int`): Of its backbone.
-        depth (`int`): Of its backbone.
+        budget (`float`): FLOPs asked for.
+        width (`int`): Hidden size of its backbone.
+        depth (`int`): Layers of its backbone.
         G (`int`): Number of its exits.
-        reason (`str`): Why not, and what would fit.
-        fits (`tuple[float, ...]`): Budgets nearby that would do.
+        reason (`str`): Why there is no run, and what would fit.
+        fits (`tuple[float, ...]`): Budgets nearby that would fit.
     """
 
     budget: float
@@ -137,15 +137,8 @@ class Refusal:
         return f"{self.width}x{self.depth}, G = {self.G}, C = {self.budget:.3g}: {self.reason}"
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Whole steps that meet a budget.
-
-    Attributes:
-        steps (`int`): Optimiser steps.
-        batch_sequences (`int`): Sequences of one step.
-        lr (`float`): Peak learning rate.
-    """
+class Schedule(NamedTuple):
+    """Whole optimiser steps that meet a budget."""
 
     steps: int
     batch_sequences: int
@@ -153,25 +146,12 @@ class Schedule:
 
 
 def fit_budget(
-    budget: float,
-    flops_per_sequence: float,
-    seq_length: int,
-    N: int,
-    rule: Fixed | StepLaw | Measured,
+    budget: float, flops_per_sequence: float, seq_length: int, N: int, rule: Rule
 ) -> Schedule | tuple[float, ...]:
-    """The steps and the batch whose FLOPs are within 0.5 % of a budget.
+    """Return steps whose FLOPs are within 0.5 % of a budget, or else the nearest budgets that fit.
 
-    A batch that the rule does not fix moves by up to a fifth, to the nearest that fits.
-
-    Args:
-        budget (`float`): FLOPs.
-        flops_per_sequence (`float`): Of training on one sequence.
-        seq_length (`int`): Tokens of a sequence.
-        N (`int`): Parameters without embeddings, for the rule.
-        rule (`Fixed`, `StepLaw` or `Measured`): Learning rate and batch.
-
-    Returns:
-        [`Schedule`] or `tuple[float, ...]`: Otherwise the nearest budgets that whole steps meet.
+    A batch that the rule does not fix moves by up to a fifth, to the nearest that fits. `N` counts
+    parameters without embeddings, as the rule asks for.
     """
     sequences = budget / flops_per_sequence
     lr, batch_tokens = rule.at(N, sequences * seq_length)
@@ -189,6 +169,6 @@ def fit_budget(
 
 
 def content_id(content: Mapping[str, Any]) -> str:
-    """Hash of what decides the result of a run."""
+    """Return a hash of what decides the result of a run."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
