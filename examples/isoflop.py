@@ -5,9 +5,9 @@
 A budget of C FLOPs pays for a small model and many tokens, or a larger model and fewer. For each
 budget and each number of exits G, five sizes are trained; the minimum of their losses says which
 size that budget is best spent on. A law L(N, D, G) fitted to all runs says what exits cost. There
-are 30 runs, about seven minutes on two cores. A run that has its row in `outputs/isoflop/runs.jsonl`
-is not done again, so the script can be stopped and started. For runs of hours and for many machines
-use `hf-familial sweep`, which also resumes a run from its checkpoint.
+are 30 runs, about seven minutes on two cores. A run whose row is in `outputs/isoflop/runs.jsonl` is
+not done again, so the script can be stopped and started. For runs of hours and for many machines use
+`hf-familial sweep`, which also resumes a run from its checkpoint.
 """
 
 from itertools import product

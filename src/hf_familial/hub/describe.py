@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.safetensors_file import FLOATS, TensorEntry
 from ..errors import HubUnavailableError
 from ..flops import count_family, member_flops
+from ..models import is_family, is_family_config
 from ..models.familial import FamilialConfig, FamilialForCausalLM
+from ._source import ONCE, Source, find_source
 from .records import read_losses
-from .source import ONCE, Source, StoredTensor, find_source
 from .table import text_of
 
 
@@ -143,9 +145,9 @@ def describe(
     """
     tensors, losses = None, None
     config: FamilialConfig
-    if isinstance(model_or_path, (FamilialForCausalLM, FamilialConfig)):
-        in_memory = isinstance(model_or_path, FamilialForCausalLM)
-        config = model_or_path.config if in_memory else model_or_path
+    given: Any = model_or_path
+    if is_family(given) or is_family_config(given):
+        config = getattr(given, "config", given)
         text_config = config.text_config
         name = str(config.name_or_path or text_config.name_or_path or text_config.model_type)
     else:
@@ -223,15 +225,15 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _own_dtype(
-    model: Any, config: FamilialConfig, tensors: Mapping[str, StoredTensor] | None
+    model: Any, config: FamilialConfig, tensors: Mapping[str, TensorEntry] | None
 ) -> str | torch.dtype:
     """Of a model, its own; of a checkpoint, that of most bytes; else the config's."""
-    if isinstance(model, FamilialForCausalLM):
+    if is_family(model):
         return model.dtype
     sizes: Counter[str] = Counter()
     for tensor in (tensors or {}).values():
         sizes[tensor.dtype] += tensor.nbytes
-    known = [name for name, _ in sizes.most_common() if hasattr(torch, name)]
+    known = [FLOATS[name] for name, _ in sizes.most_common() if name in FLOATS]
     return known[0] if known else config.dtype or config.text_config.dtype or "float32"
 
 
@@ -244,7 +246,7 @@ def _resolve_context(config: FamilialConfig, context: int | None) -> int:
     return context
 
 
-def _stored_bytes(config: FamilialConfig, tensors: Mapping[str, StoredTensor]) -> list[int | None]:
+def _stored_bytes(config: FamilialConfig, tensors: Mapping[str, TensorEntry]) -> list[int | None]:
     """Bytes of the checkpoint's tensors that each member needs."""
     with torch.device("meta"):
         family = FamilialForCausalLM(config)

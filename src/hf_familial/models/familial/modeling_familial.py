@@ -1,6 +1,11 @@
 """A family of causal language models: one decoder of transformers with G exits."""
 
-from .configuration_familial import FamilialConfig, check_transformers
+from .configuration_familial import (
+    Accelerator,
+    FamilialConfig,
+    check_transformers,
+    extension,
+)
 
 
 check_transformers()  # before the imports that an older one lacks
@@ -51,6 +56,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         >>> model(input_ids, exit_idx=0).logits  # runs one layer of four
     """
 
+    _accelerator: Accelerator | None = None
     _tied_weights_keys = {"lm_head.weight": "model.backbone.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
@@ -284,6 +290,17 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         }
         ops = logit_ops(self.config.text_config)
         return multi_exit_loss(readings, ops, self.loss_function, labels, **kwargs)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """[`Accelerator`]: What makes relays of this model faster; made when first asked for."""
+        if self._accelerator is None:
+            self._accelerator = extension().accelerator(self)
+        return self._accelerator
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the accelerator out of copies and pickles: it belongs to these modules."""
+        return self.__dict__ | {"_accelerator": None}
 
     def head(self, exit_idx: int) -> nn.Module:
         """The output head that an exit reads with: its own, or the shared `lm_head`."""

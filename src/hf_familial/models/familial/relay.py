@@ -67,7 +67,7 @@ def relay_decode(
     began = time.perf_counter()
     check_relay(model)  # first: a host without a cache has switched it off by itself
     relay = SpeculativeRelay() if relay is None else relay
-    if not isinstance(relay, (RelayPolicy, SpeculativeRelay)):
+    if isinstance(relay, type) or not hasattr(relay, "rolls_back"):  # of this or another copy
         raise ValueError(
             "`relay` must be a `SpeculativeRelay`, `ConfidenceRelay`, `HandoffRelay`, `FixedExit` "
             f"or a `RelayPolicy` of your own, got {type(relay).__name__}."
@@ -77,14 +77,14 @@ def relay_decode(
     check_healing(model.config, generation_config, exits[-1])
     relay, exits = _without_drafts(relay, exits, logits_processor)
     logits_processor = guided_at(logits_processor, model, exits[-1])
-    drafts = isinstance(relay, SpeculativeRelay)
+    drafts = relay.rolls_back
     past = model_kwargs.get("past_key_values")
     lean = pays(model) if lean is None else lean
     follow_weights(model)
     cache = RelayCache(model, exits, past, rollback=drafts, lean=lean)
     text = RelayText(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
-    decide: Decisions | Speculation
-    if isinstance(relay, SpeculativeRelay):
+    decide: Any
+    if drafts:
         decide = Speculation(relay, exits, cache, text)
     else:
         decide = Decisions(relay, exits, cache, text)
@@ -93,7 +93,7 @@ def relay_decode(
     while not text.done:
         text.write(decide(**inputs))
         inputs = {"input_ids": text.input_ids[:, -1:]}
-    if isinstance(decide, Speculation):
+    if drafts:
         decide.remember()
     _forget_excess(cache, text)
     if streamer is not None:
@@ -177,7 +177,7 @@ def _without_drafts(
 ) -> tuple[RelayPolicy | SpeculativeRelay, tuple[int, ...]]:
     """Let the deciding exit write alone where a logits processor must not see drafts."""
     memory = processors_with_memory(processors)
-    if not memory or not isinstance(relay, SpeculativeRelay):
+    if not memory or not relay.rolls_back:
         return relay, exits
     warnings.warn(
         f"`{memory[0]}` may remember the tokens that it has seen, so the relay writes without "

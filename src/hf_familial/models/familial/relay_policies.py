@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from operator import index
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -66,6 +66,8 @@ class RelayPolicy:
     A subclass gives `exits` and `sure`; if it must remember something from one token to the next,
     `new_state` makes what it remembers it in, anew for every call of `relay_generate`.
     """
+
+    rolls_back: ClassVar[bool] = False  # whether tokens may be taken back, as drafts are
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
         """Exits to read, shallowest first; at the last one every token leaves.
@@ -234,7 +236,7 @@ class HandoffRelay(RelayPolicy):
 
 
 @dataclass(frozen=True)
-class SpeculativeRelay:
+class SpeculativeRelay(RelayPolicy):
     """Lossless self-speculation: a shallow exit drafts, the layers above it check.
 
     Only the segments above the draft exit run again over the drafted positions, all in one pass.
@@ -258,6 +260,7 @@ class SpeculativeRelay:
     draft_exit: int | Sequence[int] | str = 0
     draft_length: int | str = "auto"
     exit_idx: int = -1
+    rolls_back: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("draft_exit", "draft_length"):

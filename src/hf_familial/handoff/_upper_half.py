@@ -1,0 +1,85 @@
+"""A family without the layers that another process runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from torch import nn
+
+from ..models.familial.exits import Exit
+
+
+class MissingModule(nn.Module):
+    """A placeholder for a module that this process does not hold; running it raises."""
+
+    def __init__(self, name: str, depth: int) -> None:
+        super().__init__()
+        self.name, self.depth = name, depth
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            f"{self.name} is not here: this process holds the layers from depth {self.depth} on, "
+            "and another one runs those below."
+        )
+
+
+def without_lower_layers(model: Any, exit_idx: int) -> Any:
+    """Return a family that shares the modules above an exit and holds nothing of those below.
+
+    Dropped are the token embedding, whatever else acts once before the first layer, the layers
+    below the exit, and norm, private layers and head of every exit up to it. An output head that is
+    tied to the embedding is kept, for it is the head. The given family is left as it is.
+    """
+    config, contract = model.config, model.model.contract
+    depth, backbone = config.exits[exit_idx], model.model.backbone
+    owner = f"{contract.owner}." if contract.owner else ""
+    embedding = model.get_input_embeddings()
+    dropped = [name for name, module in backbone.named_modules() if module is embedding]
+    parts = backbone.get_submodule(contract.owner)._modules
+    dropped += [owner + name for name in contract.once if parts.get(name) is not None]
+    dropped += [f"{owner}{contract.layers}.{i}" for i in range(depth)]
+    new: dict[str, nn.Module] = {
+        f"model.backbone.{name}": MissingModule(f"`{name}`", depth) for name in dropped
+    }
+    for k in range(exit_idx + 1):
+        new[f"model.exits.{k}"] = _missing_exit(model.model.exits[k], k, depth)
+        if config.exit_head == "own":
+            new[f"exit_heads.{k}"] = MissingModule(f"the head of exit {k}", depth)
+    return _replaced(model, new)
+
+
+def _missing_exit(own: Any, exit_idx: int, depth: int) -> Exit:
+    """Return an exit of the same shape without its modules."""
+    norm = None if own.norm is None else MissingModule(f"the norm of exit {exit_idx}", depth)
+    layers: list[nn.Module] = [
+        MissingModule(f"private layer {j} of exit {exit_idx}", depth)
+        for j in range(len(own.layers))
+    ]
+    return Exit(norm, layers)
+
+
+def _replaced(root: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a model that shares all modules but the new ones, given by path."""
+    copies = {"": _shallow(root)}
+    for path, module in new.items():
+        parent, *names = "", *path.split(".")
+        for name in names[:-1]:
+            child = f"{parent}.{name}".lstrip(".")
+            if child not in copies:
+                copies[child] = _shallow(copies[parent].get_submodule(name))
+                copies[parent]._modules[name] = copies[child]
+            parent = child
+        copies[parent]._modules[names[-1]] = module
+    return copies[""]
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """Return a module of the same class that shares everything but its list of submodules."""
+    copied: nn.Module = object.__new__(type(module))
+    copied.__dict__.update(module.__dict__)
+    copied.__dict__["_modules"] = dict(module._modules)
+    # accelerate binds `forward` to the original module
+    for name in ("forward", "_hf_hook", "_old_forward"):
+        copied.__dict__.pop(name, None)
+    return copied

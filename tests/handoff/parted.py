@@ -1,0 +1,76 @@
+"""A family and the device's part of it, each as its own process would hold it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from reference import tiny_family, token_ids
+
+from hf_familial import FamilialForCausalLM
+from hf_familial.handoff import HandoffState
+from hf_familial.models.familial.cuts import check_cut, cut_config, cut_names, find_layout
+
+
+DEPTH = 2
+
+
+def family_and_device(
+    model_type: str, dtype: Any = torch.float32, **fields: Any
+) -> tuple[Any, Any]:
+    """A family with exits at depths 2 and 4 of 4, and a copy of it cut at the first."""
+    family = tiny_family(model_type, [DEPTH, 4], **fields).to(dtype)
+    # tiny models end their texts at once otherwise
+    family.generation_config.eos_token_id = None
+    return family, cut(family)
+
+
+def cut(family: Any) -> Any:
+    """A family cut at exit 0, with weights of its own."""
+    check_cut(family.config, 0)
+    config, weights = cut_config(family.config, 0), family.state_dict()
+    device = FamilialForCausalLM(config).to(family.dtype).eval()
+    names = cut_names(family.config, 0, weights, find_layout(config.text_config))
+    device.load_state_dict({new: weights[old].clone() for old, new in names.items()})
+    device.generation_config = copy.deepcopy(family.generation_config)
+    return device
+
+
+def padded_text(batch: int = 2, length: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of different lengths, padded on the left, and their mask."""
+    ids = token_ids(batch, length)
+    mask = torch.ones_like(ids)
+    for row in range(batch - 1):
+        mask[row, : 4 - row] = 0
+    return ids, mask
+
+
+def sent(state: HandoffState) -> HandoffState:
+    """The state as it comes out at the other end."""
+    return HandoffState.from_bytes(state.to_bytes())
+
+
+class Passes:
+    """Records, while it is open, the positions that every layer of a model runs, in order."""
+
+    def __init__(self, model: Any) -> None:
+        self.ran: dict[int, list[int]] = {}
+        self._layers = model.model.members.layers
+
+    def __enter__(self) -> dict[int, list[int]]:
+        self._handles = [
+            layer.register_forward_hook(self._record(i), with_kwargs=True)
+            for i, layer in enumerate(self._layers)
+        ]
+        return self.ran
+
+    def _record(self, i: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            self.ran.setdefault(i, []).extend(kwargs["position_ids"][0].tolist())
+
+        return hook
+
+    def __exit__(self, *raised: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
