@@ -6,7 +6,7 @@ A budget of C FLOPs pays for a small model and many tokens, or a larger model an
 budget and each number of exits G, five sizes are trained; the minimum of their losses says which
 size that budget is best spent on. A law L(N, D, G) fitted to all runs says what exits cost. There
 are 30 runs, about seven minutes on two cores. A run whose row is in `outputs/isoflop/runs.jsonl` is
-not done again, so the script can be stopped and started. For runs of hours and for many machines use
+not done again, so the script can be stopped and started. For long runs and many machines there is
 `hf-familial sweep`, which also resumes a run from its checkpoint.
 """
 
@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from transformers import LlamaConfig, TrainerCallback, default_data_collator, set_seed
 
@@ -74,6 +75,7 @@ def train(
         seed=SEED,
         report_to="none",
         disable_tqdm=True,
+        dataloader_pin_memory=torch.accelerator.is_available(),
     )
     set_seed(SEED)  # all granularities of a shape begin with the same backbone
     FamilialTrainer(
