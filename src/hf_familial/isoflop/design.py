@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import DesignError, InfeasibleDesignError
-from ..flops import CONVENTIONS, family_parameters, training_flops_per_token
+from ..flops import (
+    CONVENTIONS,
+    FlopCount,
+    ParameterCount,
+    family_parameters,
+    training_flops_per_token,
+)
 from ..models.familial import FamilialConfig, evenly_spaced_exits
 from ._fields import check_fields, near, nearest, plain, positive, read
 from ._yaml import parse_yaml, read_yaml
@@ -218,38 +225,64 @@ def _check_different(name: str, values: tuple[Any, ...]) -> None:
         )
 
 
+class _Family(NamedTuple):
+    """What all runs of one width, depth and G share."""
+
+    width: int
+    depth: int
+    exits: tuple[int, ...]
+    fields: dict[str, Any]  # of the backbone's config
+    cost: FlopCount  # of a token
+    sizes: ParameterCount
+    dense: ParameterCount  # of G = 1
+
+
 def _plan_runs(design: IsoFlopDesign) -> Iterator[RunPlan | InfeasibleRun]:
     """Plan every point of the grid: budgets, then sizes, then G, then seeds."""
     shapes = {sizes: _shapes(design, sizes) for sizes in set(design.sizes_by_budget)}
+    # counting the FLOPs of a family takes far longer than planning a run of it
+    family_of = functools.cache(functools.partial(_measure, design))
     for budget, sizes in zip(design.budgets, design.sizes_by_budget, strict=True):
         for width, depth in shapes[sizes]:
             for G in design.granularities:
-                yield from _plan_point(design, budget, width, depth, G)
+                family = family_of(width, depth, G)
+                if isinstance(family, str):
+                    yield InfeasibleRun(budget, width, depth, G, family)
+                else:
+                    yield from _plan_point(design, budget, family)
 
 
-def _plan_point(
-    design: IsoFlopDesign, budget: float, width: int, depth: int, G: int
-) -> Iterator[RunPlan | InfeasibleRun]:
-    """Plan one run for each seed, or say why the point has none."""
+def _measure(design: IsoFlopDesign, width: int, depth: int, G: int) -> _Family | str:
+    """Count FLOPs and parameters of a family, or say why it cannot be built."""
     exits = _exits_at(design, depth, G)
     if isinstance(exits, str):
-        yield InfeasibleRun(budget, width, depth, G, exits)
-        return
+        return exits
     fields, config = _family_config(design, width, depth, exits)
     cost = training_flops_per_token(config, design.seq_length)
     dense = family_parameters(_family_config(design, width, depth, [depth])[1]).family
+    sizes = family_parameters(config).family
+    return _Family(width, depth, tuple(exits), fields, cost, sizes, dense)
+
+
+def _plan_point(
+    design: IsoFlopDesign, budget: float, family: _Family
+) -> Iterator[RunPlan | InfeasibleRun]:
+    """Plan one run for each seed, or say why the point has none."""
+    width, depth, exits, fields, cost, sizes, dense = family
     per_sequence = cost.per_token * design.seq_length
     found = fit_budget(budget, per_sequence, design.seq_length, dense.non_embedding, design.rule)
     if not isinstance(found, Schedule):
         fits = " or ".join(f"{fit:.6g}" for fit in found)
         reason = f"no whole number of steps meets it within 0.5 %; a budget of {fits} would fit"
-        yield InfeasibleRun(budget, width, depth, G, f"{reason}, or a smaller batch.", found)
+        yield InfeasibleRun(
+            budget, width, depth, len(exits), f"{reason}, or a smaller batch.", found
+        )
         return
-    # the id hashes this content: names, order of lists and values name checkpoints on disks
+    # the id hashes this content: its names and values name checkpoints on disks
     content: dict[str, Any] = {
         "model_type": design.backbone.model_type,
         "backbone": fields,
-        "exits": tuple(exits),
+        "exits": exits,
         "family": _exit_fields(design),
         "seq_length": design.seq_length,
         "steps": found.steps,
@@ -263,13 +296,13 @@ def _plan_point(
         own = content | {"seed": seed}
         # how early exits are made does not matter where there are none
         yield RunPlan(
-            id=content_id(own if G > 1 else own | {"family": {}}),
+            id=content_id(own if len(exits) > 1 else own | {"family": {}}),
             budget=budget,
             flops=cost.per_token * tokens,
             flops_per_token=cost.per_token,
             exact=cost.exact,
             N=getattr(dense, design.counting),
-            sizes=family_parameters(config).family,
+            sizes=sizes,
             width=width,
             depth=depth,
             tokens=tokens,
