@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .decoding import HandoffRelay
     from .errors import NoExitFitsError, RelayStateError
     from .evaluation import evaluate_exits
     from .generation import RelayState, ShallowSide, deep_side, upper_part
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
         FamilialModelOutput,
         FamilialPreTrainedModel,
         FixedExit,
-        HandoffRelay,
         RelayCache,
         RelayOutput,
         RelayPolicy,
@@ -62,6 +62,7 @@ _LAZY = {
     "FamilyDescription": ".hub.describe",
     "from_layerskip": ".hub.importers",
     "import_ruyi": ".hub.importers",
+    "HandoffRelay": ".decoding",
     "IsoFlopDesign": ".isoflop",
     "NoExitFitsError": ".errors",
     "push_exits_to_hub": ".hub.push",
@@ -82,7 +83,6 @@ _MODELS = (
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
     "FixedExit",
-    "HandoffRelay",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",

@@ -10,17 +10,11 @@ from .configuration_familial import FamilialConfig, evenly_spaced_exits
 from .linear_loss import Distillation
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .modeling_familial import FamilialForCausalLM
-from .outputs import FamilialCausalLMOutput, FamilialModelOutput, RelayOutput, RelayStats
-from .relay import relay_decode
+from .outputs import FamilialCausalLMOutput, FamilialModelOutput
+from .relay import RelayOutput, RelayStats, relay_decode
 from .relay_cache import RelayCache
-from .relay_policies import (
-    ConfidenceRelay,
-    FixedExit,
-    HandoffRelay,
-    RelayPolicy,
-    SpeculativeRelay,
-    confidence,
-)
+from .relay_policies import ConfidenceRelay, FixedExit, RelayPolicy, confidence
+from .speculation import SpeculativeRelay
 from .verify import BackboneReport, verify_backbone
 
 
@@ -48,7 +42,6 @@ __all__ = [
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
     "FixedExit",
-    "HandoffRelay",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",
