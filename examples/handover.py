@@ -30,7 +30,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
-from hf_familial.generation import (
+from hf_familial.handoff import (
     MODES,
     RelayState,
     ShallowSide,

@@ -10,7 +10,7 @@ import pytest
 
 
 SRC = Path(__file__).resolve().parents[1] / "src" / "hf_familial"
-MAX_LINES = 400
+MAX_LINES, MAX_LINES_CLOSED = 400, 450
 
 # room (a module or folder right below the package) -> the rooms it may import, itself aside
 GROUND = {"errors", "paths", "runs", "_records", "_files", "_wording"}
@@ -32,7 +32,6 @@ ROOMS: dict[str, set[str]] = {
     "extension": GROUND | {"models", "checkpoints", "decoding"},
     "hub": GROUND | {"models", "flops", "checkpoints", "evaluation", "decoding"},
     "handoff": GROUND | {"models", "flops", "checkpoints", "evaluation", "decoding"},
-    "generation": GROUND | {"models", "flops", "checkpoints", "hub", "evaluation"},
     "training": GROUND | {"models", "flops", "checkpoints", "evaluation", "decoding"},
 }
 ROOMS["isoflop"] = {*ROOMS} - {"scaling", "scripts", "extension"}
@@ -194,8 +193,9 @@ def violations(root: Path) -> list[str]:
         if inside and inside[0] not in FLOORS.get(room, inside):
             problems.append(f"{module}: no floor for `{inside[0]}` in FLOORS")
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        if lines > MAX_LINES:
-            problems.append(f"{module}: {lines} lines, more than {MAX_LINES}")
+        limit = MAX_LINES_CLOSED if is_closed(module) else MAX_LINES
+        if lines > limit:
+            problems.append(f"{module}: {lines} lines, more than {limit}")
     for found in imports_of(root):
         if found.module.split(".")[0] not in {"", *ROOMS}:
             continue
@@ -233,8 +233,8 @@ def tree(tmp_path):
     ("files", "expected"),
     [
         pytest.param(
-            {"training/trainer.py": "from ..generation import state", "generation/state.py": ""},
-            "`training` may not import `generation`",
+            {"training/trainer.py": "from ..handoff import state", "handoff/state.py": ""},
+            "`training` may not import `handoff`",
             id="sideways",
         ),
         pytest.param(

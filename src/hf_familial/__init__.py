@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .decoding import HandoffRelay
     from .errors import NoExitFitsError, RelayStateError
     from .evaluation import evaluate_exits
-    from .generation import RelayState, ShallowSide, deep_side, upper_part
-    from .generation.calibration import calibrate
+    from .evaluation.relay_calibration import calibrate
+    from .handoff import RelayState, ShallowSide, deep_side, upper_part
     from .hub.choose import ExitChoice, choose_exit
     from .hub.describe import FamilyDescription, describe
     from .hub.export import export_exit, export_family
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
-    "calibrate": ".generation.calibration",
+    "calibrate": ".evaluation.relay_calibration",
     "choose_exit": ".hub.choose",
-    "deep_side": ".generation",
+    "deep_side": ".handoff",
     "describe": ".hub.describe",
     "evaluate_exits": ".evaluation",
     "ExitChoice": ".hub.choose",
@@ -67,10 +67,10 @@ _LAZY = {
     "NoExitFitsError": ".errors",
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
-    "RelayState": ".generation",
+    "RelayState": ".handoff",
     "RelayStateError": ".errors",
-    "ShallowSide": ".generation",
-    "upper_part": ".generation",
+    "ShallowSide": ".handoff",
+    "upper_part": ".handoff",
 }
 _MODELS = (
     "BackboneReport",

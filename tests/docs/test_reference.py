@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-ROOMS = ("evaluation", "flops", "generation", "hub", "isoflop", "scaling")
+ROOMS = ("evaluation", "flops", "handoff", "hub", "isoflop", "scaling")
 PAGES = {
     path.stem: re.findall(r"^::: (\S+)", path.read_text(encoding="utf-8"), re.M)
     for path in sorted((DOCS / "reference").glob("*.md"))

@@ -25,7 +25,7 @@ from hf_familial import (
     RelayCache,
     SpeculativeRelay,
 )
-from hf_familial.generation.shallow import ShallowSide
+from hf_familial.handoff.device import ShallowSide
 from hf_familial.models.familial import generation_familial
 from hf_familial.models.familial.contract import TRAITS
 from hf_familial.models.familial.families import VERIFIED

@@ -5,7 +5,7 @@ import torch
 from reference import tiny_family
 
 import hf_familial as hff
-from hf_familial.generation import ShallowSide, deep_side
+from hf_familial.handoff import ShallowSide, deep_side
 
 
 accelerate = pytest.importorskip("accelerate")

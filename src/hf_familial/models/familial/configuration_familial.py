@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 from transformers.utils.versions import require_version
 
 from .config_checks import MAX_LAYERS, check_choice, check_exits, check_layers, is_int, plain
@@ -21,6 +24,8 @@ try:
     from transformers.configuration_utils import SubConfigSpec
 except ImportError:  # before transformers 5.20
     SubConfigSpec = None
+
+logger = logging.get_logger(__name__)
 
 # The config loads with any transformers 5; the models need lists of `output_hidden_states` that
 # count the embedding, and `DummyLayer`, of this version on.
@@ -66,7 +71,7 @@ def evenly_spaced_exits(num_hidden_layers: int, num_exits: int) -> list[int]:
 
 
 def _of_text_config(name: str) -> property:
-    """A property that reads and writes `text_config`: one source of truth, two addresses."""
+    """Return a property that reads and writes a field of `text_config`."""
 
     def read(self: FamilialConfig) -> Any:
         try:
@@ -83,10 +88,7 @@ def _of_text_config(name: str) -> property:
 
 
 class AutoMap(dict[str, str]):
-    """`AUTO_MAP` for a transformers that is too old: it says so before the model's files are read.
-
-    Early ones do not find files that files import, and would name one of those instead.
-    """
+    """An `AUTO_MAP` that raises for a transformers too old to find the files that files import."""
 
     def __getitem__(self, name: str) -> str:
         if name.startswith("AutoModel"):
@@ -182,7 +184,6 @@ class FamilialConfig(PreTrainedConfig):
             self.__post_init__(**kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Build the sub-config, fill in what depends on it, and check."""
         if not isinstance(self.text_config, (dict, PreTrainedConfig, type(None))):
             raise ValueError(
                 "`text_config` must be a config or a dict with `model_type`, got "
@@ -220,18 +221,12 @@ class FamilialConfig(PreTrainedConfig):
         self.check()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As in the host; numbers of numpy or torch become Python's, which JSON can hold."""
+        # numbers of numpy or torch become Python's, which JSON can hold
         value = [plain(item) for item in value] if isinstance(value, list) else plain(value)
         super().__setattr__(name, value)
 
     def check(self) -> None:
-        """Check every field against the backbone's config.
-
-        Called at construction, and again by the models, for configs changed since.
-
-        Raises:
-            ValueError: Naming the field, its value and what would be right.
-        """
+        """Check every field; the models call this again, for a config changed since it was made."""
         self._check_text_config()
         self.exits = list(self.exits)  # a depth may have been changed in place
         depth = self.num_hidden_layers
@@ -259,7 +254,6 @@ class FamilialConfig(PreTrainedConfig):
             )
 
     def _check_text_config(self) -> None:
-        """The backbone must be one decoder."""
         text_config = self.text_config
         if getattr(text_config, "is_encoder_decoder", False):
             raise ValueError(
@@ -315,11 +309,7 @@ class FamilialConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in the host, for a family's config only.
-
-        Raises:
-            ValueError: If it is the config of another architecture.
-        """
+        """Make a config from its fields; raise for those of another architecture."""
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
@@ -329,39 +319,131 @@ class FamilialConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The serialisable fields, with the `auto_map` that makes the classes remote code."""
+        """Return the fields as JSON holds them, with the `auto_map` that names the classes."""
         return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
 
 
 def check_transformers() -> None:
-    """Check that the models can run here.
-
-    Raises:
-        ImportError: If transformers is too old; it says which version is needed.
-    """
+    """Raise `ImportError` if transformers is too old for the models."""
     hint = (
         "That is what a familial model needs; its configuration loads with any transformers 5. "
-        "Run `pip install -U transformers`. A plain member (`hf_familial.export_exit`) needs no "
+        "Run `pip install -U transformers`. A plain member (`export_exit`) needs no "
         "newer version than its own class does."
     )
     require_version(f"transformers>={TRANSFORMERS}", hint)
 
 
 def check_model_type(model_type: object) -> None:
-    """Check that transformers knows an architecture.
-
-    Raises:
-        ValueError: If it does not, with the nearest names that can be a backbone.
-    """
+    """Raise `ValueError`, with the nearest names, if transformers does not know a type."""
     if model_type not in CONFIG_MAPPING:
         close = get_close_matches(str(model_type).lower(), sorted(VERIFIED), 3)
         near = f"did you mean {' or '.join(close)}?" if close else "llama or qwen3, for example."
         raise ValueError(f"`model_type` {model_type!r} is unknown to transformers; {near}")
 
 
-__all__ = [
-    "FamilialConfig",
-    "check_model_type",
-    "check_transformers",
-    "evenly_spaced_exits",
-]
+# --- the seam -------------------------------------------------------------------------------------
+# A family runs from its own files alone. Where the package is installed, it adds what the classes
+# below list. This is the only place that looks for it.
+
+PACKAGE = "hf_familial"
+SEAM = 1  # raised with every change of a signature in `Extension` or `Accelerator`
+
+
+class Accelerator:
+    """Faster ways to decode with one model. This one, used without the package, has none.
+
+    A model asks for its accelerator at its first relay and keeps it. Copies and pickles of the
+    model start with none. Every method may return what it was given, and must return something
+    that computes the same.
+    """
+
+    def refresh(self) -> None:
+        """Forget what was made from weights that have changed since. Called before every text."""
+
+    def cache(self, cache: Any) -> Any:
+        """Return a cache that is cheaper to extend; it holds the same keys and values."""
+        return cache
+
+    def segment(self, host: Any, segment: Any, slots: Sequence[Any]) -> Any:
+        """Return a faster pass through a segment.
+
+        Args:
+            host: The backbone and where it keeps its parts.
+            segment: The layers.
+            slots: Their layers in the cache.
+
+        Returns:
+            `Callable` from hidden states of shape `(batch, new, hidden)` to such, or `None`.
+        """
+        return None
+
+    def module(self, module: Any) -> Any:
+        """Return a callable that computes what a norm or an output head computes."""
+        return module
+
+    def decoder(self, decoder: Any) -> Any:
+        """Return a decoder around the one that a policy built.
+
+        The result may choose other draft lengths, drafts of fewer bits, lengths for each row or
+        another source of noise: it has the given decoder's parts to do so.
+        """
+        return decoder
+
+
+class Extension:
+    """What the package adds to the files of a checkpoint.
+
+    The bodies below say what a family does without the package: `from_backbone`, `max_exit` and
+    `by_segment=True` raise, unknown backbones are not checked numerically, saving is the host's
+    own, and the loss of sharded heads or of a compiled model is the host's, with all logits.
+    Relays run without fused weights and with a simple rule for draft lengths.
+    """
+
+    def warm_start(self, cls: Any, backbone: Any, **fields: Any) -> Any:
+        """Build a family of class `cls` around a pretrained decoder."""
+        raise _missing("`from_backbone`")
+
+    def check_backbone(self, model: Any) -> None:
+        """Raise if a backbone of an unknown type fails the numeric checks."""
+
+    def load_cut(self, load: Any, name: Any, max_exit: int, *args: Any, **kwargs: Any) -> Any:
+        """Load the members up to one exit, reading their tensors only; `load` is the host's."""
+        raise _missing("`max_exit`")
+
+    def save(self, save: Any, model: Any, folder: Any, *args: Any, **kwargs: Any) -> None:
+        """Save a family; `save` is the host's `save_pretrained` of the model."""
+        if kwargs.pop("by_segment", None):
+            raise _missing("`by_segment=True`")
+        save(folder, *args, **kwargs)
+
+    def gathered(self, head: Any, read: Callable[..., Any]) -> Callable[..., Any] | None:
+        """Return `read` as a call with the whole weight of a sharded head, or `None`."""
+        return None
+
+    def compiled_loss(self) -> Callable[..., Any] | None:
+        """Return `linear_cross_entropy` as one operator that a compiler can trace, or `None`."""
+        return None
+
+    def accelerator(self, model: Any) -> Accelerator:
+        """Return the accelerator of a model."""
+        return Accelerator()
+
+
+def _missing(what: str) -> ImportError:
+    return ImportError(f"{what} needs the package: run `pip install {PACKAGE}`.")
+
+
+def extension() -> Extension:
+    """Return what the installed package offers, or the plain [`Extension`] where it has nothing."""
+    if find_spec(PACKAGE) is None:
+        return Extension()
+    try:
+        offered = import_module(f"{PACKAGE}.extension").offer(SEAM)
+    except ImportError:  # a version from before the seam
+        offered = None
+    if offered is None:
+        logger.warning_once(
+            f"The installed `{PACKAGE}` is of another version than the code of this family, which "
+            "therefore runs without it. Update the package, or save the family anew with it."
+        )
+    return offered or Extension()

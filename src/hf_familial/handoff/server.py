@@ -10,12 +10,12 @@ from transformers.cache_utils import DynamicCache
 
 from ..models.familial.relay_checks import check_relay
 from ..models.familial.segments import SegmentRunner
-from .caches import LayerState
-from .deep_text import DeepText
-from .fingerprint import fingerprint
-from .parts import without_lower_part
-from .probe import what_layers_keep
+from ._cache_layers import LayerState
+from ._probe import what_layers_keep
+from ._server_text import DeepText
+from ._upper_half import without_lower_part
 from .state import RelayState
+from .weights_digest import fingerprint
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from reference import tiny_family, token_ids
 
 from hf_familial import FamilialForCausalLM
 from hf_familial.errors import RelayStateError
-from hf_familial.generation import (
+from hf_familial.handoff import (
     MODES,
     ShallowSide,
     deep_side,
@@ -21,8 +21,8 @@ from hf_familial.generation import (
     split,
     upper_part,
 )
-from hf_familial.generation.fingerprint import BLOCK, FACTOR, WIDTH, _column_sums, _weight
-from hf_familial.generation.handover import read_tokens, write_tokens
+from hf_familial.handoff.loops import read_tokens, write_tokens
+from hf_familial.handoff.weights_digest import BLOCK, FACTOR, WIDTH, _column_sums, _weight
 from hf_familial.hub.export import export_exit
 
 

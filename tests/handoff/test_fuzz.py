@@ -10,8 +10,8 @@ from reference import token_ids
 from test_state import assert_same, tiny_state
 
 from hf_familial.errors import RelayStateError
-from hf_familial.generation import RelayState, ShallowSide, deep_side
-from hf_familial.generation.wire import DTYPES, seal, unseal
+from hf_familial.handoff import RelayState, ShallowSide, deep_side
+from hf_familial.handoff._message import DTYPES, seal, unseal
 
 
 COUNT = 10_000

@@ -12,12 +12,12 @@ from ..models.familial.contract import logit_ops
 from ..models.familial.exits import read_out
 from ..models.familial.relay_checks import check_positions, check_relay
 from ..models.familial.segments import Segment, SegmentRunner
-from .caches import capture
-from .choosing import Chooser, generator_state
-from .fingerprint import fingerprint
-from .probe import what_layers_keep
-from .settings import check_length, check_settings, remaining
+from ._cache_layers import capture
+from ._probe import what_layers_keep
+from ._settings import check_length, check_settings, remaining
+from ._text import Chooser, generator_state
 from .state import RelayState
+from .weights_digest import fingerprint
 
 
 MODES = ("split", "migrate", "migrate-light")

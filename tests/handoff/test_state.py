@@ -12,10 +12,10 @@ import torch
 from parted import family_and_device
 
 from hf_familial.errors import RelayStateError
-from hf_familial.generation import RelayState, ShallowSide, deep_side
-from hf_familial.generation.caches import LayerState
-from hf_familial.generation.packing import pack, packed_bytes, unpack
-from hf_familial.generation.wire import seal, unseal
+from hf_familial.handoff import RelayState, ShallowSide, deep_side
+from hf_familial.handoff._cache_layers import LayerState
+from hf_familial.handoff._message import seal, unseal
+from hf_familial.handoff._quantization import pack, packed_bytes, unpack
 
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..evaluation.batches import Collator, Row, iter_batches, model_inputs, shifted_labels
-from ..evaluation.evaluator import evaluation_mode
-from ..evaluation.reading import read_predictions
 from ..flops import measure_flops_per_token
 from ..models.familial import ConfidenceRelay, FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
 from ..models.familial.contract import logit_ops
 from ..models.familial.losses import IGNORE_INDEX
 from ..models.familial.relay_policies import confidence
-from .thresholds import Costs, Readings, TradeOff, trade_offs
+from ._thresholds import Costs, Readings, TradeOff, trade_offs
+from .batches import Collator, Row, iter_batches, model_inputs, shifted_labels
+from .evaluator import evaluation_mode
+from .reading import read_predictions
 
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from hf_familial.errors import RelayStateError
-from hf_familial.generation import RelayState, ShallowSide, deep_side
-from hf_familial.generation.handover import read_tokens, write_tokens
+from hf_familial.handoff import RelayState, ShallowSide, deep_side
+from hf_familial.handoff.loops import read_tokens, write_tokens
 
 
 TOO_FAR = {

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ..errors import RelayStateError
-from .caches import BY_POSITION, LayerState
-from .checks import check_columns, check_finite, check_layers, check_taps
-from .packing import SCALE, check_format, pack, packed_bytes, unpack
-from .settings import check_settings
-from .wire import DTYPES, NAMES, seal, unseal
+from ._cache_layers import BY_POSITION, LayerState
+from ._checks import check_columns, check_finite, check_layers, check_taps
+from ._message import DTYPES, NAMES, seal, unseal
+from ._quantization import SCALE, check_format, pack, packed_bytes, unpack
+from ._settings import check_settings
 
 
 VERSION = 1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import agreeing, logits, tiny_family, token_ids
 
 from hf_familial import ConfidenceRelay, calibrate
-from hf_familial.generation.thresholds import (
+from hf_familial.evaluation._thresholds import (
     Costs,
     Readings,
     measure,

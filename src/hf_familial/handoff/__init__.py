@@ -1,13 +1,13 @@
 """Generation across processes: the state of a relay on its way, and the two sides that use it."""
 
 from ..errors import RelayStateError
-from .cost import Recomputed
-from .deep import DeepSide, deep_side, upper_part
-from .deep_text import DeepText
-from .fingerprint import fingerprint
-from .handover import serve, split
-from .shallow import MODES, ShallowSide, ShallowText
+from ._cost import Recomputed
+from ._server_text import DeepText
+from .device import MODES, ShallowSide, ShallowText
+from .loops import serve, split
+from .server import DeepSide, deep_side, upper_part
 from .state import RelayState
+from .weights_digest import fingerprint
 
 
 __all__ = [

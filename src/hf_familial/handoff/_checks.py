@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import RelayStateError
-from .wire import NAMES
+from ._message import NAMES
 
 
 if TYPE_CHECKING:

@@ -10,16 +10,16 @@ import torch
 from ..errors import RelayStateError
 from ..flops import FlopTally
 from ..models.familial.relay_cache import RelayCache
-from .caches import check_layers, restore
-from .checks import check_finite
-from .choosing import Chooser, restored_generator
-from .cost import Recomputed
-from .settings import check_length, largest_id
+from ._cache_layers import check_layers, restore
+from ._checks import check_finite
+from ._cost import Recomputed
+from ._settings import check_length, largest_id
+from ._text import Chooser, restored_generator
 from .state import RelayState
 
 
 if TYPE_CHECKING:
-    from .deep import DeepSide
+    from .server import DeepSide
 
 
 class DeepText:

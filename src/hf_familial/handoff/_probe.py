@@ -8,7 +8,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from ..models.familial.segments import SegmentRunner
-from .caches import LayerState, capture, restore
+from ._cache_layers import LayerState, capture, restore
 
 
 # two passes over the same numbers may be rounded differently, as a share of the largest

@@ -9,7 +9,7 @@ import torch
 from reference import tiny_family, token_ids
 
 from hf_familial import FamilialForCausalLM
-from hf_familial.generation import RelayState
+from hf_familial.handoff import RelayState
 from hf_familial.models.familial.cuts import check_cut, cut_config, cut_names, find_layout
 
 

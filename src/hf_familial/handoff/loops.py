@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ..errors import RelayStateError
-from .deep import DeepSide
-from .deep_text import DeepText
-from .shallow import ShallowText
+from ._message import seal, unseal
+from ._server_text import DeepText
+from .device import ShallowText
+from .server import DeepSide
 from .state import RelayState
-from .wire import seal, unseal
 
 
 def split(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from parted import DEPTH, cut, padded_text, sent
 from reference import tiny_family
-from test_handover import NEW, hand_over, other_side, whole
+from test_handoff import NEW, hand_over, other_side, whole
 
-from hf_familial.generation import MODES, ShallowSide, deep_side
+from hf_familial.handoff import MODES, ShallowSide, deep_side
 from hf_familial.models.familial.families import VERIFIED
 
 
