@@ -6,7 +6,9 @@ The classes that travel with a family look for this module, see `Extension` in
 
 from __future__ import annotations
 
-from .models.familial.configuration_familial import SEAM, Extension
+from typing import Any
+
+from .models.familial.configuration_familial import SEAM, Accelerator, Extension
 
 
 def offer(seam: int) -> Extension | None:
@@ -16,3 +18,9 @@ def offer(seam: int) -> Extension | None:
 
 class PackageExtension(Extension):
     """What the package adds."""
+
+    def accelerator(self, model: Any) -> Accelerator:
+        """Return fused passes, growing caches and learned draft lengths."""
+        from .decoding._accelerator import ModelAccelerator
+
+        return ModelAccelerator()

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ..models.familial.contract import Contract
-from ._growing_cache import GrowingLayer
+from ..models.familial.segments import Segment, run_segment, slice_config
 from ._fused_layers import (
     Projection,
     RootMeanSquare,
@@ -30,11 +30,8 @@ from ._fused_layers import (
     read_norm,
 )
 from ._fused_pass import FusedHead, FusedPass, RotaryTable
-from ..models.familial.segments import Segment, run_segment, slice_config
+from ._growing_cache import GrowingLayer
 
-
-# Tokens at once above which the host's own pass is as fast: a prompt.
-MAX_TOKENS = 16
 
 # Largest difference from the host's pass, relative to the largest value: far above rounding, far
 # below what any other arithmetic would give.

@@ -12,15 +12,23 @@ from torch.nn import functional as F
 from ._fused_layers import FusedLayer, Projection
 
 
+# new tokens above which the host's own pass is as fast: a prompt
+MAX_TOKENS = 16
+
+
 class FusedPass:
-    """The fused pass of one segment; made by [`FusedPasses`]."""
+    """A fused pass through one segment."""
 
     def __init__(self, layers: Sequence[FusedLayer], rotary: RotaryTable) -> None:
         self._layers, self._rotary = layers, rotary
 
     def part(self, start: int, stop: int) -> FusedPass:
-        """The fused pass of some of its layers, counted from its first."""
+        """Return the fused pass of some of its layers, counted from its first."""
         return FusedPass(self._layers[start:stop], self._rotary)
+
+    def takes(self, new: int, attention_mask: torch.Tensor | None) -> bool:
+        """Return whether to run so many new tokens here rather than by the host's pass."""
+        return new <= MAX_TOKENS and attention_mask is None
 
     @torch.no_grad()
     def __call__(

@@ -1,4 +1,4 @@
-"""Self-speculation that learns, while a text is written, how many drafts pay and from which exit."""
+"""Self-speculation that learns, as a text is written, which exit should draft how many tokens."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.cache_utils import DynamicCache
 
-from ..models.familial.relay_checks import check_relay
+from ..models.familial.relay_cache import check_relay
 from ..models.familial.segments import SegmentRunner
 from ._cache_layers import LayerState
 from ._probe import what_layers_keep

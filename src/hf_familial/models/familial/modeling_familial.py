@@ -1,6 +1,11 @@
 """A family of causal language models: one decoder of transformers with G exits."""
 
-from .configuration_familial import FamilialConfig, check_transformers
+from .configuration_familial import (
+    Accelerator,
+    FamilialConfig,
+    check_transformers,
+    extension,
+)
 
 
 check_transformers()  # before the imports that an older one lacks
@@ -25,11 +30,10 @@ from .generation_familial import FamilialGenerationMixin, check_hooks
 from .linear_loss import Distillation
 from .losses import Reading, balance_loss, balances, multi_exit_loss, target_share
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
-from .outputs import FamilialCausalLMOutput, RelayOutput
-from .relay import pays, relay_decode
+from .outputs import FamilialCausalLMOutput
+from .relay import RelayOutput, check_arguments, relay_decode
 from .relay_cache import RelayCache
-from .relay_checks import check_arguments
-from .relay_policies import RelayPolicy, SpeculativeRelay
+from .relay_policies import RelayPolicy
 from .verify import as_host, check_unverified
 from .warm_start import family_of, load_host
 
@@ -51,6 +55,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         >>> model(input_ids, exit_idx=0).logits  # runs one layer of four
     """
 
+    _accelerator: Accelerator | None = None
     _tied_weights_keys = {"lm_head.weight": "model.backbone.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
@@ -285,6 +290,17 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         ops = logit_ops(self.config.text_config)
         return multi_exit_loss(readings, ops, self.loss_function, labels, **kwargs)
 
+    @property
+    def accelerator(self) -> Accelerator:
+        """[`Accelerator`]: What makes relays of this model faster; made when first asked for."""
+        if self._accelerator is None:
+            self._accelerator = extension().accelerator(self)
+        return self._accelerator
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the accelerator out of copies and pickles: it belongs to these modules."""
+        return self.__dict__ | {"_accelerator": None}
+
     def head(self, exit_idx: int) -> nn.Module:
         """The output head that an exit reads with: its own, or the shared `lm_head`."""
         exit_idx = self.config.resolve_exit(exit_idx)
@@ -323,7 +339,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     def relay_generate(
         self,
         inputs: torch.Tensor | None = None,
-        relay: RelayPolicy | SpeculativeRelay | None = None,
+        relay: RelayPolicy | None = None,
         streamer: Any = None,
         **kwargs: Any,
     ) -> RelayOutput | torch.Tensor:
@@ -335,7 +351,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         Args:
             inputs (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The prompt, padded on
                 the left; or `input_ids` among `kwargs`.
-            relay ([`RelayPolicy`] or [`SpeculativeRelay`], *optional*): When to go deeper; defaults
+            relay ([`RelayPolicy`], *optional*): When to go deeper; defaults
                 to `SpeculativeRelay()`, which writes the text of the deepest exit.
             streamer (`BaseStreamer`, *optional*): As for `generate`.
             **kwargs: As for `generate`: `generation_config`, `logits_processor`,
@@ -363,7 +379,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     def prepare_drafts(self) -> None:
         """Do now what the first `relay_generate` would do before its first token.
 
-        Lean passes are compared with the host's own passes once, which takes as long as some
+        Fused passes are compared with the host's own passes once, which takes as long as some
         tokens. A server calls this before it listens.
 
         Raises:
@@ -374,7 +390,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         """
         if self.training:
             raise ValueError("`prepare_drafts` needs a model that is not training: call `eval()`.")
-        RelayCache(self, range(self.config.num_exits), lean=pays(self))
+        RelayCache(self, range(self.config.num_exits), fused_weights=None)
 
     def _read_out(self, hidden_states: torch.Tensor, exit_idx: int) -> torch.Tensor:
         ops = logit_ops(self.config.text_config)

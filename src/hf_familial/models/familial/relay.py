@@ -222,7 +222,7 @@ class GeneratedText:
         return torch.multinomial(chances, 1)
 
     def uniform(self, drafts: torch.Tensor, column: int) -> torch.Tensor:
-        """Draw a number in [0, 1) to accept each of `drafts`, `(batch, count)`, from `column` on."""
+        """Draw a number in [0, 1) for each of `drafts`, `(batch, count)`, from a column on."""
         return torch.rand(drafts.shape, device=drafts.device)
 
     def write(self, new: NewTokens) -> None:

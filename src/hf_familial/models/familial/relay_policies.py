@@ -1,6 +1,6 @@
 """Relay policies: frozen dataclasses, given as `relay=`, that say when a text goes deeper.
 
-A policy builds the decoder that makes its tokens, so the loop in `relay.py` knows no policy by name.
+A policy builds the decoder that makes its tokens; the loop in `relay.py` knows no policy by name.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ class ThresholdDecoder(RelayDecoder):
                 sources = sources.masked_fill(leaving, k)
             if k == last or not (open_rows := open_rows & ~leaving).any():
                 break
-        assert logits is not None and sources is not None
+        assert logits is not None
+        assert sources is not None
         scores = self.text.process(self.text.input_ids, logits)
         tokens = self.text.choose(scores, self.text.input_ids.shape[1])
         return NewTokens(tokens, sources[:, None], [scores], [logits])
