@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from common import finish, interleaved
 
-from hf_familial.scaling import LargestLosses, Observations, fit, get_law, refit
+from hf_familial.scaling import LargestLosses, RunTable, fit, get_law, refit
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -46,7 +46,7 @@ def dense_runs(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"N": size, "D": data, "loss": loss * np.exp(0.005 * rng.standard_normal(rows))}
 
 
-def epoch_runs() -> Observations | None:
+def epoch_runs() -> RunTable | None:
     """The 240 runs, where they are."""
     for folder in FOLDERS:
         if not (folder / EPOCH).is_file():
@@ -62,7 +62,7 @@ def epoch_runs() -> Observations | None:
     return None
 
 
-def familial_runs() -> Observations:
+def familial_runs() -> RunTable:
     """84 made-up runs: 3 budgets, 7 sizes, 4 granularities; noise 0.3%."""
     grid = itertools.product((1e19, 1e20, 1e21), np.geomspace(1 / 8, 8, 7), (1.0, 2.0, 4.0, 8.0))
     rows = [(c**0.5 * 0.1 * m, c / 6 / (c**0.5 * 0.1 * m), g) for c, m, g in grid]
@@ -70,10 +70,10 @@ def familial_runs() -> Observations:
     law = get_law("familial")
     loss = law.predict(law.published["assumed"].values, N=size, D=data, G=exits)
     noise = np.exp(0.003 * np.random.default_rng(0).standard_normal(len(rows)))
-    return Observations.read({"N": size, "D": data, "G": exits, "loss": loss * noise})
+    return RunTable.read({"N": size, "D": data, "G": exits, "loss": loss * noise})
 
 
-def bootstrap_seconds(law: str, data: Observations, repeats: int) -> float:
+def bootstrap_seconds(law: str, data: RunTable, repeats: int) -> float:
     """Processor seconds of 1000 refits."""
     answer = fit(law, data)
     rows = len(data)
@@ -82,7 +82,7 @@ def bootstrap_seconds(law: str, data: Observations, repeats: int) -> float:
     return statistics.median(times)
 
 
-def peer(data: Observations, levels: int) -> Any:
+def peer(data: RunTable, levels: int) -> Any:
     """`chinchilla` with its README's grid, or its corners; None where it is not installed."""
     try:
         import chinchilla
@@ -102,7 +102,7 @@ def peer(data: Observations, levels: int) -> Any:
     return rival
 
 
-def against_peer(data: Observations, levels: int) -> dict[str, float]:
+def against_peer(data: RunTable, levels: int) -> dict[str, float]:
     """Seconds and objective of the peer, on one thread; seconds scaled to all its starts."""
     rival = peer(data, levels)
     if rival is None:
@@ -134,7 +134,7 @@ def main() -> int:
         # libraries read these when they are loaded
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ONE_THREAD})
     epoch = epoch_runs()
-    data = epoch or Observations.read(dense_runs(240))
+    data = epoch or RunTable.read(dense_runs(240))
     repeats = 5 if args.quick else 15
     times = interleaved({"fit": lambda: fit("hoffmann", data)}, repeats, time.process_time)["fit"]
     answer = fit("hoffmann", data)
@@ -147,7 +147,7 @@ def main() -> int:
         "bootstrap_familial_84_s": bootstrap_seconds("familial", familial_runs(), 2),
     }
     for rows in (1_000, 10_000) if args.quick else (1_000, 10_000, 100_000):
-        many = Observations.read(dense_runs(rows))
+        many = RunTable.read(dense_runs(rows))
         start = time.process_time()
         fit("hoffmann", many)
         metrics[f"fit_{rows}_s"] = time.process_time() - start

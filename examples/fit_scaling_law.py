@@ -21,13 +21,13 @@ import numpy as np
 from rich.table import Table
 
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.data.columns import Choice, read_runs
-from hf_familial.scaling.optima.optimum import best
-from hf_familial.scaling.planning.plan import Plan, plan
+from hf_familial.scaling.optima import best
+from hf_familial.scaling.planning import Plan, plan
 from hf_familial.scaling.report.examine import examine
 from hf_familial.scaling.report.page import write_report
 from hf_familial.scaling.report.study import Origin, Study, write_study
 from hf_familial.scaling.report.wording import MISSING, count, estimate, scientific, significant
+from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 from hf_familial.scripts import arguments, console, run
 
 
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         out = console()
         law = get_law(args.law)
-        reading = read_runs(Path(table.runs), law, Choice(loss=args.loss))
+        reading = load_runs(Path(table.runs), law, ColumnChoice(loss=args.loss))
         with out.status("fitting, and drawing replicates"):
             answer = fit(law, reading.data)
             study = examine(answer, Origin.of(reading), draws=args.draws)

@@ -30,10 +30,10 @@ from hf_familial.isoflop import (
 from hf_familial.isoflop.sweep.arguments import check_design
 from hf_familial.paths import check_output_folder
 from hf_familial.scaling import Law, fit, get_law
-from hf_familial.scaling.data.columns import Choice, read_runs
 from hf_familial.scaling.report.examine import examine
 from hf_familial.scaling.report.page import write_report
 from hf_familial.scaling.report.study import Origin, write_study
+from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 from hf_familial.scripts import arguments, console, run
 
 
@@ -100,7 +100,7 @@ def fit_runs(folder: Path, law: Law, args: StudyArguments) -> None:
     """Fit the law and write its page; says why where the runs do not tell enough."""
     out = console()
     try:
-        reading = read_runs(folder / "runs.jsonl", law, Choice(loss=args.loss))
+        reading = load_runs(folder / "runs.jsonl", law, ColumnChoice(loss=args.loss))
         answer = fit(law, reading.data)
     except ValueError as error:
         out.print(f"no law yet: {error}", markup=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pages import keep, table, wants_check
 
 from hf_familial.scaling import LAWS, Law
-from hf_familial.scaling.laws.catalogue import ALIASES
+from hf_familial.scaling.laws import ALIASES
 
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "laws.md"

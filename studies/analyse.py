@@ -19,10 +19,10 @@ from tell import draw_costs, draw_gammas, shown, write_tables
 
 from hf_familial import __version__
 from hf_familial.scaling import Fit, get_law
-from hf_familial.scaling.data.columns import Choice, read_runs
 from hf_familial.scaling.report.examine import examine
 from hf_familial.scaling.report.page import write_figures, write_report
 from hf_familial.scaling.report.study import Origin, write_study
+from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 
 
 RIVALS = ("familial", "familial_e_inside", "familial_n_only", "hoffmann")
@@ -32,8 +32,8 @@ PICTURES = Path(__file__).parent.parent / "docs" / "assets" / "studies"
 
 def write_fit(folder: Path, answer: Fit, draws: int) -> None:
     """`fit.json`, `report.html`, `figures/`."""
-    choice = Choice(size="non_embedding", loss="eval_mean")
-    origin = Origin.of(read_runs(folder / "runs.jsonl", answer.law, choice))
+    choice = ColumnChoice(size="non_embedding", loss="eval_mean")
+    origin = Origin.of(load_runs(folder / "runs.jsonl", answer.law, choice))
     rivals = [get_law(name) for name in RIVALS]
     study = examine(answer, origin, draws=draws, rivals=rivals, version=__version__)
     write_study(folder / "fit.json", study)

@@ -16,9 +16,9 @@ from scipy.optimize import least_squares
 
 from hf_familial.scaling import (
     BiasWarning,
+    DerivedQuantity,
     Fit,
-    Observations,
-    Quantity,
+    RunTable,
     ScalingError,
     compute_leverage,
     fit,
@@ -30,8 +30,8 @@ from hf_familial.scaling import (
     seed_noise,
     size_exponent,
 )
-from hf_familial.scaling.data.columns import Choice, read_runs
-from hf_familial.scaling.planning.leverage import even_members
+from hf_familial.scaling.leverage import even_members
+from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 
 
 LOSSES = ("eval_mean", "eval_final")
@@ -75,9 +75,9 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["status"] == "finished"]
 
 
-def observed(folder: Path, law: str, loss: str, size: str, tokens: str = "exact") -> Observations:
+def observed(folder: Path, law: str, loss: str, size: str, tokens: str = "exact") -> RunTable:
     """The rows as a law takes them; with `six_nd` D is what C = 6ND would make of the budget."""
-    data = read_runs(folder / "runs.jsonl", get_law(law), Choice(size=size, loss=loss)).data
+    data = load_runs(folder / "runs.jsonl", get_law(law), ColumnChoice(size=size, loss=loss)).data
     if tokens == "exact":
         return data
     columns = dict(data.columns)
@@ -85,7 +85,7 @@ def observed(folder: Path, law: str, loss: str, size: str, tokens: str = "exact"
     return replace(data, columns=columns)
 
 
-def estimate(found: Fit, quantity: str | Quantity) -> dict[str, Any]:
+def estimate(found: Fit, quantity: str | DerivedQuantity) -> dict[str, Any]:
     """A number and its intervals by two methods; an interval that cannot be had is null."""
     name = quantity if isinstance(quantity, str) else quantity.name
     value = found.values[name] if isinstance(quantity, str) else float(quantity.of(found.values))
@@ -112,7 +112,7 @@ def gammas(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def attempt(data: Observations, law: str, coefficient: str = "gamma") -> dict[str, Any]:
+def attempt(data: RunTable, law: str, coefficient: str = "gamma") -> dict[str, Any]:
     """One fit in few numbers, or why there is none."""
     try:
         answer = fit(get_law(law), data)
@@ -123,7 +123,7 @@ def attempt(data: Observations, law: str, coefficient: str = "gamma") -> dict[st
     return estimate(answer, coefficient) | {"rms": rms, "E": answer.values["E"], "rows": len(data)}
 
 
-def columns_for(answer: Fit, data: Observations) -> dict[str, np.ndarray]:
+def columns_for(answer: Fit, data: RunTable) -> dict[str, np.ndarray]:
     """The variables of a law at the rows."""
     return {name: data.columns[name] for name in answer.law.variable_names}
 

@@ -24,11 +24,11 @@ from rich.console import Console
 import hf_familial as hff
 from hf_familial.isoflop import BackboneTemplate, LocalExecutor, Measured, MeasuredRow, Sweep
 from hf_familial.scaling import HeadFlops, ScalingError, fit, get_law, plan
-from hf_familial.scaling.data.columns import Choice, read_runs
-from hf_familial.scaling.optima.flop_models import aspect_width
+from hf_familial.scaling.flop_models import aspect_width
 from hf_familial.scaling.report.examine import examine
 from hf_familial.scaling.report.page import write_report
 from hf_familial.scaling.report.study import Origin, write_study
+from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 
 
 # %% [markdown]
@@ -143,7 +143,7 @@ figure.savefig("isoflop.png", dpi=130)
 # %%
 law = get_law("familial")
 print(law.formula_text)
-reading = read_runs("sweep/runs.jsonl", law, Choice(loss="eval_mean"))
+reading = load_runs("sweep/runs.jsonl", law, ColumnChoice(loss="eval_mean"))
 answer = fit(law, reading.data)
 study = examine(answer, Origin.of(reading), draws=200)
 print(f"{answer.status}, {answer.data.runs} runs")

@@ -16,9 +16,9 @@ from hub.hub_server import LFS_SUFFIXES, Blob, Hub, Repo, let_out
 
 from hf_familial import FamilialForCausalLM, FamilialTrainingArguments
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.data.simulate import isoflop_design, simulate
 from hf_familial.scaling.report.examine import examine
 from hf_familial.scaling.report.study import write_study
+from hf_familial.scaling.simulation import isoflop_design, simulate
 from hf_familial.scripts import toy_decoder
 
 

@@ -27,9 +27,8 @@ def family():
 def texts(model, fused=True):
     """The text of a relay, and of `generate`."""
     asked = {"max_new_tokens": 8, "do_sample": False}
-    return model.relay_generate(IDS, relay=RELAY, fused_weights=fused, **asked), model.generate(
-        IDS, **asked
-    )
+    found = model.relay_generate(IDS, relay=RELAY, fused_weights=fused, **asked)
+    return found, model.generate(IDS, **asked)
 
 
 def follows(model, change):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from hf_familial.scaling import Observations, fit, get_law
-from hf_familial.scaling.optima.optimum import best
+from hf_familial.scaling import RunTable, fit, get_law
+from hf_familial.scaling.optima import best
 from hf_familial.scaling.report.examine import examine
 from hf_familial.scaling.report.study import Origin
 
@@ -32,7 +32,7 @@ def rows_of(law, noise=0.002, settings=({},), seed=0):
 
 def study_of(law, settings=({},), draws=0, profiles=False, noise=0.002, **options):
     """A study of such runs."""
-    data = Observations.read(rows_of(law, noise, settings), run_id="run_id")
+    data = RunTable.read(rows_of(law, noise, settings), run_id="run_id")
     origin = Origin("runs.jsonl", {"N": "N_total"}, len(data) + 2, len(data), len(data))
     answer = fit(law, data, **options)
     return examine(answer, origin, draws=draws, profiles=profiles, version="0.1")

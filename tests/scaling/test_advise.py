@@ -8,13 +8,13 @@ from scipy.stats import norm
 
 from hf_familial.errors import ScalingError
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.data.facts import Facts
-from hf_familial.scaling.data.simulate import isoflop_design, simulate
-from hf_familial.scaling.optima.flop_models import six_nd
-from hf_familial.scaling.optima.optimum import best
-from hf_familial.scaling.planning.advise import UNKNOWN, advise
-from hf_familial.scaling.planning.candidates import Candidate, Situation
-from hf_familial.scaling.planning.predict import Known
+from hf_familial.scaling.advice import UNKNOWN, advise
+from hf_familial.scaling.candidates import Candidate, Situation
+from hf_familial.scaling.flop_models import six_nd
+from hf_familial.scaling.optima import best
+from hf_familial.scaling.prediction import PublishedFit
+from hf_familial.scaling.simulation import isoflop_design, simulate
+from hf_familial.scaling.tables.facts import Facts
 
 
 FAMILIAL, HOFFMANN = get_law("familial"), get_law("hoffmann")
@@ -46,8 +46,8 @@ def ask(candidates, **changes):
 
 def known(**changes):
     return [
-        Candidate("dense", Known(HOFFMANN, DENSE)),
-        Candidate("family", Known(FAMILIAL, {**TRUTH, **changes})),
+        Candidate("dense", PublishedFit(HOFFMANN, DENSE)),
+        Candidate("family", PublishedFit(FAMILIAL, {**TRUTH, **changes})),
     ]
 
 
@@ -99,9 +99,9 @@ def test_tokens_bind():
 
 def test_a_law_of_repetition_counts_it_itself():
     law = get_law("muennighoff")
-    repeated = Known.published(law)
+    repeated = PublishedFit.published(law)
     found = ask(
-        [Candidate("repeated", repeated), Candidate("dense", Known(HOFFMANN, DENSE))],
+        [Candidate("repeated", repeated), Candidate("dense", PublishedFit(HOFFMANN, DENSE))],
         unique_tokens=1e10,
         memory=[1e12],
     )
@@ -121,18 +121,20 @@ def test_serving_is_paid_for():
 
 def test_a_mixture_holds_more_than_it_uses():
     mixture = Candidate(
-        "mixture", Known.published(MIXTURE), given={"E": 8.0}, stored=5.0, active=1.0
+        "mixture", PublishedFit.published(MIXTURE), given={"E": 8.0}, stored=5.0, active=1.0
     )
-    found = ask([mixture, Candidate("dense", Known(HOFFMANN, DENSE))], memory=[4e9])
+    found = ask([mixture, Candidate("dense", PublishedFit(HOFFMANN, DENSE))], memory=[4e9])
     run = option(found, "mixture, one for all").runs[0]
     assert run.N <= 4e9 / 2 / 5 * (1 + 1e-9)
-    careless = Candidate("mixture", Known.published(MIXTURE), given={"E": 8.0})
+    careless = Candidate("mixture", PublishedFit.published(MIXTURE), given={"E": 8.0})
     notes = ask([careless, *known()], memory=[4e9]).notes
     assert any("holds more than it uses" in note for note in notes)
 
 
 def test_a_law_of_other_models_is_named():
-    dense_law_of_a_mixture = Candidate("mixture", Known(HOFFMANN, DENSE), "sparse", stored=4.0)
+    dense_law_of_a_mixture = Candidate(
+        "mixture", PublishedFit(HOFFMANN, DENSE), "sparse", stored=4.0
+    )
     found = ask([dense_law_of_a_mixture, *known()], memory=[4e9])
     assert "mixture, one for all: `hoffmann` is a law of dense models, not of sparse ones." in (
         found.notes
@@ -145,7 +147,7 @@ def test_a_law_of_other_models_is_named():
 
 def test_the_branch_law_tells_members_apart(fits):
     dense, family = fits
-    branch = Known.published(get_law("branch"))
+    branch = PublishedFit.published(get_law("branch"))
     candidate = Candidate("family", family, branch=branch)
     found = ask([Candidate("dense", dense), candidate], training_flops=1e22)
     told = option(found, "family, one family")
@@ -178,7 +180,7 @@ def test_confidence_falls_with_extrapolation(fits):
     arguments = {"training_flops": 1e28, "memory": [2e13, 4e13], "unique_tokens": 1e16}
     sources = {
         "fitted": fits,
-        "given": [Known(answer.law, answer.values) for answer in fits],
+        "given": [PublishedFit(answer.law, answer.values) for answer in fits],
     }
     found = {
         kind: ask(
@@ -242,9 +244,9 @@ def test_wrong_candidates(fits):
     with pytest.raises(ScalingError, match="nothing to choose from"):
         ask([fits[0]], memory=[1e9])
     with pytest.raises(ScalingError, match=r"must give \['E'\]"):
-        Candidate("mixture", Known.published(MIXTURE))
+        Candidate("mixture", PublishedFit.published(MIXTURE))
     with pytest.raises(ScalingError, match="a law of N and D"):
-        Candidate("line", Known(get_law("power"), {}))
+        Candidate("line", PublishedFit(get_law("power"), {}))
     with pytest.raises(ScalingError, match="reads no G"):
         Candidate("family", fits[0], kind="familial")
     with pytest.raises(ScalingError, match="rising"):
@@ -307,8 +309,8 @@ def test_of_several_groups_each_is_ranked_by_itself():
 
 
 def test_published_laws_of_different_papers_are_not_ranked():
-    frantar = Candidate("frantar", Known.published(get_law("frantar")), given={"S": 0.5})
-    dense = Candidate("dense", Known.published(HOFFMANN))
+    frantar = Candidate("frantar", PublishedFit.published(get_law("frantar")), given={"S": 0.5})
+    dense = Candidate("dense", PublishedFit.published(HOFFMANN))
     found = ask([frantar, dense])
     assert found.winner == ""
     assert "their coefficients are of arXiv 2309.08520" in found.sentence
@@ -324,4 +326,4 @@ def test_published_laws_of_different_papers_are_not_ranked():
 )
 def test_what_a_candidate_need_not_give_is_named(given, words):
     with pytest.raises(ScalingError, match=words):
-        Candidate("family", Known(FAMILIAL, TRUTH), given=given)
+        Candidate("family", PublishedFit(FAMILIAL, TRUTH), given=given)

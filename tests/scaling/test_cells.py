@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_familial.scaling.data.cells import is_missing, marks_of, number_of, numbers_of
-from hf_familial.scaling.data.units import parse_unit, unit_in
-from hf_familial.scaling.data.where import chosen
+from hf_familial.scaling._cells import is_missing, marks_of, number_of, numbers_of
+from hf_familial.scaling.tables._columns import chosen
+from hf_familial.scaling.tables._names import parse_unit, unit_in
 
 
 @pytest.mark.parametrize(

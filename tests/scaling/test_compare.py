@@ -8,11 +8,10 @@ import pytest
 from scipy import integrate, stats
 
 from hf_familial.errors import ScalingError
-from hf_familial.scaling import FarResiduals, Observations, fit, get_law
-from hf_familial.scaling.data.simulate import isoflop_design, simulate
-from hf_familial.scaling.fitting.compare import Entry, _doubt, compare
-from hf_familial.scaling.fitting.criteria import aicc, log_likelihood
-from hf_familial.scaling.fitting.result import FitStatus
+from hf_familial.scaling import FarResiduals, RunTable, fit, get_law
+from hf_familial.scaling.comparison import Entry, _doubt, aicc, compare, log_likelihood
+from hf_familial.scaling.results import FitStatus
+from hf_familial.scaling.simulation import isoflop_design, simulate
 
 
 TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28, "gamma": 0.033}
@@ -203,7 +202,7 @@ def test_a_law_that_small_budgets_cannot_bear_spoils_no_other():
 def test_checkpoints_are_named_as_dependent():
     runs = runs_of("familial", noise=0.004)
     table = {**runs.columns, "loss": runs.loss, "run_id": np.arange(84) // 4}
-    found = compare(Observations.read(table, run_id="run_id"), ["familial"])
+    found = compare(RunTable.read(table, run_id="run_id"), ["familial"])
     assert any("share a run" in note for note in found.notes)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.data.simulate import isoflop_design, simulate
-from hf_familial.scaling.optima.quantity import coefficient, loss_at, optimal
-from hf_familial.scaling.uncertainty.bootstrap import bootstrap
-from hf_familial.scaling.uncertainty.delta import Spread
+from hf_familial.scaling._covariance import CoefficientCovariance
+from hf_familial.scaling.quantities import coefficient, loss_at, optimal
+from hf_familial.scaling.resampling import bootstrap
+from hf_familial.scaling.simulation import isoflop_design, simulate
 
 
 STUDIES = 400
@@ -71,7 +71,7 @@ def test_the_delta_method_keeps_its_word(noise, objective):
     hits = dict.fromkeys(QUANTITIES, 0)
     for seed in range(STUDIES):
         answer = fit(LAW, simulate(LAW, TRUTH, rows, seed=seed, **settings), objective=objective)
-        spread = Spread.of(answer)
+        spread = CoefficientCovariance.of(answer)
         for name, quantity in QUANTITIES.items():
             hits[name] += holds(spread.interval(quantity), name)
     shown(f"{noise}, {objective}", {"delta": hits}, STUDIES)
@@ -90,7 +90,7 @@ def test_the_other_methods_side_by_side():
     hits["profile"] = dict.fromkeys(CLAIMED, 0)
     for seed in range(STUDIES):
         answer = fit(LAW, simulate(LAW, TRUTH, rows, seed=seed, **settings))
-        spread = Spread.of(answer)
+        spread = CoefficientCovariance.of(answer)
         draws, signs = (bootstrap(answer, DRAWS, kind, seed) for kind in ("runs", "wild"))
         for name, quantity in QUANTITIES.items():
             hits["delta"][name] += holds(spread.interval(quantity), name)

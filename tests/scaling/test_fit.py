@@ -24,16 +24,15 @@ from hf_familial.scaling import (
     Fit,
     FitStatus,
     LargestLosses,
-    Observations,
     Parameter,
+    RunTable,
     fit,
     get_law,
     refit,
 )
-from hf_familial.scaling.fitting.newton import minimise
-from hf_familial.scaling.fitting.objective import Loss, Problem
-from hf_familial.scaling.fitting.space import Space
-from hf_familial.scaling.uncertainty.doubts import doubts
+from hf_familial.scaling._problem import Loss, Problem, Space
+from hf_familial.scaling._search import minimise
+from hf_familial.scaling.diagnostics import diagnose
 
 
 NOISY = study("hoffmann", get_law("hoffmann").published["besiroglu"].values, noise=0.005, seed=1)
@@ -83,8 +82,8 @@ def test_a_row_given_twice_is_a_row_of_weight_two(twice):
     doubled = {name: values[index] for name, values in NOISY.items()}
     weights = np.array([2.0 if row in twice else 1.0 for row in range(ROWS)])
     expected = fit("hoffmann", NOISY, weights=weights)
-    close(fit("hoffmann", Observations.read(doubled, duplicates="keep")), expected)
-    merged = Observations.read(doubled, duplicates="merge")
+    close(fit("hoffmann", RunTable.read(doubled, duplicates="keep")), expected)
+    merged = RunTable.read(doubled, duplicates="merge")
     assert merged.weight == pytest.approx(weights)
     close(fit("hoffmann", merged), expected)
 
@@ -149,7 +148,7 @@ def test_an_answer_is_complete(plain):
 def test_a_fit_comes_back_from_json():
     answer = fit(
         "familial",
-        Observations.read(FAMILY),
+        RunTable.read(FAMILY),
         delta=2e-3,
         tied={"beta": "alpha"},
         bounds={"E": (0.0, np.inf)},
@@ -331,7 +330,7 @@ def test_bad_numbers_are_refused():
         with pytest.raises(BadRowsError, match="row 4") as error:
             fit("hoffmann", runs)
         assert error.value.rows == (4, 7)
-        kept = Observations.read(runs, needed=("N", "D"), bad_rows="drop")
+        kept = RunTable.read(runs, needed=("N", "D"), bad_rows="drop")
         kept = kept.for_law(get_law("hoffmann"), "drop")
         assert [row.row for row in fit("hoffmann", kept).dropped] == [4, 7]
     with pytest.raises(BadRowsError, match="`G` must be >= 1"):
@@ -343,7 +342,7 @@ def test_missing_columns_are_named():
         fit("familial", NOISY)
     assert error.value.missing == ("G",)
     with pytest.raises(MissingColumnError):
-        fit("familial", Observations.read(NOISY))
+        fit("familial", RunTable.read(NOISY))
 
 
 def test_a_table_may_name_its_runs_and_its_target():
@@ -386,7 +385,7 @@ def test_a_start_without_a_slope_has_not_arrived():
         published={},
         domain=Domain(),
     )
-    data = Observations.read({"N": np.geomspace(1e8, 1e10, 9), "loss": np.linspace(3, 2, 9)})
+    data = RunTable.read({"N": np.geomspace(1e8, 1e10, 9), "loss": np.linspace(3, 2, 9)})
     space = Space.of(law, {}, {}, {})
     problem = Problem.of(law, space, data, Loss.of("mse", 1.0))
     starts = space.point({"E": [2.0, 2.0], "A": [100.0, 100.0], "root": [0.0, 0.5]})
@@ -485,7 +484,7 @@ def test_tokens_that_follow_the_size_are_the_reason_of_a_refusal(power, words):
 def said_of(law, rows):
     """The refusal of a fit, or what speaks against it."""
     try:
-        return " ".join(doubts(fit(law, rows)))
+        return " ".join(diagnose(fit(law, rows)))
     except NotIdentifiedError as refusal:
         return str(refusal)
 
@@ -497,12 +496,12 @@ def test_repeated_data_are_a_warning_for_a_law_that_takes_them_for_new():
     tokens = 1e9 * np.geomspace(1, 50, 30)[np.random.default_rng(0).permutation(30)]
     loss = law.predict(values, N=size, D=tokens, D_unique=unique)
     rows = {"N": size, "D": tokens, "D_unique": unique, "loss": loss}
-    found = [doubt for doubt in doubts(fit(plain, rows)) if "repeat their data" in doubt]
+    found = [doubt for doubt in diagnose(fit(plain, rows)) if "repeat their data" in doubt]
     assert len(found) == 1
     assert "up to 50 times" in found[0]
     assert "fit `muennighoff`" in found[0]
     fresh = {**rows, "D_unique": tokens}
-    assert not any("repeat" in doubt for doubt in doubts(fit(plain, fresh)))
+    assert not any("repeat" in doubt for doubt in diagnose(fit(plain, fresh)))
 
 
 def test_a_rule_is_fitted_to_the_best_of_the_settings_tried():
@@ -522,4 +521,4 @@ def test_a_rule_is_fitted_to_the_best_of_the_settings_tried():
     assert answer.values == pytest.approx(dict(values), rel=1e-6)
     assert "has a lower loss" in answer.dropped[0].reason
     del rows["loss"]
-    assert any("the rule is of the best lr" in doubt for doubt in doubts(fit(law, rows)))
+    assert any("the rule is of the best lr" in doubt for doubt in diagnose(fit(law, rows)))

@@ -10,7 +10,7 @@ from hf_familial.scaling import (
     FarResiduals,
     FitStatus,
     LargestLosses,
-    Observations,
+    RunTable,
     fit,
     get_law,
     refit,
@@ -23,7 +23,7 @@ NAMES = ("E", "A", "B", "alpha", "beta")
 
 @pytest.fixture(scope="module")
 def epoch(epoch_runs):
-    return Observations.read(epoch_runs)
+    return RunTable.read(epoch_runs)
 
 
 def expect(answer, numbers, tolerances):

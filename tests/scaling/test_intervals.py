@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hf_familial.errors import ScalingError, TooFewError
-from hf_familial.scaling import LargestLosses, Observations, fit, get_law, refit
-from hf_familial.scaling.data.simulate import isoflop_design, simulate
-from hf_familial.scaling.optima.quantity import (
+from hf_familial.scaling import LargestLosses, RunTable, fit, get_law, refit
+from hf_familial.scaling._covariance import CoefficientCovariance
+from hf_familial.scaling.confidence import Estimate, intervals, seed_noise
+from hf_familial.scaling.quantities import (
+    DerivedQuantity,
     Interval,
-    Quantity,
     coefficient,
     loss_at,
     optimal,
     size_exponent,
 )
-from hf_familial.scaling.uncertainty.bootstrap import Bootstrap, bootstrap
-from hf_familial.scaling.uncertainty.delta import Spread
-from hf_familial.scaling.uncertainty.intervals import Estimate, intervals, seed_noise
+from hf_familial.scaling.resampling import Bootstrap, bootstrap
+from hf_familial.scaling.simulation import isoflop_design, simulate
 
 
 FAMILIAL, HOFFMANN = get_law("familial"), get_law("hoffmann")
@@ -54,7 +54,7 @@ def columns_of(answer):
 
 def itself(name):
     """A coefficient on a linear scale, whatever the search moves."""
-    return Quantity(name, lambda values: values[name], "linear")
+    return DerivedQuantity(name, lambda values: values[name], "linear")
 
 
 def test_an_interval_survives_json():
@@ -83,7 +83,7 @@ def test_the_delta_method_is_hc3_where_all_is_linear(linear, position):
     scores = X * ((y - X @ beta) / (1 - leverage))[:, None]
     covariance = inverse @ scores.T @ scores @ inverse
     reach = stats.t.ppf(0.95, len(y) - 3) * math.sqrt(covariance[position, position])
-    found = Spread.of(linear).interval(itself("EAB"[position]), level=0.9)
+    found = CoefficientCovariance.of(linear).interval(itself("EAB"[position]), level=0.9)
     # by differences of the logs of coefficients, hence not to the last digit
     assert found.low == pytest.approx(beta[position] - reach, rel=1e-4)
     assert found.high == pytest.approx(beta[position] + reach, rel=1e-4)
@@ -102,15 +102,15 @@ def test_checkpoints_of_a_run_are_not_independent(linear):
     left_out = refit(answer, weights).values
     for name in "EAB":
         jackknife = math.sqrt(np.square(left_out[name] - answer.values[name]).sum())
-        error = Spread.of(answer).standard_error(itself(name))
+        error = CoefficientCovariance.of(answer).standard_error(itself(name))
         assert error == pytest.approx(jackknife, rel=2e-3)
     naive = dataclasses.replace(many, run_id=np.arange(len(many)), run_names=("",) * len(many))
-    taken_apart = Spread.of(dataclasses.replace(answer, data=naive))
+    taken_apart = CoefficientCovariance.of(dataclasses.replace(answer, data=naive))
     assert taken_apart.standard_error(itself("E")) < 0.7 * error_of(answer, "E")
 
 
 def error_of(answer, name):
-    return Spread.of(answer).standard_error(itself(name))
+    return CoefficientCovariance.of(answer).standard_error(itself(name))
 
 
 def test_a_row_of_weight_2_is_the_row_twice(family):
@@ -165,7 +165,7 @@ def test_a_coefficient_on_its_bound_is_held_there():
 
 
 def test_the_slope_of_a_quantity(family):
-    spread = Spread.of(family)
+    spread = CoefficientCovariance.of(family)
     quantity = loss_at(FAMILIAL, N=7e9, D=1e11, G=4.0)
     gradient = FAMILIAL.gradient(family.values, N=7e9, D=1e11, G=4.0)
     logs = [FAMILIAL.parameter(name).scale == "log" for name in FAMILIAL.names]
@@ -176,7 +176,7 @@ def test_the_slope_of_a_quantity(family):
 
 @pytest.mark.parametrize("name", ["gamma", "alpha", "E"])
 def test_a_profile_is_the_least_objective_at_each_value(family, name):
-    profile = Spread.of(family).profile(coefficient(FAMILIAL, name))
+    profile = CoefficientCovariance.of(family).profile(coefficient(FAMILIAL, name))
     for index in (2, 8, 17, 22):
         held = fit(FAMILIAL, family.data, fixed={name: profile.values[index]})
         rise = held.objective - family.objective
@@ -190,7 +190,7 @@ def test_a_profile_follows_what_the_delta_method_cannot():
     truth = {**DENSE, "E": 0.3}
     design = isoflop_design(HOFFMANN, truth, [1e19, 1e20, 1e21])
     answer = fit(HOFFMANN, simulate(HOFFMANN, truth, design, noise=0.02, seed=1), objective="mse")
-    spread = Spread.of(answer)
+    spread = CoefficientCovariance.of(answer)
     straight = spread.interval(itself("E"))
     profile = spread.profile(itself("E")).interval
     assert 0 <= profile.low < answer.values["E"] < profile.high
@@ -200,14 +200,14 @@ def test_a_profile_follows_what_the_delta_method_cannot():
 
 def test_a_profile_of_what_follows_from_coefficients(family):
     quantity = optimal(FAMILIAL, 1e24, G=4.0)
-    spread = Spread.of(family)
+    spread = CoefficientCovariance.of(family)
     straight, bent = spread.interval(quantity), spread.profile(quantity).interval
     assert bent.low == pytest.approx(straight.low, rel=0.02)
     assert bent.high == pytest.approx(straight.high, rel=0.02)
 
 
 def test_draws_have_the_covariance(family):
-    spread = Spread.of(family)
+    spread = CoefficientCovariance.of(family)
     draws = spread.draws(20_000, seed=1)
     for name in FAMILIAL.names:
         quantity = coefficient(FAMILIAL, name)
@@ -228,7 +228,7 @@ def test_the_bootstrap_does_not_know_its_workers(family, kind):
 @pytest.mark.parametrize("kind", ["runs", "residuals", "wild"])
 def test_the_bootstrap_agrees_with_the_delta_method(family, kind):
     squares = fit(FAMILIAL, family.data, objective="mse")
-    found, spread = bootstrap(squares, 500, kind, seed=1), Spread.of(squares)
+    found, spread = bootstrap(squares, 500, kind, seed=1), CoefficientCovariance.of(squares)
     for name in ("gamma", "alpha", "beta"):
         quantity = coefficient(FAMILIAL, name)
         sd = quantity.scaled(found.values).std()
@@ -273,7 +273,7 @@ def test_bca_of_a_mean():
 def test_what_does_not_exist_in_a_replicate_opens_the_interval(family):
     found = bootstrap(family, 200, seed=0)
     edge = np.quantile(found.values["gamma"], 0.9)
-    partial = Quantity("root", lambda values: np.sqrt(edge - np.asarray(values["gamma"])))
+    partial = DerivedQuantity("root", lambda values: np.sqrt(edge - np.asarray(values["gamma"])))
     interval = found.interval(partial, 0.9)
     assert (interval.low, interval.high) == (-math.inf, math.inf)
 
@@ -287,7 +287,7 @@ def test_runs_are_drawn_whole():
     found = bootstrap(answer, 200, seed=0)
     gamma = coefficient(FAMILIAL, "gamma")
     assert found.values["gamma"].std() == pytest.approx(
-        Spread.of(answer).standard_error(gamma), rel=0.3
+        CoefficientCovariance.of(answer).standard_error(gamma), rel=0.3
     )
     with pytest.raises(ScalingError, match="residuals of one run are not independent"):
         bootstrap(answer, 10, "residuals")
@@ -318,7 +318,7 @@ def test_refusals(family):
     few = dataclasses.replace(family.data, run_id=np.arange(84) % 4, run_names=tuple("abcd"))
     few = dataclasses.replace(family, data=few)
     with pytest.raises(TooFewError, match="more than 6 runs, got 4"):
-        Spread.of(few)
+        CoefficientCovariance.of(few)
 
 
 def test_seed_noise():
@@ -330,7 +330,7 @@ def test_seed_noise():
     by_hand = np.log(data.loss).reshape(3, 84).std(0, ddof=1)
     assert found.relative == pytest.approx(math.sqrt(np.mean(by_hand**2)), rel=1e-12)
     with pytest.raises(TooFewError, match="run twice"):
-        seed_noise(Observations.read({**DESIGN, "loss": np.ones(84)}), FAMILIAL)
+        seed_noise(RunTable.read({**DESIGN, "loss": np.ones(84)}), FAMILIAL)
 
 
 @settings(max_examples=8)

@@ -21,7 +21,7 @@ from hf_familial.scaling import (
     fit,
     get_law,
 )
-from hf_familial.scaling.laws.duals import BINARY, UNARY, Dual
+from hf_familial.scaling.laws._duals import BINARY, UNARY, Dual
 
 
 POINT = {

@@ -6,7 +6,7 @@ from reference_fit import study, truths
 
 from hf_familial.errors import UnknownLawError
 from hf_familial.scaling import LAWS, FitStatus, fit, get_law
-from hf_familial.scaling.laws.coupled import farseer_values
+from hf_familial.scaling.laws.dense import farseer_values
 
 
 FAMILIES = {"familial", "dense", "sparse", "rule"}

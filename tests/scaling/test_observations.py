@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_familial.errors import BadRowsError, MissingColumnError, ScalingError, TooFewError
-from hf_familial.scaling import Observations, get_law
+from hf_familial.scaling import RunTable, get_law
 
 
 COLUMNS = {"N": [1e8, 2e8, 3e8], "D": [2e9, 4e9, 9e9], "loss": [3.1, 2.9, 2.7]}
@@ -54,7 +54,7 @@ class Table:
     ],
 )  # fmt: skip
 def test_any_table_is_read(table):
-    data = Observations.read(table())
+    data = RunTable.read(table())
     assert len(data) == 3
     assert data.columns["N"] == pytest.approx(COLUMNS["N"])
     assert data.loss.tolist() == COLUMNS["loss"]
@@ -64,12 +64,12 @@ def test_any_table_is_read(table):
     for values in (*data.columns.values(), data.loss, data.weight, data.run_id):
         assert not values.flags.writeable
     assert data.columns["D"].dtype == np.float64
-    assert Observations.read(data) is data
+    assert RunTable.read(data) is data
 
 
 def test_what_was_given_is_copied():
     table = {name: np.array(values) for name, values in COLUMNS.items()}
-    data = Observations.read(table)
+    data = RunTable.read(table)
     table["N"][0] = -1
     assert data.columns["N"][0] == 1e8
     with pytest.raises(ValueError, match="read-only"):
@@ -79,12 +79,12 @@ def test_what_was_given_is_copied():
 @pytest.mark.parametrize("table", [3.0, "runs.csv", [], [1, 2], None])
 def test_what_is_no_table_is_refused(table):
     with pytest.raises(ScalingError, match="must be a mapping"):
-        Observations.read(table)
+        RunTable.read(table)
 
 
 def test_columns_are_chosen_by_name():
     table = {**COLUMNS, "eval": [1.0, 2.0, 3.0], "w": [1, 2, 3], "run": ["a", "b", "a"]}
-    data = Observations.read(table, loss="eval", weight="w", run_id="run")
+    data = RunTable.read(table, loss="eval", weight="w", run_id="run")
     assert data.loss.tolist() == [1, 2, 3]
     assert data.weight.tolist() == [1, 2, 3]
     assert data.run_id.tolist() == [0, 1, 0]
@@ -93,50 +93,50 @@ def test_columns_are_chosen_by_name():
     assert "w" not in data.columns
     assert "loss" in data.columns
     with pytest.raises(MissingColumnError, match="perplexity"):
-        Observations.read(table, loss="perplexity")
+        RunTable.read(table, loss="perplexity")
 
 
 def test_columns_without_numbers_are_left_out_unless_needed():
     table = {**COLUMNS, "name": ["x", "y", "z"], "C": [1.0, None, 3.0]}
-    data = Observations.read(table)
+    data = RunTable.read(table)
     assert set(data.columns) == {"N", "D"}
     with pytest.raises(BadRowsError, match="row 1: a number is missing"):
-        Observations.read(table, needed=["C"])
-    left = Observations.read(table, needed=["C"], bad_rows="drop")
+        RunTable.read(table, needed=["C"])
+    left = RunTable.read(table, needed=["C"], bad_rows="drop")
     assert left.columns["C"].tolist() == [1, 3]
     assert left.rows.tolist() == [0, 2]
     assert [(row.row, row.reason) for row in left.dropped] == [(1, "a number is missing")]
     with pytest.raises(ScalingError, match="`name` must hold one number"):
-        Observations.read(table, needed=["name"])
+        RunTable.read(table, needed=["name"])
     with pytest.raises(ScalingError, match="same length"):
-        Observations.read({**COLUMNS, "C": [1.0]})
+        RunTable.read({**COLUMNS, "C": [1.0]})
 
 
 def test_nothing_left_is_refused():
     with pytest.raises(TooFewError, match="No row is left"):
-        Observations.read({**COLUMNS, "loss": [0.0, -1.0, 0.0]}, bad_rows="drop")
+        RunTable.read({**COLUMNS, "loss": [0.0, -1.0, 0.0]}, bad_rows="drop")
 
 
 def test_copies_of_rows():
     table = {name: [*values, values[1]] for name, values in COLUMNS.items()}
     with pytest.raises(BadRowsError, match="row 3: copy of row 1") as error:
-        Observations.read(table)
+        RunTable.read(table)
     assert error.value.rows == (3,)
-    assert len(Observations.read(table, duplicates="keep")) == 4
-    assert Observations.read(table, duplicates="drop").weight.tolist() == [1, 1, 1]
-    merged = Observations.read(table, duplicates="merge")
+    assert len(RunTable.read(table, duplicates="keep")) == 4
+    assert RunTable.read(table, duplicates="drop").weight.tolist() == [1, 1, 1]
+    merged = RunTable.read(table, duplicates="merge")
     assert merged.weight.tolist() == [1, 2, 1]
     assert merged.dropped[0].reason == "copy of row 1"
     # the same numbers from two runs are two observations
-    assert len(Observations.read({**table, "run": [0, 1, 2, 3]}, run_id="run")) == 4
+    assert len(RunTable.read({**table, "run": [0, 1, 2, 3]}, run_id="run")) == 4
     with pytest.raises(BadRowsError):
-        Observations.read({**table, "run": [0, 1, 0, 1]}, run_id="run")
+        RunTable.read({**table, "run": [0, 1, 0, 1]}, run_id="run")
     # and so are other seeds of the same setting
-    assert len(Observations.read({**table, "seed": [0, 0, 0, 1]})) == 4
+    assert len(RunTable.read({**table, "seed": [0, 0, 0, 1]})) == 4
 
 
 def test_parts_of_rows():
-    data = Observations.read({**COLUMNS, "run": ["a", "b", "a"]}, run_id="run")
+    data = RunTable.read({**COLUMNS, "run": ["a", "b", "a"]}, run_id="run")
     part = data.take(np.array([2, 1]))
     assert part.loss.tolist() == [2.7, 2.9]
     assert part.rows.tolist() == [2, 1]
@@ -150,7 +150,7 @@ def test_parts_of_rows():
 
 
 def test_a_law_judges_its_variables():
-    data = Observations.read({**COLUMNS, "G": [1.0, 0.5, 2.0]})
+    data = RunTable.read({**COLUMNS, "G": [1.0, 0.5, 2.0]})
     with pytest.raises(BadRowsError, match="row 1: `G` must be >= 1 and finite"):
         data.for_law(get_law("familial"))
     left = data.for_law(get_law("familial"), "drop")
@@ -161,11 +161,11 @@ def test_a_law_judges_its_variables():
 
 
 def test_json_keeps_every_bit():
-    data = Observations.read(
+    data = RunTable.read(
         {**COLUMNS, "run": ["a", "b", "a"], "C": [1 / 3, None, 2 / 3]},
         run_id="run", needed=["C"], bad_rows="drop",
     )  # fmt: skip
-    back = Observations.from_dict(data.to_dict())
+    back = RunTable.from_dict(data.to_dict())
     assert back.to_dict() == data.to_dict()
     assert (back.columns["C"] == data.columns["C"]).all()
     assert back.run_names == data.run_names

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from hf_familial.errors import TableError
 from hf_familial.scaling import get_law
-from hf_familial.scaling.data.columns import Choice, read_runs
-from hf_familial.scaling.data.tables import read_table
+from hf_familial.scaling.tables._files import read_table
+from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 
 
 LAW = get_law("hoffmann")
@@ -110,7 +110,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("text", WRITTEN.values(), ids=WRITTEN.keys())
 def test_a_table_is_read_as_its_writer_meant_it(put, text):
-    assert same(read_runs(put(text), LAW))
+    assert same(load_runs(put(text), LAW))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_table_is_read_as_its_writer_meant_it(put, text):
     ],
 )
 def test_what_is_converted_is_said(put, text, words):
-    assert re.search(words, " ".join(read_runs(put(text), LAW).notes))
+    assert re.search(words, " ".join(load_runs(put(text), LAW).notes))
 
 
 def test_compressed_and_encoded_files(put, tmp_path):
@@ -144,7 +144,7 @@ def test_compressed_and_encoded_files(put, tmp_path):
         "cp1252": PLAIN.encode() + "# größer\n".encode("cp1252"),
     }
     for content in contents.values():
-        assert same(read_runs(put(content, "runs.anything"), LAW))
+        assert same(load_runs(put(content, "runs.anything"), LAW))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_compressed_and_encoded_files(put, tmp_path):
 )
 def test_a_file_that_cannot_be_read_says_what_to_do(put, content, match):
     with pytest.raises(TableError, match=match):
-        read_runs(put(content), LAW)
+        load_runs(put(content), LAW)
 
 
 @pytest.mark.parametrize("orient", ["columns", "split", "index", "records", "table"])
@@ -179,7 +179,7 @@ def test_json_of_pandas_in_every_orientation(tmp_path, orient):
     pandas = pytest.importorskip("pandas")
     path = tmp_path / "runs.json"
     pandas.DataFrame({"N": N, "D": D, "loss": LOSS}).to_json(path, orient=orient)
-    assert same(read_runs(path, LAW))
+    assert same(load_runs(path, LAW))
 
 
 def test_json_of_lists_and_of_a_wrapped_list(put):
@@ -187,7 +187,7 @@ def test_json_of_lists_and_of_a_wrapped_list(put):
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     for value in (columns, {"made_by": "us", "runs": rows}, {f"run-{i}": r for i, r in (
         enumerate(rows))}, [list(columns), *zip(*columns.values(), strict=True)]):  # fmt: skip
-        assert same(read_runs(put(json.dumps(value)), LAW))
+        assert same(load_runs(put(json.dumps(value)), LAW))
 
 
 def test_decimals_of_parquet_are_numbers(tmp_path):
@@ -201,14 +201,14 @@ def test_decimals_of_parquet_are_numbers(tmp_path):
         "loss": [Decimal(str(v)) for v in LOSS],
     }
     parquet.write_table(pyarrow.table(columns), path)
-    assert same(read_runs(path, LAW))
+    assert same(load_runs(path, LAW))
 
 
 def test_huge_integers_and_deep_nesting_cost_their_own_row(put):
     lines = [json.dumps({"N": n, "D": d, "loss": v}) for n, d, v in zip(N, D, LOSS, strict=True)]
     huge = '{"N": 1' + "0" * 400 + ', "D": 1e9, "loss": 3}'
     path = put("\n".join([*lines, huge, "[" * 100_000, '{"a":' * 100_000, '{"N": 1e9']))
-    reading = read_runs(path, LAW)
+    reading = load_runs(path, LAW)
     assert same(reading)
     assert reading.notes[0] == "Left out lines 14, 15, 16: not one JSON object."
     assert "Left out line 13: a number is not finite." in reading.notes
@@ -217,13 +217,13 @@ def test_huge_integers_and_deep_nesting_cost_their_own_row(put):
 def test_names_of_runs_stay_as_they_are_written(put):
     """`1e5` and `100000` are two runs, and `007` is no 7."""
     path = put("run_id,N,D,loss\n1e5,1e8,2e9,3\n100000,1e8,3e9,2.9\n007,1e8,4e9,2.8\n")
-    assert read_runs(path, LAW).data.run_names == ("1e5", "100000", "007")
+    assert load_runs(path, LAW).data.run_names == ("1e5", "100000", "007")
 
 
 def test_a_blank_row_does_not_cost_the_other_columns(put):
     rows = [*zip(N, D, C, np.minimum(D, 1e9), LOSS, strict=True), ("", "", "", "", "3.0")]
     lines = ["N,D,flops,unique_tokens,loss", *(",".join(map(str, row)) for row in rows)]
-    data = read_runs(put("\n".join(lines)), LAW).data
+    data = load_runs(put("\n".join(lines)), LAW).data
     assert data.columns["C"] == pytest.approx(C)
     assert data.columns["D_unique"] == pytest.approx(np.minimum(D, 1e9))
 
@@ -239,7 +239,7 @@ def test_objects_inside_rows_are_columns(put):
         }
         for i, (n, d, v) in enumerate(zip(N.tolist(), D.tolist(), LOSS.tolist(), strict=True))
     ]
-    reading = read_runs(put("\n".join(map(json.dumps, rows))), LAW)
+    reading = load_runs(put("\n".join(map(json.dumps, rows))), LAW)
     assert same(reading)
     assert reading.columns["N"] == "config.n_params.value"
 
@@ -249,21 +249,21 @@ def test_a_list_in_another_column_does_not_say_how_decimals_are_written(put):
     losses = [f"{v:.3f}" for v in LOSS]
     rows = zip(N, D, ['"12,24"'] * 12, losses, strict=True)
     path = put("\n".join(["N,D,layers,loss", *(",".join(map(str, row)) for row in rows)]))
-    assert same(read_runs(path, LAW))
+    assert same(load_runs(path, LAW))
 
 
 def test_blanks_behind_delimiters(put):
     text = "N, D, loss\n" + "".join(
         f'{n}, "{int(d):,}", {v}\n' for n, d, v in zip(N, D, LOSS, strict=True)
     )
-    assert same(read_runs(put(text), LAW))
+    assert same(load_runs(put(text), LAW))
 
 
 def test_a_share_in_percent_is_refused(put):
     path = put(csv({"N": N, "D": D, "S": [0, 50, 90] * 4, "loss": LOSS}))
     with pytest.raises(TableError, match="S = 0 to 90 looks like percent: say `--unit S=0.01`"):
-        read_runs(path, get_law("hossain"))
-    data = read_runs(path, get_law("hossain"), Choice(units={"S": "0.01"})).data
+        load_runs(path, get_law("hossain"))
+    data = load_runs(path, get_law("hossain"), ColumnChoice(units={"S": "0.01"})).data
     assert data.columns["S"].max() == pytest.approx(0.9)
 
 
@@ -293,22 +293,22 @@ WRONG = {
 def test_a_unit_that_is_not_told_is_refused_and_its_cure_works(put, columns, cure):
     path = put(csv({**columns, "loss": LOSS}))
     with pytest.raises(TableError) as refusal:
-        read_runs(path, LAW)
+        load_runs(path, LAW)
     assert f"say `{cure}`" in str(refusal.value)
     units = dict(word.split("=") for word in cure.replace("--unit ", "").split())
-    assert same(read_runs(path, LAW, Choice(units=units)))
+    assert same(load_runs(path, LAW, ColumnChoice(units=units)))
 
 
 def test_numbers_that_the_user_vouches_for_are_taken(put):
     path = put(csv({"N": M, "D": B, "loss": LOSS}))
-    data = read_runs(path, LAW, Choice(units={"N": "1", "D": "1"})).data
+    data = load_runs(path, LAW, ColumnChoice(units={"N": "1", "D": "1"})).data
     assert data.columns["N"] == pytest.approx([float(m) for m in M])
 
 
 def test_a_row_in_other_units_than_the_rest_is_named(put):
     mixed = [*N[:3], N[3] / 1e6, *N[4:]]
     with pytest.raises(TableError, match=r"line 5: N = 180 is no number .* The other lines are f"):
-        read_runs(put(csv({"N": mixed, "D": D, "C": C, "loss": LOSS})), LAW)
+        load_runs(put(csv({"N": mixed, "D": D, "C": C, "loss": LOSS})), LAW)
 
 
 @pytest.mark.parametrize(
@@ -323,15 +323,15 @@ def test_a_row_in_other_units_than_the_rest_is_named(put):
 def test_a_loss_that_is_none_is_refused(put, loss, cure):
     path = put(csv({"N": N * 100, "D": D, "loss": loss}))
     with pytest.raises(TableError, match="--unit loss="):
-        read_runs(path, LAW)
+        load_runs(path, LAW)
     if cure:
-        data = read_runs(path, LAW, Choice(units=cure)).data
+        data = load_runs(path, LAW, ColumnChoice(units=cure)).data
         assert data.loss == pytest.approx(LOSS)
 
 
 def test_an_accuracy_is_no_loss(put):
     with pytest.raises(TableError, match="'loss' grows with N and D, as an accuracy does"):
-        read_runs(put(csv({"N": N, "D": D, "loss": 1 / LOSS})), LAW)
+        load_runs(put(csv({"N": N, "D": D, "loss": 1 / LOSS})), LAW)
 
 
 def test_counting_heads_embeddings_or_active_parameters_is_no_wrong_unit(put):
@@ -339,13 +339,13 @@ def test_counting_heads_embeddings_or_active_parameters_is_no_wrong_unit(put):
     small = {"N": [1e5, 2e5, 4e5], "D": [1e8, 2e8, 3e8], "G": [1, 4, 8], "loss": [4.0, 3.8, 3.6]}
     heads = [6 * d * (n + g * 50_304 * 64) for n, d, g in zip(
         small["N"], small["D"], small["G"], strict=True)]  # fmt: skip
-    read_runs(put(csv({**small, "C": heads})), get_law("familial"))
+    load_runs(put(csv({**small, "C": heads})), get_law("familial"))
     sparse = {"N_total": N, "N_active": N / 64, "D": D, "C": C / 64, "loss": LOSS}
-    read_runs(put(csv(sparse)), LAW)
+    load_runs(put(csv(sparse)), LAW)
     experts = {"N": N, "D": D, "E": [64] * 12, "C": C / 64, "loss": LOSS}
-    read_runs(put(csv(experts)), get_law("ludziejewski"))
+    load_runs(put(csv(experts)), get_law("ludziejewski"))
     with pytest.raises(TableError, match="C / 6ND"):
-        read_runs(put(csv({"N": N, "D": D, "C": C / 64, "loss": LOSS})), LAW)
+        load_runs(put(csv({"N": N, "D": D, "C": C / 64, "loss": LOSS})), LAW)
 
 
 def test_published_tables_pass(published_runs):
@@ -354,7 +354,7 @@ def test_published_tables_pass(published_runs):
         ("llama3_isoflop", "isoflops_points.csv"),
         ("porian", "isoflop_points.csv"),
     ):
-        assert len(read_runs(published_runs(*parts), LAW).data) > 100
+        assert len(load_runs(published_runs(*parts), LAW).data) > 100
 
 
 # no table breaks the reader
@@ -381,7 +381,7 @@ def test_no_text_ends_in_another_error_or_a_warning(tmp_path, rows, mark, head):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            read_runs(path, LAW)
+            load_runs(path, LAW)
         except ValueError:
             pass
 
@@ -407,6 +407,6 @@ def test_no_json_ends_in_another_error_or_a_warning(tmp_path, value):
         warnings.simplefilter("error")
         try:
             read_table(path)
-            read_runs(path, LAW)
+            load_runs(path, LAW)
         except ValueError:
             pass

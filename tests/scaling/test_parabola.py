@@ -8,12 +8,10 @@ from scipy import stats
 
 from hf_familial.errors import BadRowsError, BiasWarning, NoMinimumError, TooFewError
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.data.simulate import isoflop_design, simulate
-from hf_familial.scaling.optima.envelope import envelope
-from hf_familial.scaling.optima.optimum import best, powers
-from hf_familial.scaling.optima.parabola import budgets, parabolas, vertex
-from hf_familial.scaling.optima.power_law import power_law
-from hf_familial.scaling.uncertainty.bias import parabola_bias
+from hf_familial.scaling.bias import parabola_bias
+from hf_familial.scaling.isoflop import budgets, envelope, parabolas, power_law, vertex
+from hf_familial.scaling.optima import best, powers
+from hf_familial.scaling.simulation import isoflop_design, simulate
 
 
 HOFFMANN = get_law("hoffmann")

@@ -11,19 +11,19 @@ from scipy import optimize
 
 from hf_familial.errors import DomainWarning, MissingColumnError, NoMinimumError, ScalingError
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.data.simulate import isoflop_design, simulate
-from hf_familial.scaling.optima.flop_models import HeadFlops, LifetimeFlops, aspect_width, six_nd
-from hf_familial.scaling.optima.optimum import best, powers, tokens_for
-from hf_familial.scaling.optima.quantity import compute_for, granularity_compute, least_loss
-from hf_familial.scaling.planning.leverage import compute_leverage, even_members, loss_leverage
-from hf_familial.scaling.planning.plan import Limits, plan
-from hf_familial.scaling.planning.predict import Known, predict
+from hf_familial.scaling.flop_models import HeadFlops, LifetimeFlops, aspect_width, six_nd
+from hf_familial.scaling.leverage import compute_leverage, even_members, loss_leverage
+from hf_familial.scaling.optima import best, powers, tokens_for
+from hf_familial.scaling.planning import Limits, plan
+from hf_familial.scaling.prediction import PublishedFit, predict
+from hf_familial.scaling.quantities import compute_for, granularity_compute, least_loss
+from hf_familial.scaling.simulation import isoflop_design, simulate
 
 
 FAMILIAL, HOFFMANN = get_law("familial"), get_law("hoffmann")
 TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28, "gamma": 0.033}
 DENSE = {name: TRUTH[name] for name in HOFFMANN.names}
-KNOWN = Known(FAMILIAL, TRUTH)
+KNOWN = PublishedFit(FAMILIAL, TRUTH)
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_familial.scaling.DomainWarning")
 
@@ -96,7 +96,7 @@ def test_the_search_finds_the_closed_form(alpha, beta, C, G):
 )
 def test_which_laws_have_a_closed_form(law, given, closed):
     law = get_law(law)
-    known = Known.published(law) if law.published else Known(law, {**DENSE, "k": 0.8})
+    known = PublishedFit.published(law) if law.published else PublishedFit(law, {**DENSE, "k": 0.8})
     found = powers(law, known.values, **given)
     assert (found is not None) == closed
     if closed:
@@ -110,7 +110,7 @@ def test_which_laws_have_a_closed_form(law, given, closed):
 )
 def test_table_1_of_ludziejewski(experts, C, N, D):
     """Table 1 of the joint law of mixtures, by search."""
-    known = Known.published(get_law("ludziejewski"))
+    known = PublishedFit.published(get_law("ludziejewski"))
     found = best(known.law, known.values, C, six_nd, E=float(experts))
     np.testing.assert_allclose(found, (N, D), rtol=0.015)
 
@@ -284,7 +284,10 @@ def test_the_least_lifetime_for_a_loss_is_sardanas():
     """Their problem, solved in one dimension: least 6ND + 2N D_inf with L(N, D) held."""
     loss, served = 2.2, 1e12
     found = plan(
-        Known(HOFFMANN, DENSE), loss=loss, head_flops=False, limits=Limits(inference_tokens=served)
+        PublishedFit(HOFFMANN, DENSE),
+        loss=loss,
+        head_flops=False,
+        limits=Limits(inference_tokens=served),
     )
 
     def cost(x):
@@ -300,7 +303,7 @@ def test_the_least_lifetime_for_a_loss_is_sardanas():
 
 
 def test_the_loss_of_every_exit(family):
-    branch = Known.published(get_law("branch"))
+    branch = PublishedFit.published(get_law("branch"))
     found = plan(family, C=1e21, G=3, branch=branch, members=(0.2, 0.6, 1.0))
     assert len(found.exits) == 3
     for exit_idx, (estimate, share) in enumerate(zip(found.exits, (0.2, 0.6, 1.0), strict=True)):
@@ -374,7 +377,7 @@ def test_a_prediction_outside_the_runs_warns(family, recwarn):
     with pytest.warns(DomainWarning, match="`G` = 16 is 2 times"):
         plan(family, C=1e20, G=16)
     with pytest.warns(DomainWarning, match="the edge of the runs"):
-        plan(Known.published(HOFFMANN), C=1e26)
+        plan(PublishedFit.published(HOFFMANN), C=1e26)
 
 
 def test_given_coefficients_have_no_intervals():
@@ -382,7 +385,7 @@ def test_given_coefficients_have_no_intervals():
     assert found.N.interval is None
     assert "no intervals: the coefficients of `familial` are given." in found.notes
     with pytest.raises(ScalingError, match="not 'other'"):
-        Known.published(HOFFMANN, "other")
+        PublishedFit.published(HOFFMANN, "other")
 
 
 @pytest.mark.parametrize(
@@ -411,12 +414,12 @@ def test_wrong_limits(limits):
 def test_missing_variables_are_named():
     law = get_law("hossain")
     with pytest.raises(MissingColumnError, match=r"also needs \['S'\]"):
-        plan(Known.published(law), C=1e20)
+        plan(PublishedFit.published(law), C=1e20)
 
 
 def test_a_loss_below_the_floor_is_no_question_of_budget():
     """Also where the best size of an endless budget is beyond those looked at."""
-    steep = Known(FAMILIAL, {**TRUTH, "alpha": 0.2, "beta": 0.6, "E": 1.8})
+    steep = PublishedFit(FAMILIAL, {**TRUTH, "alpha": 0.2, "beta": 0.6, "E": 1.8})
     with pytest.raises(
         ScalingError, match="loss of 1.7: the law leaves 1.8 at any size, E is 1.8."
     ):

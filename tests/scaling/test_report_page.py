@@ -13,7 +13,8 @@ from matplotlib.image import imread
 from studies import FAMILY, NEIGHBOURS, SPARSE, rows_of, study_of
 
 from hf_familial.errors import StudyError
-from hf_familial.scaling import LAWS, FitStatus, Observations, fit, get_law
+from hf_familial.scaling import LAWS, FitStatus, RunTable, fit, get_law
+from hf_familial.scaling.diagnostics import diagnose
 from hf_familial.scaling.report.examine import examine
 from hf_familial.scaling.report.formula import draw_formula, symbol_html, symbol_text
 from hf_familial.scaling.report.markup import table
@@ -28,13 +29,12 @@ from hf_familial.scaling.report.study import (
     write_whole,
 )
 from hf_familial.scaling.report.wording import estimate
-from hf_familial.scaling.uncertainty.doubts import doubts
 
 
 @pytest.fixture(scope="module")
 def study():
     rivals = {"rivals": [get_law("hoffmann"), get_law("familial_e_inside")]}
-    data = Observations.read(rows_of("familial", settings=FAMILY), run_id="run_id")
+    data = RunTable.read(rows_of("familial", settings=FAMILY), run_id="run_id")
     return examine(fit("familial", data), Origin("runs.jsonl"), draws=60, version="0.1", **rivals)
 
 
@@ -172,7 +172,7 @@ def test_a_law_that_predicts_no_loss():
     law = get_law("step_batch")
     tokens = np.geomspace(1e9, 1e11, 12)
     batch = law.predict(next(iter(law.published.values())).values, D=tokens)
-    data = Observations.read({"D": tokens, "b": batch * (1 + 0.01 * np.sin(tokens))}, loss="b")
+    data = RunTable.read({"D": tokens, "b": batch * (1 + 0.01 * np.sin(tokens))}, loss="b")
     page = report_html(examine(fit(law, data), profiles=False))
     assert "Compute-optimal" not in page
     assert "predicted batch tokens (tokens)" not in page  # letters are drawn, not written
@@ -316,7 +316,7 @@ def test_pictures_as_files(study, tmp_path):
 
 
 def test_a_good_fit_raises_no_doubts(study):
-    assert doubts(study.fit, study.intervals["delta"]) == ()
+    assert diagnose(study.fit, study.intervals["delta"]) == ()
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_a_good_fit_raises_no_doubts(study):
     ],
 )
 def test_what_speaks_against_a_fit(study, change, match):
-    (sentence,) = doubts(dataclasses.replace(study.fit, **change))
+    (sentence,) = diagnose(dataclasses.replace(study.fit, **change))
     assert re.search(match, sentence)
 
 
@@ -337,7 +337,7 @@ def test_outliers_and_idle_exponents_are_named():
     rows = rows_of("hoffmann")
     rows["loss"][4] *= 1.2
     rows |= {"G": np.tile([1.0, 2.0, 4.0], 7)}
-    answer = fit("familial", Observations.read(rows, run_id="run_id"))
+    answer = fit("familial", RunTable.read(rows, run_id="run_id"))
     found = " ".join(examine(answer, profiles=False).warnings)
     assert "lie more than 6 robust standard deviations from the law: run-4" in found
     assert "interval of `gamma` holds 0" in found

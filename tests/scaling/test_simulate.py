@@ -5,8 +5,8 @@ import pytest
 
 from hf_familial.errors import ScalingError
 from hf_familial.scaling import get_law
-from hf_familial.scaling.data.simulate import isoflop_design, simulate
-from hf_familial.scaling.optima.optimum import best
+from hf_familial.scaling.optima import best
+from hf_familial.scaling.simulation import isoflop_design, simulate
 
 
 LAW = get_law("familial")

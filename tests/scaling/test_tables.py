@@ -9,8 +9,8 @@ import pytest
 from hf_familial.errors import TableError
 from hf_familial.runs import Backbone, RunRecord, append_run
 from hf_familial.scaling import get_law
-from hf_familial.scaling.data.columns import Choice, read_runs
-from hf_familial.scaling.data.tables import read_table
+from hf_familial.scaling.tables._files import read_table
+from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 
 
 DENSE, FAMILIAL = get_law("hoffmann"), get_law("familial")
@@ -96,7 +96,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
         name: [row[name] for row in ROWS] for name in ROWS[0]
     }
     assert table.notes == ()
-    reading = read_runs(written(tmp_path, kind), FAMILIAL)
+    reading = load_runs(written(tmp_path, kind), FAMILIAL)
     assert reading.data.loss.tolist() == [3.1, 2.9, 2.8]
     assert reading.data.columns["G"].tolist() == [1, 2, 4]
 
@@ -158,7 +158,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_names_people_use(tmp_path):
     path = tmp_path / "svg.csv"
     path.write_text("x,Model Size,Training FLOP,hex,loss\n1,1e9,6e19,#fff,2.5\n2,2e9,6e19,#000,2\n")
-    reading = read_runs(path, DENSE)
+    reading = load_runs(path, DENSE)
     assert reading.data.columns["D"].tolist() == [1e10, 5e9]
     assert dict(reading.columns) == {
         "loss": "loss",
@@ -172,13 +172,13 @@ def test_names_people_use(tmp_path):
 def test_a_mapping_goes_before_every_guess(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("N,width,D,loss,nll\n1e6,1e7,5e7,2,3\n2e6,2e7,7e7,3,4\n")
-    choice = Choice(columns={"N": "width", "loss": "nll"})
-    data = read_runs(path, DENSE, choice).data
+    choice = ColumnChoice(columns={"N": "width", "loss": "nll"})
+    data = load_runs(path, DENSE, choice).data
     assert data.columns["N"].tolist() == [1e7, 2e7]
     assert data.loss.tolist() == [3, 4]
     message = "no column 'depth' for N; it has N, width, D, loss, nll"
     with pytest.raises(TableError, match=message):
-        read_runs(path, DENSE, Choice(columns={"N": "depth"}))
+        load_runs(path, DENSE, ColumnChoice(columns={"N": "depth"}))
 
 
 def test_what_is_missing_is_named_with_what_is_there(tmp_path):
@@ -188,30 +188,30 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path):
         TableError,
         match=r"no column for D, G; it has size, loss. Name one with `--column D=COLUMN`",
     ):
-        read_runs(path, FAMILIAL)
+        load_runs(path, FAMILIAL)
     path.write_text("N,D,loss\nsmall,2e9,3\nlarge,2e9,3\n")
     with pytest.raises(TableError, match="has no number in 'N', taken for N: 'small', 'large'"):
-        read_runs(path, DENSE)
+        load_runs(path, DENSE)
     path.write_text("N,D\n1,2\n")
     with pytest.raises(TableError, match="no loss 'mean'; it has N, D. Ask for mean, final"):
-        read_runs(path, DENSE)
+        load_runs(path, DENSE)
 
 
 @pytest.mark.parametrize(
     ("choice", "n", "loss"),
     [
-        (Choice(), 1e6, 2.9),
-        (Choice(size="non_embedding", loss="final"), 8e5, 2.8),
-        (Choice(size="active", loss="exit0"), 9e5, 3.0),
-        (Choice(loss="exit 1"), 1e6, 2.8),
-        (Choice(loss="eval_mean"), 1e6, 3.9),
-        (Choice(loss="eval_exit0"), 1e6, 4.0),
-        (Choice(loss="eval_final"), 1e6, 3.8),
-        (Choice(loss="eval_loss_final"), 1e6, 3.8),
+        (ColumnChoice(), 1e6, 2.9),
+        (ColumnChoice(size="non_embedding", loss="final"), 8e5, 2.8),
+        (ColumnChoice(size="active", loss="exit0"), 9e5, 3.0),
+        (ColumnChoice(loss="exit 1"), 1e6, 2.8),
+        (ColumnChoice(loss="eval_mean"), 1e6, 3.9),
+        (ColumnChoice(loss="eval_exit0"), 1e6, 4.0),
+        (ColumnChoice(loss="eval_final"), 1e6, 3.8),
+        (ColumnChoice(loss="eval_loss_final"), 1e6, 3.8),
     ],
 )
 def test_choices_of_runs_jsonl(runs, choice, n, loss):
-    data = read_runs(runs(record(0), record(1)), FAMILIAL, choice).data
+    data = load_runs(runs(record(0), record(1)), FAMILIAL, choice).data
     assert data.columns["N"][0] == n
     assert data.loss[0] == pytest.approx(loss)
     assert data.columns["C"][0] == 7e6 * 5e6
@@ -221,13 +221,13 @@ def test_choices_of_runs_jsonl(runs, choice, n, loss):
 @pytest.mark.parametrize(
     ("choice", "match"),
     [
-        (Choice(size="all"), "N is one of total, non_embedding, active, got 'all'"),
-        (Choice(loss="median"), "no loss 'median'; it has run_id, "),
+        (ColumnChoice(size="all"), "N is one of total, non_embedding, active, got 'all'"),
+        (ColumnChoice(loss="median"), "no loss 'median'; it has run_id, "),
     ],
 )
 def test_choices_that_are_not_offered(runs, choice, match):
     with pytest.raises(TableError, match=match):
-        read_runs(runs(record(0)), DENSE, choice)
+        load_runs(runs(record(0)), DENSE, choice)
 
 
 def test_runs_that_do_not_count_are_named(runs):
@@ -241,7 +241,7 @@ def test_runs_that_do_not_count_are_named(runs):
         again,
         tail='{"run_id": "torn',
     )
-    reading = read_runs(path, FAMILIAL)
+    reading = load_runs(path, FAMILIAL)
     assert reading.found == 6
     assert reading.data.run_names == ("run-0", "run-1")
     assert reading.data.loss.tolist() == [pytest.approx(2.9), 2.5]
@@ -252,22 +252,22 @@ def test_runs_that_do_not_count_are_named(runs):
         "Left out line 2: the same run comes again later.",
         "Left out line 4: a number is missing.",
     )
-    kept = read_runs(path, DENSE, Choice(statuses=("finished", "diverged"))).data
+    kept = load_runs(path, DENSE, ColumnChoice(statuses=("finished", "diverged"))).data
     assert kept.run_names == ("run-0", "run-4", "run-1")
     with pytest.raises(TableError, match="no run of status stopped, only finished, failed, div"):
-        read_runs(path, DENSE, Choice(statuses=("stopped",)))
+        load_runs(path, DENSE, ColumnChoice(statuses=("stopped",)))
 
 
 def test_checkpoints_of_one_run_are_one_cluster(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("run_id,N,D,loss\na,1e6,1e7,4\na,1e6,2e7,3\nb,2e6,1e7,3.5\nb,2e6,1e7,3.5\n")
-    data = read_runs(path, DENSE).data
+    data = load_runs(path, DENSE).data
     assert data.run_names == ("a", "b")
     assert data.run_id.tolist() == [0, 0, 1]
 
 
 def test_every_exit_as_a_row(runs):
-    reading = read_runs(runs(record(0), record(1)), get_law("branch"), Choice(loss="exits"))
+    reading = load_runs(runs(record(0), record(1)), get_law("branch"), ColumnChoice(loss="exits"))
     data = reading.data
     assert data.loss.tolist() == pytest.approx([3.0, 2.8, 3.1, 2.9])
     assert data.columns["U"].tolist() == [0, 1, 0, 1]
@@ -284,7 +284,7 @@ def test_what_a_law_cannot_take_is_left_out(tmp_path):
         "N,D,G,loss\n1e6,1e8,0,4\n1e6,2e8,1,3\n-2e6,1e8,1,3.5\n2e6,x,1,3\n3e6,9e7,2,3\n"
         "3e6,9e7,2,3\n"
     )
-    reading = read_runs(path, (DENSE, FAMILIAL))
+    reading = load_runs(path, (DENSE, FAMILIAL))
     assert reading.data.columns["N"].tolist() == [1e6, 3e6]
     assert reading.data.run_names == ("line 3", "line 7")
     assert reading.notes == (
@@ -301,6 +301,6 @@ def test_large_tables_stay_quick_and_whole(tmp_path):
     path = tmp_path / "runs.csv"
     body = "".join(f"{1e8 + i},{1e9 + i},{2 + 1 / (1 + i)}\n" for i in range(rows))
     path.write_text("N,D,loss\n" + body)
-    data = read_runs(path, DENSE).data
+    data = load_runs(path, DENSE).data
     assert len(data) == rows
     assert np.array_equal(data.columns["N"], 1e8 + np.arange(rows))

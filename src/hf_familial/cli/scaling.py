@@ -99,17 +99,17 @@ def fit_command(
     if drop_largest and drop_far:
         raise ValueError("use one of `--drop-largest` and `--drop-far`.")
     from ..scaling import FarResiduals, LargestLosses, fit
-    from ..scaling.data.columns import read_runs
     from ..scaling.report.examine import examine
     from ..scaling.report.page import write_report
     from ..scaling.report.study import Origin, check_place, write_study
+    from ..scaling.tables.load import load_runs
 
     for path in filter(None, (out, report)):
         check_place(path)
     form = law_of(law)
     rivals = [law_of(name) for name in against.split(",")] if against else []
     choice = choice_of(size, loss, column, status, unit, where, runs_are, last_of_run)
-    reading = read_runs(runs, (form, *rivals), choice)
+    reading = load_runs(runs, (form, *rivals), choice)
     far = FarResiduals(drop_far) if drop_far else None
     answer = fit(
         form,
@@ -188,7 +188,7 @@ def plan_command(
 
     from ..errors import DomainWarning
     from ..hub.sizes import parse_size
-    from ..scaling.planning.plan import Limits, plan
+    from ..scaling.planning import Limits, plan
     from . import scaling_views as views
 
     if (flops is None) == (loss is None):

@@ -30,7 +30,7 @@ from .scaling_options import (
 
 
 if TYPE_CHECKING:
-    from ..scaling.planning.candidates import Candidate
+    from ..scaling.candidates import Candidate
 
 # of a candidate: what is no variable of its law
 TRAITS = ("stored", "active", "error")
@@ -55,14 +55,14 @@ def compare_command(
     as_json: AsJson = False,
 ) -> None:
     """Fit several laws to the same runs; judge them by the runs they did not see."""
-    from ..scaling.data.columns import read_runs
-    from ..scaling.fitting.compare import compare
+    from ..scaling.comparison import compare
     from ..scaling.report.examine import comparison_tables
+    from ..scaling.tables.load import load_runs
     from . import scaling_views as views
 
     forms = [law_of(name) for name in laws.split(",")]
     choice = choice_of(size, loss, column, status, unit, where, runs_are, last_of_run)
-    reading = read_runs(runs, forms, choice)
+    reading = load_runs(runs, forms, choice)
     found = compare(reading.data, forms, objective, delta)  # type: ignore[arg-type]
     if as_json:
         typer.echo(json.dumps(found.to_dict(), allow_nan=False))
@@ -103,7 +103,7 @@ def advise_command(
 ) -> None:
     """Say which architecture to train, how sure that is, and what would change the answer."""
     from ..hub.sizes import parse_size
-    from ..scaling.planning.advise import advise
+    from ..scaling.advice import advise
     from . import scaling_views as views
 
     answer = advise(
@@ -124,7 +124,7 @@ def advise_command(
 
 def _candidate(word: str) -> Candidate:
     """A candidate as `moe.json:S=0.9,stored=8`."""
-    from ..scaling.planning.candidates import Candidate
+    from ..scaling.candidates import Candidate
 
     source, colon, words = word.rpartition(":")
     if not colon or "=" not in words:

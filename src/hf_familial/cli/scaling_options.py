@@ -14,10 +14,10 @@ from .app import one_of
 
 if TYPE_CHECKING:
     from ..scaling import Fit, Law
-    from ..scaling.data.columns import Choice
-    from ..scaling.data.facts import Facts
-    from ..scaling.optima.flop_models import HeadFlops
-    from ..scaling.planning.predict import Known
+    from ..scaling.flop_models import HeadFlops
+    from ..scaling.prediction import PublishedFit
+    from ..scaling.tables.facts import Facts
+    from ..scaling.tables.load import ColumnChoice
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ def law_of(name: str) -> Law:
     """A law by name; near names where there is none."""
     from ..errors import UnknownLawError
     from ..scaling import get_law
-    from ..scaling.laws.catalogue import ALIASES, LAWS
+    from ..scaling.laws import ALIASES, LAWS
 
     try:
         return get_law(name)
@@ -95,14 +95,14 @@ def law_of(name: str) -> Law:
         ) from None
 
 
-def fit_or_law(name: str) -> Fit | Known:
+def fit_or_law(name: str) -> Fit | PublishedFit:
     """A fit in a file, or a law with its published values."""
-    from ..scaling.planning.predict import Known
+    from ..scaling.prediction import PublishedFit
     from ..scaling.report.study import read_study
 
     if is_file(name):
         return read_study(name).fit
-    return Known.published(law_of(name))
+    return PublishedFit.published(law_of(name))
 
 
 def is_file(name: str) -> bool:
@@ -119,7 +119,7 @@ def facts_of(name: str) -> Facts | None:
 
 def head_cost(facts: Facts | None, vocab: int | None) -> HeadFlops:
     """Return the cost of a run, heads included, counted as the fitted runs counted it."""
-    from ..scaling.optima.flop_models import HeadFlops
+    from ..scaling.flop_models import HeadFlops
 
     known = facts.cost(vocab) if facts is not None else None
     return known or (HeadFlops() if vocab is None else HeadFlops(vocab=vocab))
@@ -144,11 +144,11 @@ def choice_of(
     where: list[str] | None = None,
     runs_are: str = "",
     last_of_run: bool = False,
-) -> Choice:
+) -> ColumnChoice:
     """What to take from a table, as the options say."""
-    from ..scaling.data.columns import Choice
+    from ..scaling.tables.load import ColumnChoice
 
-    return Choice(
+    return ColumnChoice(
         size,
         loss,
         pairs(columns, str, "--column N=my_column") or {},

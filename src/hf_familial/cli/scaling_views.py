@@ -14,10 +14,10 @@ from ..scaling.report.wording import MISSING, count, estimate, scientific, signi
 
 
 if TYPE_CHECKING:
-    from ..scaling.planning.advise import Advice
-    from ..scaling.planning.plan import Plan
+    from ..scaling.advice import Advice
+    from ..scaling.confidence import Estimate
+    from ..scaling.planning import Plan
     from ..scaling.report.study import Study
-    from ..scaling.uncertainty.intervals import Estimate
 
 
 FAMILIES = {

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..flops import measure_flops_per_token
+from ..models import is_family
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.contract import logit_ops
 from ..models.familial.losses import IGNORE_INDEX
@@ -158,7 +159,7 @@ def _row(
 def _check(
     model: object, batch_size: int, max_batches: int | None, bytes_per_token: float | None
 ) -> None:
-    if not isinstance(model, FamilialForCausalLM):
+    if not is_family(model):
         raise TypeError(
             f"`model` must be a FamilialForCausalLM, got a {type(model).__name__}; pass what is "
             "inside a wrapper, such as `model.get_base_model()` of an adapter."

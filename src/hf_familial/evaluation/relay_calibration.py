@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..flops import measure_flops_per_token
+from ..models import is_family
 from ..models.familial import ConfidenceRelay, FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
 from ..models.familial.contract import logit_ops
@@ -224,7 +225,7 @@ def _costs(model: FamilialForCausalLM, seq_length: int) -> Costs:
 
 
 def _check(model: object, target: float, goal: str) -> None:
-    if not isinstance(model, FamilialForCausalLM):
+    if not is_family(model):
         raise TypeError(f"`model` must be a FamilialForCausalLM, got {type(model).__name__}.")
     if model.config.num_exits < 2:
         raise ValueError("a family of one exit has no thresholds: `model` must have two or more.")

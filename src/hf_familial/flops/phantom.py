@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..models import is_family_config
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 
 
@@ -28,7 +29,7 @@ def config_of(model_or_config: Any) -> FamilialConfig:
         TypeError: If it is not a family.
     """
     config = getattr(model_or_config, "config", model_or_config)
-    if not isinstance(config, FamilialConfig):
+    if not is_family_config(config):
         raise TypeError(
             "FLOPs and parameters are counted for a familial model or its config, got "
             f"{type(model_or_config).__name__}."

@@ -15,6 +15,7 @@ import torch
 
 from ..errors import HubUnavailableError
 from ..flops import count_family, member_flops
+from ..models import is_family, is_family_config
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .records import read_losses
 from .source import ONCE, Source, StoredTensor, find_source
@@ -143,9 +144,9 @@ def describe(
     """
     tensors, losses = None, None
     config: FamilialConfig
-    if isinstance(model_or_path, (FamilialForCausalLM, FamilialConfig)):
-        in_memory = isinstance(model_or_path, FamilialForCausalLM)
-        config = model_or_path.config if in_memory else model_or_path
+    given: Any = model_or_path
+    if is_family(given) or is_family_config(given):
+        config = getattr(given, "config", given)
         text_config = config.text_config
         name = str(config.name_or_path or text_config.name_or_path or text_config.model_type)
     else:
@@ -226,7 +227,7 @@ def _own_dtype(
     model: Any, config: FamilialConfig, tensors: Mapping[str, StoredTensor] | None
 ) -> str | torch.dtype:
     """Of a model, its own; of a checkpoint, that of most bytes; else the config's."""
-    if isinstance(model, FamilialForCausalLM):
+    if is_family(model):
         return model.dtype
     sizes: Counter[str] = Counter()
     for tensor in (tensors or {}).values():

@@ -15,6 +15,7 @@ import torch
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import convert_file_size_to_int
 
+from ..models import is_family
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.checkpoints import splits_by_segment
 from ..models.familial.config_checks import check_choice
@@ -204,7 +205,7 @@ def export_family(
 
 def _open(model_or_path: Any, **where: Any) -> FamilialForCausalLM | StoredFamily:
     model_or_path = merged_family(model_or_path)
-    if isinstance(model_or_path, (FamilialForCausalLM, StoredFamily)):
+    if isinstance(model_or_path, StoredFamily) or is_family(model_or_path):
         return model_or_path
     if isinstance(model_or_path, (str, os.PathLike)):
         return open_family(model_or_path, **where)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from ..models import is_family
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.cuts import CutError, check_cut, cut_config, cut_names, find_layout
 from ..models.familial.families import VERIFIED
@@ -35,7 +36,7 @@ def merged_family(model: Any) -> Any:
     model = getattr(model, "_orig_mod", model)  # of `torch.compile`
     wrapped = hasattr(model, "get_base_model")
     family = model.get_base_model() if wrapped else model
-    if not isinstance(family, FamilialForCausalLM):
+    if not is_family(family):
         return model
     if wrapped and hasattr(model.base_model, "merge_and_unload"):
         # peft merges in place

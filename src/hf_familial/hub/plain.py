@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.familial import FamilialConfig
-from ..models.familial.cuts import (
-    BACKBONE,
-    HEAD,
-    check_cut,
-    cut_config,
-    cut_names,
-    find_layout,
-)
+from ..models.familial.cuts import BACKBONE, HEAD, check_cut, cut_config, cut_names, find_layout
 
 
 # model_type -> how names begin in the host's files where they do not in its modules

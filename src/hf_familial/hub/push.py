@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from ..models import is_family
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
 from ..models.familial.cuts import check_cut
@@ -290,7 +291,7 @@ def _workplace() -> Iterator[Path]:
 def _open(model_or_path: Model, token: str | None) -> FamilialForCausalLM | StoredFamily:
     """A family that has weights to push."""
     model_or_path = merged_family(model_or_path)
-    if isinstance(model_or_path, FamilialForCausalLM):
+    if is_family(model_or_path):
         check_weights(model_or_path)
         return model_or_path
     return open_family(model_or_path, token=token)

@@ -12,34 +12,32 @@ from ..errors import (
     TooFewError,
     UnknownLawError,
 )
-from .data.observations import DroppedRow, Observations
-from .fitting.compare import compare
-from .fitting.fit import Refits, fit, refit
-from .fitting.result import FarResiduals, Fit, FitStatus, LargestLosses, Settings
-from .laws.catalogue import LAWS, get_law
-from .laws.law import Law, Link, Outer
-from .laws.vocabulary import LOSS, Domain, Parameter, Published, Variable
-from .optima.envelope import envelope
-from .optima.flop_models import HeadFlops, LifetimeFlops
-from .optima.parabola import parabolas
-from .optima.quantity import (
+from ._covariance import CoefficientCovariance
+from .advice import advise
+from .bias import parabola_bias
+from .candidates import Candidate
+from .comparison import compare
+from .confidence import Estimate, intervals, seed_noise
+from .data import DroppedRow, RunTable
+from .fitting import Refits, fit, refit
+from .flop_models import HeadFlops, LifetimeFlops
+from .isoflop import envelope, parabolas
+from .laws import LAWS, get_law
+from .laws.law import LOSS, Domain, Law, Link, Outer, Parameter, Published, Variable
+from .leverage import compute_leverage, loss_leverage
+from .planning import Limits, plan
+from .prediction import PublishedFit, predict
+from .quantities import (
+    DerivedQuantity,
     Interval,
-    Quantity,
     coefficient,
     granularity_compute,
     loss_at,
     optimal,
     size_exponent,
 )
-from .planning.advise import advise
-from .planning.candidates import Candidate
-from .planning.leverage import compute_leverage, loss_leverage
-from .planning.plan import Limits, plan
-from .planning.predict import Known, predict
-from .uncertainty.bias import parabola_bias
-from .uncertainty.bootstrap import bootstrap
-from .uncertainty.delta import Spread
-from .uncertainty.intervals import Estimate, intervals, seed_noise
+from .resampling import bootstrap
+from .results import FarResiduals, Fit, FitStatus, LargestLosses, Settings
 
 
 __all__ = [
@@ -48,6 +46,8 @@ __all__ = [
     "BadRowsError",
     "BiasWarning",
     "Candidate",
+    "CoefficientCovariance",
+    "DerivedQuantity",
     "Domain",
     "DomainWarning",
     "DroppedRow",
@@ -57,7 +57,6 @@ __all__ = [
     "FitStatus",
     "HeadFlops",
     "Interval",
-    "Known",
     "LargestLosses",
     "Law",
     "LifetimeFlops",
@@ -67,15 +66,14 @@ __all__ = [
     "NoMinimumError",
     "NoOptimumError",
     "NotIdentifiedError",
-    "Observations",
     "Outer",
     "Parameter",
     "Published",
-    "Quantity",
+    "PublishedFit",
     "Refits",
+    "RunTable",
     "ScalingError",
     "Settings",
-    "Spread",
     "TooFewError",
     "UnknownLawError",
     "Variable",

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..flops import training_flops_per_token
+from ..models import is_family_config
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .tuning import what_learns
 
@@ -22,7 +23,7 @@ def flops_per_token(
     model_or_config: FamilialForCausalLM | FamilialConfig, seq_length: int
 ) -> float:
     """FLOPs of training on one token: of a model what its `what_learns` says, of a config all."""
-    train = "all" if isinstance(model_or_config, FamilialConfig) else what_learns(model_or_config)
+    train = "all" if is_family_config(model_or_config) else what_learns(model_or_config)
     return training_flops_per_token(model_or_config, seq_length, train).per_token
 
 
@@ -94,7 +95,7 @@ def sequence_length(dataloader: Any) -> int:
 
 def unwrap(model: nn.Module) -> Any:
     """The family inside what data parallelism or a compiler wrapped around it."""
-    while not isinstance(getattr(model, "config", None), FamilialConfig):
+    while not is_family_config(getattr(model, "config", None)):
         inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
         if inner is None:
             raise TypeError(f"this callback needs a familial model, got {type(model).__name__}.")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .law import Law, Namespace
-from .parts import FEW_EXPONENTS, D, G, N, U, V, exponent, factor, floor
-from .vocabulary import Domain, Published
+from ._parts import FEW_EXPONENTS, D, G, N, U, V, exponent, factor, floor
+from .law import Domain, Law, Namespace, Published
 
 
 SOURCE = "arXiv 2512.23407"

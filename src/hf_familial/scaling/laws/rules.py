@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .law import Law, Namespace
-from .parts import D, N, exponent, factor
-from .vocabulary import Domain, Published, Variable
+from ._parts import D, N, exponent, factor
+from .law import Domain, Law, Namespace, Published, Variable
 
 
 LEARNING_RATE = Variable("lr", r"\eta", "1", "best peak learning rate")

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ...errors import NotIdentifiedError, TooFewError
-from ..optima.optimum import best
-from ..optima.parabola import budgets
-from ..optima.quantity import Quantity, optimal
-from ..uncertainty.delta import Spread
+from .._covariance import CoefficientCovariance
+from ..isoflop import budgets
+from ..optima import best
+from ..quantities import DerivedQuantity, optimal
 from .figures import Budget, Group
 from .study import Study
 from .wording import count
@@ -157,7 +157,7 @@ def counting(study: Study) -> str:
     return f"C as the runs count it, 6ND and every head of {study.cost.vocab:,} tokens"
 
 
-def banded(study: Study, quantities: Sequence[Quantity]) -> Banded:
+def banded(study: Study, quantities: Sequence[DerivedQuantity]) -> Banded:
     """Quantities at the fit and their intervals by the delta method.
 
     Args:
@@ -170,7 +170,7 @@ def banded(study: Study, quantities: Sequence[Quantity]) -> Banded:
     values = {name: np.asarray(value) for name, value in study.fit.values.items()}
     middle = np.array([q.unscaled(float(q.scaled(values))) for q in quantities])
     try:
-        spread = Spread.of(study.fit)
+        spread = CoefficientCovariance.of(study.fit)
         ends = [spread.interval(quantity, study.level) for quantity in quantities]
     except (TooFewError, NotIdentifiedError):
         return middle, np.full(len(middle), np.nan), np.full(len(middle), np.nan)
@@ -201,13 +201,13 @@ def penalty(study: Study, name: str) -> tuple[np.ndarray, Group, np.ndarray, np.
         else np.geomspace(COSTS[name], most, PENALTY_POINTS)
     )
 
-    def ratio_at(value: float) -> Quantity:
+    def ratio_at(value: float) -> DerivedQuantity:
         def ratio(values: Mapping[str, Any]) -> Any:
             below = values["E"] if above else 0.0
             losses = [law.predict(values, **middle, **{name: at}) for at in (value, COSTS[name])]
             return (losses[0] - below) / (losses[1] - below)
 
-        return Quantity(f"penalty of {name} = {value:.3g}", ratio, "log")
+        return DerivedQuantity(f"penalty of {name} = {value:.3g}", ratio, "log")
 
     curve, low, high = banded(study, [ratio_at(float(value)) for value in grid])
     return (data.loss - floor) / without, Group("law", grid, curve), low, high, above

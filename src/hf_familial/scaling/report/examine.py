@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import NoOptimumError, NotIdentifiedError, TooFewError
-from ..fitting.compare import Comparison, compare
-from ..fitting.result import Fit
+from .._covariance import CoefficientCovariance, Profile
+from ..comparison import Comparison, compare
+from ..confidence import intervals
+from ..diagnostics import diagnose
 from ..laws.law import Law
-from ..optima.quantity import Interval, coefficient
-from ..uncertainty.bootstrap import Kind, bootstrap
-from ..uncertainty.delta import Profile, Spread
-from ..uncertainty.doubts import doubts
-from ..uncertainty.intervals import intervals
+from ..quantities import Interval, coefficient
+from ..resampling import Kind, bootstrap
+from ..results import Fit
 from .study import Origin, Study
 from .wording import scientific
 
@@ -86,14 +86,14 @@ def examine(
         replicates=replicates,
         profiles=traced,
         tables=tables,
-        warnings=(*doubts(fit, first), *warnings),
+        warnings=(*diagnose(fit, first), *warnings),
         version=version,
     )
 
 
 def _profiles(fit: Fit, level: float) -> dict[str, Profile]:
     """Of the free coefficients that the rows determine."""
-    spread, traced = Spread.of(fit), {}
+    spread, traced = CoefficientCovariance.of(fit), {}
     for name in fit.free:
         if name not in fit.bounds_hit:
             try:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import NoMinimumError
-from ..optima.quantity import granularity_compute, optimal
-from ..planning.predict import Estimator
-from ..uncertainty.intervals import Estimate
+from ..confidence import Estimate
+from ..prediction import Estimator
+from ..quantities import granularity_compute, optimal
 from .canvas import inline_svg
 from .curves import counting, flops_of, frontier, has_optimum, has_sizes, named, settings_of
 from .formula import draw_formula, symbol_html

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from ...errors import ScalingError, StudyError
-from ..data.columns import Reading
-from ..data.facts import Facts
-from ..fitting.result import Fit
-from ..laws.catalogue import get_law
+from .._covariance import Profile
+from ..flop_models import HeadFlops
+from ..laws import get_law
 from ..laws.law import Law
-from ..optima.flop_models import HeadFlops
-from ..optima.quantity import Interval
-from ..uncertainty.bootstrap import Bootstrap
-from ..uncertainty.delta import Profile
+from ..quantities import Interval
+from ..resampling import Bootstrap
+from ..results import Fit
+from ..tables.facts import Facts
+from ..tables.load import LoadedRuns
 
 
 FORMAT, SCHEMA = "hf_familial.fit", 2
@@ -50,7 +50,7 @@ class Origin:
     facts: Facts = field(default_factory=Facts)
 
     @classmethod
-    def of(cls, reading: Reading) -> Origin:
+    def of(cls, reading: LoadedRuns) -> Origin:
         """Where the rows of a reading came from."""
         return cls(
             Path(reading.source).name,

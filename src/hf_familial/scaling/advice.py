@@ -1,0 +1,322 @@
+"""Which architecture to train, how sure that is, and what would change the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import NoMinimumError, NotIdentifiedError, ScalingError, TooFewError
+from ._covariance import CoefficientCovariance
+from .candidates import Candidate, Option, Situation, groups_of, losses, options, uneven
+from .flop_models import Flops
+from .prediction import PublishedFit, Source
+from .results import Fit
+
+
+UNKNOWN = 0.02  # error of the log loss of a law whose runs we do not have
+DRAWS = 4000
+TURNS = 12  # bisections of a turning point
+WORDS = ((0.95, "clearly"), (0.8, "probably"), (0.6, "perhaps"), (0.0, "a toss-up:"))
+
+# what may be otherwise, and by which factors it is tried
+ASSUMPTIONS: Mapping[str, tuple[float, ...]] = {
+    "unique_tokens": (0.25, 4.0),
+    "training_flops": (0.1, 10.0),
+    "inference_tokens": (0.0, 10.0),
+    "memory": (0.5, 2.0),
+    "epochs": (0.25, 4.0),
+}
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The answer under one other assumption."""
+
+    assumption: str
+    factor: float
+    winner: str
+    losses: Mapping[str, float]
+    changes: bool
+    turns_at: float | None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to train.
+
+    Attributes:
+        winner (`str`): Name of the option of least loss; empty if the losses of some candidates do
+            not compare.
+        confidence (`float`, *optional*): Share of draws in which it is the best, given what is
+            uncertain in the laws; no more than the inputs bear. `None` without a winner.
+        options (`tuple[Option, ...]`): All of them; those that compare stand together, the best
+            of them first.
+        chances (`Mapping[str, float]`): By option, the share of draws in which it is the best of
+            those that it compares with.
+        sensitivity (`tuple[Sensitivity, ...]`): How the answer moves with each assumption; empty
+            without a winner.
+        incomparable (`tuple[str, ...]`): Why there is no winner, one sentence each.
+        situation ([`Situation`]): What was asked.
+        notes (`tuple[str, ...]`): What makes the advice doubtful, one sentence each.
+    """
+
+    winner: str
+    confidence: float | None
+    options: tuple[Option, ...]
+    chances: Mapping[str, float]
+    sensitivity: tuple[Sensitivity, ...]
+    situation: Situation
+    notes: tuple[str, ...]
+    incomparable: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The advice in words."""
+        if self.confidence is None:
+            return (
+                f"No ranking: {' '.join(self.incomparable)} Losses of other data, tokenizers or "
+                "kinds are other units. Fit the laws to runs of one corpus, or say that the losses "
+                "compare (`--losses-compare`)."
+            )
+        word = next(word for least, word in WORDS if self.confidence >= least)
+        first = self.options[0]
+        runs = " and ".join(f"N = {run.N:.3g} on {run.D:.3g} tokens" for run in first.runs)
+        return (
+            f"{word.capitalize()} {self.winner} ({self.confidence:.0%}): {runs}, mean loss "
+            f"{first.loss:.3f} nats per token."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "winner": self.winner or None,
+            "confidence": self.confidence,
+            "sentence": self.sentence,
+            "options": [
+                {
+                    "name": option.name,
+                    "law": option.candidate.source.law.name,
+                    "loss": option.loss,
+                    "losses": list(option.losses),
+                    "chance": self.chances[option.name],
+                    "runs": [{**vars(run), "members": list(run.members)} for run in option.runs],
+                    "notes": list(option.notes),
+                }
+                for option in self.options
+            ],
+            "sensitivity": [{**vars(row), "losses": dict(row.losses)} for row in self.sensitivity],
+            "situation": {**vars(self.situation), "memory": list(self.situation.memory)},
+            "notes": list(self.notes),
+            "incomparable": list(self.incomparable),
+        }
+
+
+def advise(
+    *,
+    unique_tokens: float,
+    training_flops: float,
+    candidates: Sequence[Candidate | Source],
+    memory: Sequence[float],
+    inference_tokens: float = 0.0,
+    epochs: float = 4.0,
+    bytes_per_parameter: float = 2.0,
+    flops: Flops | None = None,
+    seed: int = 0,
+    losses_compare: bool = False,
+) -> Advice:
+    """Compare architectures for a situation under their laws.
+
+    Every candidate is planned for the same FLOPs, tokens and devices. A dense or sparse one is
+    tried as one model for all devices, as large as the smallest allows, and as several models that
+    share the FLOPs evenly, each for some of the devices; a familial one as one run with a member
+    per device. The best has the least loss, averaged over the devices.
+
+    Laws are ranked only if their losses compare: they are fitted to runs of one table, or of the
+    same data, vocabulary and kind of loss (`Candidate.facts`); or their coefficients come from one
+    publication. Otherwise there is no winner, and the advice says why.
+
+    How sure that is comes from draws of what is uncertain: the coefficients, by the covariance of
+    a fit; and the law itself, by `Candidate.error`. That is by default the fit's own error, at
+    least what its residuals show, or 2% for published coefficients, whose data, tokeniser and
+    counting of parameters are others; it grows by itself with every decade of compute beyond the
+    runs fitted, and by 2% for a family whose members' losses no branch law tells.
+
+    Args:
+        unique_tokens (`float`): Different training tokens.
+        training_flops (`float`): FLOPs; with `inference_tokens` they pay for serving as well.
+        candidates (`Sequence[Candidate | Fit | Known]`): At least two, or one of which there are
+            several ways to use it.
+        memory (`Sequence[float]`): Bytes for weights on each target device.
+        inference_tokens (`float`, *optional*, defaults to 0): Tokens to be served, per device.
+        epochs (`float`, *optional*, defaults to 4): How often a token may be seen.
+        bytes_per_parameter (`float`, *optional*, defaults to 2): 2 for bfloat16.
+        flops (`Callable`, *optional*): `flops(N, D, G)` of N active parameters; without it as the
+            runs of each candidate counted, or [`HeadFlops`].
+        seed (`int`, *optional*, defaults to 0): Of the draws.
+        losses_compare (`bool`, *optional*, defaults to `False`): Take it that the losses of all
+            candidates compare, whatever is known of their runs.
+
+    Returns:
+        [`Advice`].
+
+    Raises:
+        ScalingError: If an argument is out of range, or there is nothing to choose from.
+        NoMinimumError: If a law has no optimum.
+
+    Example:
+        >>> advise(unique_tokens=1e12, training_flops=1e22, memory=[4e9, 16e9],
+        ...        candidates=[dense_fit, family_fit]).sentence
+
+    Reference: the guidelines of arXiv:2502.12051; planning as in `plan`.
+    """
+    situation = Situation(
+        float(unique_tokens),
+        float(training_flops),
+        float(inference_tokens),
+        tuple(sorted(float(room) for room in memory)),
+        float(epochs),
+        float(bytes_per_parameter),
+    )
+    known = [c if isinstance(c, Candidate) else Candidate(c.law.name, c) for c in candidates]
+    names = [candidate.name for candidate in known]
+    if len(set(names)) < len(names):
+        raise ScalingError(f"candidates must differ in name, got {names}; use `Candidate`.")
+    groups, reasons = ([known], []) if losses_compare else groups_of(known)
+    ranked = [_ranked(group, situation, flops) for group in groups]
+    found = [option for options_of in ranked for option in options_of]
+    if len(found) < 2:
+        raise ScalingError(f"there is nothing to choose from: {[o.name for o in found]}.")
+    chances: dict[str, float] = {}
+    notes: list[str] = []
+    for options_of in ranked:
+        shares, more = _chances(options_of, situation, seed)
+        chances, notes = chances | shares, notes + more
+    winner = "" if reasons else found[0].name
+    turns = () if reasons else tuple(_sensitivity(known, situation, flops, winner))
+    return Advice(
+        winner=winner,
+        confidence=None if reasons else chances[winner],
+        options=tuple(found),
+        chances=chances,
+        sensitivity=turns,
+        situation=situation,
+        notes=tuple(dict.fromkeys([*notes, *_cautions(found, known)])),
+        incomparable=tuple(reasons),
+    )
+
+
+def _ranked(known: Sequence[Candidate], situation: Situation, flops: Flops | None) -> list[Option]:
+    found = [option for candidate in known for option in options(candidate, situation, flops)]
+    return sorted(found, key=lambda option: option.loss)
+
+
+def _chances(
+    found: Sequence[Option], situation: Situation, seed: int
+) -> tuple[dict[str, float], list[str]]:
+    """How often each option is the best; the options of one candidate share its draws."""
+    notes: list[str] = []
+    cloud, drawn, shifts = [], {}, {}
+    generator = np.random.default_rng(seed)
+    for option in found:
+        candidate = option.candidate
+        if candidate.name not in drawn:
+            drawn[candidate.name] = _coefficients(candidate, seed, notes)
+            shifts[candidate.name] = generator.standard_normal(DRAWS)
+        mean = losses(option, situation, drawn[candidate.name]).mean(0)
+        cloud.append(mean * np.exp(_error(option) * shifts[candidate.name]))
+    best = np.argmin(np.array(cloud), axis=0)
+    counts = np.bincount(best, minlength=len(found)) / DRAWS
+    return {option.name: float(share) for option, share in zip(found, counts, strict=True)}, notes
+
+
+def _coefficients(candidate: Candidate, seed: int, notes: list[str]) -> Mapping[str, Any]:
+    """Draws of a fit's coefficients; the values themselves where there is no covariance."""
+    source = candidate.source
+    if isinstance(source, PublishedFit):
+        notes.append(
+            f"coefficients of {candidate.name!r} are given: that they are of other data is taken "
+            "as an error of the loss alone."
+        )
+        return source.values
+    try:
+        return CoefficientCovariance.of(source).draws(DRAWS, seed)
+    except (TooFewError, NotIdentifiedError) as refusal:
+        notes.append(f"the uncertainty of {candidate.name!r} is not known: {refusal}")
+        return source.values
+
+
+def _error(option: Option) -> float:
+    """Error of a law's log loss where the option stands."""
+    candidate, source = option.candidate, option.candidate.source
+    error = UNKNOWN if candidate.error is None else candidate.error
+    if isinstance(source, Fit):
+        if candidate.error is None:
+            error = float(np.sqrt(np.mean((np.log(source.fitted() / source.data.loss)) ** 2)))
+        columns = source.data.columns
+        farthest = float(np.max(columns["N"] * columns["D"]))
+        decades = math.log10(max(run.N * run.D for run in option.runs) / farthest)
+        error *= 1 + max(decades, 0.0)
+    return math.hypot(error, UNKNOWN) if uneven(candidate, option.runs[0]) else error
+
+
+def _sensitivity(
+    known: Sequence[Candidate], situation: Situation, flops: Flops | None, winner: str
+) -> Iterator[Sensitivity]:
+    for assumption, factors in ASSUMPTIONS.items():
+        if assumption == "inference_tokens" and not situation.inference_tokens:
+            continue
+        for factor in factors:
+
+            def ranked(share: float, name: str = assumption) -> list[Option]:
+                return _ranked(known, _otherwise(situation, name, share), flops)
+
+            try:
+                there = ranked(factor)
+            except NoMinimumError:
+                continue
+            changes = there[0].name != winner
+            yield Sensitivity(
+                assumption,
+                factor,
+                there[0].name,
+                {option.name: option.loss for option in there},
+                changes,
+                _turn(ranked, factor, winner) if changes else None,
+            )
+
+
+def _otherwise(situation: Situation, assumption: str, factor: float) -> Situation:
+    if assumption == "memory":
+        return replace(situation, memory=tuple(room * factor for room in situation.memory))
+    name = "flops" if assumption == "training_flops" else assumption
+    return replace(situation, **{name: getattr(situation, name) * factor})
+
+
+def _turn(ranked: Callable[[float], list[Option]], factor: float, winner: str) -> float:
+    """The factor at which the winner becomes another, by bisection from 1."""
+    near, far = 1.0, factor
+    for _ in range(TURNS):
+        middle = math.sqrt(near * far) if far > 0 else (near + far) / 2
+        if ranked(middle)[0].name == winner:
+            near = middle
+        else:
+            far = middle
+    return far
+
+
+def _cautions(found: Sequence[Option], known: Sequence[Candidate]) -> Iterator[str]:
+    yield from (f"{option.name}: {note}" for option in found for note in option.notes)
+    law = found[0].candidate.source.law
+    yield from (f"known of `{law.name}`: {failure}" for failure in law.domain.failures)
+    tables = {id(c.source.data) for c in known if isinstance(c.source, Fit)}
+    if len(known) > 1 and (
+        len(tables) > 1 or any(isinstance(c.source, PublishedFit) for c in known)
+    ):
+        yield (
+            "the laws were not all fitted to one table of runs: losses compare only if data, "
+            "tokeniser, evaluation and the counting of N are the same."
+        )

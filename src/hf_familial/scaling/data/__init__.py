@@ -1,1 +1,0 @@
-"""Where rows come from: tables and files, their columns, or a simulation."""

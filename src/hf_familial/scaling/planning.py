@@ -1,0 +1,323 @@
+"""From a fit to a run: how large, how long, what loss, and how sure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import NoMinimumError, ScalingError
+from .confidence import Estimate
+from .flop_models import Flops, HeadFlops, LifetimeFlops, six_nd
+from .leverage import compute_leverage, even_members, loss_leverage
+from .optima import best, powers
+from .prediction import NEAR, Estimator, Source, outside, warn_of
+from .quantities import compute_for, granularity_compute, loss_at, optimal
+
+
+BOUNDLESS = 1e100  # parameters or tokens that leave nothing of their term
+ASKED: tuple[Literal["N", "D", "loss"], ...] = ("N", "D", "loss")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a plan has to keep to.
+
+    Attributes:
+        memory (`float`): Bytes for the weights of the deployed member.
+        bytes_per_parameter (`float`): 2 for bfloat16.
+        deployed (`float`): Parameters of the largest member deployed, as a share of N.
+        reserve (`float`): Of `memory`, bytes that keys, values and activations take.
+        tokens (`float`): Training tokens there are.
+        inference_tokens (`float`): Tokens to be served; then the budget pays for them too.
+    """
+
+    memory: float = math.inf
+    bytes_per_parameter: float = 2.0
+    deployed: float = 1.0
+    reserve: float = 0.0
+    tokens: float = math.inf
+    inference_tokens: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive = ("memory", "bytes_per_parameter", "deployed", "tokens")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ScalingError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        for name in ("reserve", "inference_tokens"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ScalingError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        if self.deployed > 1:
+            raise ScalingError(f"`deployed` is a share of N, at most 1, got {self.deployed}.")
+        if self.reserve >= self.memory:
+            raise ScalingError(
+                f"`reserve` must be less than `memory`, got {self.reserve} of {self.memory} bytes."
+            )
+
+    @property
+    def max_N(self) -> float:
+        """Most parameters the whole model may have."""
+        return (self.memory - self.reserve) / self.bytes_per_parameter / self.deployed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The best run for a budget.
+
+    Attributes:
+        law (`str`): Name of the law.
+        C (`float`): FLOPs, of training and of serving if that was asked for.
+        G (`int`): Exits.
+        N ([`Estimate`]): Parameters.
+        D ([`Estimate`]): Training tokens.
+        loss ([`Estimate`]): What the law predicts there, in nats per token.
+        exits (`tuple[Estimate, ...]`): Loss of every exit, shallowest first; empty without a
+            branch law.
+        members (`tuple[float, ...]`): Sizes of the members as shares of N.
+        simple (`Mapping[str, float]`): N, D and loss at C = 6ND without limits: what one plans if
+            heads, limits and service are forgotten.
+        closed_form (`bool`): Whether `simple` has a closed form.
+        shift (`float`): `N / simple["N"]`.
+        training_flops (`float`): FLOPs of training by the FLOP model.
+        limits_hit (`tuple[str, ...]`): Of `"memory"` and `"tokens"`, those that hold N or D.
+        granularity ([`Estimate`], *optional*): Factor of compute at C = 6ND that buys back what G
+            exits cost in loss; of a familial law alone.
+        granularity_with_heads ([`Estimate`], *optional*): The same by the FLOP model of training:
+            what G exits cost in loss and in heads.
+        leverage (`Mapping[str, Estimate]`): Efficiency Leverage as `"loss"` and as `"compute"`.
+        level (`float`): Confidence of the intervals.
+        notes (`tuple[str, ...]`): What makes the plan doubtful, one sentence each.
+    """
+
+    law: str
+    C: float
+    G: int
+    N: Estimate
+    D: Estimate
+    loss: Estimate
+    exits: tuple[Estimate, ...]
+    members: tuple[float, ...]
+    simple: Mapping[str, float]
+    closed_form: bool
+    shift: float
+    training_flops: float
+    limits_hit: tuple[str, ...]
+    granularity: Estimate | None
+    granularity_with_heads: Estimate | None
+    leverage: Mapping[str, Estimate]
+    level: float
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Estimate):
+                return value.to_dict()
+            if isinstance(value, Mapping):
+                return {key: plain(item) for key, item in value.items()}
+            return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+def plan(
+    fit: Source,
+    C: float | None = None,
+    G: int = 1,
+    *,
+    loss: float | None = None,
+    head_flops: bool = True,
+    flops: Flops | None = None,
+    limits: Limits | None = None,
+    branch: Source | None = None,
+    members: Sequence[float] | None = None,
+    level: float = 0.95,
+    **given: float,
+) -> Plan:
+    """The best N and D for a budget, or the least budget for a loss.
+
+    Args:
+        fit ([`Fit`] or [`PublishedFit`]): A law of N and D, and of G if it is a familial one.
+        C (`float`, *optional*): FLOPs. Give it or `loss`.
+        G (`int`, *optional*, defaults to 1): Exits.
+        loss (`float`, *optional*): Loss to reach with the least FLOPs, in nats per token.
+        head_flops (`bool`, *optional*, defaults to `True`): Count the exit heads, see
+            [`HeadFlops`]; N is then without embeddings and heads. `False` plans with C = 6ND, in
+            closed form where the law has one.
+        flops (`Callable`, *optional*): Another model of what a run costs, `flops(N, D, G)`.
+        limits ([`Limits`], *optional*): Memory, tokens, inference demand.
+        branch ([`Fit`] or [`PublishedFit`], *optional*): A branch law, for the loss of each exit.
+        members (`Sequence[float]`, *optional*): Sizes of the members as shares of N; evenly spaced
+            without it.
+        level (`float`, *optional*, defaults to 0.95): Confidence of the intervals.
+        given: The law's variables other than N, D and G.
+
+    Returns:
+        [`Plan`].
+
+    Raises:
+        ScalingError: If arguments are missing or out of range.
+        NoMinimumError: If the law has no optimum at this budget.
+
+    Example:
+        >>> plan(fit, C=1e21, G=4, limits=Limits(memory=8e9, tokens=2e11))
+
+    Reference: Hoffmann et al. 2022, arXiv:2203.15556; inference demand: Sardana et al. 2024,
+    arXiv:2401.00448.
+    """
+    if (C is None) == (loss is None):
+        got = "neither" if C is None else "both"
+        raise ScalingError(f"`plan` needs either `C` or `loss`, not both; got {got}.")
+    if G < 1:
+        raise ScalingError(f"`G` must be 1 or more, got {G}.")
+    sizes = even_members(G) if members is None else tuple(members)
+    if len(sizes) != G:
+        raise ScalingError(f"`members` must give {G} sizes, got {len(sizes)}.")
+    training = flops or (HeadFlops() if head_flops else None)
+    task = _Task(Estimator(fit, level), G, training, limits or Limits(), given)
+    C = task.least_budget(float(loss)) if loss is not None else C
+    if C is None or not 0 < C < math.inf:
+        raise ScalingError(f"`C` must be positive and finite, got {C}.")
+    N, D, reached = task.optimum(C)
+    simple = task.simple(C)
+    exits: tuple[Estimate, ...] = ()
+    beyond = [*outside(fit, **task.given, N=N.value, D=D.value)]
+    if branch is not None:
+        exits, more = _exits(branch, G, sizes, N.value, D.value, level)
+        beyond += more
+    beyond = list(dict.fromkeys(beyond))
+    warn_of(beyond)
+    familial = "G" in fit.law.variable_names and G > 1
+    leverage = task.leverage(C, sizes) if familial else {}
+    return Plan(
+        law=fit.law.name,
+        C=float(C),
+        G=G,
+        N=N,
+        D=D,
+        loss=reached,
+        exits=exits,
+        members=sizes,
+        simple=simple,
+        closed_form=powers(fit.law, fit.values, **task.given) is not None,
+        shift=N.value / simple["N"],
+        training_flops=float((training or six_nd)(N.value, D.value, G)),
+        limits_hit=task.limits_hit(N.value, D.value),
+        granularity=task.granularity(C, G, None) if familial else None,
+        granularity_with_heads=task.granularity(C, G, training) if familial and training else None,
+        leverage=leverage,
+        level=level,
+        notes=tuple(dict.fromkeys([*beyond, *task.unspent(C, N, D), *task.estimator.notes])),
+    )
+
+
+class _Task:
+    """What is asked of a law: its variables, what a run costs, what it has to keep to."""
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        G: int,
+        training: Flops | None,
+        limits: Limits,
+        given: Mapping[str, float],
+    ) -> None:
+        self.estimator, self.training, self.limits = estimator, training, limits
+        self.law, self.values = estimator.fit.law, estimator.fit.values
+        reads_G = "G" in self.law.variable_names
+        self.given: dict[str, Any] = {**given, "G": float(G)} if reads_G else dict(given)
+        self.edges: dict[str, Any] = {"max_N": limits.max_N, "max_D": limits.tokens}
+        paid = training
+        if limits.inference_tokens:
+            paid = LifetimeFlops(training or six_nd, limits.inference_tokens, limits.deployed)
+        self.paid = paid if paid is None or reads_G else _with_exits(paid, G)
+
+    def optimum(self, C: float) -> tuple[Estimate, Estimate, Estimate]:
+        """N, D and the loss."""
+        best(self.law, self.values, C, self.paid, **self.edges, **self.given)  # or says why not
+        N, D, loss = (
+            self.estimator(optimal(self.law, C, of, self.paid, **self.edges, **self.given))
+            for of in ASKED
+        )
+        return N, D, loss
+
+    def simple(self, C: float) -> dict[str, float]:
+        """N, D and the loss at C = 6ND without limits."""
+        N, D = best(self.law, self.values, C, **self.given)
+        loss = self.law.predict(self.values, **self.given, N=N, D=D)
+        return {"N": float(N), "D": float(D), "loss": float(loss)}
+
+    def leverage(self, C: float, members: tuple[float, ...]) -> dict[str, Estimate]:
+        """Efficiency Leverage both ways, of training alone."""
+        makers = {"loss": loss_leverage, "compute": compute_leverage}
+        return {
+            name: self.estimator(maker(self.law, C, members, flops=self.training))
+            for name, maker in makers.items()
+        }
+
+    def granularity(self, C: float, G: int, flops: Flops | None) -> Estimate:
+        """What G exits cost as a factor of compute."""
+        return self.estimator(granularity_compute(self.law, G, C, flops))
+
+    def limits_hit(self, N: float, D: float) -> tuple[str, ...]:
+        """The limits at which N or D stands."""
+        pairs = {"memory": (N, self.limits.max_N), "tokens": (D, self.limits.tokens)}
+        return tuple(name for name, (at, edge) in pairs.items() if at >= edge * (1 - NEAR))
+
+    def unspent(self, C: float, N: Estimate, D: Estimate) -> Iterator[str]:
+        """That the limits leave some of the budget, if they do."""
+        spent = float((self.paid or six_nd)(N.value, D.value, self.given.get("G", 1)))
+        if spent < C * (1 - NEAR):
+            yield f"{1 - spent / C:.0%} of the budget is not spent: memory and tokens hold the run."
+
+    def least_budget(self, loss: float) -> float:
+        """FLOPs of the optimum that has a loss."""
+        more = {**self.edges, **self.given}
+        try:
+            C = float(compute_for(self.law, self.values, loss, (), self.paid, **more))
+        except NoMinimumError:
+            # budgets without end are tried for a loss that none has
+            if loss > self.floor():
+                raise
+            C = math.inf
+        if math.isinf(C):
+            within = " within the limits" if any(map(math.isfinite, self.edges.values())) else ""
+            known = f", E is {self.values['E']:.4g}" if "E" in self.values else ""
+            raise ScalingError(
+                f"no budget reaches a loss of {loss}{within}: the law leaves "
+                f"{self.floor():.4g} at any size{known}."
+            )
+        return C
+
+    def floor(self) -> float:
+        """The loss of a run of all parameters and tokens that the limits allow."""
+        N, D = min(self.limits.max_N, BOUNDLESS), min(self.limits.tokens, BOUNDLESS)
+        return float(self.law.predict(self.values, **self.given, N=N, D=D))
+
+
+def _with_exits(flops: Flops, G: int) -> Flops:
+    """The cost of G exits for a law that knows nothing of them."""
+
+    def cost(N: Any, D: Any, _: Any) -> Any:
+        return flops(N, D, G)
+
+    return cost
+
+
+def _exits(
+    branch: Source, G: int, members: Sequence[float], N: float, D: float, level: float
+) -> tuple[tuple[Estimate, ...], list[str]]:
+    """Loss of every exit under a branch law, and where it leaves the law's domain."""
+    if not {"U", "V"} <= set(branch.law.variable_names):
+        raise ScalingError(
+            f"`branch` must be a law of `U` and `V` such as `branch`, got `{branch.law.name}`."
+        )
+    estimator, found = Estimator(branch, level), []
+    beyond: list[str] = []
+    for exit_idx, share in enumerate(members):
+        at = {"N": share * N, "D": D, "U": float(exit_idx), "V": float(G - 1 - exit_idx)}
+        found.append(estimator(loss_at(branch.law, **at)))
+        beyond += outside(branch, **at)
+    return tuple(found), beyond

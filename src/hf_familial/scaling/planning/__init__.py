@@ -1,1 +1,0 @@
-"""From a fit to what to train: predictions, plans, leverage, advice."""

@@ -1,0 +1,221 @@
+"""What people ask of a fit: numbers that follow from its coefficients, and their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import NoMinimumError, ScalingError
+from .flop_models import Flops
+from .laws.law import Law
+from .optima import best, powers
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Two ends between which a number lies with some confidence.
+
+    Attributes:
+        level (`float`): Confidence, between 0 and 1.
+        low (`float`): Lower end; may be minus infinity.
+        high (`float`): Upper end; may be infinity.
+        method (`str`): How it was had: `"delta"`, `"profile"`, `"percentile"`, `"bca"`, `"basic"`;
+            `"t"` or `"chi2"` by that distribution.
+    """
+
+    level: float
+    low: float
+    high: float
+    method: str
+
+    def __post_init__(self) -> None:
+        check_level(self.level)
+        if self.low > self.high:
+            raise ScalingError(f"`low` must not exceed `high`, got {self.low} and {self.high}.")
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; an end that is not finite becomes null."""
+        record = asdict(self)
+        return {
+            k: None if k in _ENDS and not math.isfinite(record[k]) else record[k] for k in record
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Interval:
+        """Read `to_dict`'s form."""
+        ends = {k: open_end if record[k] is None else record[k] for k, open_end in _ENDS.items()}
+        return cls(**{**record, **ends})
+
+
+_ENDS = {"low": -math.inf, "high": math.inf}
+
+
+def check_level(level: float) -> None:
+    """Refuse what is no confidence level."""
+    if not 0 < level < 1:
+        raise ScalingError(f"`level` must lie between 0 and 1, such as 0.95, got {level}.")
+
+
+@dataclass(frozen=True)
+class DerivedQuantity:
+    """A number that follows from the coefficients of a law."""
+
+    name: str
+    of: Callable[[Mapping[str, Any]], Any]
+    scale: Literal["linear", "log"] = "linear"
+    unit: str = "1"
+
+    def scaled(self, values: Mapping[str, Any]) -> np.ndarray:
+        """On its own scale, of the shape of the values; NaN where it does not exist."""
+        with np.errstate(all="ignore"):
+            number = np.asarray(self.of(values), float)
+            return np.log(number) if self.scale == "log" else number
+
+    def unscaled(self, number: float) -> float:
+        """Back from its own scale."""
+        if self.scale == "linear":
+            return float(number)
+        return math.exp(number) if number < 700 else math.inf
+
+
+def coefficient(law: Law, name: str) -> DerivedQuantity:
+    """A coefficient itself.
+
+    Args:
+        law ([`Law`]): The law.
+        name (`str`): One of its parameters.
+
+    Raises:
+        ScalingError: If the law has none of this name.
+    """
+    parameter = law.parameter(name)
+    return DerivedQuantity(name, lambda values: values[name], parameter.scale)
+
+
+def loss_at(law: Law, **variables: float) -> DerivedQuantity:
+    """The loss the law predicts, in the unit of its target.
+
+    Args:
+        law ([`Law`]): The law.
+        variables: All its variables, numbers.
+    """
+    where = ", ".join(f"{name}={value:.4g}" for name, value in variables.items())
+    return DerivedQuantity(
+        f"loss at {where}",
+        lambda values: law.predict(values, **variables),
+        "log",
+        law.target.unit,
+    )
+
+
+def optimal(
+    law: Law,
+    C: float,
+    of: Literal["N", "D", "loss"] = "N",
+    flops: Flops | None = None,
+    max_N: float = math.inf,
+    max_D: float = math.inf,
+    **given: float,
+) -> DerivedQuantity:
+    """N, D or the loss at the optimum of a budget.
+
+    Args:
+        law ([`Law`]): Reads N and D.
+        C (`float`): FLOPs.
+        of (`str`, *optional*, defaults to `"N"`): What of the optimum.
+        flops (`Callable`, *optional*): `flops(N, D, G)`; 6ND without it.
+        max_N (`float`, *optional*): Most parameters.
+        max_D (`float`, *optional*): Most tokens.
+        given: The law's other variables, numbers.
+    """
+
+    def number(values: Mapping[str, Any]) -> Any:
+        try:
+            N, D = best(law, values, C, flops, max_N, max_D, **given)
+        except NoMinimumError:
+            return np.full(np.shape(next(iter(values.values()))), np.nan)
+        return {"N": N, "D": D}[of] if of != "loss" else law.predict(values, **given, N=N, D=D)
+
+    unit = {"N": "parameters", "D": "tokens", "loss": law.target.unit}[of]
+    return DerivedQuantity(f"{of} at the optimum of {C:.4g} FLOPs", number, "log", unit)
+
+
+def size_exponent(law: Law, **given: float) -> DerivedQuantity:
+    """The exponent of N* as a power of C at C = 6ND: beta / (alpha + beta).
+
+    Args:
+        law ([`Law`]): With a closed form.
+        given: Its variables other than N and D.
+
+    Raises:
+        ScalingError: When it is evaluated, if the law has no closed form.
+    """
+
+    def number(values: Mapping[str, Any]) -> Any:
+        found = powers(law, values, **given)
+        if found is None:
+            raise ScalingError(f"`{law.name}` has no closed form of its optimum.")
+        return found.beta / (found.alpha + found.beta)
+
+    return DerivedQuantity("exponent of N*", number)
+
+
+def granularity_compute(
+    law: Law, G: float, C: float, flops: Flops | None = None
+) -> DerivedQuantity:
+    """Factor of compute that buys back what G exits cost: the loss of `C` at G = 1.
+
+    Where the factor `G^gamma` stands on all that is reducible and C = 6ND this is
+    `G^(gamma (alpha + beta) / (alpha beta))`, whatever C is: the reducible loss at the optimum
+    falls as `C^-(alpha beta / (alpha + beta))`. Derived here; other laws are solved numerically.
+
+    Args:
+        law ([`Law`]): Reads N, D and G.
+        G (`float`): Exits.
+        C (`float`): FLOPs.
+        flops (`Callable`, *optional*): `flops(N, D, G)`; 6ND without it.
+
+    Raises:
+        ScalingError: If the law does not read G.
+    """
+    if "G" not in law.variable_names:
+        raise ScalingError(f"`{law.name}` does not read `G`: it has no cost of granularity.")
+
+    def number(values: Mapping[str, Any]) -> Any:
+        shape = np.shape(next(iter(values.values())))
+        target = least_loss(law, values, C, flops, G=1.0)
+        return compute_for(law, values, target, shape, flops, G=float(G)) / C
+
+    return DerivedQuantity(f"compute of G={G:g} over G=1", number, "log")
+
+
+def least_loss(
+    law: Law, values: Mapping[str, Any], C: Any, flops: Flops | None = None, **given: Any
+) -> np.ndarray:
+    """The loss at the optimum of a budget, of the shape of the values; see `best`."""
+    N, D = best(law, values, C, flops, **given)
+    return law.predict(values, **given, N=N, D=D)
+
+
+def compute_for(
+    law: Law,
+    values: Mapping[str, Any],
+    loss: Any,
+    shape: tuple[int, ...] = (),
+    flops: Flops | None = None,
+    **given: Any,
+) -> np.ndarray:
+    """The budget whose optimum has a given loss."""
+    low, high = np.full(shape, math.log(1e10)), np.full(shape, math.log(1e40))
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = least_loss(law, values, np.exp(middle), flops, **given) > loss
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.where(high < math.log(1e40) - 1e-6, np.exp((low + high) / 2), np.inf)

@@ -1,0 +1,118 @@
+"""Synthetic studies: a grid of equal budgets, a known law, noise of a known size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import ScalingError
+from .data import RunTable
+from .laws.law import Law
+from .optima import best
+
+
+def isoflop_design(
+    law: Law,
+    values: Mapping[str, float],
+    budgets: Sequence[float],
+    sizes: int = 7,
+    reach: float = 4.0,
+    centre: float = 1.0,
+    drift: float = 1.0,
+    **levels: Sequence[float],
+) -> dict[str, np.ndarray]:
+    """Runs of equal compute around the optimum of each budget, at C = 6ND.
+
+    Args:
+        law ([`Law`]): Reads N and D.
+        values (`Mapping`): Its parameters.
+        budgets (`Sequence[float]`): FLOPs.
+        sizes (`int`, *optional*, defaults to 7): Sizes per budget, evenly spaced in logs.
+        reach (`float`, *optional*, defaults to 4): Largest size over the central one.
+        centre (`float`, *optional*, defaults to 1): Central size over the optimal one.
+        drift (`float`, *optional*, defaults to 1): What `centre` is further multiplied by at the
+            largest budget; it moves there evenly in the number of the budget.
+        levels (`Sequence[float]`): Values of the law's other variables; every combination is run.
+
+    Returns:
+        `dict[str, np.ndarray]`: Columns `N`, `D`, `C` and one per other variable, of shape (runs,).
+
+    Raises:
+        ScalingError: If a variable has no levels.
+
+    Example:
+        >>> isoflop_design(law, values, [1e19, 1e20, 1e21], G=[1, 2, 4, 8])  # 84 runs
+    """
+    others = [name for name in law.variable_names if name not in ("N", "D")]
+    if set(others) != set(levels):
+        raise ScalingError(f"`{law.name}` needs levels of {others}, got {sorted(levels)}.")
+    rows: list[dict[str, float]] = []
+    given: dict[str, Any] = {name: float(levels[name][0]) for name in others}
+    for number, C in enumerate(budgets):
+        share = number / max(len(budgets) - 1, 1)
+        middle = float(best(law, values, C, **given)[0]) * centre * drift**share
+        for N in middle * np.geomspace(1 / reach, reach, sizes):
+            for combination in np.ndindex(*(len(levels[name]) for name in others)):
+                row = {n: float(levels[n][i]) for n, i in zip(others, combination, strict=True)}
+                rows.append({"N": float(N), "D": C / (6 * float(N)), "C": C, **row})
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def simulate(
+    law: Law,
+    values: Mapping[str, float],
+    columns: Mapping[str, Any],
+    noise: float = 0.0,
+    seed: int = 0,
+    kind: Literal["relative", "absolute"] = "absolute",
+    tails: float | None = None,
+    repeats: int = 1,
+    run_noise: float = 0.0,
+) -> RunTable:
+    """Losses of a law with noise.
+
+    Args:
+        law ([`Law`]): The truth.
+        values (`Mapping`): Its parameters.
+        columns (`Mapping`): Its variables, and others to be carried along, of shape (rows,); a
+            column `run_id` names the runs.
+        noise (`float`, *optional*, defaults to 0): Standard deviation, in nats per token, or as a
+            share of the loss.
+        seed (`int`, *optional*, defaults to 0): Of the generator.
+        kind (`str`, *optional*, defaults to `"absolute"`): Whether noise is in nats or
+            `"relative"` (then the log of the loss is what is noisy).
+        tails (`float`, *optional*): Degrees of freedom, more than 2, of Student's t; normal
+            noise without it.
+        repeats (`int`, *optional*, defaults to 1): How often every row is run.
+        run_noise (`float`, *optional*, defaults to 0): As `noise`, shared by the rows of a run.
+
+    Returns:
+        [`RunTable`]: Of `repeats * rows` rows.
+
+    Raises:
+        ScalingError: If `tails` has no variance.
+    """
+    if tails is not None and tails <= 2:
+        raise ScalingError(f"`tails` must be more than 2 degrees of freedom, got {tails}.")
+    generator = np.random.default_rng(seed)
+    table = {name: np.tile(np.asarray(column), repeats) for name, column in columns.items()}
+    truth = law.predict(values, **{name: table[name] for name in law.variable_names})
+
+    def draw(count: int) -> np.ndarray:
+        if tails is None:
+            return generator.standard_normal(count)
+        return generator.standard_t(tails, count) * np.sqrt((tails - 2) / tails)
+
+    error = noise * draw(len(truth))
+    if "run_id" in table:
+        if repeats > 1:
+            copies = np.repeat(np.arange(repeats), len(truth) // repeats)
+            pairs = zip(table["run_id"], copies, strict=True)
+            table["run_id"] = np.array([f"{run}/{copy}" for run, copy in pairs])
+        runs, cluster = np.unique(table["run_id"], return_inverse=True)
+        error = error + run_noise * draw(len(runs))[cluster]
+    table["loss"] = truth * np.exp(error) if kind == "relative" else truth + error
+    run_id = "run_id" if "run_id" in table else None
+    return RunTable.read(table, run_id=run_id, duplicates="keep")

@@ -1,0 +1,213 @@
+"""Names that people give their columns, and the units that they write into them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ...errors import TableError
+from .._cells import PETAFLOP_DAY, PREFIXES, SCALES, number_of
+
+
+LOGS = {"log10": np.log(10.0), "ln": 1.0, "log2": np.log(2.0)}
+EXAMPLES = "`--unit N=1e6`, `--unit D=B`, `--unit C=log10`, `--unit loss=ppl`"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The unit of a column."""
+
+    kind: Literal["scale", "log10", "ln", "log2", "ppl"] = "scale"
+    factor: float = 1.0
+
+    def convert(self, values: np.ndarray) -> np.ndarray:
+        """Return values in the unit of the laws."""
+        with np.errstate(all="ignore"):
+            if self.kind in LOGS:
+                return np.exp(LOGS[self.kind] * values)
+            if self.kind == "ppl":
+                return np.log(values)
+            return values * self.factor if self.factor != 1 else values
+
+    @property
+    def words(self) -> str:
+        """The unit as `--unit` takes it."""
+        return f"{self.factor:g}".replace("e+0", "e").replace("e+", "e") if (
+            self.kind == "scale") else self.kind  # fmt: skip
+
+    def sentence(self, name: str, column: str) -> str:
+        """Return what was converted, in words."""
+        if self.kind in LOGS:
+            return f"Read {name} from {column!r}, a logarithm ({self.kind})."
+        if self.kind == "ppl":
+            return f"Took the logarithm of {column!r}, a perplexity, for the {name} in nats."
+        if name == "loss" and self.factor == BITS.factor:
+            return f"Turned {column!r} from bits into nats (times ln 2)."
+        return f"Read {name} from {column!r} in units of {self.words}."
+
+
+PLAIN = Unit()
+PERPLEXITY = Unit("ppl")
+BITS = Unit("scale", float(np.log(2.0)))
+
+
+def parse_unit(word: str, name: str) -> Unit:
+    """Return a unit that the user gave."""
+    unit = _unit(word.strip(), name)
+    if unit is None:
+        raise TableError(f"no unit {word!r} of {name}; write it as in {EXAMPLES}.")
+    return unit
+
+
+def _unit(word: str, name: str) -> Unit | None:
+    plain = re.sub(r"^(?:in|x|×|\*)\s*", "", word.lower().strip())
+    plain = re.sub(r"\s*\b(?:of\s+)?(?:params?|parameters|tokens?|toks?)$", "", plain).strip()
+    plain = re.sub(r"^(?:params?|parameters|tokens?)$", "", plain)
+    logs = {"log10": "log10", "lg": "log10", "ln": "ln", "log2": "log2", "loge": "ln"}
+    if plain in logs:
+        return Unit(logs[plain])  # type: ignore[arg-type]
+    if name == "loss":
+        if plain in ("ppl", "perplexity"):
+            return PERPLEXITY
+        if re.fullmatch(r"bits?(?:[ /_]*(?:per[ _]*)?(?:token|byte|char\w*))?|bpb|bpc", plain):
+            return BITS
+        if re.fullmatch(r"nats?(?:[ /_]*(?:per[ _]*)?token)?", plain):
+            return PLAIN
+    elif plain in SCALES:
+        return Unit("scale", SCALES[plain])
+    if name == "S" and plain in ("%", "percent"):
+        return Unit("scale", 0.01)
+    if name == "C":
+        if re.fullmatch(r"(?:pf|petaflops?)(?:/?s)?[-_ ]*days?", plain):
+            return Unit("scale", PETAFLOP_DAY)
+        flops = re.fullmatch(r"([kmgtpezy]|exa|peta|tera|giga|zetta|yotta)?[-_ ]?flops?", plain)
+        if flops:
+            return Unit("scale", PREFIXES.get((flops[1] or "")[:1], 1.0))
+    if plain == "":
+        return PLAIN if word.strip() else None
+    factor = number_of(plain)
+    return Unit("scale", factor) if np.isfinite(factor) and factor != 0 else None
+
+
+def unit_in(column: str, name: str) -> tuple[str, Unit | None]:
+    """Return the name of a column without the unit it tells, and that unit."""
+    bare = re.sub(
+        r"[\s_,]*[(\[{]?\s*(?:in )?(?:nats?|bits?)\b[^)\]}]*[)\]}]?$", "", column, flags=re.I
+    )
+    if name == "loss":
+        words = re.sub(r"[^a-z]+", " ", column.lower()).split()
+        if {"ppl", "perplexity"} & set(words):
+            return column, PERPLEXITY
+        if {"bit", "bits", "bpb", "bpc"} & set(words):
+            return bare, BITS
+        if {"nat", "nats"} & set(words):
+            return bare, PLAIN
+    log = re.fullmatch(r"(log_?10|log_?2|ln|lg)[\s_(\[]*(.+?)[)\]]?", column.strip(), re.I)
+    if log:
+        return log[2], _unit(log[1].lower().replace("_", ""), name)
+    inner = re.fullmatch(r"(.*?)[\s_]*[(\[{]\s*([^)\]}]+?)\s*[)\]}]", column.strip())
+    if inner:
+        return inner[1], _unit(inner[2], name)
+    tail = re.fullmatch(r"(.+?)[\s_,-]+(?:in[\s_]+)?([A-Za-z0-9^/×-]+)", column.strip())
+    if tail and (tail[2].isupper() or len(tail[2]) > 1 or len(tail[1]) > 1):
+        unit = _unit(tail[2], name)
+        # `loss_2` is a second loss, `N_1e6` is in millions
+        if unit is not None and not (tail[2].isdigit() and unit.factor < 1000):
+            return tail[1], unit
+    return column, None
+
+
+def is_log_of(column: str) -> str:
+    """Return what a column such as `log N` is the logarithm of, to a base that it does not tell."""
+    found = re.fullmatch(r"log[\s_(\[]+(.+?)[)\]]?", column.strip(), re.I) or re.fullmatch(
+        r"log([A-Z])", column.strip()
+    )
+    return found[1] if found else ""
+
+
+# names in lower case with `_` for what is no letter or digit; the first that is there counts
+ALIASES = {
+    "N": "n params n_params num_params parameters n_parameters model_size size n_total "
+    "num_parameters non_emb_params params_non_embedding "
+    "total_params total_parameters param_count parameter_count model_params "
+    "model_parameters trainable_params n_non_embedding non_embedding_params "
+    "non_embedding_parameters params_count n_trainable",
+    "D": "d tokens n_tokens num_tokens d_tokens training_tokens train_tokens tokens_seen "
+    "total_tokens num_input_tokens_seen num_train_tokens tokens_trained trained_tokens "
+    "dataset_tokens data_tokens dataset_size data_size",
+    "C": "c flops c_flops flop compute compute_budget training_flop training_flops budget "
+    "total_flops total_flos train_flops training_compute total_compute",
+    "G": "g granularity num_exits n_exits",
+    "loss": "loss loss_mean validation_loss val_loss eval_loss test_loss final_loss training_loss "
+    "valid_loss dev_loss heldout_loss held_out_loss final_val_loss final_eval_loss "
+    "best_val_loss loss_val loss_valid loss_eval lm_loss train_loss loss_train "
+    "ce cross_entropy ce_loss nll perplexity ppl val_ppl eval_ppl "
+    "val_perplexity validation_perplexity eval_perplexity test_ppl test_perplexity "
+    "bits_per_byte bpb bits_per_token",
+    "E": "e experts num_experts n_experts",
+    "S": "s sparsity",
+    "D_unique": "d_unique unique_tokens u unique_data tokens_unique",
+    "run_id": "run_id run run_name",
+    "weight": "weight weights",
+}
+# what exporters write before the names of their own
+EXPORTED = re.compile(r"^(?:(?:summary|config|params|metrics|args|history|data)_)+|_value$")
+UNITED = ("N", "D", "C", "loss", "D_unique", "S")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A column that holds a variable."""
+
+    column: str
+    unit: Unit | None = None
+
+
+def plain(name: str) -> str:
+    """Return a name in lower case with `_` for what is no letter or digit."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def is_variable(name: str) -> bool:
+    """Return whether a column's name is understood."""
+    return any(find([name], variable) for variable in ALIASES)
+
+
+def find(columns: Iterable[str], variable: str) -> Found | None:
+    """Return the column of a variable by its name, or `None`."""
+    names = list(columns)
+    if variable in names:
+        return Found(variable, unit_in(variable, variable)[1])
+    words = ALIASES.get(variable, plain(variable)).split()
+    for key in (plain, _without_prefix):
+        known = {key(name): name for name in reversed(names)}
+        for word in words:
+            if word in known:
+                return Found(known[word], unit_in(known[word], variable)[1])
+    if variable not in UNITED:
+        return None
+    with_unit: dict[str, Found] = {}
+    for name in reversed(names):
+        rest, unit = unit_in(name, variable)
+        if unit is not None:
+            with_unit[_without_prefix(rest)] = Found(name, unit)
+    return next((with_unit[word] for word in words if word in with_unit), None)
+
+
+def log_of(columns: Iterable[str], variable: str) -> str:
+    """Return the column that holds a variable's logarithm to an unknown base, or nothing."""
+    return next((name for name in columns if find([is_log_of(name)], variable)), "")
+
+
+def others(columns: Sequence[str], variable: str, taken: str) -> list[str]:
+    """Return further columns that might hold a variable."""
+    words = set(ALIASES.get(variable, "").split())
+    return [name for name in columns if name != taken and _without_prefix(name) in words]
+
+
+def _without_prefix(name: str) -> str:
+    return EXPORTED.sub("", plain(name))

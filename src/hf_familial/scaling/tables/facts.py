@@ -1,0 +1,132 @@
+"""Facts of the runs' setting: vocabulary, data, how N and C were counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._cells import is_missing, number_of, numbers_of
+from ..flop_models import HeadFlops, PowerWidth, six_nd
+from ._files import Table, some
+
+
+COUNTED = ("", "6ND", "heads")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the runs of a fit share, as far as their file tells it."""
+
+    loss: str = ""
+    size: str = ""
+    data: str = ""
+    vocab_size: int = 0
+    seq_len: int = 0
+    flops: str = ""
+    width: tuple[float, float] | None = None
+    dense: bool = False
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Facts:
+        """Read the JSON form."""
+        width = record.get("width")
+        return cls(**{**record, "width": None if width is None else (width[0], width[1])})
+
+    def cost(self, vocab: int | None = None) -> HeadFlops | None:
+        """Return what a run costs as these runs counted it, `None` if their C does not tell."""
+        rows = vocab or self.vocab_size
+        if not rows:
+            return None
+        inside = 1 if self.size in ("total", "active") else 0
+        if self.width is None:
+            return HeadFlops(rows, inside)
+        return HeadFlops(rows, inside, PowerWidth(*self.width))
+
+    @property
+    def words(self) -> str:
+        """What is known, in one line; empty if nothing is."""
+        parts = [f"trained on {self.data}"] if self.data else []
+        parts += [f"vocabulary of {self.vocab_size:,}"] if self.vocab_size else []
+        parts += [f"sequences of {self.seq_len:,} tokens"] if self.seq_len else []
+        parts += [f"N counts {self.size.replace('_', '-')} parameters"] if self.size else []
+        counted = {"heads": "C counts the heads of every exit", "6ND": "C is near 6ND"}
+        parts += [counted[self.flops]] if self.flops else []
+        return "; ".join(parts)
+
+
+def facts_of(
+    table: Table, rows: list[int], values: Mapping[str, np.ndarray], loss: str, size: str
+) -> tuple[Facts, list[str]]:
+    """Return what some rows of a table tell, and what they do not share, in sentences."""
+    shared: dict[str, Any] = {}
+    notes = []
+    for name, meaning in MEANINGS.items():
+        cells = [table.columns[name][i] for i in rows] if name in table.columns else []
+        distinct = dict.fromkeys(cell for cell in cells if cell.__hash__)
+        found = {_plain(cell): None for cell in distinct if not is_missing(cell)}
+        if len(found) == 1:
+            shared[name] = next(iter(found))
+        elif len(found) > 1 and name != "seq_len":
+            notes.append(
+                f"The runs have several {meaning} ({some(found, 4)}): their losses do not compare; "
+                f"choose by `--where '{name} == {next(iter(found))}'`."
+            )
+    vocab = shared.get("vocab_size", 0)
+    facts = Facts(
+        loss,
+        size,
+        str(shared.get("data", "")),
+        int(vocab) if isinstance(vocab, (int, float)) else 0,
+        int(shared["seq_len"]) if isinstance(shared.get("seq_len"), (int, float)) else 0,
+        "",
+        _width(table, rows, values.get("N")),
+        "G" not in values or bool(np.all(values["G"] == 1)),
+    )
+    return _counted(facts, values), notes
+
+
+MEANINGS = {"vocab_size": "vocabularies", "data": "data", "seq_len": "lengths of sequences"}
+
+
+def _plain(cell: Any) -> Any:
+    number = number_of(cell)
+    return int(number) if np.isfinite(number) and number == int(number) else str(cell)
+
+
+def _width(table: Table, rows: list[int], N: np.ndarray | None) -> tuple[float, float] | None:
+    """Width as a power of N, from runs that tell theirs."""
+    backbones = table.columns.get("backbone", ())
+    if N is None or not len(backbones):
+        return None
+    cells = [backbones[i].get("hidden") if isinstance(backbones[i], dict) else None for i in rows]
+    width = np.array(numbers_of(cells))
+    good = np.isfinite(width) & (width > 0) & np.isfinite(N) & (N > 0)
+    if not good.any():
+        return None
+    x, y = np.log(N[good]), np.log(width[good])
+    slope = 1 / 3 if np.ptp(x) < 0.1 else float(np.polyfit(x - x.mean(), y, 1)[0])
+    # a width that falls with N, or grows nearly as fast, is no law to plan by
+    slope = min(max(slope, 0.2), 0.6)
+    return float(np.exp(y.mean() - slope * x.mean())), slope
+
+
+def _counted(facts: Facts, values: Mapping[str, np.ndarray]) -> Facts:
+    """The facts with how C was counted, where N, D and C tell."""
+    if not {"N", "D", "C"} <= set(values):
+        return facts
+    N, D, C = (values[name] for name in "NDC")
+    G = values.get("G", np.ones_like(N))
+    plain = _distance(C, six_nd(N, D))
+    model = facts.cost()
+    heads = np.inf if model is None else _distance(C, model(N, D, G))
+    flops = "heads" if heads < plain - 1e-9 else "6ND"
+    return Facts(**{**vars(facts), "flops": flops})
+
+
+def _distance(C: np.ndarray, model: np.ndarray) -> float:
+    with np.errstate(all="ignore"):
+        off = np.abs(np.log(C / model))
+    return float(np.median(off[np.isfinite(off)])) if np.isfinite(off).any() else np.inf
