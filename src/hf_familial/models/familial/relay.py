@@ -71,15 +71,12 @@ def relay_decode(
     Args:
         model ([`FamilialForCausalLM`]): The family.
         input_ids (`torch.LongTensor` of shape `(batch, seq)`): The prompt.
-        logits_processor (`LogitsProcessorList`): As `generate` prepares it.
-        stopping_criteria (`StoppingCriteriaList`): As `generate` prepares it.
-        generation_config (`GenerationConfig`): As `generate` prepares it.
+        logits_processor (`LogitsProcessorList`): As `generate` prepares it; so are
+            `stopping_criteria`, `generation_config` and `model_kwargs`.
         relay ([`RelayPolicy`], *optional*): When to go deeper; defaults to `SpeculativeRelay()`.
         streamer (`BaseStreamer`, *optional*): Gets every token as it is certain.
         fused_weights (`bool`, *optional*): Whether to run the package's fused passes where there
             are some, which is faster on a CPU. By default on a CPU, for at most 2 GiB of weights.
-        **model_kwargs: As `generate` prepares them: `past_key_values`, `attention_mask`,
-            `position_ids`.
 
     Returns:
         [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: As `generate` returns.
@@ -114,7 +111,7 @@ def relay_decode(
         input_ids, logits_processor, stopping_criteria, generation_config, streamer
     )
     decoder = cache.accelerator.decoder(relay.decoder(cache, text))
-    inputs = _first_inputs(input_ids, cache.length, generation_config, model_kwargs)
+    inputs = _first_inputs(text, cache.length, model_kwargs)
     _check_length(model, inputs, cache.length, text.tokens_left)
     while not text.done:
         text.write(decoder.step(**inputs))
@@ -144,23 +141,13 @@ def relay_decode(
 class GeneratedText:
     """A text (or a batch of them) as it grows, with the rules of `generate` for writing on.
 
-    A subclass may take its random numbers from elsewhere: it overrides `draw` and `uniform`, which
-    are told the column of the text that they decide.
-
-    Args:
-        input_ids (`torch.LongTensor` of shape `(batch, seq)`): The prompt.
-        processors (`LogitsProcessorList`): As `generate` prepared them.
-        stopping_criteria (`StoppingCriteriaList`): Likewise.
-        generation_config (`GenerationConfig`): Likewise.
-        streamer (`BaseStreamer`, *optional*): Gets every token as it is certain.
+    A subclass may take random numbers from elsewhere: it overrides `draw` and `uniform`, which are
+    told the column of the text that they decide.
 
     Attributes:
         input_ids (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
         unfinished (`torch.Tensor` of shape `(batch,)`): Boolean; rows that have not ended.
         done (`bool`): Whether every row has ended.
-
-    Raises:
-        ValueError: If rows that end are padded and there is no padding token.
     """
 
     def __init__(
@@ -171,9 +158,9 @@ class GeneratedText:
         generation_config: Any,
         streamer: Any = None,
     ) -> None:
-        self.input_ids, self.processors, self.streamer = input_ids, processors, streamer
-        self.prompt_length = input_ids.shape[1]
-        self.criteria, self.config = stopping_criteria, generation_config
+        self.input_ids, self.prompt_length = input_ids, input_ids.shape[1]
+        self.processors, self.criteria = processors, stopping_criteria
+        self.config, self.streamer = generation_config, streamer
         self.do_sample = bool(generation_config.do_sample)
         self.unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         self.pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
@@ -251,22 +238,19 @@ class GeneratedText:
         return token
 
 
-def _first_inputs(
-    input_ids: torch.Tensor, past: int, generation_config: Any, model_kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def _first_inputs(text: GeneratedText, past: int, given: dict[str, Any]) -> dict[str, Any]:
     """Return what the first pass takes: the part of the prompt that the cache has not seen."""
-    mask, positions = (model_kwargs.get(name) for name in ("attention_mask", "position_ids"))
-    embeds = model_kwargs.get("inputs_embeds")
-    given, length = (input_ids if embeds is None else embeds), input_ids.shape[1]
+    embeds, mask, positions = map(given.get, ("inputs_embeds", "attention_mask", "position_ids"))
+    prompt, length = (text.input_ids if embeds is None else embeds), text.prompt_length
     # as `generate` has it: ids that are fewer than the mask's columns are the new ones alone
-    columns = getattr(generation_config, "_mask_length", length) if mask is None else mask.shape[1]
-    new = given.shape[1] - (past if embeds is not None or columns == length else 0)
+    columns = getattr(text.config, "_mask_length", length) if mask is None else mask.shape[1]
+    new = prompt.shape[1] - (past if embeds is not None or columns == length else 0)
     if new < 1:
         raise ValueError(
             f"the prompt must go beyond `past_key_values`, which holds {past} tokens; got "
-            f"{given.shape[1]}. Give the whole text, as for `generate`."
+            f"{prompt.shape[1]}. Give the whole text, as for `generate`."
         )
-    inputs = {"input_ids" if embeds is None else "inputs_embeds": given[:, -new:]}
+    inputs = {"input_ids" if embeds is None else "inputs_embeds": prompt[:, -new:]}
     if positions is not None:
         inputs["position_ids"] = positions[:, -new:]
     if mask is not None:
@@ -276,8 +260,8 @@ def _first_inputs(
 
 def _check_length(model: Any, inputs: dict[str, Any], past: int, tokens_left: int) -> None:
     """Raise for a text that may get too long for the host's position angles."""
-    given = inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"]
-    ends, positions = past + given.shape[1], inputs.get("position_ids")
+    given, positions = next(iter(inputs.values())), inputs.get("position_ids")
+    ends = past + given.shape[1]
     seen = past or (ends if positions is None else int(positions.max()) + 1)
     # the last token is never run
     check_positions(model.config.text_config, seen, ends + tokens_left - 1)
@@ -359,17 +343,15 @@ def processors_with_memory(processors: Iterable[Any]) -> list[str]:
 
 
 def guided_at(processors: Iterable[Any], model: Any, exit_idx: int) -> LogitsProcessorList:
-    """Return the processors, with the guide of `guidance_scale` reading one exit of the model.
-
-    The guide, which would read the model's default exit, is copied; its memory is not.
-    """
-    guide, found = logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor, []
+    """Return the processors; the guide of `guidance_scale` becomes a copy that reads one exit."""
+    found = LogitsProcessorList()
     for one in processors:
-        if type(one) is guide and one.model is model:
+        guide = type(one) is logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor
+        if guide and one.model is model:
             one = copy.copy(one)
             one.model = partial(model, exit_idx=exit_idx)
         found.append(one)
-    return LogitsProcessorList(found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -380,8 +362,7 @@ class RelayStats:
         token_exits (`torch.LongTensor` of shape `(batch, new)`): Exit that each new token came
             from; -1 after the end of a row.
         exits (`tuple[int, ...]`): The exits that were read, shallowest first.
-        positions (`tuple[int, ...]`): For each, positions that its segment ran, rejected drafts
-            among them; the same in every row.
+        positions (`tuple[int, ...]`): For each, positions of a row that its segment ran.
         layer_passes (`int`): Layers times positions, of one row.
         plain_layer_passes (`int`): What decoding at the deepest of these exits would have taken.
         flops (`float`): FLOPs spent by all rows: two for each weight of a matrix and position,

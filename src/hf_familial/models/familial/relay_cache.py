@@ -47,8 +47,9 @@ class RelayCache:
         first (`int`): Positions that the cache held at the start.
         prompt_end (`int`): Positions seen after the first call of `feed` or `push`.
         columns ([`Columns`]): Position ids and attention mask of the positions seen.
-        accelerator ([`Accelerator`]): May replace `norms`, `heads` (for each exit) and fill
-            `passes`: for the first and last index of consecutive segments, a faster pass.
+        norms, heads (`list`): Of each exit; an accelerator may replace them.
+        passes (`dict[tuple[int, int], Any]`): An accelerator's faster passes, by the indices of
+            the first and the last of the segments that they run.
 
     Raises:
         ValueError: If the host cannot go on from a tap, or the cache cannot be used.
@@ -113,9 +114,8 @@ class RelayCache:
                 "keys and values of the past are not in it. Give it the whole text instead."
             )
         inner.members.grow(cache, self.exits)
-        if self.rollback and any(
-            isinstance(la, LinearAttentionCacheLayerMixin) for la in cache.layers
-        ):
+        recurrent = [la for la in cache.layers if isinstance(la, LinearAttentionCacheLayerMixin)]
+        if self.rollback and recurrent:
             raise ValueError(
                 f"`{config.text_config.model_type}` has recurrent layers, whose state cannot be "
                 "taken back: drafts that may be rejected cannot run on it. Use a relay that never "
@@ -292,10 +292,7 @@ class RelayCache:
         return self.cache
 
     def _extend(
-        self,
-        given: torch.Tensor,
-        position_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
+        self, given: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
     ) -> int:
         """Add columns for what is given, of shape `(batch, new, ...)`; return how many."""
         new = given.shape[1]
@@ -303,9 +300,9 @@ class RelayCache:
         if self._seen:
             check_positions(self.model.config.text_config, self._seen, self.length + new)
         else:
-            self._seen = new if position_ids is None else int(position_ids.max()) + 1
+            self._seen = new if positions is None else int(positions.max()) + 1
         self.prompt_end = self.prompt_end or self.length + new
-        self.columns.extend(given, position_ids, attention_mask)
+        self.columns.extend(given, positions, mask)
         return new
 
     def _run(self, first: int, last: int, new: int, **entry: torch.Tensor) -> None:
@@ -372,40 +369,34 @@ class Columns:
         self.attention_mask: torch.Tensor | None = None
 
     def extend(
-        self,
-        given: torch.Tensor,
-        position_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
+        self, given: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
     ) -> None:
-        """Add columns that hold `given`; its shape starts with `(batch, new)`."""
-        batch, new = given.shape[:2]
-        length, old = self._length, self.position_ids
-        if old is not None or position_ids is not None:
+        """Add columns that hold `given`, whose shape begins with `(batch, new)`."""
+        (batch, new), length, old = given.shape[:2], self._length, self.position_ids
+        if old is not None or positions is not None:
             counted = torch.arange(length, length + new, device=given.device).expand(batch, new)
-            if position_ids is None:
+            if positions is None:
                 assert old is not None
-                position_ids = counted - length + old[:, -1:] + 1
-            if old is None and not torch.equal(position_ids.expand(batch, new), counted):
+                positions = counted - length + old[:, -1:] + 1
+            positions = positions.expand(batch, new)
+            if old is None and not torch.equal(positions, counted):
                 old = torch.arange(self.first, length, device=given.device).expand(batch, -1)
             if old is not None:
-                self.position_ids = torch.cat((old, position_ids.expand(batch, new)), 1)
-        if attention_mask is None and self.attention_mask is not None:
-            attention_mask = self.attention_mask.new_ones((batch, new))
-        if attention_mask is not None and attention_mask.shape[1] == new:
-            seen = self.attention_mask
-            if seen is None:
-                seen = attention_mask.new_ones((batch, length))
-            attention_mask = torch.cat((seen, attention_mask), 1)
-        self.attention_mask = attention_mask
+                self.position_ids = torch.cat((old, positions), 1)
+        seen = self.attention_mask
+        if mask is None and seen is not None:
+            mask = seen.new_ones((batch, new))
+        if mask is not None and mask.shape[1] == new:
+            seen = mask.new_ones((batch, length)) if seen is None else seen
+            mask = torch.cat((seen, mask), 1)
+        self.attention_mask = mask
         self._length += new
 
     def crop(self, count: int) -> None:
         """Forget the last columns."""
         self._length -= count
-        if count and self.position_ids is not None:
-            self.position_ids = self.position_ids[:, :-count]
-        if count and self.attention_mask is not None:
-            self.attention_mask = self.attention_mask[:, :-count]
+        self.position_ids = _without_last(self.position_ids, count)
+        self.attention_mask = _without_last(self.attention_mask, count)
 
     def inputs(self, start: int, new: int, device: torch.device) -> dict[str, Any]:
         """Return positions and mask of a pass over `new` columns from `start` on."""
@@ -477,13 +468,8 @@ def check_cache(cache: Any) -> None:
 def check_positions(config: Any, seen: int, ran: int) -> None:
     """Raise if a text runs past the length at which the host changes its rotary angles.
 
-    There the angles of a position depend on how far the same pass goes. A relay runs positions in
-    other groups than `generate` does, so its text would differ.
-
-    Args:
-        config (`PreTrainedConfig`): Config of the backbone.
-        seen (`int`): Positions of the prompt, which run in one pass.
-        ran (`int`): Positions that will have run at the end.
+    There the angles depend on how far the same pass goes, and a relay groups positions otherwise
+    than `generate` does. The prompt has `seen` positions; `ran` will have run at the end.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
