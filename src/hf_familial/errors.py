@@ -58,7 +58,7 @@ class HubUnavailableError(HubError):
 # --- hand-off -------------------------------------------------------------------------------------
 
 
-class RelayStateError(ValueError):
+class HandoffError(ValueError):
     """Raised when the state of a text, or its bytes, cannot be right."""
 
 

@@ -30,8 +30,8 @@ from hf_familial import (
     relay_decode,
 )
 from hf_familial.decoding import _fused
-from hf_familial.models.familial.relay_policies import confidence
 from hf_familial.models.familial.speculation import DraftedTokens, SpeculativeDecoder
+from hf_familial.models.policies import confidence
 
 
 EXITS = [1, 3, 4]

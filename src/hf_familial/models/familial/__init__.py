@@ -13,7 +13,7 @@ from .modeling_familial import FamilialForCausalLM
 from .outputs import FamilialCausalLMOutput, FamilialModelOutput
 from .relay import RelayOutput, RelayStats, relay_decode
 from .relay_cache import RelayCache
-from .relay_policies import ConfidenceRelay, FixedExit, RelayPolicy, confidence
+from .relay_policies import FixedExit, RelayPolicy
 from .speculation import SpeculativeRelay
 from .verify import BackboneReport, verify_backbone
 
@@ -33,7 +33,6 @@ FamilialForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
     "BackboneReport",
-    "ConfidenceRelay",
     "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
@@ -47,7 +46,6 @@ __all__ = [
     "RelayPolicy",
     "RelayStats",
     "SpeculativeRelay",
-    "confidence",
     "evenly_spaced_exits",
     "relay_decode",
     "verify_backbone",

@@ -49,9 +49,8 @@ ASSISTED = frozenset(
 UNUSED = frozenset({"output_attentions", "output_hidden_states", "prefill_chunk_size"})
 # what `generate` may hand to the loop beside its named arguments; the tokenizer, for stop strings
 INPUTS = frozenset(
-    """
-    attention_mask inputs_embeds logits_to_keep past_key_values position_ids tokenizer use_cache
-    """.split()
+    "attention_mask inputs_embeds logits_to_keep past_key_values position_ids tokenizer "
+    "use_cache".split()
 )
 
 
@@ -107,33 +106,30 @@ def relay_decode(
     logits_processor = guided_at(logits_processor, model, exits[-1])
     past, rollback = model_kwargs.get("past_key_values"), relay.rolls_back
     cache = RelayCache(model, exits, past, rollback=rollback, fused_weights=fused_weights)
-    text = GeneratedText(
-        input_ids, logits_processor, stopping_criteria, generation_config, streamer
-    )
+    rules = (logits_processor, stopping_criteria, generation_config)
+    text = GeneratedText(input_ids, *rules, streamer)
     decoder = cache.accelerator.decoder(relay.decoder(cache, text))
-    inputs = _first_inputs(text, cache.length, model_kwargs)
-    _check_length(model, inputs, cache.length, text.tokens_left)
+    inputs = _first_inputs(text, cache, model_kwargs)
     while not text.done:
         text.write(decoder.step(**inputs))
         inputs = {"input_ids": text.input_ids[:, -1:]}
     decoder.finish()
     # the cache, which may be the caller's, holds the text but its last token
     new = text.input_ids.shape[1] - text.prompt_length
-    excess = cache.length - (cache.prompt_end + new - 1)
-    if excess:  # the text ended among the tokens of a round
+    if excess := cache.length - (cache.prompt_end + new - 1):  # the text ended within a round
         cache.crop(excess)
     cache.commit(last=True)
     if streamer is not None:
         streamer.end()
     if not generation_config.return_dict_in_generate:
         return text.input_ids
-    reached = exits[-1] == model.config.num_exits - 1
     stats = _stats(cache, text, decoder, time.perf_counter() - began)
+    whole = exits[-1] == model.config.num_exits - 1
     return RelayOutput(
         sequences=text.input_ids,
         scores=None if text.scores is None else tuple(text.scores),
         logits=None if text.logits is None else tuple(text.logits),
-        past_key_values=cache.to_plain() if reached else None,
+        past_key_values=cache.to_plain() if whole else None,
         relay_stats=stats,
     )
 
@@ -238,8 +234,9 @@ class GeneratedText:
         return token
 
 
-def _first_inputs(text: GeneratedText, past: int, given: dict[str, Any]) -> dict[str, Any]:
+def _first_inputs(text: GeneratedText, cache: RelayCache, given: dict[str, Any]) -> dict[str, Any]:
     """Return what the first pass takes: the part of the prompt that the cache has not seen."""
+    past = cache.length
     embeds, mask, positions = map(given.get, ("inputs_embeds", "attention_mask", "position_ids"))
     prompt, length = (text.input_ids if embeds is None else embeds), text.prompt_length
     # as `generate` has it: ids that are fewer than the mask's columns are the new ones alone
@@ -255,16 +252,10 @@ def _first_inputs(text: GeneratedText, past: int, given: dict[str, Any]) -> dict
         inputs["position_ids"] = positions[:, -new:]
     if mask is not None:
         inputs["attention_mask"] = mask
-    return inputs
-
-
-def _check_length(model: Any, inputs: dict[str, Any], past: int, tokens_left: int) -> None:
-    """Raise for a text that may get too long for the host's position angles."""
-    given, positions = next(iter(inputs.values())), inputs.get("position_ids")
-    ends = past + given.shape[1]
-    seen = past or (ends if positions is None else int(positions.max()) + 1)
+    seen = past or (new if positions is None else int(positions[:, -new:].max()) + 1)
     # the last token is never run
-    check_positions(model.config.text_config, seen, ends + tokens_left - 1)
+    check_positions(cache.model.config.text_config, seen, past + new + text.tokens_left - 1)
+    return inputs
 
 
 def check_arguments(asked: Mapping[str, Any]) -> None:
@@ -365,9 +356,8 @@ class RelayStats:
         positions (`tuple[int, ...]`): For each, positions of a row that its segment ran.
         layer_passes (`int`): Layers times positions, of one row.
         plain_layer_passes (`int`): What decoding at the deepest of these exits would have taken.
-        flops (`float`): FLOPs spent by all rows: two for each weight of a matrix and position,
-            heads as often as they were read, private layers and attention over the past left out;
-            of a mixture, all experts count.
+        flops (`float`): FLOPs spent by all rows: two for each weight of a matrix and position.
+            All experts of a mixture count; private layers and attention over the past do not.
         plain_flops (`float`): Counted likewise, of decoding at the deepest of these exits.
         rounds (`int`): Checks of drafts; without drafts, steps.
         drafted (`int`): Drafted tokens that were checked, of one row.

@@ -35,7 +35,6 @@ class RelayCache:
         rollback (`bool`, *optional*, defaults to `False`): Whether `crop` will be called.
         fused_weights (`bool`, *optional*, defaults to `False`): Whether to run the package's fused
             passes where there are some; `None` leaves it to the package.
-        reads (`Sequence[int]`, *optional*): Those of the exits that will be read; by default all.
         max_pending (`int`, *optional*, defaults to 256): Pending positions, beyond those of the
             first call of `feed`, at which all of them run to the deepest of the exits.
 
@@ -45,7 +44,7 @@ class RelayCache:
         ran (`list[int]`): Number of positions that each exit's segment has run, in all.
         reads (`list[int]`): Number of positions that each exit was read at.
         first (`int`): Positions that the cache held at the start.
-        prompt_end (`int`): Positions seen after the first call of `feed` or `push`.
+        prompt_end (`int`): Positions seen after the first call of `feed`.
         columns ([`Columns`]): Position ids and attention mask of the positions seen.
         norms, heads (`list`): Of each exit; an accelerator may replace them.
         passes (`dict[tuple[int, int], Any]`): An accelerator's faster passes, by the indices of
@@ -64,7 +63,6 @@ class RelayCache:
         *,
         rollback: bool = False,
         fused_weights: bool | None = False,
-        reads: Sequence[int] | None = None,
         max_pending: int = 256,
     ) -> None:
         self.model, self.rollback, self.max_pending = model, rollback, max_pending
@@ -78,12 +76,9 @@ class RelayCache:
         self.passes: dict[tuple[int, int], Any] = {}
         self.depths = [0, *(config.exits[k] for k in self.exits)]
         self._runners: dict[tuple[int, int], SegmentRunner] = {}
-        wanted = self.exits if reads is None else [config.resolve_exit(k) for k in reads]
+        early = config.num_exits - 1 if config.num_exit_layers else 0  # exits with private layers
         self._branches = [
-            self._segment_runner(members.private(k))
-            if config.num_exit_layers and k < config.num_exits - 1 and k in wanted
-            else None
-            for k in self.exits
+            self._segment_runner(members.private(k)) if k < early else None for k in self.exits
         ]
         self._index = {k: i for i, k in enumerate(self.exits)}
         self._index |= {k - config.num_exits: i for k, i in self._index.items()}
@@ -94,8 +89,8 @@ class RelayCache:
         self.first = self._seen = past_positions(self.cache)  # or those of the prompt, which follow
         count = len(self.exits)
         self._done, self._read = [self.first] * count, [self.first] * count
-        self._taps: list[torch.Tensor | None] = [None] * count
-        self._states: list[torch.Tensor | None] = [None] * count
+        self._taps: list[Any] = [None] * count
+        self._states: list[Any] = [None] * count
         self.ran, self.reads = [0] * count, [0] * count
         self.prompt_end = 0
         self.columns = Columns(self.first)
@@ -163,63 +158,34 @@ class RelayCache:
             position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): By default they
                 count on.
             attention_mask (`torch.Tensor` of shape `(batch, seq)`, or `(batch, past + seq)` at the
-                first call, *optional*): 0 for padding, of which by default there is none.
+                first call, *optional*): 0 for padding; by default there is none.
             whole (`bool`, *optional*, defaults to `False`): Run to the deepest of the exits, in one
                 pass where nothing is pending. The exits before it cannot be read then.
         """
         given: Any = input_ids if input_ids is not None else inputs_embeds
         new = self._extend(given, position_ids, attention_mask)
         entry = {"inputs_embeds" if input_ids is None else "input_ids": given}
-        if whole and self._done[0] == self._done[-1] and not any(self._branches):
-            self._run(0, len(self.exits) - 1, new, **entry)
-            return
-        self._run(0, 0, new, **entry)
+        at_once = whole and self._done[0] == self._done[-1] and not any(self._branches)
+        self._run(0, len(self.exits) - 1 if at_once else 0, new, **entry)
         pending = self.length - self._done[-1]
         if whole or pending > self.prompt_end - self.first + self.max_pending:
             self.catch_up(self.exits[-1])
-
-    def push(
-        self,
-        taps: torch.Tensor,
-        position_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> None:
-        """Take taps of the first exit, `(batch, seq, hidden)`, that were made elsewhere.
-
-        They become pending here. The first segment never runs then, and its keys and values stay
-        empty. Positions and mask are those of `feed`.
-        """
-        new = self._extend(taps, position_ids, attention_mask)
-        self._keep(0, taps)
-        self._done[0] += new
 
     def catch_up(self, exit_idx: int) -> None:
         """Run every pending position to the depth of one of `exits`, segment by segment."""
         for i in range(1, self._at(exit_idx) + 1):
             new = self._done[i - 1] - self._done[i]
             if new:
-                taps = self._taps[i - 1]
-                assert taps is not None
-                self._run(i, i, new, inputs_embeds=taps[:, -new:])
+                self._run(i, i, new, inputs_embeds=self._taps[i - 1][:, -new:])
 
     def taps(self, exit_idx: int, last: int) -> torch.Tensor:
-        """Return the taps, `(batch, last, hidden)`, of the last positions that reached an exit.
-
-        `last` counts pending positions, or no more than the exit's last pass ran.
-        """
-        taps = self._taps[self._at(exit_idx)]
-        assert taps is not None
-        return taps[:, -last:]
+        """Return the taps, `(batch, last, hidden)`, of the last positions that reached an exit."""
+        return self._taps[self._at(exit_idx)][:, -last:]
 
     def logits(self, exit_idx: int, last: int = 1) -> torch.Tensor:
-        """Read the last positions that have reached an exit.
+        """Return an exit's logits, `(batch, last, vocab)`, at the last positions that reached it.
 
-        Args:
-            exit_idx (`int`): One of `exits`, caught up.
-            last (`int`, *optional*, defaults to 1): How many; not more than its last pass ran.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, last, vocab)`: As the exit's member gives them.
+        They are those of the exit's member. `last` is at most what its last pass ran.
         """
         return self.read(exit_idx, self.states(exit_idx, last))
 
@@ -233,18 +199,14 @@ class RelayCache:
         """Return states after an exit's private layers and norm, shape `(batch, last, hidden)`."""
         i = self._at(exit_idx)
         taps, branch = self._taps[i], self._branches[i]
-        assert taps is not None
         if branch is None:
             return self.norms[i](taps[:, -last:])
         new = self._done[i] - self._read[i]
         if new:
-            self._states[i] = branch(
-                inputs_embeds=taps[:, -new:], **self._inputs(self._read[i], new)
-            )
+            inputs = self._inputs(self._read[i], new)
+            self._states[i] = branch(inputs_embeds=taps[:, -new:], **inputs)
             self._read[i] += new
-        states = self._states[i]
-        assert states is not None
-        return states[:, -last:]
+        return self._states[i][:, -last:]
 
     def crop(self, count: int) -> None:
         """Forget the last `count` positions everywhere, however deep they got."""
@@ -271,10 +233,7 @@ class RelayCache:
             record_past(self.cache.layers, False)
 
     def to_plain(self) -> DynamicCache:
-        """Complete the keys and values of every backbone layer and hand back an ordinary cache.
-
-        Returns:
-            [`DynamicCache`]: Of one length in every layer, without those of private layers.
+        """Return an ordinary cache, of one length in every backbone layer, without private layers.
 
         Raises:
             ValueError: If the layers above the last exit, or below taps from elsewhere, never ran.
@@ -282,8 +241,7 @@ class RelayCache:
         config = self.model.config
         if self.exits[-1] != config.num_exits - 1:
             raise ValueError(
-                f"this relay ends at exit {self.exits[-1]}: the layers above have not run. Only "
-                "one that reaches the deepest exit has a plain cache."
+                f"this relay ends at exit {self.exits[-1]}: the layers above have not run."
             )
         self.catch_up(-1)
         self.commit(last=True)

@@ -5,57 +5,13 @@ A policy builds the decoder that makes its tokens; the loop in `relay.py` knows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from .config_checks import check_choice
 from .relay_cache import RelayCache
-
-
-def _max_prob(logits: torch.Tensor) -> torch.Tensor:
-    return logits.softmax(-1).amax(-1)
-
-
-def _margin(logits: torch.Tensor) -> torch.Tensor:
-    best = logits.softmax(-1).topk(2).values
-    return best[..., 0] - best[..., 1]
-
-
-def _entropy(logits: torch.Tensor) -> torch.Tensor:
-    logs = logits.log_softmax(-1)
-    largest = torch.tensor(logits.shape[-1], dtype=logits.dtype, device=logits.device).log()
-    return 1 + (logs.exp() * logs.nan_to_num(neginf=0.0)).sum(-1) / largest
-
-
-# each from float32 logits of shape (..., vocab) to a confidence in [0, 1] of shape (...)
-MEASURES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "max_prob": _max_prob,
-    "margin": _margin,
-    "entropy": _entropy,
-}
-
-
-def confidence(logits: torch.Tensor, measure: str) -> torch.Tensor:
-    """Measure how sure a distribution is of its next token.
-
-    Args:
-        logits (`torch.Tensor` of shape `(..., vocab)`): Float32, before any logits processor.
-        measure (`str`): `"max_prob"`, the largest probability; `"margin"`, the largest less the
-            second; `"entropy"`, 1 less the entropy over the logarithm of the vocabulary.
-
-    Returns:
-        `torch.Tensor` of shape `(...)`: Between 0 and 1.
-
-    Raises:
-        ValueError: If there is no such measure.
-
-    Reference: Schuster et al., arXiv:2207.07061, section 3.5 (the first two).
-    """
-    check_choice("measure", measure, sorted(MEASURES))
-    return MEASURES[measure](logits)
 
 
 @dataclass
@@ -214,57 +170,6 @@ class FixedExit(RelayPolicy):
     def exits(self, num_exits: int) -> tuple[int, ...]:
         """Return the one exit."""
         return (self.exit_idx,)
-
-
-@dataclass(frozen=True)
-class ConfidenceRelay(RelayPolicy):
-    """A token leaves at the first exit that is sure enough.
-
-    Keys and values of the layers above are completed later, exactly, when a token needs them.
-    `hf_familial.calibrate` finds thresholds for a wanted agreement with the deepest exit.
-
-    Attributes:
-        threshold (`float` or `Mapping[int, float]`): Confidence, between 0 and 1, at which a token
-            leaves (above 1: never); one for all early exits, or by index of the exit. Early exits
-            without a threshold are not read.
-        measure (`str`): `"max_prob"`, `"margin"` or `"entropy"`, see `confidence`.
-        exit_idx (`int`): Exit that decides what no other was sure of.
-
-    Raises:
-        ValueError: If a threshold is no number, an exit is counted from the end, or there is no
-            such measure.
-
-    Reference: Schuster et al., arXiv:2207.07061.
-    """
-
-    threshold: float | Mapping[int, float] = 0.9
-    measure: str = "max_prob"
-    exit_idx: int = -1
-
-    def __post_init__(self) -> None:
-        threshold = self.threshold
-        values = list(threshold.values()) if isinstance(threshold, Mapping) else [threshold]
-        if not all(isinstance(v, (int, float)) and v == v for v in values):
-            raise ValueError(
-                f"`threshold` must be a number, or one by index of the exit, got {threshold!r}."
-            )
-        if isinstance(threshold, Mapping) and any(k < 0 for k in threshold):
-            raise ValueError(f"`threshold` must count exits from 0, got {threshold!r}.")
-        check_choice("measure", self.measure, sorted(MEASURES))
-
-    def exits(self, num_exits: int) -> tuple[int, ...]:
-        """Return the exits that may let a token leave, and the one that decides."""
-        last = self.exit_idx % num_exits
-        if isinstance(self.threshold, Mapping):
-            return (*sorted(self.threshold), last)
-        return tuple(range(last + 1))
-
-    def leaves(self, exit_idx: int, logits: torch.Tensor, state: Any) -> torch.Tensor:
-        """Return the rows whose confidence reaches the threshold."""
-        threshold = self.threshold
-        if isinstance(threshold, Mapping):
-            threshold = threshold[exit_idx]
-        return confidence(logits, self.measure) >= threshold
 
 
 def check_chain(exits: Sequence[int], num_exits: int) -> tuple[int, ...]:

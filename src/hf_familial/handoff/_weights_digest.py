@@ -1,4 +1,4 @@
-"""Which layers made a tap: a digest that two processes can compare without sending weights."""
+"""A digest of layers that two processes can compare without sending weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SILENT = frozenset(
 )
 
 
-def fingerprint(model: Any, depth: int) -> str:
+def weights_digest(model: Any, depth: int) -> str:
     """Digest what makes the taps at a depth: embedding, layers below it, and their config.
 
     The config counts as of a model cut at the depth, without the fields that change no tap; the
@@ -55,14 +55,14 @@ def fingerprint(model: Any, depth: int) -> str:
 
 
 def _config(model: Any, depth: int) -> dict[str, Any]:
-    """What the config of the layers below a depth says of them."""
+    """Return the config of the layers below a depth, without the fields that change no tap."""
     fields = truncated_config(model.model.backbone.config, depth).to_dict()
     silent = SILENT | PreTrainedConfig().to_dict().keys() - {"model_type"}
     return {name: value for name, value in fields.items() if name not in silent}
 
 
 def _weights(model: Any, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and saved buffers of the backbone up to a depth, final norm left out."""
+    """Yield the parameters and saved buffers of the backbone up to a depth, without its norm."""
     contract = model.model.contract
     trunk = model.model.members.trunk(0, depth)
     norm = ".".join(filter(None, (contract.owner, contract.norm))) + "."
@@ -72,7 +72,7 @@ def _weights(model: Any, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _weight(name: str, tensor: torch.Tensor) -> list[Any]:
-    """Shape, dtype and a digest of the bits of one weight."""
+    """Return the shape, dtype and a digest of the bits of one weight."""
     if tensor.is_meta:
         raise ValueError(
             f"`{name}` is on the meta device: it is offloaded, or was never loaded. Load the "
@@ -90,7 +90,7 @@ def _weight(name: str, tensor: torch.Tensor) -> list[Any]:
 
 
 def _column_sums(rows: torch.Tensor) -> torch.Tensor:
-    """Sums over rows of 64-bit words, each times an odd number; `(rows, WIDTH)` to `(WIDTH,)`.
+    """Sum rows of 64-bit words, each times an odd number; `(rows, WIDTH)` to `(WIDTH,)`.
 
     Sums wrap around, so that their order, which differs by device, does not matter.
     """
