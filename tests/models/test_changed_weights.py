@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 import hf_familial as hff
-from hf_familial.decoding._draft_length import weights_stamp
+from hf_familial.decoding._accelerator import weights_stamp
 from hf_familial.decoding._fused import FusedPasses
 
 
