@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .hub.push import push_exits_to_hub, push_family_to_hub
     from .isoflop import IsoFlopDesign
     from .models.familial import (
-        BackboneReport,
         Distillation,
         FamilialCausalLMOutput,
         FamilialConfig,
@@ -38,9 +37,9 @@ if TYPE_CHECKING:
         SpeculativeRelay,
         evenly_spaced_exits,
         relay_decode,
-        verify_backbone,
     )
     from .models.policies import ConfidenceRelay, HandoffRelay
+    from .models.verification import BackboneReport, verify_backbone
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
+    "BackboneReport": ".models.verification",
     "calibrate": ".evaluation.relay_calibration",
     "choose_exit": ".hub.choose",
     "ConfidenceRelay": ".models.policies",
@@ -70,9 +70,9 @@ _LAZY = {
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
     "server_side": ".handoff",
+    "verify_backbone": ".models.verification",
 }
 _MODELS = (
-    "BackboneReport",
     "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
@@ -88,7 +88,6 @@ _MODELS = (
     "SpeculativeRelay",
     "evenly_spaced_exits",
     "relay_decode",
-    "verify_backbone",
 )
 _LAZY |= dict.fromkeys(_MODELS, ".models.familial")
 

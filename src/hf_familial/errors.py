@@ -20,6 +20,10 @@ class PickleCheckpointError(CheckpointError):
     """Raised when weights are pickles, which can run any code while they are read."""
 
 
+class CutError(ValueError):
+    """Raised when a family cannot be cut at an exit."""
+
+
 class NoExitFitsError(ValueError):
     """Raised when no member is within the given limits.
 
@@ -157,7 +161,7 @@ class TableError(ValueError):
     """Raised when a file or its columns cannot be read as a table of runs."""
 
 
-class StudyError(ScalingError):
+class AnalysisError(ScalingError):
     """Raised when a file is not a `fit.json`, or was written by an incompatible version."""
 
 

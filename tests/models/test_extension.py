@@ -134,7 +134,7 @@ def test_without_the_package_nothing_is_faster():
     for method in (accelerator.cache, accelerator.decoder):
         assert method(thing) is thing
     for call in (
-        lambda: plain.warm_start(None, "gpt2"),
+        lambda: plain.warm_start(None, "gpt2", {}),
         lambda: plain.load_cut(None, "gpt2", 0),
         lambda: plain.save(None, None, "folder", by_segment=True),
     ):

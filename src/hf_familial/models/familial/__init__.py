@@ -15,7 +15,6 @@ from .relay import RelayOutput, RelayStats, relay_decode
 from .relay_cache import RelayCache
 from .relay_policies import FixedExit, RelayPolicy
 from .speculation import SpeculativeRelay
-from .verify import BackboneReport, verify_backbone
 
 
 AutoConfig.register(FamilialConfig.model_type, FamilialConfig)
@@ -32,7 +31,6 @@ FamilialModel.register_for_auto_class("AutoModel")
 FamilialForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
-    "BackboneReport",
     "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
@@ -48,5 +46,4 @@ __all__ = [
     "SpeculativeRelay",
     "evenly_spaced_exits",
     "relay_decode",
-    "verify_backbone",
 ]

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from transformers.utils.versions import require_version
 
 from .config_checks import MAX_LAYERS, check_choice, check_exits, check_layers, is_int, plain
-from .families import REFUSED, VERIFIED, refusal
+from .families import REFUSED, ROWS, refusal
 
 
 try:
@@ -274,7 +274,7 @@ class FamilialConfig(PreTrainedConfig):
         encoder = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
             getattr(text_config, "is_decoder", True) is False
         )
-        if known and encoder and kind not in VERIFIED:
+        if known and encoder and kind not in ROWS:
             raise refusal(kind, "it is not a decoder-only language model")
 
     @property
@@ -327,8 +327,7 @@ def check_transformers() -> None:
     """Raise `ImportError` if transformers is too old for the models."""
     hint = (
         "That is what a familial model needs; its configuration loads with any transformers 5. "
-        "Run `pip install -U transformers`. A plain member (`export_exit`) needs no "
-        "newer version than its own class does."
+        "Run `pip install -U transformers`. A plain member needs no newer one than its class does."
     )
     require_version(f"transformers>={TRANSFORMERS}", hint)
 
@@ -336,7 +335,8 @@ def check_transformers() -> None:
 def check_model_type(model_type: object) -> None:
     """Raise `ValueError`, with the nearest names, if transformers does not know a type."""
     if model_type not in CONFIG_MAPPING:
-        close = get_close_matches(str(model_type).lower(), sorted(VERIFIED), 3)
+        known = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        close = get_close_matches(str(model_type).lower(), known, 3)
         near = f"did you mean {' or '.join(close)}?" if close else "llama or qwen3, for example."
         raise ValueError(f"`model_type` {model_type!r} is unknown to transformers; {near}")
 
@@ -390,8 +390,8 @@ class Extension:
     Relays run without fused weights and with a simple rule for draft lengths.
     """
 
-    def warm_start(self, cls: Any, backbone: Any, **fields: Any) -> Any:
-        """Build a family of class `cls` around a pretrained decoder."""
+    def warm_start(self, cls: Any, backbone: Any, loading: Any, **fields: Any) -> Any:
+        """Build a family of class `cls` around a decoder, given or loaded with `loading`."""
         raise _missing("`from_backbone`")
 
     def check_backbone(self, model: Any) -> None:

@@ -25,7 +25,6 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .contract import can_tie, logit_ops
 from .exits import build_head, copy_module, read_out
-from .families import VERIFIED
 from .generation_familial import FamilialGenerationMixin, check_hooks
 from .linear_loss import Distillation
 from .losses import Reading, balance_loss, balances, multi_exit_loss, target_share
@@ -34,8 +33,6 @@ from .outputs import FamilialCausalLMOutput
 from .relay import RelayOutput, check_arguments, relay_decode
 from .relay_cache import RelayCache
 from .relay_policies import RelayPolicy
-from .verify import as_host, check_unverified
-from .warm_start import family_of, load_host
 
 
 class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
@@ -75,8 +72,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         if not self.model.contract.cache:
             self.generation_config.use_cache = False
         self.post_init()
-        if config.text_config.model_type not in VERIFIED and self.device.type != "meta":
-            check_unverified(as_host(self), private_layers=bool(config.num_exit_layers))
+        if self.device.type != "meta":  # there, as in `from_pretrained`, weights come later
+            extension().check_backbone(self)
 
     @classmethod
     def from_backbone(
@@ -120,12 +117,12 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         Example:
             >>> model = FamilialForCausalLM.from_backbone("Qwen/Qwen3-0.6B", exits=[8, 16, 28])
         """
-        host = load_host(backbone, **kwargs)
-        return family_of(
+        return extension().warm_start(
             cls,
-            host,
-            exits,
-            num_exits,
+            backbone,
+            kwargs,
+            exits=exits,
+            num_exits=num_exits,
             num_exit_layers=num_exit_layers,
             exit_norm=exit_norm,
             exit_head=exit_head,
