@@ -30,9 +30,7 @@ from hf_familial.isoflop import (
 from hf_familial.isoflop.sweep.arguments import check_design
 from hf_familial.paths import check_output_folder
 from hf_familial.scaling import Law, fit, get_law
-from hf_familial.scaling.report.examine import examine
-from hf_familial.scaling.report.page import write_report
-from hf_familial.scaling.report.study import Origin, write_study
+from hf_familial.scaling.report import DataSource, analyse, write_analysis, write_report
 from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 from hf_familial.scripts import arguments, console, run
 
@@ -105,13 +103,13 @@ def fit_runs(folder: Path, law: Law, args: StudyArguments) -> None:
     except ValueError as error:
         out.print(f"no law yet: {error}", markup=False)
         return
-    study = examine(answer, Origin.of(reading), draws=200)
+    analysis = analyse(answer, DataSource.of(reading), draws=200)
     values = ", ".join(f"{name} = {value:.4g}" for name, value in answer.values.items())
     out.print(f"{answer.law.formula_text}: {values} ({answer.status})", markup=False)
-    for sentence in (*reading.notes, *study.warnings):
+    for sentence in (*reading.notes, *analysis.warnings):
         out.print("-", sentence, markup=False)
-    write_study(folder / "fit.json", study)
-    write_report(folder / "report.html", study)
+    write_analysis(folder / "fit.json", analysis)
+    write_report(folder / "report.html", analysis)
     out.print(f"wrote {folder / 'fit.json'} and {folder / 'report.html'}", soft_wrap=True)
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .errors import NoExitFitsError, RelayStateError
+    from .errors import HandoffError, NoExitFitsError
     from .evaluation import evaluate_exits
     from .evaluation.relay_calibration import calibrate
-    from .handoff import RelayState, ShallowSide, deep_side, upper_part
+    from .handoff import DeviceSide, HandoffState, server_side
     from .hub.choose import ExitChoice, choose_exit
     from .hub.describe import FamilyDescription, describe
     from .hub.export import export_exit, export_family
@@ -51,8 +51,8 @@ __version__ = "0.1.0.dev0"
 _LAZY = {
     "calibrate": ".evaluation.relay_calibration",
     "choose_exit": ".hub.choose",
-    "deep_side": ".handoff",
     "describe": ".hub.describe",
+    "DeviceSide": ".handoff",
     "evaluate_exits": ".evaluation",
     "ExitChoice": ".hub.choose",
     "export_exit": ".hub.export",
@@ -61,15 +61,14 @@ _LAZY = {
     "FamilialTrainingArguments": ".training.args",
     "FamilyDescription": ".hub.describe",
     "from_layerskip": ".hub.importers",
+    "HandoffError": ".errors",
+    "HandoffState": ".handoff",
     "import_ruyi": ".hub.importers",
     "IsoFlopDesign": ".isoflop",
     "NoExitFitsError": ".errors",
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
-    "RelayState": ".handoff",
-    "RelayStateError": ".errors",
-    "ShallowSide": ".handoff",
-    "upper_part": ".handoff",
+    "server_side": ".handoff",
 }
 _MODELS = (
     "BackboneReport",
@@ -97,6 +96,7 @@ _LAZY |= dict.fromkeys(_MODELS, ".models.familial")
 __all__ = [
     "BackboneReport",
     "ConfidenceRelay",
+    "DeviceSide",
     "Distillation",
     "ExitChoice",
     "FamilialCausalLMOutput",
@@ -109,21 +109,19 @@ __all__ = [
     "FamilialTrainingArguments",
     "FamilyDescription",
     "FixedExit",
+    "HandoffError",
     "HandoffRelay",
+    "HandoffState",
     "IsoFlopDesign",
     "NoExitFitsError",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",
-    "RelayState",
-    "RelayStateError",
     "RelayStats",
-    "ShallowSide",
     "SpeculativeRelay",
     "__version__",
     "calibrate",
     "choose_exit",
-    "deep_side",
     "describe",
     "evaluate_exits",
     "evenly_spaced_exits",
@@ -134,7 +132,7 @@ __all__ = [
     "push_exits_to_hub",
     "push_family_to_hub",
     "relay_decode",
-    "upper_part",
+    "server_side",
     "verify_backbone",
 ]
 

@@ -58,7 +58,7 @@ class HubUnavailableError(HubError):
 # --- hand-off -------------------------------------------------------------------------------------
 
 
-class RelayStateError(ValueError):
+class HandoffError(ValueError):
     """Raised when the state of a text, or its bytes, cannot be right."""
 
 
@@ -157,7 +157,7 @@ class TableError(ValueError):
     """Raised when a file or its columns cannot be read as a table of runs."""
 
 
-class StudyError(ScalingError):
+class AnalysisError(ScalingError):
     """Raised when a file is not a `fit.json`, or was written by an incompatible version."""
 
 

@@ -56,7 +56,7 @@ def compare_command(
 ) -> None:
     """Fit several laws to the same runs; judge them by the runs they did not see."""
     from ..scaling.comparison import compare
-    from ..scaling.report.examine import comparison_tables
+    from ..scaling.report.analysis import comparison_tables
     from ..scaling.tables.load import load_runs
     from . import scaling_views as views
 
