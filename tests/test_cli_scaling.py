@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hf_familial._wording import significant
 from hf_familial.cli import main
 from hf_familial.scaling import LAWS, get_law
 from hf_familial.scaling.report import read_analysis
-from hf_familial.scaling.report.wording import significant
 
 
 ROOT = Path(__file__).resolve().parents[1]

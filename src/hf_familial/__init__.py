@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .hub.push import push_exits_to_hub, push_family_to_hub
     from .isoflop import IsoFlopDesign
     from .models.familial import (
-        BackboneReport,
-        ConfidenceRelay,
         Distillation,
         FamilialCausalLMOutput,
         FamilialConfig,
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
         FamilialModelOutput,
         FamilialPreTrainedModel,
         FixedExit,
-        HandoffRelay,
         RelayCache,
         RelayOutput,
         RelayPolicy,
@@ -40,8 +37,9 @@ if TYPE_CHECKING:
         SpeculativeRelay,
         evenly_spaced_exits,
         relay_decode,
-        verify_backbone,
     )
+    from .models.policies import ConfidenceRelay, HandoffRelay
+    from .models.verification import BackboneReport, verify_backbone
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
@@ -49,8 +47,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
+    "BackboneReport": ".models.verification",
     "calibrate": ".evaluation.relay_calibration",
     "choose_exit": ".hub.choose",
+    "ConfidenceRelay": ".models.policies",
     "describe": ".hub.describe",
     "DeviceSide": ".handoff",
     "evaluate_exits": ".evaluation",
@@ -62,6 +62,7 @@ _LAZY = {
     "FamilyDescription": ".hub.describe",
     "from_layerskip": ".hub.importers",
     "HandoffError": ".errors",
+    "HandoffRelay": ".models.policies",
     "HandoffState": ".handoff",
     "import_ruyi": ".hub.importers",
     "IsoFlopDesign": ".isoflop",
@@ -69,10 +70,9 @@ _LAZY = {
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
     "server_side": ".handoff",
+    "verify_backbone": ".models.verification",
 }
 _MODELS = (
-    "BackboneReport",
-    "ConfidenceRelay",
     "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
@@ -81,7 +81,6 @@ _MODELS = (
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
     "FixedExit",
-    "HandoffRelay",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",
@@ -89,7 +88,6 @@ _MODELS = (
     "SpeculativeRelay",
     "evenly_spaced_exits",
     "relay_decode",
-    "verify_backbone",
 )
 _LAZY |= dict.fromkeys(_MODELS, ".models.familial")
 

@@ -20,6 +20,10 @@ class PickleCheckpointError(CheckpointError):
     """Raised when weights are pickles, which can run any code while they are read."""
 
 
+class CutError(ValueError):
+    """Raised when a family cannot be cut at an exit."""
+
+
 class NoExitFitsError(ValueError):
     """Raised when no member is within the given limits.
 

@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hf_familial import FamilialForCausalLM, FamilialModel
-from hf_familial.checkpoints import plain_tensors
+from hf_familial.checkpoints import by_segment, partial_load, plain_tensors
 from hf_familial.checkpoints.safetensors_file import read_header
+from hf_familial.errors import CutError
 from hf_familial.hub import export_exit
-from hf_familial.models.familial import checkpoints
-from hf_familial.models.familial.cuts import CutError
 
 
 EXITS = [1, 3, 4]
@@ -97,7 +96,7 @@ def test_when_a_family_is_split(tmp_path, monkeypatch):
 
     assert files("small") == 1
     assert files("asked", by_segment=True) == 3
-    monkeypatch.setattr(checkpoints, "SPLIT_FROM", 1000)
+    monkeypatch.setattr(by_segment, "SPLIT_FROM", 1000)
     assert files("large") == 3
     assert files("one", by_segment=False) == 1
     assert files("variant", variant="fp32", by_segment=True) == 1
@@ -114,7 +113,7 @@ def test_large_segments_are_split_further(tmp_path):
     found = held(tmp_path)
     assert len(found) > 6
     groups = [
-        {checkpoints.segment_of(name, family.config, "layers", "norm") for name in names}
+        {by_segment.segment_of(name, family.config, "layers", "norm") for name in names}
         for names in found
     ]
     assert all(len(group) == 1 for group in groups)
@@ -146,7 +145,7 @@ def test_an_earlier_checkpoint_in_the_folder_is_replaced(first, tmp_path):
 def read(monkeypatch):
     """Bytes of tensors that are read, by name."""
     sizes = {}
-    real = checkpoints.safe_open
+    real = partial_load.safe_open
 
     class Opened:
         def __init__(self, *args, **kwargs):
@@ -177,7 +176,7 @@ def read(monkeypatch):
         def __getattr__(self, name):
             return getattr(self.inner, name)
 
-    monkeypatch.setattr(checkpoints, "safe_open", Opened)
+    monkeypatch.setattr(partial_load, "safe_open", Opened)
     return sizes
 
 

@@ -11,21 +11,22 @@ from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
 from hf_familial.checkpoints import plain_config, plain_tensors
-from hf_familial.checkpoints.plain import FILE_NAMES
-from hf_familial.checkpoints.safetensors_file import read_header
-from hf_familial.hub import export_exit
-from hf_familial.models.familial.cuts import (
+from hf_familial.checkpoints.cuts import (
     DEPTH_MATTERS,
     INDEX_MATTERS,
     TIED_TOO,
-    CutError,
     check_cut,
     cut_config,
     cut_names,
     find_layout,
     truncated_config,
 )
-from hf_familial.models.familial.families import ROWS, VERIFIED
+from hf_familial.checkpoints.plain import FILE_NAMES
+from hf_familial.checkpoints.safetensors_file import read_header
+from hf_familial.errors import CutError
+from hf_familial.hub import export_exit
+from hf_familial.models.familial.families import ROWS
+from hf_familial.models.verification import VERIFIED
 
 
 # one table holds an embedding of the tokens for every layer

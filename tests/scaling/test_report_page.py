@@ -12,6 +12,7 @@ import pytest
 from analyses import FAMILY, NEIGHBOURS, SPARSE, analysis_of, rows_of
 from matplotlib.image import imread
 
+from hf_familial._wording import estimate
 from hf_familial.errors import AnalysisError
 from hf_familial.scaling import LAWS, FitStatus, RunTable, fit, get_law
 from hf_familial.scaling.diagnostics import diagnose
@@ -28,7 +29,6 @@ from hf_familial.scaling.report._figures import draw_formula
 from hf_familial.scaling.report._style import symbol_html, symbol_text
 from hf_familial.scaling.report.analysis import check_place, write_whole
 from hf_familial.scaling.report.tables import Table, granularity_table
-from hf_familial.scaling.report.wording import estimate
 
 
 @pytest.fixture(scope="module")

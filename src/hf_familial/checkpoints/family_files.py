@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, CutError
 from ..models.familial import FamilialConfig
-from ..models.familial.checkpoints import ADAPTED, ADAPTER
-from ..models.familial.cuts import CutError
 from .companions import companions
 from .index import own_file, weight_files
+from .partial_load import ADAPTED, ADAPTER
 from .plain import check_not_quantised
 from .safetensors_file import TensorEntry, read_header
 

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from ..errors import CheckpointError, PickleCheckpointError
-from ..models.familial.checkpoints import lies_in
+from .partial_load import lies_in
 from .safetensors_file import TensorCopy, read_header, write_file
 
 

@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
+from ..errors import CutError
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.cuts import CutError, check_cut, cut_config, cut_names, find_layout
-from ..models.familial.families import VERIFIED
+from ..models.verification import VERIFIED
+from .cuts import check_cut, cut_config, cut_names, find_layout
 from .plain import check_not_quantised, plain_config, plain_tensors
 from .safetensors_file import to_dtype
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..models.familial import FamilialConfig
-from ..models.familial.cuts import BACKBONE, HEAD, check_cut, cut_config, cut_names, find_layout
+from .cuts import BACKBONE, HEAD, check_cut, cut_config, cut_names, find_layout
 
 
 # model_type -> how names begin in the host's files where they do not in its modules

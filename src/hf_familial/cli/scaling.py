@@ -185,8 +185,8 @@ def plan_command(
     """Plan the best run for a budget, or the least budget for a loss."""
     import math
 
+    from .._wording import parse_size
     from ..errors import DomainWarning
-    from ..hub.sizes import parse_size
     from ..scaling.planning import Limits, plan
     from . import scaling_views as views
 

@@ -102,7 +102,7 @@ def advise_command(
     as_json: AsJson = False,
 ) -> None:
     """Say which architecture to train, how sure that is, and what would change the answer."""
-    from ..hub.sizes import parse_size
+    from .._wording import parse_size
     from ..scaling.advice import advise
     from . import scaling_views as views
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..scaling.report.wording import MISSING, count, estimate, scientific, significant
+from .._wording import MISSING, count, estimate, scientific, significant
 
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from huggingface_hub.utils import validate_repo_id
 from ..checkpoints.companions import COMPANIONS, tokenizer_modules
 from ..checkpoints.family_files import FamilyFiles
 from ..checkpoints.index import INDEX, SINGLE, own_file, read_index
+from ..checkpoints.partial_load import ADAPTER
 from ..checkpoints.safetensors_file import TensorEntry, read_header
 from ..errors import CheckpointError, HubUnavailableError
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from ..models.familial.checkpoints import ADAPTER
 from ..paths import is_local, near_path, no_such_path
 from .remote import Retry, request
 

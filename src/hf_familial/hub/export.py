@@ -16,7 +16,9 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import convert_file_size_to_int
 
 from .._files import whole_folder
+from ..checkpoints.by_segment import segment_of, splits_by_segment
 from ..checkpoints.companions import companions
+from ..checkpoints.cuts import check_cut, cut_config, cut_names, find_layout, member_depth
 from ..checkpoints.family_files import FamilyFiles
 from ..checkpoints.index import plan_shards, write_shards
 from ..checkpoints.member_models import cut_model, loaded_dtypes, merged_family, plain_model
@@ -24,9 +26,7 @@ from ..checkpoints.plain import add_old_names, plain_config, plain_tensors
 from ..checkpoints.safetensors_file import FLOATS, TensorCopy, read_header
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.checkpoints import segment_of, splits_by_segment
 from ..models.familial.config_checks import check_choice
-from ..models.familial.cuts import check_cut, cut_config, cut_names, find_layout, member_depth
 from ._source import open_family, origin_of
 
 

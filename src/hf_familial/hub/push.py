@@ -16,13 +16,13 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ..checkpoints.companions import holds_tokenizer
+from ..checkpoints.cuts import check_cut
 from ..checkpoints.family_files import FamilyFiles
 from ..checkpoints.index import own_file
 from ..checkpoints.member_models import merged_family, weights_of
 from ..models import is_family
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
-from ..models.familial.cuts import check_cut
 from ._source import open_family
 from .cards import family_card, index_card, member_card
 from .client import Hub

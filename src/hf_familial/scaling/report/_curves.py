@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ..._wording import count
 from ..confidence import Estimate
 from ..isoflop import budgets as budget_groups
 from ..prediction import Estimator
 from ..quantities import DerivedQuantity
 from .analysis import Analysis
-from .wording import count
 
 
 MOST_BUDGETS, MOST_SETTINGS, LEAST_SIZES = 9, 6, 3

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..._wording import scientific
 from ._curves import Budget, Group
 from ._style import (
     ACCENT,
@@ -33,7 +34,6 @@ from ._style import (
     spread,
     styled,
 )
-from .wording import scientific
 
 
 LOSS = "loss (nats/token)"

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from scipy.optimize import isotonic_regression
 
-from .wording import count, scientific, significant
+from ..._wording import count, scientific, significant
 
 
 P = ParamSpec("P")

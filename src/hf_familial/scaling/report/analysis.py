@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..._wording import scientific
 from ...errors import (
     AnalysisError,
     NoOptimumError,
@@ -31,7 +32,6 @@ from ..resampling import Bootstrap, Kind, bootstrap
 from ..results import Fit
 from ..tables.facts import Facts
 from ..tables.load import LoadedRuns
-from .wording import scientific
 
 
 FORMAT, SCHEMA = "hf_familial.fit", 2

@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, Template
 from markupsafe import Markup, escape
 
+from ..._wording import MISSING, count, estimate, plural, scientific, significant
 from ._curves import flops_of, has_sizes
 from ._figures import draw_formula
 from ._pictures import SECTIONS, Picture, pictures
@@ -28,7 +29,6 @@ from .tables import (
     optimum_table,
     record_table,
 )
-from .wording import MISSING, count, estimate, scientific, significant
 
 
 MOST_ROWS, MOST_DROPPED = 200, 50  # of the tables of runs
@@ -116,17 +116,13 @@ def _template() -> Template:
     environment = Environment(
         loader=FunctionLoader(load), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"code": _code, "many": _many}
+    environment.filters |= {"code": _code, "plural": plural}
     return environment.get_template("report.html.j2")
 
 
 def _code(words: str) -> Markup:
     """Show `names` as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(words))))
-
-
-def _many(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _formula(tex: str, text: str) -> Markup | None:
@@ -223,7 +219,7 @@ def _coefficients(analysis: Analysis) -> Table:
 def _interval_note(analysis: Analysis) -> str:
     words, draws = [METHODS[m] for m in analysis.intervals if m in METHODS], analysis.replicates
     if draws is not None:
-        number = _many(len(draws), "bootstrap replicate")
+        number = plural(len(draws), "bootstrap replicate")
         words.append(f"{number} of {draws.kind}, seed {draws.seed}.")
         if draws.failed:
             words.append(f"{draws.failed} more came to no optimum and are left out.")
@@ -274,4 +270,4 @@ def _runs(analysis: Analysis) -> Table:
         rows.append([name, *cells, f"{measured:.4f}", f"{predicted[i]:.4f}", residual])
     head = ["run", *names, analysis.fit.law.target.name, "by the law", "residual (%)"]
     note = f"The first {len(rows)} of {len(data):,} rows." if len(data) > len(rows) else ""
-    return Table(f"{_many(len(data), 'row')}, as fitted", head, rows, note)
+    return Table(f"{plural(len(data), 'row')}, as fitted", head, rows, note)

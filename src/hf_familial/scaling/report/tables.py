@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..._wording import MISSING, count, estimate, scientific, significant
 from ...errors import NoMinimumError
 from ..confidence import Estimate
 from ..flop_models import Flops
@@ -17,7 +18,6 @@ from ..quantities import granularity_compute, optimal
 from ..results import Fit
 from ._curves import counting, flops_of, has_optimum, named, settings_of
 from .analysis import Analysis
-from .wording import MISSING, count, estimate, scientific, significant
 
 
 MOST_EXITS = 8

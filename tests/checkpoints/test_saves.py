@@ -14,9 +14,9 @@ from reference import logits, token_ids
 from transformers import modeling_utils
 
 from hf_familial import FamilialForCausalLM, FamilialModel
+from hf_familial.checkpoints import by_segment as checkpoints
+from hf_familial.checkpoints.by_segment import ASIDE
 from hf_familial.hub import export_exit
-from hf_familial.models.familial import checkpoints
-from hf_familial.models.familial.checkpoints import ASIDE
 
 
 def kill(folder, forms, seed=0, step=1):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_familial.hub.sizes import parse_size
+from hf_familial._wording import parse_size
 
 
 @pytest.mark.parametrize(

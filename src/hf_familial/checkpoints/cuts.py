@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from .configuration_familial import FamilialConfig
-from .contract import can_tie, decoder_of, find_contract
-from .families import VERIFIED
-from .segments import per_layer_lists, slice_config
+from ..errors import CutError
+from ..models.familial import FamilialConfig
+from ..models.familial.contract import can_tie, decoder_of, find_contract
+from ..models.familial.segments import per_layer_lists, slice_config
+from ..models.verification import VERIFIED
 
 
 BACKBONE, HEAD = "model.backbone.", "lm_head."
@@ -49,10 +50,6 @@ TIED_TOO: Mapping[str, str] = {
 
 # model_type -> names under which it says its number of layers once more
 DEPTH_FIELDS: Mapping[str, tuple[str, ...]] = {"xlstm": ("num_blocks",)}
-
-
-class CutError(ValueError):
-    """A family cannot be cut at this exit, for the reason it says."""
 
 
 @dataclass(frozen=True)
@@ -320,16 +317,3 @@ def _check_complete(config: FamilialConfig, exit_idx: int, found: set[str], laye
             f"the checkpoint holds no tensors of {', '.join(missing)}, which exit {exit_idx} "
             "needs: it is not a whole `FamilialForCausalLM`."
         )
-
-
-__all__ = [
-    "CutError",
-    "Layout",
-    "check_cut",
-    "cut_config",
-    "cut_names",
-    "find_layout",
-    "member_depth",
-    "reads_embedding",
-    "truncated_config",
-]

@@ -1,19 +1,17 @@
-"""The loss of `linear_loss.py` as one operator: a compiler cannot trace its chunks, nor need it."""
+"""The chunked loss as one operator, since a compiler cannot trace its chunks."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from .linear_loss import Distillation, LossPlan, chunk_rows, sum_losses
+from .familial.linear_loss import Distillation, LossPlan, chunk_rows, sum_losses
 
 
-# every copy of this code, such as one that came with a checkpoint, has an operator of its own
-NAME = re.sub(r"\W", "_", __name__) + "::linear_cross_entropy"
+NAME = "hf_familial::linear_cross_entropy"
 SCHEMA = (
     "(Tensor[] tensors, bool[] needs, Tensor targets, Tensor denominator, int[] heads, "
     "float[] weights, str ops, ScalarType dtype, int ignore_index, float? teaching, "

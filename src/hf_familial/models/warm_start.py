@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .configuration_familial import FamilialConfig, evenly_spaced_exits
-from .contract import can_tie, decoder_of, refusal
-from .exits import build_exits
-from .verify import check_unverified
+from . import is_family_config
+from .familial.configuration_familial import evenly_spaced_exits
+from .familial.contract import can_tie, decoder_of, refusal
+from .verification import check_unverified
 
 
 # what a quantiser of transformers sets on a model, and where its config says what it leaves alone
@@ -52,7 +52,7 @@ def load_host(backbone: Any, **kwargs: Any) -> PreTrainedModel:
             "`backbone` must be a name, a path or a causal language model, got "
             f"{type(backbone).__name__}."
         )
-    if host.config.model_type == FamilialConfig.model_type:
+    if is_family_config(host.config):
         raise ValueError("`backbone` is a family already; load it with `from_pretrained`.")
     if host.get_output_embeddings() is None:
         raise refusal(host.config.model_type, f"{type(host).__name__} has no language-model head")
@@ -89,7 +89,7 @@ def family_of(
         exits = evenly_spaced_exits(text_config.num_hidden_layers, num_exits)
     # a config writes its own choice of kernels, here none, over its sub-config's
     attention, experts = text_config._attn_implementation, text_config._experts_implementation
-    config = FamilialConfig(
+    config = cls.config_class(
         text_config=text_config,
         exits=exits,
         dtype=host.dtype,
@@ -104,7 +104,7 @@ def family_of(
         family = cls(config)
     model = family.model
     model.backbone = decoder_of(host)
-    model.exits = build_exits(config, model.backbone, model.contract, keep=True)
+    model.exits = model.build_exits(keep=True)
     family.lm_head = host.get_output_embeddings()
     family.exit_heads = family.build_exit_heads(keep=True)
     if host.can_generate():

@@ -13,11 +13,31 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from .contract import decoder_of, find_contract, logit_ops, refusal
-from .exits import read_out
-from .families import VERIFIED
-from .segments import Segment, grow_cache, run_segment
+from .familial.contract import decoder_of, find_contract, logit_ops, refusal
+from .familial.exits import read_out
+from .familial.segments import Segment, grow_cache, run_segment
 
+
+# Types that passed `verify_backbone` at tiny size (scripts/list_backbones.py); others are checked
+# when they are used.
+VERIFIED: frozenset[str] = frozenset(
+    """
+    afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba beam biogpt bitnet bloom
+    codegen cohere cohere2 cohere2_moe cohere_compass_text ctrl cwm dbrx deepseek_v2
+    deepseek_v3 deepseek_v32 diffllama doge dots1 dots3_note_text ernie4_5 ernie4_5_moe
+    exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo flint gemma gemma2 gemma3_text
+    gemma4_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa gpt-sw3 gpt2
+    gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe
+    granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
+    hy_v3 hyperclovax inkling_text internlm3 iquestcoder jais2 jamba jetmoe kimi_linear
+    kolibri1 laguna lfm2 lfm2_moe lfm3 llama llama4_text mamba mamba2 mellum mimo_v2_flash
+    minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral moshi
+    mpt nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt
+    persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text
+    qwen3_5_text qwen3_moe qwen3_next recurrent_gemma seed_oss smollm3 solar_open stablelm
+    starcoder2 vaultgemma xglm xlstm youtu zamba zamba2 zaya
+    """.split()
+)
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
 HALF_TOLERANCE = 5e-2
@@ -114,24 +134,27 @@ def verify_backbone(
 
 
 def check_unverified(host: PreTrainedModel, private_layers: bool) -> None:
-    """Refuse a backbone not known to work if it fails the numeric checks.
+    """Raise `ValueError` if a backbone that is not known to work fails the numeric checks.
 
     Args:
         host (`PreTrainedModel`): A causal LM with weights.
         private_layers (`bool`): Whether segments must be able to go on from taps.
-
-    Raises:
-        ValueError: With the name of the type and the check that failed.
     """
     text_config = host.config.get_text_config(decoder=True)
-    model_type = text_config.model_type
     # a composite may treat the logits of its language model in its own way
-    known = model_type in VERIFIED and text_config is host.config
+    known = text_config.model_type in VERIFIED and text_config is host.config
     if known or host.device.type == "meta":
         return
     report = verify_backbone(host)
     if not (report.continues if private_layers else report.ok):
-        raise refusal(model_type, report.failure("logits", "taps", "steps", "segments"))
+        reason = report.failure("logits", "taps", "steps", "segments")
+        raise refusal(text_config.model_type, reason)
+
+
+def check_family(family: Any) -> None:
+    """Raise `ValueError` if the backbone of a family fails the checks that it needs."""
+    if family.config.text_config.model_type not in VERIFIED:
+        check_unverified(as_host(family), private_layers=bool(family.config.num_exit_layers))
 
 
 def as_host(family: Any) -> PreTrainedModel:

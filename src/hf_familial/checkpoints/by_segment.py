@@ -1,4 +1,4 @@
-"""Checkpoints of a family, one group of files per segment, of which a member reads only its own.
+"""Save a family in one group of files per segment, so that a member reads only its own.
 
 Group k holds what exit k needs and no shallower one does: the layers between depth k - 1 and depth
 k, and the modules of exit k. So the family up to exit k, and its member k, are in groups 0 to k.
@@ -6,26 +6,25 @@ k, and the modules of exit k. So the family up to exit k, and its member k, are 
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from transformers import GenerationConfig
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
-from .configuration_familial import AUTO_MAP, FamilialConfig
-from .contract import Contract
-from .cuts import CutError, check_cut, cut_config, cut_names, find_layout, reads_embedding
+from ..models.familial import FamilialConfig
+from .cuts import reads_embedding
+from .partial_load import ADAPTER
 
 
 try:
@@ -39,10 +38,6 @@ logger = logging.get_logger(__name__)
 # whole in a moment, and one file is simpler to handle.
 SPLIT_FROM = 100_000_000
 
-# what `from_pretrained` passes on to find files, here as there
-WHERE = tuple("cache_dir force_download local_files_only proxies revision subfolder token".split())
-OPTIONAL = {f"_raise_exceptions_for_{n}": False for n in ("missing_entries", "connection_errors")}
-
 # files of weights, with the name of their variant, if they have one
 WEIGHTS = re.compile(
     r"model(?:\.(?P<variant>.+?))?(?:-\d{5}-of-\d{5})?\.safetensors"
@@ -50,11 +45,6 @@ WEIGHTS = re.compile(
 )
 SEGMENT = "segment{:05d}"  # what a group is called until all are written
 MEASURED = "members.json"  # losses, of this family or of another
-ADAPTER = "adapter_config.json"
-ADAPTED = (
-    "`{}` holds an adapter, which would be left out: move `adapter_config.json` and its weights to "
-    "another folder, load that with `PeftModel.from_pretrained(family, folder)`, and merge it."
-)
 ASIDE = ".saving"  # folder, in the one that is saved to, in which a checkpoint is written
 
 # what else of an older checkpoint would be taken for the new one's: an adapter is looked for first
@@ -63,7 +53,6 @@ BESIDE = (
     "generation_config.json",
     ADAPTER,
     "adapter_model.safetensors",
-    *{f"{path.split('.')[0]}.py" for path in AUTO_MAP.values()},
 )
 # fields of a config that may differ between variants of one model
 OF_A_VARIANT = ("dtype", "torch_dtype", "transformers_version", "architectures")
@@ -201,7 +190,7 @@ def _replace(folder: Path, aside: Path, variant: str | None) -> None:
         part = re.search(r"-of-\d{5}\.safetensors$", name)
         return part is None and WEIGHTS.fullmatch(name) is not None
 
-    old = {name for name in os.listdir(folder) if name in BESIDE}
+    old = {name for name in os.listdir(folder) if name in BESIDE} | code_files(folder)
     keeps = _told(folder) == _told(aside)  # another variant of the same family may stay
     if not keeps and (folder / MEASURED).exists():
         old.add(MEASURED)
@@ -215,6 +204,21 @@ def _replace(folder: Path, aside: Path, variant: str | None) -> None:
         (folder / name).unlink()
     for name in sorted(os.listdir(aside), key=is_whole):
         os.replace(aside / name, folder / name)
+
+
+def code_files(folder: Path) -> set[str]:
+    """Return the names of the files of code that a family in a folder runs."""
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        paths = fields["auto_map"].values() if fields["model_type"] == "familial" else ()
+        entries = [folder / f"{str(path).split('.')[0]}.py" for path in paths]
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+        return set()
+    found = set()
+    for entry in entries:
+        with suppress(OSError, ValueError):  # it is gone, or no text
+            found |= {entry, *map(Path, get_relative_import_files(entry))}
+    return {path.name for path in found if path.parent == folder and path.is_file()}
 
 
 def _told(folder: Path) -> Any:
@@ -253,7 +257,7 @@ def save_by_segment(
     """
     tensors = dict(model.state_dict() if state_dict is None else state_dict)
     tensors = remove_tied_weights_from_state_dict(tensors, model)
-    contract: Contract = model.model.contract
+    contract = model.model.contract
     owner = f"{contract.owner}." if contract.owner else ""
     layers, norm = owner + contract.layers, owner + contract.norm if contract.norm else ""
     groups: list[dict[str, Any]] = [{} for _ in model.config.exits]
@@ -288,113 +292,3 @@ def _data_size(path: Path) -> int:
     """Bytes of tensors in a file, from the length of its header."""
     with path.open("rb") as file:
         return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
-
-
-def load_cut(
-    load: Callable[..., Any],
-    path_or_repo: Any,
-    max_exit: int,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """Load the family cut at an exit; only the tensors it has are read, only their files fetched.
-
-    Args:
-        load (`Callable[..., Any]`): The host's `from_pretrained` of the class.
-        path_or_repo (`str` or `os.PathLike`): Folder, or id of a repository on the Hub.
-        max_exit (`int`): Exit to cut at: the deepest one of the result.
-        *args: Passed on.
-        **kwargs: Passed on.
-
-    Returns:
-        [`FamilialForCausalLM`], or what `load` returns.
-
-    Raises:
-        CutError: If the family cannot be cut at this exit.
-        IndexError: If there is no such exit.
-        OSError: If there is no such checkpoint, or a file that is needed is missing.
-        ValueError: If a file of weights is outside the checkpoint's folder.
-    """
-    where = {name: kwargs[name] for name in WHERE if name in kwargs}
-    config = kwargs.pop("config", None)
-    if getattr(config, "model_type", None) != FamilialConfig.model_type:
-        config = FamilialConfig.from_pretrained(config or path_or_repo, **where)
-    max_exit = config.resolve_exit(max_exit)
-    check_cut(config, max_exit)
-    smaller = cut_config(config, max_exit)
-    for name in {field.name for field in dataclasses.fields(smaller)} & kwargs.keys() - {"dtype"}:
-        setattr(smaller, name, kwargs.pop(name))
-    if "generation_config" not in kwargs:
-        with suppress(OSError):  # the host makes one of the config
-            kwargs["generation_config"] = GenerationConfig.from_pretrained(path_or_repo, **where)
-    with ExitStack() as files:
-        slices = _slices(config, smaller, max_exit, path_or_repo, files, where)
-        loaded = load(None, *args, config=smaller, state_dict=slices, **kwargs)
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
-    model.name_or_path = model.config.name_or_path = str(path_or_repo)
-    return loaded
-
-
-def lies_in(path: Path, folder: Path) -> bool:
-    """Tell whether a file of a folder is in it, no link that leads elsewhere.
-
-    The snapshots of the client's cache are links to the files of the same repository.
-
-    Args:
-        path (`Path`): A file, by its name in the folder.
-        folder (`Path`): The folder.
-
-    Returns:
-        `bool`
-    """
-    home = folder.resolve()
-    snapshots = [home.parent for home in (home, *home.parents) if home.parent.name == "snapshots"]
-    roots = [home, *(found.parent / "blobs" for found in snapshots)]
-    return any(path.resolve().is_relative_to(root) for root in roots)
-
-
-def _slices(
-    config: FamilialConfig,
-    smaller: FamilialConfig,
-    max_exit: int,
-    path_or_repo: Any,
-    files: ExitStack,
-    where: dict[str, Any],
-) -> dict[str, Any]:
-    """The tensors of the cut family, by their names there, to be read when they are needed."""
-
-    find = partial(cached_file, path_or_repo, **where)
-    if find(ADAPTER, **OPTIONAL):
-        raise CutError(ADAPTED.format(path_or_repo))
-
-    def opened(name: str) -> Any:
-        found = find(name) if os.path.basename(name) == name else None
-        if found is None or not lies_in(Path(found), Path(found).parent):
-            raise ValueError(
-                f"`{path_or_repo}` has weights in `{name}`, which is not in its folder or is a "
-                "link that leads out of it: only files of the checkpoint itself are read."
-            )
-        file = files.enter_context(safe_open(found, framework="pt"))
-        if quantised and (file.metadata() or {}).keys() - {"format"}:
-            raise CutError(
-                f"`{path_or_repo}` is quantised and its files say how in their own metadata, which "
-                "is read of a whole family only: load it without `max_exit`."
-            )
-        return file
-
-    configs = (config, config.text_config)
-    quantised = any(getattr(c, "quantization_config", None) is not None for c in configs)
-    index = None if find(SAFE_WEIGHTS_NAME, **OPTIONAL) else find(SAFE_WEIGHTS_INDEX_NAME)
-    if index is None:
-        shards = {SAFE_WEIGHTS_NAME: opened(SAFE_WEIGHTS_NAME)}
-        weight_map = dict.fromkeys(shards[SAFE_WEIGHTS_NAME].keys(), SAFE_WEIGHTS_NAME)
-    else:
-        shards = {}
-        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-    names = cut_names(config, max_exit, weight_map, find_layout(smaller.text_config))
-    for name in sorted({weight_map[source] for source in names} - shards.keys()):
-        shards[name] = opened(name)
-    return {new: shards[weight_map[old]].get_slice(old) for old, new in names.items()}
-
-
-__all__ = ["lies_in", "load_cut", "save_checkpoint", "segment_of", "splits_by_segment"]
