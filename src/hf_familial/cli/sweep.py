@@ -41,8 +41,8 @@ def plan(
 ) -> None:
     """Show what would run: sizes, tokens, FLOPs, times, and what to worry about."""
     check_file(design)
-    from ..isoflop import IsoFlopDesign, calibrate_rate
-    from ..isoflop.sweep.arguments import check_design
+    from ..isoflop import IsoFlopDesign, calibrate_rate, print_runs
+    from ..isoflop._arguments import check_design
 
     found = IsoFlopDesign.from_yaml(design)
     check_design(found)
@@ -54,7 +54,7 @@ def plan(
     if seconds and runs:
         typer.echo(f"measuring this machine for about {seconds:g} s (--seconds 0: not)", err=True)
         rate = calibrate_rate(runs, seconds)
-    found.table(rate)
+    print_runs(found, rate)
     if rate is not None and workers > 1:
         each = duration(rate.total(runs) / workers)
         typer.echo(f"{each} with {workers} runs at once, if each is as fast as one alone")
@@ -76,25 +76,32 @@ def run(
 ) -> None:
     """Run what is left of a design; stop it as you like, it goes on where it was."""
     check_file(design)
-    if "://" not in folder_of(design, out):
-        check_output_folder("--out", folder_of(design, out))
-    from ..isoflop import IsoFlopDesign, Sweep, display_for
+    folder = folder_of(design, out)
+    if "://" not in folder:
+        check_output_folder("--out", folder)
+    from ..isoflop import IsoFlopDesign, LocalExecutor, RayExecutor, Sweep, SweepDisplay
 
-    executor = executor_of(ray, workers, threads, cpus, gpus, processes, folder_of(design, out))
+    if ray is None:
+        log_dir = None if "://" in folder else f"{folder}/logs"
+        executor: Executor = LocalExecutor(workers, threads, log_dir, processes)
+    elif threads is None:
+        executor = RayExecutor(ray, cpus=cpus, gpus=gpus, slots=workers)
+    else:
+        raise ValueError("`--threads` is for this machine; with `--ray` give `--cpus`.")
     checked = IsoFlopDesign.from_yaml(design)
     typer.echo("working out the runs and preparing their data", err=True)
     outcome = Sweep(
         checked,
-        folder_of(design, out),
+        folder,
         executor,
         retries=retries,
         save_seconds=save_seconds,
         processes=processes,
         keep_models=keep_models,
-        display=display_for(),
+        display=SweepDisplay(),
     ).run()
     diverged = sum(record.status == "diverged" for record in outcome.records)
-    rows = f"; rows are in {folder_of(design, out)}/runs.jsonl" if outcome.records else ""
+    rows = f"; rows are in {folder}/runs.jsonl" if outcome.records else ""
     ended = plural(len(outcome.records), "run")
     typer.echo(f"{ended} ended ({outcome.done_now} now, {diverged} diverged){rows}")
     for run_id, failure in outcome.failed.items():
@@ -113,9 +120,9 @@ def status(
 ) -> None:
     """Show how far every run is."""
     check_file(design)
-    from ..isoflop import IsoFlopDesign, SweepFolder, survey
+    from ..isoflop import IsoFlopDesign, SweepFolder, run_states
 
-    states = survey(
+    states = run_states(
         SweepFolder(folder_of(design, out)), IsoFlopDesign.from_yaml(design).runs(), retries
     )
     if as_json:
@@ -141,9 +148,9 @@ def retry(design: Design, out: Out = None, retries: Retries = 2) -> None:
 
 def check_file(design: Path) -> None:
     """Check that a design is YAML, before torch is imported for all other checks."""
-    from ..isoflop.design.reading import read_file
+    from ..isoflop._yaml import read_yaml
 
-    read_file(design)
+    read_yaml(design)
 
 
 def command_of(name: str, design: Path, out: str | None) -> str:
@@ -164,26 +171,6 @@ def folder_of(design: Path, out: str | None) -> str:
     return out or f"outputs/sweeps/{design.stem}"
 
 
-def executor_of(
-    ray: str | None,
-    workers: int | None,
-    threads: int | None,
-    cpus: int,
-    gpus: float,
-    processes: int,
-    out: str,
-) -> Executor:
-    """Return the executor of this machine, or that of a Ray cluster."""
-    from ..isoflop import LocalExecutor, RayExecutor
-
-    if ray is None:
-        log_dir = None if "://" in out else f"{out}/logs"
-        return LocalExecutor(workers, threads, log_dir, processes)
-    if threads is not None:
-        raise ValueError("`--threads` is for this machine; with `--ray` give `--cpus`.")
-    return RayExecutor(ray, cpus=cpus, gpus=gpus, slots=workers)
-
-
 def row_of(state: RunState) -> dict[str, Any]:
     """Return the state of a run for JSON."""
     record, failure = state.record, state.failure
@@ -200,7 +187,7 @@ def row_of(state: RunState) -> dict[str, Any]:
 
 def print_states(states: tuple[RunState, ...]) -> None:
     """Print a line for each run, then how many are in which state, then why runs failed."""
-    from ..isoflop.sweep.status import STATES
+    from ..isoflop.sweep import STATES
 
     head = ("id", "C", "size", "G", "seed", "state", "steps", "loss")
     table("", head, map(cells_of, states), left=len(head))
