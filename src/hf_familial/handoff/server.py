@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import HandoffError
-from ..flops.counting import FlopTally
+from ..flops._counting import FlopTally
 from ..models.familial.relay_cache import RelayCache
 from ..models.familial.relay_checks import check_relay
 from ..models.familial.segments import SegmentRunner
