@@ -14,10 +14,10 @@ from hub.hub_server import Hub, let_out
 from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM, describe
+from hf_familial._wording import metric, size
 from hf_familial.cli import main
 from hf_familial.cli.app import joined
 from hf_familial.cli.members import parse_exits
-from hf_familial.hub.table import count, size
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_describe_prints_a_bare_table_into_a_pipe(run, folder):
     found = describe(folder, context=64).exits
     for cells, row in zip(rows, found, strict=True):
         assert cells[:2] == [str(row.exit_idx), str(row.depth)]
-        assert cells[2:4] == [count(row.parameters), count(row.non_embedding)]
+        assert cells[2:4] == [metric(row.parameters), metric(row.non_embedding)]
         assert cells[4:6] == [size(row.weight_bytes[n]) for n in ("float32", "bfloat16")]
         assert cells[8] == f"{row.kv_bytes_per_token:,}"
     assert [cells[-1] for cells in rows] == ["3.1416", "-"]
@@ -212,7 +212,7 @@ def test_exits_of_a_command_line():
 
 
 def test_numbers_have_three_digits():
-    assert [count(n) for n in (None, 0, 999, 1000, 29_920, 999_600, 1.35e9, 7e20)] == [
+    assert [metric(n) for n in (None, 0, 999, 1000, 29_920, 999_600, 1.35e9, 7e20)] == [
         "-", "0", "999", "1.00k", "29.9k", "1.00M", "1.35G", "700E",
     ]  # fmt: skip
     assert [size(n) for n in (None, 512, 2**20, 1535 * 2**20)] == [

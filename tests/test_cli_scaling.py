@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hf_familial._wording import significant
 from hf_familial.cli import main
 from hf_familial.scaling import LAWS, get_law
-from hf_familial.scaling.report.study import read_study
-from hf_familial.scaling.report.wording import significant
+from hf_familial.scaling.report import read_analysis
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,13 +88,13 @@ def fit_json(runs):
 
 
 def test_what_fit_writes(fit_json):
-    study = read_study(fit_json)
-    assert len(study.replicates) + study.replicates.failed == 80
-    assert study.origin.columns["N"] == "N_total"
-    assert study.fit.data.run_names[0] == "run-0"
+    analysis = read_analysis(fit_json)
+    assert len(analysis.replicates) + analysis.replicates.failed == 80
+    assert analysis.source.columns["N"] == "N_total"
+    assert analysis.fit.data.run_names[0] == "run-0"
     for name in ("alpha", "beta", "gamma"):
-        assert TRUTH[name] in study.intervals["delta"][name]
-    assert set(study.profiles) == set(TRUTH)
+        assert TRUTH[name] in analysis.intervals["delta"][name]
+    assert set(analysis.profiles) == set(TRUTH)
 
 
 def test_fit_as_json(cli, runs, tmp_path):
@@ -119,7 +119,7 @@ def test_fit_of_every_exit(cli, runs, tmp_path):
     )
     assert code == 0
     assert re.search(r"gamma_V\s+0\.\d+", shown)
-    assert len(read_study(out).fit.data) == 15 * (1 + 2 + 4) - 1
+    assert len(read_analysis(out).fit.data) == 15 * (1 + 2 + 4) - 1
 
 
 def test_fit_against_other_laws(cli, runs, tmp_path):
@@ -127,7 +127,7 @@ def test_fit_against_other_laws(cli, runs, tmp_path):
     words = ("--against", "hoffmann", "--drop-far", "4", "--no-profiles")
     code, shown, err = cli("fit", runs, *words, "--out", out, "--report", report)
     assert (code, err) == (0, "")
-    tables = read_study(out).tables
+    tables = read_analysis(out).tables
     assert {row["law"] for row in tables["Laws compared"]} == {"familial", "hoffmann"}
     assert "Laws compared" in report.read_text(encoding="utf-8")
     assert "report.html" in shown
@@ -247,7 +247,7 @@ def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path):
     code, shown, _ = cli("fit", path, "--no-profiles", "--out", out)
     assert code == 0
     assert "vocabulary of 300" in shown
-    facts = read_study(out).origin.facts
+    facts = read_analysis(out).source.facts
     assert (facts.vocab_size, facts.seq_len, facts.data) == (300, 128, "books")
     assert (facts.size, facts.flops) == ("total", "heads")
     words = ("plan", out, "--flops", "1e17", "--granularity", "4")

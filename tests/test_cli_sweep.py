@@ -11,7 +11,7 @@ import yaml
 
 from hf_familial.cli import main
 from hf_familial.isoflop import IsoFlopDesign, SweepFolder
-from hf_familial.isoflop.sweep.folder import FAILURE
+from hf_familial.isoflop._folder import FAILURE
 from hf_familial.runs import read_runs
 
 

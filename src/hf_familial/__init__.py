@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from .hub.push import push_exits_to_hub, push_family_to_hub
     from .isoflop import IsoFlopDesign
     from .models.familial import (
-        BackboneReport,
-        ConfidenceRelay,
         Distillation,
         FamilialCausalLMOutput,
         FamilialConfig,
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
         FamilialModelOutput,
         FamilialPreTrainedModel,
         FixedExit,
-        HandoffRelay,
         RelayCache,
         RelayOutput,
         RelayPolicy,
@@ -39,8 +36,9 @@ if TYPE_CHECKING:
         SpeculativeRelay,
         evenly_spaced_exits,
         relay_decode,
-        verify_backbone,
     )
+    from .models.policies import ConfidenceRelay, HandoffRelay
+    from .models.verification import BackboneReport, verify_backbone
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
@@ -48,8 +46,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
+    "BackboneReport": ".models.verification",
     "calibrate": ".evaluation",
     "choose_exit": ".hub.choose",
+    "ConfidenceRelay": ".models.policies",
     "describe": ".hub.describe",
     "DeviceSide": ".handoff",
     "evaluate_exits": ".evaluation",
@@ -61,6 +61,7 @@ _LAZY = {
     "FamilyDescription": ".hub.describe",
     "from_layerskip": ".hub.importers",
     "HandoffError": ".errors",
+    "HandoffRelay": ".models.policies",
     "HandoffState": ".handoff",
     "import_ruyi": ".hub.importers",
     "IsoFlopDesign": ".isoflop",
@@ -68,10 +69,9 @@ _LAZY = {
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
     "server_side": ".handoff",
+    "verify_backbone": ".models.verification",
 }
 _MODELS = (
-    "BackboneReport",
-    "ConfidenceRelay",
     "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
@@ -80,7 +80,6 @@ _MODELS = (
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
     "FixedExit",
-    "HandoffRelay",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",
@@ -88,7 +87,6 @@ _MODELS = (
     "SpeculativeRelay",
     "evenly_spaced_exits",
     "relay_decode",
-    "verify_backbone",
 )
 _LAZY |= dict.fromkeys(_MODELS, ".models.familial")
 

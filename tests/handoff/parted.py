@@ -9,8 +9,8 @@ import torch
 from reference import tiny_family, token_ids
 
 from hf_familial import FamilialForCausalLM
+from hf_familial.checkpoints.cuts import check_cut, cut_config, cut_names, find_layout
 from hf_familial.handoff import HandoffState
-from hf_familial.models.familial.cuts import check_cut, cut_config, cut_names, find_layout
 
 
 DEPTH = 2

@@ -11,7 +11,7 @@ from reference import tiny_family
 from test_handoff import NEW, hand_over, other_side, whole
 
 from hf_familial.handoff import MODES, DeviceSide, server_side
-from hf_familial.models.familial.families import VERIFIED
+from hf_familial.models.verification import VERIFIED
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,8 +28,8 @@ from hf_familial import (
 from hf_familial.handoff.device import DeviceSide
 from hf_familial.models.familial import generation_familial
 from hf_familial.models.familial.contract import TRAITS
-from hf_familial.models.familial.families import VERIFIED
 from hf_familial.models.familial.generation_familial import KNOWN_HOOKS, check_healing, check_hooks
+from hf_familial.models.verification import VERIFIED
 
 
 EXITS = [1, 3, 4]

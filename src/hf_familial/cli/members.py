@@ -46,7 +46,7 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What every member weighs and costs; no weights are downloaded."""
-    from ..hub.sizes import parse_size
+    from .._wording import parse_size
 
     limits = (None if memory is None else parse_size(memory), flops)
     check_family(path_or_repo, revision)

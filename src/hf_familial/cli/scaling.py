@@ -99,9 +99,8 @@ def fit_command(
     if drop_largest and drop_far:
         raise ValueError("use one of `--drop-largest` and `--drop-far`.")
     from ..scaling import FarResiduals, LargestLosses, fit
-    from ..scaling.report.examine import examine
-    from ..scaling.report.page import write_report
-    from ..scaling.report.study import Origin, check_place, write_study
+    from ..scaling.report import DataSource, analyse, write_analysis, write_report
+    from ..scaling.report.analysis import check_place
     from ..scaling.tables.load import load_runs
 
     for path in filter(None, (out, report)):
@@ -121,9 +120,9 @@ def fit_command(
         bounds=pairs(bound, span, "--bound gamma=0:1"),
         outliers=LargestLosses(drop_largest) if drop_largest else far,
     )
-    study = examine(
+    analysis = analyse(
         answer,
-        Origin.of(reading),
+        DataSource.of(reading),
         draws=bootstrap,
         kind=resample,  # type: ignore[arg-type]
         seed=seed,
@@ -134,13 +133,13 @@ def fit_command(
         version=version(),
     )
     if out is not None:
-        write_study(out, study)
+        write_analysis(out, analysis)
     if report is not None:
-        write_report(report, study)
+        write_report(report, analysis)
     if as_json:
-        typer.echo(study.to_json())
+        typer.echo(analysis.to_json())
         return
-    views.show_study(study)
+    views.show_analysis(analysis)
     views.show_written(path for path in (out, report) if path is not None)
 
 
@@ -186,8 +185,8 @@ def plan_command(
     """Plan the best run for a budget, or the least budget for a loss."""
     import math
 
+    from .._wording import parse_size
     from ..errors import DomainWarning
-    from ..hub.sizes import parse_size
     from ..scaling.planning import Limits, plan
     from . import scaling_views as views
 
@@ -232,11 +231,10 @@ def report_command(
     ] = None,
 ) -> None:
     """Write a fit as one page of HTML that needs nothing else."""
-    from ..scaling.report.page import write_figures, write_report
-    from ..scaling.report.study import read_study
+    from ..scaling.report import read_analysis, write_figures, write_report
     from . import scaling_views as views
 
-    study = read_study(fit)
-    write_report(out, study)
-    written = write_figures(figures, study) if figures is not None else []
+    analysis = read_analysis(fit)
+    write_report(out, analysis)
+    written = write_figures(figures, analysis) if figures is not None else []
     views.show_written([out, *written])

@@ -56,7 +56,7 @@ def compare_command(
 ) -> None:
     """Fit several laws to the same runs; judge them by the runs they did not see."""
     from ..scaling.comparison import compare
-    from ..scaling.report.examine import comparison_tables
+    from ..scaling.report.analysis import comparison_tables
     from ..scaling.tables.load import load_runs
     from . import scaling_views as views
 
@@ -102,7 +102,7 @@ def advise_command(
     as_json: AsJson = False,
 ) -> None:
     """Say which architecture to train, how sure that is, and what would change the answer."""
-    from ..hub.sizes import parse_size
+    from .._wording import parse_size
     from ..scaling.advice import advise
     from . import scaling_views as views
 

@@ -98,10 +98,10 @@ def law_of(name: str) -> Law:
 def fit_or_law(name: str) -> Fit | PublishedFit:
     """A fit in a file, or a law with its published values."""
     from ..scaling.prediction import PublishedFit
-    from ..scaling.report.study import read_study
+    from ..scaling.report import read_analysis
 
     if is_file(name):
-        return read_study(name).fit
+        return read_analysis(name).fit
     return PublishedFit.published(law_of(name))
 
 
@@ -112,9 +112,9 @@ def is_file(name: str) -> bool:
 
 def facts_of(name: str) -> Facts | None:
     """Read the facts of the runs from a fit's file; a law with published values has none."""
-    from ..scaling.report.study import read_study
+    from ..scaling.report import read_analysis
 
-    return read_study(name).origin.facts if is_file(name) else None
+    return read_analysis(name).source.facts if is_file(name) else None
 
 
 def head_cost(facts: Facts | None, vocab: int | None) -> HeadFlops:

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..scaling.report.wording import MISSING, count, estimate, scientific, significant
+from .._wording import MISSING, count, estimate, scientific, significant
 
 
 if TYPE_CHECKING:
     from ..scaling.advice import Advice
     from ..scaling.confidence import Estimate
     from ..scaling.planning import Plan
-    from ..scaling.report.study import Study
+    from ..scaling.report import Analysis
 
 
 FAMILIES = {
@@ -59,10 +59,10 @@ def show_laws() -> None:
             out.print(Text(f"      reads {', '.join(law.variable_names)}; {law.source}", "dim"))
 
 
-def show_study(study: Study) -> None:
+def show_analysis(analysis: Analysis) -> None:
     """A fit: coefficients, what was left out, warnings."""
-    fit, out = study.fit, console()
-    left = f", {study.left_out}" if study.left_out else ""
+    fit, out = analysis.fit, console()
+    left = f", {analysis.left_out}" if analysis.left_out else ""
     out.print(Text.assemble((fit.law.title, "bold"), f"\n{fit.law.formula_text}"))
     out.print(
         f"{len(fit.data)} rows of {fit.data.runs} runs{left}; {str(fit.status).replace('_', ' ')}, "
@@ -70,18 +70,18 @@ def show_study(study: Study) -> None:
     )
     rows = []
     for name, value in fit.values.items():
-        known = [found.get(name) for found in study.intervals.values()]
+        known = [found.get(name) for found in analysis.intervals.values()]
         pairs = [estimate(value, i.low, i.high) if i else ("", MISSING) for i in known]
         words = next((pair[0] for pair in pairs if pair[0]), significant(value))
         state = "" if name in fit.free else "tied" if name in fit.settings.tied else "fixed"
         rows.append([name, words, *(pair[1] for pair in pairs), state])
-    head = ["", "value", *(f"{study.level:.0%} {method}" for method in study.intervals), ""]
+    head = ["", "value", *(f"{analysis.level:.0%} {method}" for method in analysis.intervals), ""]
     out.print(grid("", head, rows))
-    columns = ", ".join(f"{name} = {column}" for name, column in study.origin.columns.items())
+    columns = ", ".join(f"{name} = {column}" for name, column in analysis.source.columns.items())
     told = [f"Columns: {columns}."] if columns else []
-    facts = study.origin.facts.words
-    show_notes([*told, *([f"Runs: {facts}."] if facts else []), *study.origin.notes], "Reading")
-    show_notes(study.warnings, "Warnings", style="yellow")
+    facts = analysis.source.facts.words
+    show_notes([*told, *([f"Runs: {facts}."] if facts else []), *analysis.source.notes], "Reading")
+    show_notes(analysis.warnings, "Warnings", style="yellow")
 
 
 def show_notes(notes: Iterable[str], title: str, style: str = "") -> None:
@@ -202,10 +202,10 @@ def _cell(value: object) -> str:
 
 __all__ = [
     "show_advice",
+    "show_analysis",
     "show_laws",
     "show_notes",
     "show_plan",
     "show_rows",
-    "show_study",
     "show_written",
 ]

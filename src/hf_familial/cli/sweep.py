@@ -45,9 +45,9 @@ def plan(
 ) -> None:
     """What would run: sizes, tokens, FLOPs, times, and what to worry about. Nothing is trained."""
     check_file(design)
-    from ..isoflop import IsoFlopDesign, calibrate_rate
-    from ..isoflop.design.table import words_of_time
-    from ..isoflop.sweep.arguments import check_design
+    from ..isoflop import IsoFlopDesign, calibrate_rate, print_runs
+    from ..isoflop._arguments import check_design
+    from ..isoflop._fields import words_of_time
 
     found = IsoFlopDesign.from_yaml(design)
     check_design(found)
@@ -59,7 +59,7 @@ def plan(
     if seconds and runs:
         typer.echo(f"measuring this machine for about {seconds:g} s (--seconds 0: not)", err=True)
         rate = calibrate_rate(runs, seconds)
-    found.table(rate)
+    print_runs(found, rate)
     if rate is not None and workers > 1:
         each = words_of_time(rate.total(runs) / workers)
         typer.echo(f"{each} with {workers} runs at once, if each is as fast as one alone")
@@ -95,7 +95,7 @@ def run(
     check_file(design)
     if "://" not in folder_of(design, out):
         check_output_folder("--out", folder_of(design, out))
-    from ..isoflop import IsoFlopDesign, Sweep, display_for
+    from ..isoflop import IsoFlopDesign, Sweep, SweepDisplay
 
     executor = executor_of(ray, workers, threads, cpus, gpus, processes, folder_of(design, out))
     checked = IsoFlopDesign.from_yaml(design)
@@ -108,7 +108,7 @@ def run(
         save_seconds=save_seconds,
         processes=processes,
         keep_models=keep_models,
-        display=display_for(),
+        display=SweepDisplay(),
     ).run()
     diverged = sum(record.status == "diverged" for record in outcome.records)
     rows = f"; rows are in {folder_of(design, out)}/runs.jsonl" if outcome.records else ""
@@ -131,9 +131,9 @@ def status(
 ) -> None:
     """How far every run is; looks only."""
     check_file(design)
-    from ..isoflop import IsoFlopDesign, SweepFolder, survey
+    from ..isoflop import IsoFlopDesign, SweepFolder, run_states
 
-    states = survey(
+    states = run_states(
         SweepFolder(folder_of(design, out)), IsoFlopDesign.from_yaml(design).runs(), retries
     )
     if as_json:
@@ -164,9 +164,9 @@ def check_file(design: Path) -> None:
         ValueError: If it is not.
         OSError: If it cannot be read.
     """
-    from ..isoflop.design.reading import read_file
+    from ..isoflop._yaml import read_yaml
 
-    read_file(design)
+    read_yaml(design)
 
 
 def counted(runs: int) -> str:
@@ -236,7 +236,7 @@ def print_states(states: tuple[RunState, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..isoflop.sweep.status import STATES
+    from ..isoflop.sweep import STATES
 
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -113,7 +113,7 @@ def _name_exits(axes: Axes, rows: Sequence[ExitRow], gap: float) -> None:
     """Write every exit's name above the panel, tied to its line where it had to move aside."""
     right = axes.get_xlim()[1]
     at = [row.flops_per_token / right for row in rows]
-    above = {"transform": axes.transAxes}
+    above: dict[str, Any] = {"transform": axes.transAxes}
     for row, start, end in zip(rows, at, spread(at, gap), strict=True):
         line = [start, end], [1, 1.05]
         axes.plot(*line, color=GREY, linewidth=0.8, clip_on=False, zorder=1, **above)

@@ -65,7 +65,8 @@ def predict_batches(
         inputs, labels = model_inputs(batch, model.device), shifted_labels(batch)
         num_sequences, seq_length = inputs["input_ids"].shape
         rows, columns = torch.nonzero(labels != IGNORE_INDEX, as_tuple=True)
-        targets, exits = labels[rows, columns], ()
+        targets = labels[rows, columns]
+        exits: tuple[Predictions, ...] = ()
         if len(rows):
             positions = rows * seq_length + columns
             outputs = model.model(**inputs, use_cache=False, output_exits=True)

@@ -13,9 +13,9 @@ import torch
 
 from ..flops import measure_flops_per_token
 from ..models import is_family
-from ..models.familial import ConfidenceRelay, FamilialForCausalLM
+from ..models.familial import FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
-from ..models.familial.relay_policies import confidence
+from ..models.policies import ConfidenceRelay, confidence
 from ._batches import Collator, Row, iter_batches
 from ._predictions import predict_batches
 from ._thresholds import Costs, ExitPredictions, TradeOff, trade_offs
@@ -159,7 +159,7 @@ def _costs(model: FamilialForCausalLM, seq_length: int) -> Costs:
     return Costs(depths, layer, tuple(reads))
 
 
-def _check(model: object, target: float, goal: str) -> None:
+def _check(model: Any, target: float, goal: str) -> None:
     if not is_family(model):
         raise TypeError(f"`model` must be a FamilialForCausalLM, got {type(model).__name__}.")
     if model.config.num_exits < 2:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..models.familial.cuts import truncated_config
+from ..checkpoints.cuts import truncated_config
 from ..models.familial.segments import segment_view
 
 
