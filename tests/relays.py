@@ -3,7 +3,7 @@
 import torch
 from reference import agreeing, endless, tiny_family
 
-from hf_familial import SpeculativeRelay
+from hf_familial import ConfidenceRelay, FixedExit, HandoffRelay, SpeculativeRelay
 
 
 EXITS = [1, 3, 4]
@@ -17,6 +17,12 @@ DRAFTS = {
     "middle": SpeculativeRelay(1, draft_length=4),
     "chain": SpeculativeRelay((0, 1), draft_length=2),
     "shallow": SpeculativeRelay(0, draft_length=2, exit_idx=1),
+}
+DEEPEST = {
+    **{name: relay for name, relay in DRAFTS.items() if name != "shallow"},
+    "never-sure": ConfidenceRelay(1.1),
+    "fixed": FixedExit(),
+    "at-once": HandoffRelay(after=0),
 }
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from reference import logits, token_ids
-from relays import ASKED, DRAFTS, NEW, family_of, padding
+from relays import ASKED, DEEPEST, DRAFTS, NEW, family_of, padding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     DynamicCache,
@@ -29,13 +29,6 @@ from hf_familial.decoding import _fused
 
 
 FAMILIES = ("llama", "gemma2", "qwen3_moe", "gpt2")
-
-DEEPEST = {
-    **{name: relay for name, relay in DRAFTS.items() if name != "shallow"},
-    "never-sure": ConfidenceRelay(1.1),
-    "fixed": FixedExit(),
-    "at-once": HandoffRelay(after=0),
-}
 
 
 @pytest.mark.parametrize("relay", DEEPEST.values(), ids=DEEPEST)
