@@ -33,8 +33,8 @@ from transformers import LlamaConfig
 from transformers.models.llama import modeling_llama  # noqa: F401 - imports are not the export
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
+from hf_familial.checkpoints.member_models import plain_model
 from hf_familial.hub.export import export_exit
-from hf_familial.hub.memory import plain_model
 
 
 BLOCK = 1 << 20

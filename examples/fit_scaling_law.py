@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from hf_familial._wording import MISSING, count, estimate, scientific, significant
 from hf_familial.scaling import fit, get_law
 from hf_familial.scaling.optima import best
 from hf_familial.scaling.planning import Plan, plan
-from hf_familial.scaling.report.examine import examine
-from hf_familial.scaling.report.page import write_report
-from hf_familial.scaling.report.study import Origin, Study, write_study
-from hf_familial.scaling.report.wording import MISSING, count, estimate, scientific, significant
+from hf_familial.scaling.report import Analysis, DataSource, analyse, write_analysis, write_report
 from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 from hf_familial.scripts import arguments, console, run
 
@@ -93,15 +91,15 @@ def smoke(folder: Path) -> dict[str, Any]:
     return {"runs": str(folder / "runs.jsonl"), "draws": 100, "out": folder / "scaling"}
 
 
-def show_fit(study: Study) -> None:
+def show_fit(analysis: Analysis) -> None:
     """The coefficients, each with the intervals that could be had."""
-    answer, out = study.fit, console()
+    answer, out = analysis.fit, console()
     out.print(f"{answer.law.formula_text}   ({answer.status}, {answer.data.runs} runs)")
     table = Table(title="Coefficients, with 95 % intervals", title_justify="left")
-    for name in ("", "value", *study.intervals):
+    for name in ("", "value", *analysis.intervals):
         table.add_column(name, justify="right" if name else "left")
     for name in answer.free:
-        found = [by_name.get(name) for by_name in study.intervals.values()]
+        found = [by_name.get(name) for by_name in analysis.intervals.values()]
         value = answer.values[name]
         pairs = [estimate(value, i.low, i.high) if i else ("", MISSING) for i in found]
         words = next((words for words, _ in pairs if words), significant(value))
@@ -131,15 +129,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         reading = load_runs(Path(table.runs), law, ColumnChoice(loss=args.loss))
         with out.status("fitting, and drawing replicates"):
             answer = fit(law, reading.data)
-            study = examine(answer, Origin.of(reading), draws=args.draws)
+            analysis = analyse(answer, DataSource.of(reading), draws=args.draws)
         found = plan(answer, C=args.flops, G=args.granularity)
-        show_fit(study)
+        show_fit(analysis)
         show_plan(found, args)
-        for sentence in (*reading.notes, *study.warnings, *found.notes):
+        for sentence in (*reading.notes, *analysis.warnings, *found.notes):
             out.print("-", sentence, markup=False)
         args.out.mkdir(parents=True, exist_ok=True)
-        write_study(args.out / "fit.json", study)
-        write_report(args.out / "report.html", study)
+        write_analysis(args.out / "fit.json", analysis)
+        write_report(args.out / "report.html", analysis)
         out.print(f"wrote {args.out / 'fit.json'} and {args.out / 'report.html'}", soft_wrap=True)
 
 

@@ -32,12 +32,11 @@ from transformers.utils import logging
 from hf_familial import FamilialConfig, FamilialForCausalLM
 from hf_familial.handoff import (
     MODES,
-    RelayState,
-    ShallowSide,
-    deep_side,
-    serve,
-    split,
-    upper_part,
+    DeviceSide,
+    HandoffState,
+    run_device,
+    run_server,
+    server_side,
 )
 from hf_familial.hub.export import export_exit
 from hf_familial.models.familial.config_checks import check_choice
@@ -74,13 +73,13 @@ def other_process(connection: Connection, family: str, exit_idx: int, mode: str)
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     model = FamilialForCausalLM.from_pretrained(family).eval()
-    side = (upper_part if mode == "split" else deep_side)(model, exit_idx)
-    del model  # an upper part lets go of everything below the exit
+    side = server_side(model, exit_idx, keep_lower=mode != "split")
+    del model  # without `keep_lower` the side lets go of everything below the exit
     connection.send_bytes(b"ready")
     if mode == "split":
-        serve(side, connection.send_bytes, connection.recv_bytes)
+        run_server(side, connection.send_bytes, connection.recv_bytes)
         return
-    text = side.resume(RelayState.from_bytes(connection.recv_bytes()))
+    text = side.resume(HandoffState.from_bytes(connection.recv_bytes()))
     found = {"tokens": text.generate().tolist()}
     cost = text.recomputed
     found["recomputed"] = cost.layer_passes if cost else 0
@@ -88,7 +87,7 @@ def other_process(connection: Connection, family: str, exit_idx: int, mode: str)
 
 
 def hand_over(
-    side: ShallowSide, ids: torch.Tensor, mode: str, args: HandoverArguments
+    side: DeviceSide, ids: torch.Tensor, mode: str, args: HandoverArguments
 ) -> dict[str, Any]:
     """Hand one text to a second process; what comes of it, and what travelled."""
     context = multiprocessing.get_context("spawn")
@@ -108,7 +107,7 @@ def hand_over(
     text = side.start(ids, max_new_tokens=args.max_new_tokens, do_sample=False)
     state = text.state("migrate" if mode == "migrate" else "migrate-light", args.dtype)
     if mode == "split":
-        found = {"tokens": split(text, send, here.recv_bytes, args.dtype), "recomputed": 0}
+        found = {"tokens": run_device(text, send, here.recv_bytes, args.dtype), "recomputed": 0}
     else:
         send(state.to_bytes())
         found = json.loads(here.recv_bytes())
@@ -150,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             export_exit(args.family, args.exit_idx, Path(folder) / "device", format="familial")
             device = FamilialForCausalLM.from_pretrained(Path(folder) / "device").eval()
-        side = ShallowSide(device, config.exits[args.exit_idx])
+        side = DeviceSide(device, config.exits[args.exit_idx])
         modes = progress(MODES, "handing over")
         rows = {mode: hand_over(side, ids, mode, args) for mode in modes}
         # for comparison alone: neither process needs the whole

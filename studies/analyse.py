@@ -14,14 +14,18 @@ import json
 import sys
 from pathlib import Path
 
-from measure import analyse
+import measure
 from tell import draw_costs, draw_gammas, shown, write_tables
 
 from hf_familial import __version__
 from hf_familial.scaling import Fit, get_law
-from hf_familial.scaling.report.examine import examine
-from hf_familial.scaling.report.page import write_figures, write_report
-from hf_familial.scaling.report.study import Origin, write_study
+from hf_familial.scaling.report import (
+    DataSource,
+    analyse,
+    write_analysis,
+    write_figures,
+    write_report,
+)
 from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 
 
@@ -33,12 +37,12 @@ PICTURES = Path(__file__).parent.parent / "docs" / "assets" / "studies"
 def write_fit(folder: Path, answer: Fit, draws: int) -> None:
     """`fit.json`, `report.html`, `figures/`."""
     choice = ColumnChoice(size="non_embedding", loss="eval_mean")
-    origin = Origin.of(load_runs(folder / "runs.jsonl", answer.law, choice))
+    source = DataSource.of(load_runs(folder / "runs.jsonl", answer.law, choice))
     rivals = [get_law(name) for name in RIVALS]
-    study = examine(answer, origin, draws=draws, rivals=rivals, version=__version__)
-    write_study(folder / "fit.json", study)
-    write_report(folder / "report.html", study)
-    write_figures(folder / "figures", study)
+    analysis = analyse(answer, source, draws=draws, rivals=rivals, version=__version__)
+    write_analysis(folder / "fit.json", analysis)
+    write_report(folder / "report.html", analysis)
+    write_figures(folder / "figures", analysis)
 
 
 def main() -> int:
@@ -49,7 +53,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="The study.")
     parser.add_argument("--draws", type=int, default=1000, help="Replicates of the bootstrap.")
     args = parser.parse_args()
-    results, answer = analyse(args.folder)
+    results, answer = measure.analyse(args.folder)
     (args.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     write_fit(args.folder, answer, args.draws)
     for theme, ink in INKS.items():

@@ -11,7 +11,7 @@ from hf_familial import FamilialConfig
 from hf_familial.flops import FlopCount, lengths, prepare_training_flops, training
 from hf_familial.flops import training_flops_per_token as flops
 from hf_familial.flops.phantom import RECURRENT
-from hf_familial.models.familial.families import VERIFIED
+from hf_familial.models.verification import VERIFIED
 
 
 TRAINED: dict[str, Any] = {

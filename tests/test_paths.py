@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_familial.hub.source import find_source
+from hf_familial.hub._source import find_source
 from hf_familial.paths import (
     check_model_place,
     check_output_folder,

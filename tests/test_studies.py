@@ -10,7 +10,7 @@ import tell
 
 from hf_familial.isoflop import IsoFlopDesign
 from hf_familial.runs import read_runs
-from hf_familial.scaling.report.study import read_study
+from hf_familial.scaling.report import read_analysis
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +72,7 @@ def test_every_proxy_is_a_run_of_a_design_beside_it(folder: Path) -> None:
 
 
 def test_the_committed_fit_can_be_read() -> None:
-    study = read_study(STUDY / "fit.json")
-    assert study.fit.law.name == "familial"
+    analysis = read_analysis(STUDY / "fit.json")
+    assert analysis.fit.law.name == "familial"
     kept = json.loads((STUDY / "results.json").read_text())
-    assert study.fit.values["gamma"] == pytest.approx(kept["coefficients"]["gamma"]["value"])
+    assert analysis.fit.values["gamma"] == pytest.approx(kept["coefficients"]["gamma"]["value"])

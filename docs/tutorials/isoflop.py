@@ -22,12 +22,17 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import hf_familial as hff
-from hf_familial.isoflop import BackboneTemplate, LocalExecutor, Measured, MeasuredRow, Sweep
+from hf_familial.isoflop import (
+    BackboneTemplate,
+    LocalExecutor,
+    Measured,
+    MeasuredRow,
+    Sweep,
+    print_runs,
+)
 from hf_familial.scaling import HeadFlops, ScalingError, fit, get_law, plan
 from hf_familial.scaling.flop_models import aspect_width
-from hf_familial.scaling.report.examine import examine
-from hf_familial.scaling.report.page import write_report
-from hf_familial.scaling.report.study import Origin, write_study
+from hf_familial.scaling.report import DataSource, analyse, write_analysis, write_report
 from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 
 
@@ -68,7 +73,7 @@ design = hff.IsoFlopDesign(
     },
 )
 Path("design.yaml").write_text(design.to_yaml())
-design.table(console=Console(width=150))
+print_runs(design, console=Console(width=150))
 
 # %% [markdown]
 # Nothing has run yet; this is what *would* run. Read the table before you spend anything:
@@ -145,10 +150,10 @@ law = get_law("familial")
 print(law.formula_text)
 reading = load_runs("sweep/runs.jsonl", law, ColumnChoice(loss="eval_mean"))
 answer = fit(law, reading.data)
-study = examine(answer, Origin.of(reading), draws=200)
+analysis = analyse(answer, DataSource.of(reading), draws=200)
 print(f"{answer.status}, {answer.data.runs} runs")
 for name in answer.free:
-    interval = study.intervals["delta"][name]
+    interval = analysis.intervals["delta"][name]
     print(f"{name:6}{answer.values[name]:10.4g}   95 %: {interval.low:.4g} to {interval.high:.4g}")
 print(f"typical residual: {np.median(np.abs(answer.residuals())):.1%} of the loss")
 
@@ -156,7 +161,7 @@ print(f"typical residual: {np.median(np.abs(answer.residuals())):.1%} of the los
 # And here is what the tools themselves think of it:
 
 # %% varies
-for sentence in (*reading.notes, *study.warnings):
+for sentence in (*reading.notes, *analysis.warnings):
     print("-", sentence)
 
 # %% [markdown]
@@ -192,8 +197,8 @@ except ScalingError as error:
 # `fit.json` keeps the fit whole, rows included.
 
 # %%
-write_study("fit.json", study)
-write_report("report.html", study)
+write_analysis("fit.json", analysis)
+write_report("report.html", analysis)
 print(*(path.name for path in map(Path, ("fit.json", "report.html")) if path.stat().st_size))
 
 # %% [markdown]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .errors import NoExitFitsError, RelayStateError
+    from .errors import HandoffError, NoExitFitsError
     from .evaluation import evaluate_exits
     from .evaluation.relay_calibration import calibrate
-    from .handoff import RelayState, ShallowSide, deep_side, upper_part
+    from .handoff import DeviceSide, HandoffState, server_side
     from .hub.choose import ExitChoice, choose_exit
     from .hub.describe import FamilyDescription, describe
     from .hub.export import export_exit, export_family
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .hub.push import push_exits_to_hub, push_family_to_hub
     from .isoflop import IsoFlopDesign
     from .models.familial import (
-        BackboneReport,
-        ConfidenceRelay,
         Distillation,
         FamilialCausalLMOutput,
         FamilialConfig,
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
         FamilialModelOutput,
         FamilialPreTrainedModel,
         FixedExit,
-        HandoffRelay,
         RelayCache,
         RelayOutput,
         RelayPolicy,
@@ -40,8 +37,9 @@ if TYPE_CHECKING:
         SpeculativeRelay,
         evenly_spaced_exits,
         relay_decode,
-        verify_backbone,
     )
+    from .models.policies import ConfidenceRelay, HandoffRelay
+    from .models.verification import BackboneReport, verify_backbone
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
@@ -49,10 +47,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
+    "BackboneReport": ".models.verification",
     "calibrate": ".evaluation.relay_calibration",
     "choose_exit": ".hub.choose",
-    "deep_side": ".handoff",
+    "ConfidenceRelay": ".models.policies",
     "describe": ".hub.describe",
+    "DeviceSide": ".handoff",
     "evaluate_exits": ".evaluation",
     "ExitChoice": ".hub.choose",
     "export_exit": ".hub.export",
@@ -61,19 +61,18 @@ _LAZY = {
     "FamilialTrainingArguments": ".training.args",
     "FamilyDescription": ".hub.describe",
     "from_layerskip": ".hub.importers",
+    "HandoffError": ".errors",
+    "HandoffRelay": ".models.policies",
+    "HandoffState": ".handoff",
     "import_ruyi": ".hub.importers",
     "IsoFlopDesign": ".isoflop",
     "NoExitFitsError": ".errors",
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
-    "RelayState": ".handoff",
-    "RelayStateError": ".errors",
-    "ShallowSide": ".handoff",
-    "upper_part": ".handoff",
+    "server_side": ".handoff",
+    "verify_backbone": ".models.verification",
 }
 _MODELS = (
-    "BackboneReport",
-    "ConfidenceRelay",
     "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
@@ -82,7 +81,6 @@ _MODELS = (
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
     "FixedExit",
-    "HandoffRelay",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",
@@ -90,13 +88,13 @@ _MODELS = (
     "SpeculativeRelay",
     "evenly_spaced_exits",
     "relay_decode",
-    "verify_backbone",
 )
 _LAZY |= dict.fromkeys(_MODELS, ".models.familial")
 
 __all__ = [
     "BackboneReport",
     "ConfidenceRelay",
+    "DeviceSide",
     "Distillation",
     "ExitChoice",
     "FamilialCausalLMOutput",
@@ -109,21 +107,19 @@ __all__ = [
     "FamilialTrainingArguments",
     "FamilyDescription",
     "FixedExit",
+    "HandoffError",
     "HandoffRelay",
+    "HandoffState",
     "IsoFlopDesign",
     "NoExitFitsError",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",
-    "RelayState",
-    "RelayStateError",
     "RelayStats",
-    "ShallowSide",
     "SpeculativeRelay",
     "__version__",
     "calibrate",
     "choose_exit",
-    "deep_side",
     "describe",
     "evaluate_exits",
     "evenly_spaced_exits",
@@ -134,7 +130,7 @@ __all__ = [
     "push_exits_to_hub",
     "push_family_to_hub",
     "relay_decode",
-    "upper_part",
+    "server_side",
     "verify_backbone",
 ]
 

@@ -20,6 +20,10 @@ class PickleCheckpointError(CheckpointError):
     """Raised when weights are pickles, which can run any code while they are read."""
 
 
+class CutError(ValueError):
+    """Raised when a family cannot be cut at an exit."""
+
+
 class NoExitFitsError(ValueError):
     """Raised when no member is within the given limits.
 
@@ -58,7 +62,7 @@ class HubUnavailableError(HubError):
 # --- hand-off -------------------------------------------------------------------------------------
 
 
-class RelayStateError(ValueError):
+class HandoffError(ValueError):
     """Raised when the state of a text, or its bytes, cannot be right."""
 
 
@@ -116,18 +120,18 @@ class DesignError(ValueError):
         super().__init__(message)
 
 
-class RefusedRunsError(ValueError):
+class InfeasibleDesignError(ValueError):
     """Raised when some runs of a design are infeasible.
 
     Attributes:
-        refused (`tuple[Refusal, ...]`): The runs, each with a size or budget that would fit.
+        infeasible (`tuple[InfeasibleRun, ...]`): The runs, each with a size or budget that fits.
     """
 
-    def __init__(self, refused: tuple[Any, ...]) -> None:
-        self.refused = refused
-        lines = "\n".join(f"  {refusal}" for refusal in refused)
-        runs = "1 run" if len(refused) == 1 else f"{len(refused)} runs"
-        super().__init__(f"{runs} of this design cannot be:\n{lines}")
+    def __init__(self, infeasible: tuple[Any, ...]) -> None:
+        self.infeasible = infeasible
+        lines = "\n".join(f"  {run}" for run in infeasible)
+        runs = "1 run of this design is" if len(infeasible) == 1 else f"{len(infeasible)} runs are"
+        super().__init__(f"{runs} infeasible:\n{lines}")
 
 
 class CorpusChangedError(ValueError):
@@ -157,7 +161,7 @@ class TableError(ValueError):
     """Raised when a file or its columns cannot be read as a table of runs."""
 
 
-class StudyError(ScalingError):
+class AnalysisError(ScalingError):
     """Raised when a file is not a `fit.json`, or was written by an incompatible version."""
 
 

@@ -6,7 +6,10 @@ The classes that travel with a family look for this module, see `Extension` in
 
 from __future__ import annotations
 
-from .models.familial.configuration_familial import SEAM, Extension
+from collections.abc import Callable
+from typing import Any
+
+from .models.familial.configuration_familial import SEAM, Accelerator, Extension
 
 
 def offer(seam: int) -> Extension | None:
@@ -15,4 +18,46 @@ def offer(seam: int) -> Extension | None:
 
 
 class PackageExtension(Extension):
-    """What the package adds."""
+    """What the package adds. Its imports run when something is asked for."""
+
+    def warm_start(self, cls: Any, backbone: Any, loading: Any, **fields: Any) -> Any:
+        """Build a family around a decoder, given or loaded."""
+        from .models.warm_start import family_of, load_host
+
+        return family_of(cls, load_host(backbone, **loading), **fields)
+
+    def check_backbone(self, model: Any) -> None:
+        """Raise if a backbone of an unknown type fails the numeric checks."""
+        from .models.verification import check_family
+
+        check_family(model)
+
+    def load_cut(self, load: Any, name: Any, max_exit: int, *args: Any, **kwargs: Any) -> Any:
+        """Load the members up to one exit."""
+        from .checkpoints.partial_load import load_cut
+
+        return load_cut(load, name, max_exit, *args, **kwargs)
+
+    def save(self, save: Any, model: Any, folder: Any, *args: Any, **kwargs: Any) -> None:
+        """Save a family, aside first, by segment where that pays."""
+        from .checkpoints.by_segment import save_checkpoint
+
+        save_checkpoint(save, model, folder, *args, **kwargs)
+
+    def gathered(self, head: Any, read: Callable[..., Any]) -> Callable[..., Any] | None:
+        """Return `read` as a call with the whole weight of a head that FSDP2 shards."""
+        from .models.sharded_heads import gather_head
+
+        return gather_head(head, read)
+
+    def compiled_loss(self) -> Callable[..., Any] | None:
+        """Return the chunked loss as one operator."""
+        from .models.compiled_loss import compiled_cross_entropy
+
+        return compiled_cross_entropy
+
+    def accelerator(self, model: Any) -> Accelerator:
+        """Return fused passes, growing caches and learned draft lengths."""
+        from .decoding._accelerator import ModelAccelerator
+
+        return ModelAccelerator()

@@ -16,8 +16,7 @@ from hub.hub_server import LFS_SUFFIXES, Blob, Hub, Repo, let_out
 
 from hf_familial import FamilialForCausalLM, FamilialTrainingArguments
 from hf_familial.scaling import fit, get_law
-from hf_familial.scaling.report.examine import examine
-from hf_familial.scaling.report.study import write_study
+from hf_familial.scaling.report import analyse, write_analysis
 from hf_familial.scaling.simulation import isoflop_design, simulate
 from hf_familial.scripts import toy_decoder
 
@@ -56,7 +55,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     law = get_law("familial")
     truth = law.published["assumed"].values
     design = isoflop_design(law, truth, [1e19, 1e20, 1e21], G=[1, 2, 4])
-    write_study(folder / "fit.json", examine(fit(law, simulate(law, truth, design, noise=0.002))))
+    write_analysis(
+        folder / "fit.json", analyse(fit(law, simulate(law, truth, design, noise=0.002)))
+    )
     return folder
 
 

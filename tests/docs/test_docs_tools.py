@@ -86,7 +86,7 @@ def test_a_docstring_becomes_markdown():
     [
         ("[`~transformers.Trainer`]", "`Trainer`"),
         ("[`FamilialConfig`]", "[`FamilialConfig`][hf_familial.FamilialConfig]"),
-        ("[`DeepSide.resume`]", "[`DeepSide.resume`][hf_familial.handoff.DeepSide.resume]"),
+        ("[`ServerSide.resume`]", "[`ServerSide.resume`][hf_familial.handoff.ServerSide.resume]"),
         ("`hf_familial.calibrate`", "[`hf_familial.calibrate`][hf_familial.calibrate]"),
         ("`hf_familial.nothing`", "`hf_familial.nothing`"),
         ("[`kept`](page.md)", "[`kept`](page.md)"),

@@ -9,8 +9,8 @@ import torch
 from reference import tiny_family, token_ids
 
 from hf_familial import FamilialForCausalLM
-from hf_familial.handoff import RelayState
-from hf_familial.models.familial.cuts import check_cut, cut_config, cut_names, find_layout
+from hf_familial.checkpoints.cuts import check_cut, cut_config, cut_names, find_layout
+from hf_familial.handoff import HandoffState
 
 
 DEPTH = 2
@@ -46,9 +46,9 @@ def padded_text(batch: int = 2, length: int = 12) -> tuple[torch.Tensor, torch.T
     return ids, mask
 
 
-def sent(state: RelayState) -> RelayState:
+def sent(state: HandoffState) -> HandoffState:
     """The state as it comes out at the other end."""
-    return RelayState.from_bytes(state.to_bytes())
+    return HandoffState.from_bytes(state.to_bytes())
 
 
 class Passes:

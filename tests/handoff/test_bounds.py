@@ -16,9 +16,9 @@ from transformers import (
     WatermarkingConfig,
 )
 
-from hf_familial.errors import RelayStateError
-from hf_familial.handoff import RelayState, ShallowSide, deep_side
-from hf_familial.handoff.loops import read_tokens, write_tokens
+from hf_familial.errors import HandoffError
+from hf_familial.handoff import DeviceSide, HandoffState, server_side
+from hf_familial.handoff.loops import decode_tokens, encode_tokens
 
 
 TOO_FAR = {
@@ -41,7 +41,7 @@ TOO_FAR = {
     ("name", "value"), [(name, value) for name, values in TOO_FAR.items() for value in values]
 )
 def test_a_setting_that_no_run_can_use_is_refused(name, value):
-    with pytest.raises(RelayStateError, match=f"`{name}` cannot be"):
+    with pytest.raises(HandoffError, match=f"`{name}` cannot be"):
         tiny_state(settings={name: value})
 
 
@@ -76,47 +76,47 @@ def test_every_setting_within_the_bounds_runs(settings, parted_llama):
 @pytest.fixture(scope="module")
 def parted_llama():
     family, device = family_and_device("llama")
-    state = ShallowSide(device).start(token_ids(2, 8), max_new_tokens=2).state("migrate")
-    return deep_side(family, 0), state
+    state = DeviceSide(device).start(token_ids(2, 8), max_new_tokens=2).state("migrate")
+    return server_side(family, 0), state
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_a_text_does_not_outgrow_the_positions_of_the_model(model_type):
     family, device = family_and_device(model_type)
     limit = family.config.text_config.max_position_embeddings
-    side, deep = ShallowSide(device), deep_side(family, 0)
-    with pytest.raises(RelayStateError, match=f"more than the {limit} positions of this model"):
+    side, deep = DeviceSide(device), server_side(family, 0)
+    with pytest.raises(HandoffError, match=f"more than the {limit} positions of this model"):
         side.start(token_ids(1, 8), max_new_tokens=limit)
     state = side.start(token_ids(1, 8), max_new_tokens=3).state("migrate")
     for settings in ({"max_new_tokens": limit - 7 + 1}, {"max_new_tokens": 1 << 20}):
-        with pytest.raises(RelayStateError, match="can set `max_new_tokens` itself"):
+        with pytest.raises(HandoffError, match="can set `max_new_tokens` itself"):
             deep.resume(replace(state, settings=settings))
     assert (
         deep.resume(replace(state, settings=settings), max_new_tokens=2).generate().shape[1] == 10
     )
     far = tiny_state(1, limit + 1, layers={}, finished=None, generator=None, settings={})
     taps = {DEPTH: torch.zeros(1, limit + 1, family.config.hidden_size)}
-    far = replace(far, taps=taps, fingerprint=state.fingerprint)
-    with pytest.raises(RelayStateError, match=f"{limit + 1} positions"):
+    far = replace(far, taps=taps, weights_digest=state.weights_digest)
+    with pytest.raises(HandoffError, match=f"{limit + 1} positions"):
         deep.resume(far, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_taps_that_overflow_the_layers_are_refused(do_sample):
     family, device = family_and_device("gpt2")
-    state = ShallowSide(device).start(token_ids(2, 8), max_new_tokens=2).state("migrate")
+    state = DeviceSide(device).start(token_ids(2, 8), max_new_tokens=2).state("migrate")
     taps = {DEPTH: torch.full_like(state.taps[DEPTH], 3e38)}
     settings = {"do_sample": do_sample, "max_new_tokens": 2}
-    odd = RelayState.from_bytes(replace(state, taps=taps, settings=settings).to_bytes())
-    with pytest.raises(RelayStateError, match="the logits row holds numbers that are"):
-        deep_side(family, 0).resume(odd).step()
+    odd = HandoffState.from_bytes(replace(state, taps=taps, settings=settings).to_bytes())
+    with pytest.raises(HandoffError, match="the logits row holds numbers that are"):
+        server_side(family, 0).resume(odd).step()
 
 
 def test_tokens_from_the_other_side_are_of_the_vocabulary():
     _, device = family_and_device("llama")
-    text = ShallowSide(device).start(token_ids(2, 8), max_new_tokens=4)
-    tokens, _ = read_tokens(write_tokens(torch.tensor([[3], [2**31 - 1]]), False), 2)
-    with pytest.raises(RelayStateError, match="token ids must be below 128"):
+    text = DeviceSide(device).start(token_ids(2, 8), max_new_tokens=4)
+    tokens, _ = decode_tokens(encode_tokens(torch.tensor([[3], [2**31 - 1]]), False), 2)
+    with pytest.raises(HandoffError, match="token ids must be below 128"):
         text.take(tokens)
     assert text.take(torch.tensor([[3], [127]])) is None
 
@@ -189,7 +189,7 @@ def test_the_deep_side_goes_on_as_generate_on_the_text_so_far(asked):
     family.config.default_exit = 0
     if "watermarking_config" in asked:
         asked = {"watermarking_config": WatermarkingConfig(bias=4.0)}
-    deep, text = deep_side(family, 0), ShallowSide(device).start(token_ids(2, 8), max_new_tokens=9)
+    deep, text = server_side(family, 0), DeviceSide(device).start(token_ids(2, 8), max_new_tokens=9)
     begun = text.answer(3)
     found = deep.resume(sent(text.state("migrate")), **asked).generate()
     right = family.generate(begun, exit_idx=-1, max_new_tokens=6, **asked)
@@ -200,7 +200,7 @@ def test_the_deep_side_goes_on_as_generate_on_the_text_so_far(asked):
 def test_a_memory_that_would_have_to_travel_is_refused():
     _, device = family_and_device("llama")
     device.generation_config.guidance_scale = 1.5
-    text = ShallowSide(device).start(token_ids(2, 8), max_new_tokens=4)
-    with pytest.raises(RelayStateError, match="its memory does not travel"):
+    text = DeviceSide(device).start(token_ids(2, 8), max_new_tokens=4)
+    with pytest.raises(HandoffError, match="its memory does not travel"):
         text.answer(1)
     assert text.state("split").shape == (2, 8)

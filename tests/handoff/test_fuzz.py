@@ -9,9 +9,9 @@ from parted import family_and_device
 from reference import token_ids
 from test_state import assert_same, tiny_state
 
-from hf_familial.errors import RelayStateError
-from hf_familial.handoff import RelayState, ShallowSide, deep_side
-from hf_familial.handoff._message import DTYPES, seal, unseal
+from hf_familial.errors import HandoffError
+from hf_familial.handoff import DeviceSide, HandoffState, server_side
+from hf_familial.handoff._message import DTYPES, decode, encode
 
 
 COUNT = 10_000
@@ -107,15 +107,15 @@ def states():
 def read(payload):
     """The state in a payload, or `None` if it is refused; any other error gets through."""
     try:
-        return RelayState.from_bytes(payload)
-    except RelayStateError:
+        return HandoffState.from_bytes(payload)
+    except HandoffError:
         return None
 
 
 def test_broken_payloads_are_refused_or_say_the_same(states):
     rng, accepted = random.Random(0), 0
     wholes = [state.to_bytes() for state in states]
-    truths = [RelayState.from_bytes(whole) for whole in wholes]
+    truths = [HandoffState.from_bytes(whole) for whole in wholes]
     for _ in range(COUNT):
         index = rng.randrange(len(states))
         data = bytearray(wholes[index])
@@ -147,7 +147,7 @@ def same(found, expected):
 
 def test_forged_payloads_with_the_right_checksum_never_crash(states):
     rng, accepted, count = random.Random(1), 0, COUNT // 4
-    parts = [unseal(state.to_bytes()) for state in states]
+    parts = [decode(state.to_bytes()) for state in states]
     for _ in range(count):
         tensors, words = rng.choice(parts)
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -157,7 +157,7 @@ def test_forged_payloads_with_the_right_checksum_never_crash(states):
         else:
             forge(rng, tensors)
         try:
-            payload = seal(tensors, words)
+            payload = encode(tensors, words)
         except (TypeError, ValueError):
             continue  # no JSON
         accepted += read(payload) is not None
@@ -168,9 +168,9 @@ def test_forged_states_never_crash_the_other_side():
     family, device = family_and_device("mistral")
     settings = {"eos_token_id": [2], "do_sample": True, "top_k": 9, "repetition_penalty": 1.2}
     generator = torch.Generator().manual_seed(0)
-    text = ShallowSide(device).start(token_ids(2, 9), None, generator, max_new_tokens=3, **settings)
+    text = DeviceSide(device).start(token_ids(2, 9), None, generator, max_new_tokens=3, **settings)
     wholes = [text.state(mode).to_bytes() for mode in ("migrate", "migrate-light")]
-    parts, deep = [unseal(whole) for whole in wholes], deep_side(family, 0)
+    parts, deep = [decode(whole) for whole in wholes], server_side(family, 0)
     rng, went_on = random.Random(2), 0
     for _ in range(1500):
         tensors, words = rng.choice(parts)
@@ -181,7 +181,7 @@ def test_forged_states_never_crash_the_other_side():
         else:
             forge(rng, tensors)
         try:
-            state = RelayState.from_bytes(seal(tensors, words))
+            state = HandoffState.from_bytes(encode(tensors, words))
             deep.resume(state, max_new_tokens=2).generate()
             went_on += 1
         except ValueError:

@@ -11,18 +11,17 @@ from parted import DEPTH, Passes, cut, family_and_device, padded_text, sent
 from reference import tiny_family, token_ids
 
 from hf_familial import FamilialForCausalLM
-from hf_familial.errors import RelayStateError
+from hf_familial.errors import HandoffError
 from hf_familial.handoff import (
     MODES,
-    ShallowSide,
-    deep_side,
-    fingerprint,
-    serve,
-    split,
-    upper_part,
+    DeviceSide,
+    run_device,
+    run_server,
+    server_side,
+    weights_digest,
 )
-from hf_familial.handoff.loops import read_tokens, write_tokens
-from hf_familial.handoff.weights_digest import BLOCK, FACTOR, WIDTH, _column_sums, _weight
+from hf_familial.handoff._weights_digest import BLOCK, FACTOR, WIDTH, _column_sums, _weight
+from hf_familial.handoff.loops import decode_tokens, encode_tokens
 from hf_familial.hub.export import export_exit
 
 
@@ -54,7 +53,7 @@ def whole(family, ids, mask=None, **settings):
 
 
 def other_side(family, mode):
-    return upper_part(family, 0) if mode == "split" else deep_side(family, 0)
+    return server_side(family, 0, keep_lower=False) if mode == "split" else server_side(family, 0)
 
 
 @pytest.mark.parametrize("num_exit_layers", [0, 1])
@@ -64,7 +63,7 @@ def other_side(family, mode):
 def test_the_tokens_are_those_of_one_process(model_type, num_exit_layers):
     family, device = family_and_device(model_type, num_exit_layers=num_exit_layers)
     ids, mask = padded_text()
-    expected, side = whole(family, ids, mask), ShallowSide(device, DEPTH)
+    expected, side = whole(family, ids, mask), DeviceSide(device, DEPTH)
     for mode in MODES:
         text = hand_over(side, other_side(family, mode), mode, ids, mask)
         assert torch.equal(text.tokens, expected), mode
@@ -75,7 +74,7 @@ def test_bf16_taps_of_a_bf16_model_are_exact(mode):
     family, device = family_and_device("llama", torch.bfloat16)
     ids, mask = padded_text()
     deep = other_side(family, mode)
-    text = hand_over(ShallowSide(device), deep, mode, ids, mask, dtype="bf16")
+    text = hand_over(DeviceSide(device), deep, mode, ids, mask, dtype="bf16")
     assert torch.equal(text.tokens, whole(family, ids, mask))
 
 
@@ -88,15 +87,15 @@ def test_the_device_answers_first_and_a_deeper_exit_goes_on(model_type, num_exit
     longer = torch.cat((mask, mask.new_ones(3, 5)), 1)
     expected = whole(family, begun, longer, max_new_tokens=3)
     for mode in ("migrate", "migrate-light"):
-        shallow = ShallowSide(device, DEPTH).start(ids, mask, max_new_tokens=NEW)
+        shallow = DeviceSide(device, DEPTH).start(ids, mask, max_new_tokens=NEW)
         assert torch.equal(shallow.answer(5), begun)
-        text = deep_side(family, 0).resume(sent(shallow.state(mode)))
+        text = server_side(family, 0).resume(sent(shallow.state(mode)))
         assert torch.equal(text.generate(), expected), mode
 
 
 def test_split_runs_every_layer_on_one_side_once():
     family, device = family_and_device("llama")
-    side, deep, ids = ShallowSide(device), upper_part(family, 0), token_ids(2, 12)
+    side, deep, ids = DeviceSide(device), server_side(family, 0, keep_lower=False), token_ids(2, 12)
     with Passes(device) as below, Passes(family) as above:
         hand_over(side, deep, "split", ids)
     assert below == dict.fromkeys((0, 1), list(range(LAST)))
@@ -105,7 +104,7 @@ def test_split_runs_every_layer_on_one_side_once():
 
 def test_migrate_recomputes_nothing():
     family, device = family_and_device("llama")
-    side, deep, ids = ShallowSide(device), deep_side(family, 0), token_ids(2, 12)
+    side, deep, ids = DeviceSide(device), server_side(family, 0), token_ids(2, 12)
     with Passes(device) as below, Passes(family) as above:
         text = hand_over(side, deep, "migrate", ids)
     assert below == dict.fromkeys((0, 1), list(range(12)))
@@ -116,7 +115,7 @@ def test_migrate_recomputes_nothing():
 
 def test_migrate_light_says_what_it_recomputed():
     family, device = family_and_device("llama")
-    side, deep, ids = ShallowSide(device), deep_side(family, 0), token_ids(2, 12)
+    side, deep, ids = DeviceSide(device), server_side(family, 0), token_ids(2, 12)
     with Passes(device) as below, Passes(family) as above:
         text = hand_over(side, deep, "migrate-light", ids)
     assert below == dict.fromkeys((0, 1), list(range(12)))
@@ -132,7 +131,7 @@ def test_migrate_light_says_what_it_recomputed():
 
 def test_private_layers_stay_on_the_device():
     family, device = family_and_device("llama", num_exit_layers=1)
-    side, deep = ShallowSide(device, DEPTH), deep_side(family, 0)
+    side, deep = DeviceSide(device, DEPTH), server_side(family, 0)
     shallow = side.start(token_ids(1, 6))
     shallow.answer(3)
     state = shallow.state("migrate")
@@ -143,7 +142,7 @@ def test_private_layers_stay_on_the_device():
     assert not ran
 
 
-def test_an_upper_part_neither_holds_nor_runs_what_is_below():
+def test_a_server_without_lower_layers_neither_holds_nor_runs_what_is_below():
     family = tiny_family("gpt2", [2, 3, 4], num_exit_layers=1, exit_head="own")
     lower = [
         *family.model.backbone.h[:2],
@@ -162,7 +161,7 @@ def test_an_upper_part_neither_holds_nor_runs_what_is_below():
     ]
     kept = sum(p.numel() for module in upper for p in module.parameters())
     gone = [weakref.ref(module) for module in lower]
-    deep = upper_part(family, 0)
+    deep = server_side(family, 0, keep_lower=False)
     ids = token_ids(1, 4)
     family(ids)
     del family, lower, upper
@@ -176,21 +175,21 @@ def test_an_upper_part_neither_holds_nor_runs_what_is_below():
         deep.model(ids, exit_idx=0)
 
 
-def test_an_upper_part_cannot_go_on_alone():
+def test_a_server_without_lower_layers_cannot_go_on_alone():
     family, device = family_and_device("llama")
-    shallow = ShallowSide(device).start(token_ids(1, 6))
-    deep = upper_part(family, 0)
+    shallow = DeviceSide(device).start(token_ids(1, 6))
+    deep = server_side(family, 0, keep_lower=False)
     text = deep.resume(shallow.state("split"))
     with pytest.raises(ValueError, match="layers below depth 2 are not here"):
         text.generate()
     # what travelled for nothing is refused too
-    with pytest.raises(RelayStateError, match=r"of the layers \[\] are needed, got \[0, 1\]"):
+    with pytest.raises(HandoffError, match=r"of the layers \[\] are needed, got \[0, 1\]"):
         deep.resume(shallow.state("migrate"))
 
 
 def test_texts_on_one_side_do_not_disturb_each_other():
     family, device = family_and_device("falcon_h1")
-    side, deep = ShallowSide(device), upper_part(family, 0)
+    side, deep = DeviceSide(device), server_side(family, 0, keep_lower=False)
     prompts = [padded_text(2, 9), padded_text(3, 12)]
     below = [side.start(ids, mask, max_new_tokens=NEW) for ids, mask in prompts]
     above = [deep.resume(sent(text.state("split"))) for text in below]
@@ -207,8 +206,8 @@ def test_texts_on_one_side_do_not_disturb_each_other():
 def test_the_other_side_goes_on_when_the_device_is_lost():
     family, device = family_and_device("mistral")
     ids, mask = padded_text()
-    shallow = ShallowSide(device).start(ids, mask, max_new_tokens=NEW)
-    text = deep_side(family, 0).resume(sent(shallow.state("split")))
+    shallow = DeviceSide(device).start(ids, mask, max_new_tokens=NEW)
+    text = server_side(family, 0).resume(sent(shallow.state("split")))
     for _ in range(3):
         shallow.take(text.step())
         text.take(sent(shallow.state("split")))
@@ -219,7 +218,7 @@ def test_the_other_side_goes_on_when_the_device_is_lost():
 def test_the_cache_is_an_ordinary_one_afterwards():
     family, device = family_and_device("llama")
     ids = token_ids(2, 12)
-    text = hand_over(ShallowSide(device), deep_side(family, 0), "migrate", ids)
+    text = hand_over(DeviceSide(device), server_side(family, 0), "migrate", ids)
     cache = text.relay.to_plain()
     longer = family.generate(text.tokens, past_key_values=cache, max_new_tokens=4, do_sample=False)
     assert torch.equal(longer, whole(family, ids, max_new_tokens=NEW + 4))
@@ -233,7 +232,7 @@ def test_the_random_stream_goes_on(mode):
     torch.manual_seed(7)
     expected = whole(family, ids, mask, **settings)
     generator = torch.Generator().manual_seed(7)
-    side, deep = ShallowSide(device), other_side(family, mode)
+    side, deep = DeviceSide(device), other_side(family, mode)
     text = hand_over(side, deep, mode, ids, mask, generator=generator, **settings)
     assert torch.equal(text.tokens, expected)
 
@@ -245,13 +244,13 @@ def test_the_random_stream_goes_on_from_device_to_split_to_migrate():
     begun = whole(family, ids, exit_idx=0, max_new_tokens=4, **settings)
     expected = whole(family, begun, max_new_tokens=8, **settings)
     generator = torch.Generator().manual_seed(3)
-    shallow = ShallowSide(device).start(ids, None, generator, max_new_tokens=12, **settings)
+    shallow = DeviceSide(device).start(ids, None, generator, max_new_tokens=12, **settings)
     assert torch.equal(shallow.answer(4), begun)
-    upper = upper_part(family, 0).resume(sent(shallow.state("split")))
+    upper = server_side(family, 0, keep_lower=False).resume(sent(shallow.state("split")))
     for _ in range(3):
         shallow.take(upper.step())
         upper.take(sent(shallow.state("split")))
-    text = deep_side(family, 0).resume(sent(shallow.state("migrate")))
+    text = server_side(family, 0).resume(sent(shallow.state("migrate")))
     assert torch.equal(text.generate(), expected)
 
 
@@ -261,11 +260,11 @@ def test_rows_that_have_ended_stay_ended():
     ends = int(whole(family, ids, exit_idx=0)[0, 9])  # the first row's first token
     begun = whole(family, ids, exit_idx=0, max_new_tokens=3, eos_token_id=ends)
     assert (begun[0] == 0).sum() == 2  # padding
-    shallow = ShallowSide(device).start(ids, max_new_tokens=NEW, eos_token_id=ends)
+    shallow = DeviceSide(device).start(ids, max_new_tokens=NEW, eos_token_id=ends)
     assert torch.equal(shallow.answer(3), begun)
     state = sent(shallow.state("migrate"))
     assert state.finished.tolist() == [1, 0]
-    text = deep_side(family, 0).resume(state).generate()
+    text = server_side(family, 0).resume(state).generate()
     alone = whole(family, begun[1:], max_new_tokens=5, eos_token_id=ends)
     assert torch.equal(text[1:, : alone.shape[1]], alone)
     assert not text[0, 10:].any()
@@ -275,11 +274,11 @@ def test_two_processes_over_a_channel():
     family, device = family_and_device("qwen3")
     ids, mask = padded_text()
     up, down, texts = queue.Queue(), queue.Queue(), []
-    deep = upper_part(family, 0)
-    server = threading.Thread(target=lambda: texts.append(serve(deep, down.put, up.get)))
+    deep = server_side(family, 0, keep_lower=False)
+    server = threading.Thread(target=lambda: texts.append(run_server(deep, down.put, up.get)))
     server.start()
-    text = ShallowSide(device).start(ids, mask, max_new_tokens=NEW)
-    found = split(text, up.put, lambda: down.get(timeout=60), dtype="fp32")
+    text = DeviceSide(device).start(ids, mask, max_new_tokens=NEW)
+    found = run_device(text, up.put, lambda: down.get(timeout=60), dtype="fp32")
     server.join()
     assert torch.equal(found, whole(family, ids, mask))
     assert torch.equal(texts[0].tokens, found)
@@ -291,7 +290,7 @@ def test_an_exported_member_hands_over(tmp_path):
     export_exit(family, 0, tmp_path / "device", format="familial")
     device = FamilialForCausalLM.from_pretrained(tmp_path / "device")
     ids, mask = padded_text()
-    side, deep = ShallowSide(device, DEPTH), deep_side(family, 0)
+    side, deep = DeviceSide(device, DEPTH), server_side(family, 0)
     text = hand_over(side, deep, "migrate", ids, mask)
     assert torch.equal(text.tokens, whole(family, ids, mask))
 
@@ -307,25 +306,25 @@ def test_an_exported_member_hands_over(tmp_path):
 )
 def test_fewer_bytes_per_token_and_what_they_lose(dtype, taps, keys_and_values, error):
     family, device = family_and_device("llama")
-    shallow = ShallowSide(device).start(token_ids(2, 12), max_new_tokens=2)
+    shallow = DeviceSide(device).start(token_ids(2, 12), max_new_tokens=2)
     state = sent(shallow.state("migrate", dtype))
     sizes = {"columns": 9, "taps": taps, "keys_and_values": keys_and_values}
     assert state.bytes_by_part == sizes
     assert state.bytes_per_token == sum(sizes.values())
-    text = deep_side(family, 0).resume(sent(shallow.state("migrate-light", dtype)))
+    text = server_side(family, 0).resume(sent(shallow.state("migrate-light", dtype)))
     text.generate()
     assert error / 4 <= text.recomputed.tap_error <= error + 1e-6
 
 
-def test_a_fingerprint_is_of_the_layers_that_both_have():
+def test_a_digest_is_of_the_layers_that_both_have():
     family, device = family_and_device("mistral", num_exit_layers=1)
-    mine = fingerprint(family, DEPTH)
-    assert fingerprint(device, DEPTH) == mine
-    assert fingerprint(family, 1) != mine
+    mine = weights_digest(family, DEPTH)
+    assert weights_digest(device, DEPTH) == mine
+    assert weights_digest(family, 1) != mine
     with torch.no_grad():  # what stands above may differ
         family.model.backbone.layers[2].mlp.up_proj.weight.add_(1)
         family.model.backbone.norm.weight.add_(1)
-    assert fingerprint(family, DEPTH) == mine
+    assert weights_digest(family, DEPTH) == mine
 
 
 @torch.no_grad()
@@ -351,9 +350,9 @@ def half(device):
 def test_taps_of_other_layers_are_refused(change):
     family, device = family_and_device("llama")
     change(device)
-    shallow = ShallowSide(device).start(token_ids(1, 5))
-    with pytest.raises(RelayStateError, match="the taps come from other layers"):
-        deep_side(family, 0).resume(sent(shallow.state("migrate")))
+    shallow = DeviceSide(device).start(token_ids(1, 5))
+    with pytest.raises(HandoffError, match="the taps come from other layers"):
+        server_side(family, 0).resume(sent(shallow.state("migrate")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -388,7 +387,7 @@ def test_sums_of_a_digest_are_the_same_on_devices_without_products_of_whole_numb
 @pytest.mark.parametrize("changed", ["device", "server"])
 def test_weights_that_change_between_two_texts_are_noticed(changed, frozen):
     family, device = family_and_device("llama")
-    side, deep = ShallowSide(device), deep_side(family, 0)
+    side, deep = DeviceSide(device), server_side(family, 0)
     deep.resume(sent(side.start(token_ids(1, 5)).state("migrate")))
     model = device if changed == "device" else family
     if frozen:
@@ -398,7 +397,7 @@ def test_weights_that_change_between_two_texts_are_noticed(changed, frozen):
     if frozen:  # a broken promise
         deep.resume(state)
         return
-    with pytest.raises(RelayStateError, match="the taps come from other layers"):
+    with pytest.raises(HandoffError, match="the taps come from other layers"):
         deep.resume(state)
 
 
@@ -413,9 +412,9 @@ def test_weights_that_change_between_two_texts_are_noticed(changed, frozen):
 def test_hosts_that_cannot_be_handed_over_are_refused(model_type, reason):
     family = tiny_family(model_type, [2, 4])
     for make in (
-        lambda: deep_side(family, 0),
-        lambda: upper_part(family, 0),
-        lambda: ShallowSide(family, DEPTH),
+        lambda: server_side(family, 0),
+        lambda: server_side(family, 0, keep_lower=False),
+        lambda: DeviceSide(family, DEPTH),
     ):
         with pytest.raises(ValueError, match=reason):
             make()
@@ -424,25 +423,25 @@ def test_hosts_that_cannot_be_handed_over_are_refused(model_type, reason):
 def test_the_sides_refuse_what_cannot_be():
     family, device = family_and_device("llama")
     with pytest.raises(ValueError, match="exit 1 is the deepest"):
-        deep_side(family, -1)
+        server_side(family, -1)
     with pytest.raises(IndexError, match="out of range"):
-        upper_part(family, 2)
+        server_side(family, 2, keep_lower=False)
     with pytest.raises(ValueError, match="`depth` must be from 1 to 2, got 3"):
-        ShallowSide(device, 3)
-    side = ShallowSide(device)
-    with pytest.raises(RelayStateError, match="`settings` cannot hold 'num_beams'"):
+        DeviceSide(device, 3)
+    side = DeviceSide(device)
+    with pytest.raises(HandoffError, match="`settings` cannot hold 'num_beams'"):
         side.start(token_ids(1, 4), num_beams=2)
     shallow = side.start(token_ids(1, 4), max_new_tokens=2)
-    with pytest.raises(RelayStateError, match="`mode` must be one of split, migrate"):
+    with pytest.raises(HandoffError, match="`mode` must be one of split, migrate"):
         shallow.state("copy")
     with pytest.raises(ValueError, match="got generation mode `beam_search`"):
-        deep_side(family, 0).resume(shallow.state("migrate"), num_beams=2)
+        server_side(family, 0).resume(shallow.state("migrate"), num_beams=2)
     shallow.state("split")
-    with pytest.raises(RelayStateError, match="all 4 columns were sent"):
+    with pytest.raises(HandoffError, match="all 4 columns were sent"):
         shallow.state("split")
     shallow.answer(5)
     assert shallow.tokens.shape == (1, 6)
-    with pytest.raises(RelayStateError, match="the text has ended on this side"):
+    with pytest.raises(HandoffError, match="the text has ended on this side"):
         shallow.state("migrate")
 
 
@@ -464,72 +463,70 @@ def test_tokens_are_streamed_as_generate_does():
     ids = token_ids(1, 6)
     there, here = Listener(), Listener()
     whole(family, ids, max_new_tokens=3, streamer=there)
-    shallow = ShallowSide(device).start(ids, max_new_tokens=3)
-    deep_side(family, 0).resume(shallow.state("migrate")).generate(here)
+    shallow = DeviceSide(device).start(ids, max_new_tokens=3)
+    server_side(family, 0).resume(shallow.state("migrate")).generate(here)
     assert here.heard == there.heard
     assert len(here.heard) == 5
 
 
 def test_a_model_in_training_is_refused():
     family, device = family_and_device("gpt2")
-    for make in (lambda: ShallowSide(device.train()), lambda: deep_side(family.train(), 0)):
+    for make in (lambda: DeviceSide(device.train()), lambda: server_side(family.train(), 0)):
         with pytest.raises(ValueError, match="in training mode"):
             make()
 
 
 def test_messages_out_of_turn_are_refused():
     family, device = family_and_device("llama")
-    shallow = ShallowSide(device).start(token_ids(2, 6), max_new_tokens=NEW)
-    deep = upper_part(family, 0)
+    shallow = DeviceSide(device).start(token_ids(2, 6), max_new_tokens=NEW)
+    deep = server_side(family, 0, keep_lower=False)
     first = shallow.state("split")
     text = deep.resume(first)
-    with pytest.raises(
-        RelayStateError, match="columns 0 to 6 came; wanted are the taps alone of 6"
-    ):
+    with pytest.raises(HandoffError, match="taps alone of columns 6 to 6, got columns 0 to 6"):
         text.take(first)
     tokens = text.step()
-    with pytest.raises(RelayStateError, match="taps of 6 columns are here, of 7"):
+    with pytest.raises(HandoffError, match="taps of 6 columns are here, of 7"):
         text.step()
     shallow.take(tokens)
     second = shallow.state("split")
-    with pytest.raises(RelayStateError, match="the text begins at column 6: 0 was never seen"):
+    with pytest.raises(HandoffError, match="the text begins at column 6: 0 was never seen"):
         deep.resume(second)
-    other = ShallowSide(device).start(token_ids(2, 6), max_new_tokens=NEW)
+    other = DeviceSide(device).start(token_ids(2, 6), max_new_tokens=NEW)
     other.state("split")
     other.take((tokens + 1) % 100)
-    with pytest.raises(RelayStateError, match=r"the taps of .* are wanted, of no other tokens"):
+    with pytest.raises(HandoffError, match=r"the taps of .* are wanted, of no other tokens"):
         text.take(other.state("split"))
     text.take(second)  # nothing was lost by the refusals
     assert text.step().shape == (2, 1)
-    with pytest.raises(RelayStateError, match="columns 6 to 7 came"):
+    with pytest.raises(HandoffError, match="got columns 6 to 7"):
         text.take(second)
 
 
 def test_the_message_with_tokens():
     tokens = torch.tensor([[5], [7]])
-    payload = write_tokens(tokens, done=True)
-    found, done = read_tokens(payload, 2)
+    payload = encode_tokens(tokens, done=True)
+    found, done = decode_tokens(payload, 2)
     assert torch.equal(found, tokens)
     assert done is True
-    with pytest.raises(RelayStateError, match="a token for each of 3 rows is wanted"):
-        read_tokens(payload, 3)
-    with pytest.raises(RelayStateError, match="checksum"):
-        read_tokens(payload[:-1] + b"\1", 2)
+    with pytest.raises(HandoffError, match="a token for each of 3 rows is wanted"):
+        decode_tokens(payload, 3)
+    with pytest.raises(HandoffError, match="checksum"):
+        decode_tokens(payload[:-1] + b"\1", 2)
     family, device = family_and_device("llama")
-    state = ShallowSide(device).start(tokens.T).state("split")
-    with pytest.raises(RelayStateError, match="carries no tokens"):
-        read_tokens(state.to_bytes(), 1)
+    state = DeviceSide(device).start(tokens.T).state("split")
+    with pytest.raises(HandoffError, match="carries no tokens"):
+        decode_tokens(state.to_bytes(), 1)
 
 
 def test_a_device_may_answer_from_a_shallower_exit():
     family = tiny_family("llama", [1, 2, 4])
     family.generation_config.eos_token_id = None
     ids = token_ids(1, 7)
-    side = ShallowSide(family, 1, answer_idx=0)
+    side = DeviceSide(family, 1, answer_idx=0)
     shallow = side.start(ids, max_new_tokens=NEW)
     begun = shallow.answer(3)
     assert torch.equal(begun, whole(family, ids, exit_idx=0, max_new_tokens=3))
-    text = deep_side(family, 0).resume(sent(shallow.state("migrate")))
+    text = server_side(family, 0).resume(sent(shallow.state("migrate")))
     assert torch.equal(text.generate(), whole(family, begun, max_new_tokens=5))
 
 

@@ -10,8 +10,8 @@ from parted import DEPTH, cut, padded_text, sent
 from reference import tiny_family
 from test_handoff import NEW, hand_over, other_side, whole
 
-from hf_familial.handoff import MODES, ShallowSide, deep_side
-from hf_familial.models.familial.families import VERIFIED
+from hf_familial.handoff import MODES, DeviceSide, server_side
+from hf_familial.models.verification import VERIFIED
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def test_a_supported_host_hands_over_exactly(model_type):
     family = tiny_family(model_type, [DEPTH, 4], num_exit_layers=1)
     family.generation_config.eos_token_id = None
     ids, mask = padded_text()
-    expected, side = whole(family, ids, mask), ShallowSide(cut(family), DEPTH)
+    expected, side = whole(family, ids, mask), DeviceSide(cut(family), DEPTH)
     for mode in MODES:
         text = hand_over(side, other_side(family, mode), mode, ids, mask)
         assert torch.equal(text.tokens, expected), mode
@@ -47,7 +47,7 @@ def test_a_supported_host_hands_over_exactly(model_type):
     begun = shallow.answer(4)
     assert torch.equal(begun, whole(family, ids, mask, exit_idx=0, max_new_tokens=4))
     longer = torch.cat((mask, mask.new_ones(2, 4)), 1)
-    text = deep_side(family, 0).resume(sent(shallow.state("migrate")))
+    text = server_side(family, 0).resume(sent(shallow.state("migrate")))
     assert torch.equal(text.generate(), whole(family, begun, longer, max_new_tokens=4))
 
 
@@ -60,8 +60,8 @@ def test_other_hosts_are_refused_with_the_reason(model_type):
 
 
 def both_sides(family):
-    deep = deep_side(family, 0)
-    hand_over(ShallowSide(cut(family), DEPTH), deep, "migrate", padded_text()[0])
+    deep = server_side(family, 0)
+    hand_over(DeviceSide(cut(family), DEPTH), deep, "migrate", padded_text()[0])
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 from parted import family_and_device
 
-from hf_familial.errors import RelayStateError
-from hf_familial.handoff import RelayState, ShallowSide, deep_side
+from hf_familial.errors import HandoffError
+from hf_familial.handoff import DeviceSide, HandoffState, server_side
 from hf_familial.handoff._cache_layers import LayerState
-from hf_familial.handoff._message import seal, unseal
-from hf_familial.handoff._quantization import pack, packed_bytes, unpack
+from hf_familial.handoff._message import decode, encode
+from hf_familial.handoff._quantization import dequantize, quantize, quantized_bytes
 
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -35,20 +35,20 @@ def tiny_state(batch=2, columns=5, floats=torch.float32, seed=0, **fields):
         "attention_mask": torch.ones(batch, columns, dtype=torch.long),
         "position_ids": torch.arange(columns).repeat(batch, 1),
         "taps": {2: noise(batch, columns, 8)},
-        "fingerprint": "f" * 64,
+        "weights_digest": "f" * 64,
         "layers": {0: LayerState("DynamicLayer", columns, layer), 1: LayerState("X", 0, recurrent)},
         "finished": torch.zeros(batch, dtype=torch.uint8),
         "settings": {"do_sample": True, "temperature": 0.7, "eos_token_id": [2, 3]},
         "generator": torch.arange(16, dtype=torch.uint8),
     }
-    return RelayState(**(parts | fields))
+    return HandoffState(**(parts | fields))
 
 
 def assert_same(found, expected):
     """Every field, tensors bit for bit."""
     for name in ("tokens", "attention_mask", "position_ids", "finished", "generator"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    for name in ("fingerprint", "start", "settings", "dtype"):
+    for name in ("weights_digest", "start", "settings", "dtype"):
         assert getattr(found, name) == getattr(expected, name), name
     assert found.taps.keys() == expected.taps.keys()
     for depth, tap in expected.taps.items():
@@ -74,7 +74,7 @@ def assert_same(found, expected):
 )
 def test_a_state_comes_back_bit_for_bit(batch, columns, floats, seed):
     state = tiny_state(batch, columns, floats, seed)
-    assert_same(RelayState.from_bytes(state.to_bytes()), state)
+    assert_same(HandoffState.from_bytes(state.to_bytes()), state)
 
 
 def test_the_bytes_are_a_safetensors_file():
@@ -95,15 +95,15 @@ def test_a_state_is_saved_whole_or_not_at_all(tmp_path):
     path = tmp_path / "state.safetensors"
     state = tiny_state()
     state.save(path)
-    assert_same(RelayState.load(path), state)
+    assert_same(HandoffState.load(path), state)
     large = tiny_state(taps={2: torch.full((2, 5, 8), 3.4e38)}, dtype="bf16")
-    with pytest.raises(RelayStateError, match="not finite"):
+    with pytest.raises(HandoffError, match="not finite"):
         large.save(path)
-    assert_same(RelayState.load(path), state)
+    assert_same(HandoffState.load(path), state)
     with pytest.raises(OSError, match="No such file"):
         state.save(tmp_path / "missing" / "state.safetensors")
     with pytest.raises(OSError, match="No such file"):
-        RelayState.load(tmp_path / "missing")
+        HandoffState.load(tmp_path / "missing")
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
 
 
@@ -116,22 +116,22 @@ def test_a_state_is_saved_whole_or_not_at_all(tmp_path):
 )
 def test_int8_is_off_by_half_a_scale_at_most(rows):
     tensor = torch.tensor(rows)
-    packed = pack("x", tensor, "int8")
-    found = unpack("x", packed, "int8", torch.float32)
+    packed = quantize("x", tensor, "int8")
+    found = dequantize("x", packed, "int8", torch.float32)
     scale = tensor.abs().amax(-1, keepdim=True).double() / 127
     assert ((found.double() - tensor.double()).abs() <= scale * 0.5001 + 1e-37).all()
-    assert packed_bytes(tensor, "int8") == sum(t.nbytes for t in packed.values())
+    assert quantized_bytes(tensor, "int8") == sum(t.nbytes for t in packed.values())
 
 
 @pytest.mark.parametrize("floats", FLOATS)
 @pytest.mark.parametrize("dtype", [None, "fp32", "bf16", "int8"])
 def test_bytes_per_token_are_those_of_the_payload(dtype, floats):
     state = tiny_state(3, 6, floats, dtype=dtype)
-    tensors, _ = unseal(state.to_bytes())
+    tensors, _ = decode(state.to_bytes())
     once = {"finished", "generator"}
     sent = sum(t.nbytes for name, t in tensors.items() if name not in once)
     assert state.bytes_per_token == sent / 18
-    found = RelayState.from_bytes(state.to_bytes())
+    found = HandoffState.from_bytes(state.to_bytes())
     assert found.bytes_by_part == state.bytes_by_part
     assert found.taps[2].dtype == floats
     # recurrent states are never rounded
@@ -141,7 +141,7 @@ def test_bytes_per_token_are_those_of_the_payload(dtype, floats):
 
 def with_header(change, tensors=None, words=None):
     """A payload whose checksum is right and whose header was changed."""
-    payload = seal(tensors or {"tokens": torch.zeros(2, 3)}, words or {})
+    payload = encode(tensors or {"tokens": torch.zeros(2, 3)}, words or {})
     size = int.from_bytes(payload[:8], "little")
     header = json.loads(payload[8 : 8 + size])
     head = change(header)
@@ -184,15 +184,15 @@ def entry(**fields):
         (with_header(lambda h: h.update(b=h["tokens"])), "takes 24 bytes from 24 on"),
         (with_header(entry(shape=[3, 2])), "checksum"),
         (with_header(lambda h: h["__metadata__"].update(relay="[]")), "checksum"),
-        (seal({}, [1]), "`relay` must be a JSON object"),
+        (encode({}, [1]), "`relay` must be a JSON object"),
         ("text", "a payload must be `bytes`, got str"),
     ],
 )
 def test_forged_bytes_are_refused_before_anything_is_made_of_them(payload, message):
     tracemalloc.start()
     try:
-        with pytest.raises(RelayStateError, match=message):
-            RelayState.from_bytes(payload)
+        with pytest.raises(HandoffError, match=message):
+            HandoffState.from_bytes(payload)
         assert tracemalloc.get_traced_memory()[1] < (8 << 20)
     finally:
         tracemalloc.stop()
@@ -200,9 +200,9 @@ def test_forged_bytes_are_refused_before_anything_is_made_of_them(payload, messa
 
 def resealed(change):
     """The bytes of a state, changed and given the right checksum again."""
-    tensors, words = unseal(tiny_state().to_bytes())
+    tensors, words = decode(tiny_state().to_bytes())
     change(tensors, words)
-    return seal(tensors, words)
+    return encode(tensors, words)
 
 
 @pytest.mark.parametrize(
@@ -241,8 +241,8 @@ def resealed(change):
         (lambda t, w: w.update(start=-1), "`start` must count columns"),
         (lambda t, w: w.update(start=True), "`start` must count columns"),
         (lambda t, w: w.update(start=3), "keys and values travel with the whole text"),
-        (lambda t, w: w.update(fingerprint=""), "`fingerprint` must say"),
-        (lambda t, w: w.update(fingerprint=None), "`fingerprint` must say"),
+        (lambda t, w: w.update(fingerprint=""), "`weights_digest` must say"),
+        (lambda t, w: w.update(fingerprint=None), "`weights_digest` must say"),
         (lambda t, w: w.update(settings=[]), "`settings` must be a mapping"),
         (lambda t, w: w["settings"].update(use_cache=True), "`settings` cannot hold 'use_cache'"),
         (lambda t, w: w["settings"].update(top_k="9"), "`top_k` cannot be '9'"),
@@ -256,21 +256,21 @@ def resealed(change):
     ],
 )
 def test_a_state_that_does_not_fit_together_is_refused(change, message):
-    with pytest.raises(RelayStateError, match=message):
-        RelayState.from_bytes(resealed(change))
+    with pytest.raises(HandoffError, match=message):
+        HandoffState.from_bytes(resealed(change))
 
 
 def test_more_positions_pending_than_columns_are_refused():
     taps = {1: torch.zeros(2, 3, 8), 2: torch.zeros(2, 3, 8)}
-    with pytest.raises(RelayStateError, match="6 positions are pending, of 5 columns"):
+    with pytest.raises(HandoffError, match="6 positions are pending, of 5 columns"):
         tiny_state(taps=taps)
     kept = tiny_state(taps={1: taps[1], 2: taps[2][:, :2]})
-    assert_same(RelayState.from_bytes(kept.to_bytes()), kept)
+    assert_same(HandoffState.from_bytes(kept.to_bytes()), kept)
 
 
 def test_a_state_says_what_it_is():
     assert repr(tiny_state()) == (
-        "RelayState(rows=2, columns=5, start=0, pending={2: 5}, layers=[0, 1], dtype=None, "
+        "HandoffState(rows=2, columns=5, start=0, pending={2: 5}, layers=[0, 1], dtype=None, "
         "bytes_per_token=109.8)"
     )
 
@@ -278,27 +278,27 @@ def test_a_state_says_what_it_is():
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.complex64])
 def test_a_dtype_that_cannot_travel_is_refused(dtype):
     layers = {0: LayerState("DynamicLayer", 5, {"keys": torch.zeros(2, 1, 5, 4).to(dtype)})}
-    with pytest.raises(RelayStateError, match=f"`keys` of layer 0 cannot be {dtype}"):
+    with pytest.raises(HandoffError, match=f"`keys` of layer 0 cannot be {dtype}"):
         tiny_state(layers=layers)
-    with pytest.raises(RelayStateError, match="of a floating dtype"):
+    with pytest.raises(HandoffError, match="of a floating dtype"):
         tiny_state(taps={2: torch.zeros(2, 5, 8).to(dtype)})
 
 
 def test_every_truncation_is_refused():
     payload = tiny_state(1, 2).to_bytes()
     for length in range(len(payload)):
-        with pytest.raises(RelayStateError):
-            RelayState.from_bytes(payload[:length])
-    with pytest.raises(RelayStateError):
-        RelayState.from_bytes(payload + b"\0")
+        with pytest.raises(HandoffError):
+            HandoffState.from_bytes(payload[:length])
+    with pytest.raises(HandoffError):
+        HandoffState.from_bytes(payload + b"\0")
 
 
 @pytest.fixture(scope="module")
 def handed():
     """A state that fits the model it came for, and the other side."""
     family, device = family_and_device("mistral")
-    shallow = ShallowSide(device).start(torch.arange(20).reshape(2, 10) + 9, max_new_tokens=3)
-    return shallow.state("migrate"), deep_side(family, 0)
+    shallow = DeviceSide(device).start(torch.arange(20).reshape(2, 10) + 9, max_new_tokens=3)
+    return shallow.state("migrate"), server_side(family, 0)
 
 
 def layer(**fields):
@@ -319,7 +319,7 @@ def tensors(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {"fingerprint": "0" * 64}, "the taps come from other layers"),
+        (lambda s: {"weights_digest": "0" * 64}, "the taps come from other layers"),
         (lambda s: {"taps": {1: s.taps[2]}}, "taps of depth 2 are wanted"),
         (lambda s: {"taps": {2: s.taps[2][:, 1:]}}, "taps of depth 2 are wanted"),
         (lambda s: {"taps": {2: s.taps[2][..., :16]}}, "taps of depth 2 are wanted"),
@@ -341,8 +341,8 @@ def tensors(change):
 )
 def test_a_state_that_does_not_fit_the_model_is_refused(handed, change, message):
     state, deep = handed
-    wrong = RelayState.from_bytes(replace(state, **change(state)).to_bytes())
-    with pytest.raises(RelayStateError, match=message):
+    wrong = HandoffState.from_bytes(replace(state, **change(state)).to_bytes())
+    with pytest.raises(HandoffError, match=message):
         deep.resume(wrong)
     # nothing is left behind: the right one still goes on
     assert deep.resume(state).generate().shape == (2, 13)

@@ -17,8 +17,8 @@ import torch
 from reference import logits, tiny_family, token_ids
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from hf_familial import FamilialConfig, FamilialForCausalLM
-from hf_familial.hub import export_exit, folders
+from hf_familial import FamilialConfig, FamilialForCausalLM, _files
+from hf_familial.hub import export_exit
 
 
 # what an export asks of the system, one by one
@@ -197,7 +197,7 @@ def test_leftovers_go_and_what_is_being_written_stays(family, tmp_path):
     for folder in (left, busy, tmp_path / ".other.writing-0c"):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
-    lock = folders._lock(busy)
+    lock = _files._lock(busy)
     export_exit(family, 0, tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == [".other.writing-0c", ".out.writing-0b", "out"]
     os.close(lock)

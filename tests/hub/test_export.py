@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
+from hf_familial.errors import CutError
 from hf_familial.hub import ExportReport, export_exit, export_family
-from hf_familial.models.familial.cuts import CutError
 
 
 TYPES = (
@@ -314,10 +314,9 @@ def test_private_layers_within_the_depth_are_exact_there(tmp_path):
 
 
 def test_types_never_tried_are_checked_in_memory_and_refused_from_files(tmp_path, monkeypatch):
-    from hf_familial.hub import memory
-    from hf_familial.models.familial import cuts
+    from hf_familial.checkpoints import cuts, member_models
 
-    for module in (memory, cuts):
+    for module in (member_models, cuts):
         monkeypatch.setattr(module, "VERIFIED", frozenset())
     for model_type, exact in (("llama", True), ("minicpm3", False)):
         monkeypatch.setattr(cuts, "DEPTH_MATTERS", {})

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_familial import FamilialForCausalLM, choose_exit, describe, push_exits_to_hub
+from hf_familial.checkpoints.companions import companions
 from hf_familial.errors import CheckpointError, HubUnavailableError
 from hf_familial.hub import export_exit, export_family
-from hf_familial.hub.companions import companions
 
 
 INDEX = "model.safetensors.index.json"

@@ -33,8 +33,8 @@ from hf_familial.errors import (
     HubPermissionError,
     HubUnavailableError,
 )
+from hf_familial.hub._source import find_source
 from hf_familial.hub.remote import Retry
-from hf_familial.hub.source import find_source
 
 
 EXITS = [1, 2, 4]

@@ -22,7 +22,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, verify_backbone
 from hf_familial.models.familial.contract import find_contract
-from hf_familial.models.familial.families import REFUSED, VERIFIED
+from hf_familial.models.familial.families import REFUSED
+from hf_familial.models.verification import VERIFIED
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,11 +25,11 @@ from hf_familial import (
     RelayCache,
     SpeculativeRelay,
 )
-from hf_familial.handoff.device import ShallowSide
+from hf_familial.handoff.device import DeviceSide
 from hf_familial.models.familial import generation_familial
 from hf_familial.models.familial.contract import TRAITS
-from hf_familial.models.familial.families import VERIFIED
 from hf_familial.models.familial.generation_familial import KNOWN_HOOKS, check_healing, check_hooks
+from hf_familial.models.verification import VERIFIED
 
 
 EXITS = [1, 3, 4]
@@ -348,7 +348,7 @@ def test_a_relay_cache_is_not_fed_past_that_length():
 
 def test_the_device_of_a_handover_stops_at_that_length():
     family, ids = family_with(tiny_model("llama", **longrope("llama", 20))), token_ids(1, 16)
-    text = ShallowSide(family, depth=1).start(ids)
+    text = DeviceSide(family, depth=1).start(ids)
     right = family.generate(ids, max_new_tokens=4, do_sample=False)
     assert torch.equal(text.answer(4), right)
     with pytest.raises(ValueError, match="angles at 20 tokens"):

@@ -11,9 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM, push_exits_to_hub, push_family_to_hub
-from hf_familial.errors import CheckpointError
+from hf_familial.errors import CheckpointError, CutError
 from hf_familial.hub import export_exit, export_family
-from hf_familial.models.familial.cuts import CutError
 
 
 EXITS = [1, 2, 4]

@@ -5,7 +5,7 @@ import torch
 from reference import tiny_family
 
 import hf_familial as hff
-from hf_familial.handoff import ShallowSide, deep_side
+from hf_familial.handoff import DeviceSide, server_side
 
 
 accelerate = pytest.importorskip("accelerate")
@@ -55,7 +55,9 @@ def by_map(first_on_disk):
 def texts(model, relays=RELAYS):
     asked = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     found = {name: model.relay_generate(IDS, relay=r, **asked) for name, r in relays.items()}
-    return found | {"lean": model.relay_generate(IDS, relay=hff.FixedExit(-1), lean=True, **asked)}
+    return found | {
+        "fused": model.relay_generate(IDS, relay=hff.FixedExit(-1), fused_weights=True, **asked)
+    }
 
 
 @pytest.mark.parametrize("offload", [to_memory, to_disk, by_map(False), by_map(True)])
@@ -86,6 +88,6 @@ def test_a_relay_writes_what_it_writes_in_memory(model_type, fields, offload, tm
 def test_a_hand_over_of_an_offloaded_family_is_refused_in_plain_words():
     family = to_memory(tiny_family("llama", [2, 4]), None)
     with pytest.raises(ValueError, match="it is offloaded"):
-        deep_side(family, 0)
+        server_side(family, 0)
     with pytest.raises(ValueError, match="it is offloaded"):
-        ShallowSide(family, 2)
+        DeviceSide(family, 2)

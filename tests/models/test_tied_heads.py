@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM
+from hf_familial.errors import CutError
 from hf_familial.hub import export_exit
 from hf_familial.models.familial.contract import can_tie
-from hf_familial.models.familial.cuts import CutError
-from hf_familial.models.familial.families import VERIFIED
+from hf_familial.models.verification import VERIFIED
 
 
 # hosts whose class ties nothing, also where a config says so

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 
 import pytest
-from studies import FAMILY, study_of
+from analyses import FAMILY, analysis_of
 
-from hf_familial.scaling.report.page import write_report
+from hf_familial.scaling.report import write_report
 
 
 pytestmark = pytest.mark.slow
@@ -37,8 +37,8 @@ addEventListener("load", () => {
 
 
 @pytest.fixture(scope="module")
-def study():
-    return study_of("familial", FAMILY, draws=60, profiles=True)
+def analysis():
+    return analysis_of("familial", FAMILY, draws=60, profiles=True)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def chromium():
 
 
 @pytest.mark.parametrize("width", [320, 375, 1280])
-def test_the_page_in_a_browser(study, chromium, tmp_path, width):
-    write_report(tmp_path / "report.html", study)
+def test_the_page_in_a_browser(analysis, chromium, tmp_path, width):
+    write_report(tmp_path / "report.html", analysis)
     page = html.escape((tmp_path / "report.html").read_text(encoding="utf-8"), quote=True)
     frame = f'<iframe id="page" style="width:{width}px;height:900px;border:0" srcdoc="{page}">'
     path = tmp_path / "frame.html"
@@ -83,8 +83,8 @@ def test_the_page_in_a_browser(study, chromium, tmp_path, width):
     assert all(w >= min(320, width - 50) for w, _ in found["sizes"][1:])
 
 
-def test_the_page_in_the_dark(study, chromium, tmp_path):
-    write_report(tmp_path / "report.html", study)
+def test_the_page_in_the_dark(analysis, chromium, tmp_path):
+    write_report(tmp_path / "report.html", analysis)
     page = html.escape((tmp_path / "report.html").read_text(encoding="utf-8"), quote=True)
     path = tmp_path / "frame.html"
     frame = f'<iframe id="page" style="width:400px;height:900px" srcdoc="{page}">'

@@ -9,38 +9,40 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from analyses import FAMILY, NEIGHBOURS, SPARSE, analysis_of, rows_of
 from matplotlib.image import imread
-from studies import FAMILY, NEIGHBOURS, SPARSE, rows_of, study_of
 
-from hf_familial.errors import StudyError
+from hf_familial._files import check_file_place, write_whole
+from hf_familial._wording import estimate
+from hf_familial.errors import AnalysisError
 from hf_familial.scaling import LAWS, FitStatus, RunTable, fit, get_law
 from hf_familial.scaling.diagnostics import diagnose
-from hf_familial.scaling.report.examine import examine
-from hf_familial.scaling.report.formula import draw_formula, symbol_html, symbol_text
-from hf_familial.scaling.report.markup import table
-from hf_familial.scaling.report.page import report_html, write_figures
-from hf_familial.scaling.report.sections import granularity
-from hf_familial.scaling.report.study import (
-    Origin,
-    Study,
-    check_place,
-    read_study,
-    write_study,
-    write_whole,
+from hf_familial.scaling.report import (
+    Analysis,
+    DataSource,
+    analyse,
+    read_analysis,
+    report_html,
+    write_analysis,
+    write_figures,
 )
-from hf_familial.scaling.report.wording import estimate
+from hf_familial.scaling.report._figures import draw_formula
+from hf_familial.scaling.report._style import symbol_html, symbol_text
+from hf_familial.scaling.report.tables import Table, granularity_table
 
 
 @pytest.fixture(scope="module")
-def study():
+def analysis():
     rivals = {"rivals": [get_law("hoffmann"), get_law("familial_e_inside")]}
     data = RunTable.read(rows_of("familial", settings=FAMILY), run_id="run_id")
-    return examine(fit("familial", data), Origin("runs.jsonl"), draws=60, version="0.1", **rivals)
+    return analyse(
+        fit("familial", data), DataSource("runs.jsonl"), draws=60, version="0.1", **rivals
+    )
 
 
 @pytest.fixture(scope="module")
-def page(study):
-    return report_html(study)
+def page(analysis):
+    return report_html(analysis)
 
 
 class Page(HTMLParser):
@@ -97,15 +99,18 @@ def test_every_name_on_the_page_is_there_once(page):
 
 def test_every_colour_has_a_light_and_a_dark_form(page):
     used = set(re.findall(r"var\((--\w+)\)", page))
-    for sheet in page.split("prefers-color-scheme: dark")[:2]:
+    light, dark = page.split("prefers-color-scheme: dark")
+    for sheet in (light, dark):
         assert used <= set(re.findall(r"(--\w+):", sheet))
-    assert not re.findall(r'(?:fill|stroke)[:=]\s*"?#', page)
+    # colours of pictures are turned for a dark ground all at once
+    assert "filter" not in light
+    assert "svg { filter: invert(1) hue-rotate(180deg); }" in dark
 
 
-def test_the_page_says_what_the_fit_says(study, page):
+def test_the_page_says_what_the_fit_says(analysis, page):
     words = " ".join(Page(page).words)
-    for name, interval in study.intervals["delta"].items():
-        value, span = estimate(study.fit.values[name], interval.low, interval.high)
+    for name, interval in analysis.intervals["delta"].items():
+        value, span = estimate(analysis.fit.values[name], interval.low, interval.high)
         assert value in words
         assert span in words
     for expected in (
@@ -116,26 +121,26 @@ def test_the_page_says_what_the_fit_says(study, page):
         "Laws compared",
         "Error on larger budgets",
         "objective at the optimum",
-        "No warnings" if not study.warnings else study.warnings[0].split("`")[0],
+        "No warnings" if not analysis.warnings else analysis.warnings[0].split("`")[0],
     ):
         assert expected in words
     assert page.count("<figure") == len(re.findall(r"<b>Figure \d+\.", page))
     assert page.count("<svg") == page.count("<figure") + 1
 
 
-def test_the_same_study_gives_the_same_page(study, page):
-    assert report_html(study) == page
+def test_the_same_analysis_gives_the_same_page(analysis, page):
+    assert report_html(analysis) == page
 
 
-def test_what_others_wrote_is_escaped(study):
+def test_what_others_wrote_is_escaped(analysis):
     bad = '<script>alert("1")</script> & `x`'
-    data = dataclasses.replace(study.fit.data, run_names=(bad, *study.fit.data.run_names[1:]))
-    origin = Origin(bad, {bad: bad}, 84, 84, 84, (bad,))
+    data = dataclasses.replace(analysis.fit.data, run_names=(bad, *analysis.fit.data.run_names[1:]))
+    source = DataSource(bad, {bad: bad}, 84, 84, 84, (bad,))
     tables = {bad: [{bad: bad}]}
     changed = dataclasses.replace(
-        study,
-        fit=dataclasses.replace(study.fit, data=data),
-        origin=origin,
+        analysis,
+        fit=dataclasses.replace(analysis.fit, data=data),
+        source=source,
         warnings=(bad,),
         tables=tables,
         profiles={},
@@ -158,7 +163,7 @@ def test_what_others_wrote_is_escaped(study):
 )
 def test_parts_that_make_no_sense_are_left_out(law, settings, there, absent):
     exact = {"fixed": {"e": 0.94, "lambda_": -0.1666}} if law == "abnar" else {}
-    page = report_html(study_of(law, settings, **exact))
+    page = report_html(analysis_of(law, settings, **exact))
     figures = page.split("<h2>What to know")[0]
     for part in there:
         assert part in figures
@@ -173,7 +178,7 @@ def test_a_law_that_predicts_no_loss():
     tokens = np.geomspace(1e9, 1e11, 12)
     batch = law.predict(next(iter(law.published.values())).values, D=tokens)
     data = RunTable.read({"D": tokens, "b": batch * (1 + 0.01 * np.sin(tokens))}, loss="b")
-    page = report_html(examine(fit(law, data), profiles=False))
+    page = report_html(analyse(fit(law, data), profiles=False))
     assert "Compute-optimal" not in page
     assert "predicted batch tokens (tokens)" not in page  # letters are drawn, not written
     assert 'id="residuals_D"' in page
@@ -182,9 +187,9 @@ def test_a_law_that_predicts_no_loss():
 def test_few_runs_are_no_error():
     rows = {n: v[:7] for n, v in rows_of("hoffmann").items()}
     rows |= {n: np.concatenate([rows[n], v[7:9]]) for n, v in rows_of("hoffmann").items()}
-    study = examine(fit("hoffmann", rows), draws=20, level=0.9)
-    assert any("9 runs for 5 coefficients are few" in warning for warning in study.warnings)
-    Page(report_html(study))
+    analysis = analyse(fit("hoffmann", rows), draws=20, level=0.9)
+    assert any("9 runs for 5 coefficients are few" in warning for warning in analysis.warnings)
+    Page(report_html(analysis))
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=lambda law: law.name)
@@ -207,26 +212,26 @@ def test_symbols():
 # files
 
 
-def test_a_study_comes_back_from_its_file(study, page, tmp_path):
-    write_study(tmp_path / "fit.json", study)
+def test_an_analysis_comes_back_from_its_file(analysis, page, tmp_path):
+    write_analysis(tmp_path / "fit.json", analysis)
     text = (tmp_path / "fit.json").read_text()
     assert not re.search(r"\b(NaN|Infinity)\b", text)
-    back = read_study(tmp_path / "fit.json")
-    assert back.to_dict() == study.to_dict()
-    assert back.fit.predict(N=1e9, D=2e10, G=4) == study.fit.predict(N=1e9, D=2e10, G=4)
+    back = read_analysis(tmp_path / "fit.json")
+    assert back.to_dict() == analysis.to_dict()
+    assert back.fit.predict(N=1e9, D=2e10, G=4) == analysis.fit.predict(N=1e9, D=2e10, G=4)
     assert report_html(back) == page
     assert list(tmp_path.iterdir()) == [tmp_path / "fit.json"]
 
 
-def test_infinite_numbers_come_back(study, tmp_path):
-    open_end = dataclasses.replace(study.intervals["delta"]["E"], low=-np.inf)
+def test_infinite_numbers_come_back(analysis, tmp_path):
+    open_end = dataclasses.replace(analysis.intervals["delta"]["E"], low=-np.inf)
     broken = dataclasses.replace(
-        study,
-        fit=dataclasses.replace(study.fit, condition=np.inf),
+        analysis,
+        fit=dataclasses.replace(analysis.fit, condition=np.inf),
         intervals={"delta": {"E": open_end}},
     )
-    write_study(tmp_path / "fit.json", broken)
-    back = read_study(tmp_path / "fit.json")
+    write_analysis(tmp_path / "fit.json", broken)
+    back = read_analysis(tmp_path / "fit.json")
     assert back.fit.condition == np.inf
     assert back.intervals["delta"]["E"] == open_end
     assert "∞" in report_html(back)
@@ -242,11 +247,11 @@ def test_infinite_numbers_come_back(study, tmp_path):
         ({"origin": {"notes": [], "sauce": 1}}, "a part is missing or broken.*sauce"),
     ],
 )
-def test_a_file_that_is_not_for_us(study, tmp_path, change, match):
+def test_a_file_that_is_not_for_us(analysis, tmp_path, change, match):
     path = tmp_path / "fit.json"
-    path.write_text(json.dumps(json.loads(study.to_json()) | change))
-    with pytest.raises(StudyError, match=match) as caught:
-        read_study(path)
+    path.write_text(json.dumps(json.loads(analysis.to_json()) | change))
+    with pytest.raises(AnalysisError, match=match) as caught:
+        read_analysis(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -255,8 +260,8 @@ def test_a_file_that_is_not_for_us(study, tmp_path, change, match):
 def test_a_file_that_is_no_fit(tmp_path, content):
     path = tmp_path / "fit.json"
     path.write_bytes(content)
-    with pytest.raises(StudyError, match="fit.json.* not a fit"):
-        read_study(path)
+    with pytest.raises(AnalysisError, match="fit.json.* not a fit"):
+        read_analysis(path)
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -285,24 +290,25 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
 )
 def test_a_place_that_cannot_be_written(tmp_path, place, match):
     (tmp_path / "file").write_text("")
-    for write in (check_place, lambda path: write_whole(path, "text")):
+    for write in (check_file_place, lambda path: write_whole(path, "text")):
         with pytest.raises(OSError, match=f"cannot write .*: {match}"):
             write(tmp_path / place)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_what_exits_cost(study):
-    found = granularity(study)
-    rows = [re.findall(r">([^<>]+)</t[dh]>", line) for line in found.split("<tr>")[2:]]
+def test_what_exits_cost(analysis):
+    rows = granularity_table(analysis).rows
     assert [row[0] for row in rows] == ["1", "2", "4", "8"]
-    values = study.fit.values
+    values = analysis.fit.values
     power = values["gamma"] * (1 / values["alpha"] + 1 / values["beta"])
     expected = [g**power for g in (1, 2, 4, 8)]
     assert [float(row[3]) for row in rows] == pytest.approx(expected, abs=6e-3)
 
 
-def test_pictures_as_files(study, tmp_path):
-    written = write_figures(tmp_path / "new" / "figures", dataclasses.replace(study, profiles={}))
+def test_pictures_as_files(analysis, tmp_path):
+    written = write_figures(
+        tmp_path / "new" / "figures", dataclasses.replace(analysis, profiles={})
+    )
     assert {path.suffix for path in written} == {".png", ".svg"}
     assert len({path.stem for path in written}) == len(written) / 2
     for path in written:
@@ -315,8 +321,8 @@ def test_pictures_as_files(study, tmp_path):
 # doubts
 
 
-def test_a_good_fit_raises_no_doubts(study):
-    assert diagnose(study.fit, study.intervals["delta"]) == ()
+def test_a_good_fit_raises_no_doubts(analysis):
+    assert diagnose(analysis.fit, analysis.intervals["delta"]) == ()
 
 
 @pytest.mark.parametrize(
@@ -328,8 +334,8 @@ def test_a_good_fit_raises_no_doubts(study):
         ({"condition": 3e6}, r"barely told apart \(condition number 3.0e\+06\)"),
     ],
 )
-def test_what_speaks_against_a_fit(study, change, match):
-    (sentence,) = diagnose(dataclasses.replace(study.fit, **change))
+def test_what_speaks_against_a_fit(analysis, change, match):
+    (sentence,) = diagnose(dataclasses.replace(analysis.fit, **change))
     assert re.search(match, sentence)
 
 
@@ -338,39 +344,41 @@ def test_outliers_and_idle_exponents_are_named():
     rows["loss"][4] *= 1.2
     rows |= {"G": np.tile([1.0, 2.0, 4.0], 7)}
     answer = fit("familial", RunTable.read(rows, run_id="run_id"))
-    found = " ".join(examine(answer, profiles=False).warnings)
+    found = " ".join(analyse(answer, profiles=False).warnings)
     assert "lie more than 6 robust standard deviations from the law: run-4" in found
     assert "interval of `gamma` holds 0" in found
 
 
-def test_a_missing_interval_leaves_its_cell_empty_and_moves_no_other(study):
+def test_a_missing_interval_leaves_its_cell_empty_and_moves_no_other(analysis):
     """A coefficient without a profile keeps its published value in the last columns."""
-    held = {name: interval for name, interval in study.intervals["delta"].items() if name != "beta"}
-    profiles = {k: v for k, v in study.intervals["profile"].items() if k != "alpha"}
-    found = {**study.intervals, "delta": held, "profile": profiles}
-    text = report_html(dataclasses.replace(study, intervals=found))
+    held = {
+        name: interval for name, interval in analysis.intervals["delta"].items() if name != "beta"
+    }
+    profiles = {k: v for k, v in analysis.intervals["profile"].items() if k != "alpha"}
+    found = {**analysis.intervals, "delta": held, "profile": profiles}
+    text = report_html(dataclasses.replace(analysis, intervals=found))
     part = text.split("<h2>Coefficients</h2>")[1].split("</section>")[0]
     lines = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in part.split("<tr>")[1:]]
     assert len({len(line) for line in lines}) == 1
-    names = [p.name for p in study.fit.law.parameters]
+    names = [p.name for p in analysis.fit.law.parameters]
     column = {html.unescape(re.sub("<[^>]+>", "", cell)): i for i, cell in enumerate(lines[0])}
     rows = dict(zip(names, lines[1:], strict=True))
     assert rows["alpha"][column["95%, profile"]] == "–"
     assert rows["beta"][column["95%, delta"]] == "–"
     assert rows["beta"][column["95%, profile"]].startswith("[")
     for name in names:
-        published = study.fit.law.published["assumed"].values[name]
+        published = analysis.fit.law.published["assumed"].values[name]
         assert float(rows[name][column["published: assumed"]]) == pytest.approx(published)
 
 
 def test_a_row_of_a_table_with_a_cell_too_few_is_refused():
     with pytest.raises(ValueError, match="must have 2 cells"):
-        table(["a", "b"], [["1"]])
+        Table("", ["a", "b"], [["1"]])
 
 
-def test_a_file_of_schema_1_is_read_without_facts(study):
-    record = json.loads(study.to_json())
+def test_a_file_of_schema_1_is_read_without_facts(analysis):
+    record = json.loads(analysis.to_json())
     del record["origin"]["facts"]
-    back = Study.from_dict(record | {"schema": 1}, get_law)
-    assert back.origin.facts.words == ""
+    back = Analysis.from_dict(record | {"schema": 1}, get_law)
+    assert back.source.facts.words == ""
     assert back.cost is None

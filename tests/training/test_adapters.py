@@ -22,9 +22,9 @@ from reference import stir, token_ids
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from hf_familial import FamilialForCausalLM, FamilialTrainer, export_exit
+from hf_familial.errors import CutError
+from hf_familial.hub._source import origin_of
 from hf_familial.hub.push import _base_of
-from hf_familial.hub.stored import origin_of
-from hf_familial.models.familial.cuts import CutError
 from hf_familial.training.tuning import lora_targets
 
 

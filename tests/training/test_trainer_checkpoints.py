@@ -15,7 +15,7 @@ SAVED = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
 def test_a_run_replaces_the_checkpoints_of_another_family(by_segment, tmp_path, monkeypatch):
     trainer_of(tmp_path, tiny_family("llama", [1, 2, 4]), **SAVED).train()
     if by_segment:
-        monkeypatch.setattr("hf_familial.models.familial.checkpoints.SPLIT_FROM", 1)
+        monkeypatch.setattr("hf_familial.checkpoints.by_segment.SPLIT_FROM", 1)
     trainer = trainer_of(tmp_path, stir(tiny_family("llama", [1, 3, 4]), 5), **SAVED)
     trainer.train()
     loaded = FamilialForCausalLM.from_pretrained(tmp_path / "checkpoint-2")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from ..models.familial import FamilialConfig
-from ..models.familial.families import VERIFIED
+from ..models.verification import VERIFIED
 from .phantom import SHORT, walks
 
 

@@ -1,27 +1,24 @@
-"""Generation across processes: the state of a relay on its way, and the two sides that use it."""
+"""Hand-off: a text begun in one process goes on in another, which has the same lower layers."""
 
-from ..errors import RelayStateError
-from ._cost import Recomputed
-from ._server_text import DeepText
-from .device import MODES, ShallowSide, ShallowText
-from .loops import serve, split
-from .server import DeepSide, deep_side, upper_part
-from .state import RelayState
-from .weights_digest import fingerprint
+from ..errors import HandoffError
+from ._weights_digest import weights_digest
+from .device import MODES, DeviceSide, DeviceText
+from .loops import run_device, run_server
+from .server import Recomputed, ServerSide, ServerText, server_side
+from .state import HandoffState
 
 
 __all__ = [
     "MODES",
-    "DeepSide",
-    "DeepText",
+    "DeviceSide",
+    "DeviceText",
+    "HandoffError",
+    "HandoffState",
     "Recomputed",
-    "RelayState",
-    "RelayStateError",
-    "ShallowSide",
-    "ShallowText",
-    "deep_side",
-    "fingerprint",
-    "serve",
-    "split",
-    "upper_part",
+    "ServerSide",
+    "ServerText",
+    "run_device",
+    "run_server",
+    "server_side",
+    "weights_digest",
 ]

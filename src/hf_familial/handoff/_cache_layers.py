@@ -15,7 +15,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from ..errors import RelayStateError
+from ..errors import HandoffError
 
 
 # attribute of a cache layer -> its dimension that counts positions
@@ -27,7 +27,7 @@ KNOWN = {*BY_POSITION, "_sliding_window_tensor"}
 
 @dataclass(frozen=True, eq=False)
 class LayerState:
-    """What one layer remembers of a text.
+    """The cache of one layer after a text.
 
     Attributes:
         kind (`str`): Class of its cache layer.
@@ -44,28 +44,17 @@ class LayerState:
 
 
 def capture(cache: Cache, slots: Iterable[int]) -> dict[int, LayerState]:
-    """Read layers of a cache; keys and values are not copied.
-
-    Args:
-        cache ([`DynamicCache`]): Filled.
-        slots (`Iterable[int]`): Which layers.
-
-    Returns:
-        `dict[int, LayerState]`: By slot.
-
-    Raises:
-        RelayStateError: If a layer is of a kind that cannot be put back elsewhere.
-    """
+    """Read layers of a cache, by slot; keys and values are not copied."""
     return {slot: _captured(slot, cache.layers[slot]) for slot in slots}
 
 
 def _captured(slot: int, layer: Any) -> LayerState:
     kind = type(layer).__name__
     if not isinstance(layer, (DynamicLayer, LinearAttentionCacheLayerMixin, DummyLayer)):
-        raise RelayStateError(f"layer {slot} keeps a {kind}; only a `DynamicCache` can travel.")
+        raise HandoffError(f"layer {slot} keeps a {kind}; only a `DynamicCache` can travel.")
     odd = [n for n, value in vars(layer).items() if torch.is_tensor(value) and n not in KNOWN]
     if odd:
-        raise RelayStateError(f"layer {slot} keeps `{odd[0]}` in its {kind}, which cannot travel.")
+        raise HandoffError(f"layer {slot} keeps `{odd[0]}` in its {kind}, which cannot travel.")
     tensors = {name: getattr(layer, name, None) for name in BY_POSITION}
     for name in RECURRENT:
         for i, state in getattr(layer, name, {}).items():
@@ -77,13 +66,7 @@ def _captured(slot: int, layer: Any) -> LayerState:
 
 
 def restore(cache: Cache, layers: Mapping[int, LayerState], device: torch.device) -> None:
-    """Fill empty layers of a cache.
-
-    Args:
-        cache ([`DynamicCache`]): Its layers are of the kinds captured, see `check_layers`.
-        layers (`Mapping[int, LayerState]`): By slot; copied.
-        device (`torch.device`): Where the layers run.
-    """
+    """Copy captured layers into the empty layers of a cache."""
     for slot, state in layers.items():
         layer: Any = cache.layers[slot]
         tensors = {name: tensor.to(device) for name, tensor in state.tensors.items()}
@@ -99,41 +82,32 @@ def restore(cache: Cache, layers: Mapping[int, LayerState], device: torch.device
             update(tensors[name], state_idx=int(index))
 
 
-def check_layers(
+def check_against_model(
     layers: Mapping[int, LayerState],
-    like: Mapping[int, LayerState],
+    expected: Mapping[int, LayerState],
     cache: Cache,
     batch: int,
     length: int,
 ) -> None:
-    """Hold layers that came from elsewhere against those of this side.
+    """Raise `HandoffError` if received layers differ in slot, kind, name, dtype or shape.
 
-    Args:
-        layers (`Mapping[int, LayerState]`): What came.
-        like (`Mapping[int, LayerState]`): What one position leaves in the same slots here.
-        cache ([`DynamicCache`]): An empty one, with this side's windows.
-        batch (`int`): Rows of the text.
-        length (`int`): Positions of the text.
-
-    Raises:
-        RelayStateError: If slots, kinds, names, dtypes or shapes differ.
+    `expected` is what one position leaves in the same slots here, see `probe_layers`. The empty
+    `cache` knows the windows of this side, `batch` and `length` are those of the text.
     """
-    if layers.keys() != like.keys():
-        raise RelayStateError(
-            f"keys and values of the layers {sorted(like)} are needed, got {sorted(layers)}."
+    if layers.keys() != expected.keys():
+        raise HandoffError(
+            f"keys and values of the layers {sorted(expected)} are needed, got {sorted(layers)}."
         )
-    for slot, mine in like.items():
+    for slot, mine in expected.items():
         state = layers[slot]
         if (state.kind, state.tensors.keys()) != (mine.kind, mine.tensors.keys()):
-            raise RelayStateError(
+            raise HandoffError(
                 f"layer {slot} must be a {mine.kind} of {sorted(mine.tensors)}, got a "
                 f"{state.kind!r:.60} of {sorted(state.tensors)}."
             )
         seen = length * (mine.seen > 0)
         if state.seen != seen:
-            raise RelayStateError(
-                f"layer {slot} must have seen {seen} positions, not {state.seen}."
-            )
+            raise HandoffError(f"layer {slot} must have seen {seen} positions, not {state.seen}.")
         window = getattr(cache.layers[slot], "sliding_window", None)
         kept = length if window is None else min(length, window - 1)
         for name, tensor in mine.tensors.items():
@@ -142,7 +116,7 @@ def check_layers(
                 shape[BY_POSITION[name]] = kept
             got = state.tensors[name]
             if list(got.shape) != shape or got.dtype != tensor.dtype:
-                raise RelayStateError(
+                raise HandoffError(
                     f"`{name}` of layer {slot} must be {tensor.dtype} of shape {shape}, got "
                     f"{got.dtype} of shape {list(got.shape)}."
                 )

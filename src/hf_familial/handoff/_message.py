@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..errors import RelayStateError
+from ..errors import HandoffError
 
 
 MAX_HEADER = 1 << 20  # bytes; three hundred layers fill a tenth of it
@@ -46,15 +46,10 @@ class _Entry:
     stop: int
 
 
-def seal(tensors: Mapping[str, torch.Tensor], words: Mapping[str, Any]) -> bytes:
-    """Write tensors and words as the bytes of a safetensors file.
+def encode(tensors: Mapping[str, torch.Tensor], words: Mapping[str, Any]) -> bytes:
+    """Write tensors and JSON words as the bytes of a safetensors file.
 
-    Args:
-        tensors (`Mapping[str, torch.Tensor]`): Of any shapes; copied to the CPU.
-        words (`Mapping[str, Any]`): What JSON can hold.
-
-    Returns:
-        `bytes`: With `words` and a checksum of both in the header's `__metadata__`.
+    The words, and a checksum of both, go into the header's `__metadata__`.
     """
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text, end, parts = _canonical(words), 0, []
@@ -70,49 +65,39 @@ def seal(tensors: Mapping[str, torch.Tensor], words: Mapping[str, Any]) -> bytes
     return b"".join([len(head).to_bytes(8, "little"), head, *parts])
 
 
-def unseal(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `seal` wrote.
-
-    Args:
-        payload (`bytes`): From anywhere.
-
-    Returns:
-        `tuple`: Tensors of their own memory, by name, and the words.
-
-    Raises:
-        RelayStateError: If the bytes are not, to the last, what `seal` wrote.
-    """
+def decode(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `encode` wrote, from anywhere: tensors in memory of their own, and the words."""
     metadata, entries, data = _header(payload)
     text = metadata["relay"]
     tensors = {name: _tensor(data, entry) for name, entry in entries.items()}
     if metadata["checksum"] != _checksum(tensors, text):
-        raise RelayStateError("the checksum does not match: the bytes were changed on the way.")
+        raise HandoffError("the checksum does not match: the bytes were changed on the way.")
     words = _parse(text)
     if not isinstance(words, dict):
-        raise RelayStateError(f"`relay` must be a JSON object, got {type(words).__name__}.")
+        raise HandoffError(f"`relay` must be a JSON object, got {type(words).__name__}.")
     return tensors, words
 
 
 def _header(payload: bytes) -> tuple[dict[str, str], dict[str, _Entry], memoryview]:
     """The checked header of a safetensors file, and the data behind it."""
     if not isinstance(payload, (bytes, bytearray, memoryview)):
-        raise RelayStateError(f"a payload must be `bytes`, got {type(payload).__name__}.")
+        raise HandoffError(f"a payload must be `bytes`, got {type(payload).__name__}.")
     view = memoryview(payload).cast("B")
     if len(view) < 8:
-        raise RelayStateError(f"a payload has at least 8 bytes, got {len(view)}.")
+        raise HandoffError(f"a payload has at least 8 bytes, got {len(view)}.")
     size = int.from_bytes(view[:8], "little")
     if size > min(len(view) - 8, MAX_HEADER):
-        raise RelayStateError(
+        raise HandoffError(
             f"the header claims {size} bytes; {len(view) - 8} follow, and {MAX_HEADER} is the most."
         )
     header, data = _parse(bytes(view[8 : 8 + size])), view[8 + size :]
     if not isinstance(header, dict):
-        raise RelayStateError(f"the header must be an object, got {type(header).__name__}.")
+        raise HandoffError(f"the header must be an object, got {type(header).__name__}.")
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or set(metadata) != {"relay", "checksum"}:
-        raise RelayStateError("the header's `__metadata__` must hold `relay` and `checksum`.")
+        raise HandoffError("the header's `__metadata__` must hold `relay` and `checksum`.")
     if not all(isinstance(value, str) for value in metadata.values()):
-        raise RelayStateError("the header's `__metadata__` must hold strings.")
+        raise HandoffError("the header's `__metadata__` must hold strings.")
     entries = {name: _entry(name, entry) for name, entry in header.items()}
     _check_layout(entries, len(data))
     return metadata, entries, data
@@ -121,16 +106,16 @@ def _header(payload: bytes) -> tuple[dict[str, str], dict[str, _Entry], memoryvi
 def _entry(name: str, entry: Any) -> _Entry:
     """One tensor's description, with the types and sizes it must have."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise RelayStateError(f"tensor {name!r:.60} must have a dtype, a shape and offsets.")
+        raise HandoffError(f"tensor {name!r:.60} must have a dtype, a shape and offsets.")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-        raise RelayStateError(
+        raise HandoffError(
             f"tensor {name!r:.60} must be one of {', '.join(DTYPES)}, got {entry['dtype']!r:.40}."
         )
     if not _are_sizes(shape) or len(shape) > MAX_DIMS or not _are_sizes(offsets):
-        raise RelayStateError(f"tensor {name!r:.60} has a shape or offsets that are no sizes.")
+        raise HandoffError(f"tensor {name!r:.60} has a shape or offsets that are no sizes.")
     if len(offsets) != 2 or math.prod(size or 1 for size in shape) >= TOO_LARGE:
-        raise RelayStateError(f"tensor {name!r:.60} must have two offsets and fit in memory.")
+        raise HandoffError(f"tensor {name!r:.60} must have two offsets and fit in memory.")
     return _Entry(DTYPES[entry["dtype"]], tuple(shape), *offsets)
 
 
@@ -145,13 +130,13 @@ def _check_layout(entries: Mapping[str, _Entry], size: int) -> None:
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         needed = math.prod(entry.shape) * entry.dtype.itemsize
         if entry.start != end or entry.stop - entry.start != needed:
-            raise RelayStateError(
+            raise HandoffError(
                 f"tensor {name!r:.60} of shape {list(entry.shape)} takes {needed} bytes from "
                 f"{end} on, its offsets are {entry.start} and {entry.stop}."
             )
         end = entry.stop
     if end != size:
-        raise RelayStateError(f"the tensors take {end} bytes, the payload has {size} for them.")
+        raise HandoffError(f"the tensors take {end} bytes, the payload has {size} for them.")
 
 
 def _tensor(data: memoryview, entry: _Entry) -> torch.Tensor:
@@ -189,18 +174,18 @@ def _parse(text: str | bytes) -> Any:
     """JSON without its traps: names given twice, NaN, endless numbers, endless nesting."""
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_constant)
-    except RelayStateError:
+    except HandoffError:
         raise
     except (ValueError, RecursionError) as error:
-        raise RelayStateError(f"the header is no JSON: {error}.") from None
+        raise HandoffError(f"the header is no JSON: {error}.") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise RelayStateError("the header names something twice.")
+        raise HandoffError("the header names something twice.")
     return found
 
 
 def _constant(name: str) -> Any:
-    raise RelayStateError(f"the header holds {name}, which is no number.")
+    raise HandoffError(f"the header holds {name}, which is no number.")

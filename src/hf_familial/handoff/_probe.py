@@ -1,4 +1,4 @@
-"""What a segment's layers remember of a text, learnt by running a few single positions."""
+"""What layers keep of a text, learnt by running a few single positions."""
 
 from __future__ import annotations
 
@@ -17,35 +17,27 @@ ROUNDED = 2e-2  # of the shorter dtypes
 
 
 @torch.no_grad()
-def what_layers_keep(model: Any, start: int, stop: int) -> dict[int, LayerState]:
-    """Learn what one position leaves in the cache, and that nothing is left anywhere else.
+def probe_layers(model: Any, start: int, stop: int) -> dict[int, LayerState]:
+    """Return what one position leaves in the cache of the layers `[start, stop)`, by layer.
 
-    A second position is run after the first twice: on the same cache, and on a new one to which
-    only the first one's state was carried, another text having been run in between.
-
-    Args:
-        model ([`FamilialForCausalLM`]): Holds the layers `[start, stop)`.
-        start (`int`): First layer.
-        stop (`int`): One past the last.
-
-    Returns:
-        `dict[int, LayerState]`: By slot, for one row and one position.
-
-    Raises:
-        RelayStateError: If a layer's cache is of a kind that cannot travel.
-        ValueError: If the model is in training mode, or the second position comes out different:
-            the layers keep something of a text in themselves, so that no process can go on with
-            what another began.
+    A second position runs after the first twice: on the same cache, and on a new one that was
+    given the first one's state, after another text ran in between. If the results differ, the
+    layers keep a part of the text outside the cache, and a `ValueError` says so.
     """
     if model.training:
-        raise ValueError("the model is in training mode; call `model.eval()` before a hand-over.")
-    run = _Single(model, start, stop)
-    first = run.fresh()
+        raise ValueError("the model is in training mode; call `model.eval()` before a hand-off.")
+
+    def run(cache: DynamicCache, index: int) -> torch.Tensor:
+        return _run_position(model, start, stop, cache, index)
+
+    def fresh() -> DynamicCache:
+        return DynamicCache(config=model.model.backbone.config)
+
+    first, carried = fresh(), fresh()
     run(first, 0)
     state = capture(first, range(start, stop))
     expected = run(first, 1)
-    run(run.fresh(), 2)
-    carried = run.fresh()
+    run(fresh(), 2)
     restore(carried, state, model.device)
     found = run(carried, 1)
     allowed = SAME.get(found.dtype, ROUNDED) * expected.abs().max()
@@ -57,28 +49,17 @@ def what_layers_keep(model: Any, start: int, stop: int) -> dict[int, LayerState]
     return state
 
 
-class _Single:
-    """One position at a time through the layers `[start, stop)` of a family."""
-
-    def __init__(self, model: Any, start: int, stop: int) -> None:
-        self.inner, self.start, self.stop = model.model, start, stop
-        self.device, self.config = model.device, model.model.backbone.config
-        self.dtype = model.model.backbone.dtype
-
-    def fresh(self) -> DynamicCache:
-        """An empty cache."""
-        return DynamicCache(config=self.config)
-
-    def __call__(self, cache: DynamicCache, index: int) -> torch.Tensor:
-        """Run position 0 or 1, with one of three tokens or taps."""
-        inner, token = self.inner, torch.tensor([[index]], device=self.device)
-        inputs = {"input_ids": token}
-        if self.start:
-            # a tap unlike that of another index: a wave of its own length
-            wave = torch.arange(self.config.hidden_size, device=self.device) * (index + 1)
-            inputs = {"inputs_embeds": wave.cos().to(self.dtype)[None, None]}
-        position = token * 0 + (index == 1)
-        seen = torch.ones((1, 1 + int(index == 1)), dtype=torch.long, device=self.device)
-        trunk = inner.members.trunk(self.start, self.stop)
-        runner = SegmentRunner(inner.backbone, inner.contract, trunk, cache)
-        return runner(position_ids=position, attention_mask=seen, **inputs)
+def _run_position(
+    model: Any, start: int, stop: int, cache: DynamicCache, index: int
+) -> torch.Tensor:
+    """Run input 0 or 2 at position 0, or input 1 at position 1, through the layers."""
+    inner, token = model.model, torch.tensor([[index]], device=model.device)
+    inputs = {"input_ids": token}
+    if start:
+        # hidden states unlike those of another index: a wave of its own length
+        wave = torch.arange(inner.backbone.config.hidden_size, device=model.device) * (index + 1)
+        inputs = {"inputs_embeds": wave.cos().to(inner.backbone.dtype)[None, None]}
+    seen = torch.ones((1, 1 + int(index == 1)), dtype=torch.long, device=model.device)
+    segment = inner.members.trunk(start, stop)
+    runner = SegmentRunner(inner.backbone, inner.contract, segment, cache)
+    return runner(position_ids=token * 0 + (index == 1), attention_mask=seen, **inputs)

@@ -1,11 +1,11 @@
-"""How tokens are chosen, as far as it travels: the fields of a `GenerationConfig` that may."""
+"""The fields of a `GenerationConfig` that travel with a text, and the values that each may have."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import RelayStateError
+from ..errors import HandoffError
 
 
 MAX_IDS = 10_000
@@ -14,20 +14,11 @@ MAX_NGRAM = 1 << 10  # a step compares as many tokens at every place of the text
 MAX_FACTOR = 1e8  # logits times it, or over its inverse, stay far below the end of float32
 
 
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 31
+def _whole(least: int = 0, most: int = (1 << 31) - 1) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
 
 
-def _length(value: Any) -> bool:
-    return _count(value) and value <= MAX_TOKENS
-
-
-def _some(value: Any) -> bool:
-    return _length(value) and value > 0
-
-
-def _ngram(value: Any) -> bool:
-    return _count(value) and value <= MAX_NGRAM
+_count = _whole()
 
 
 def _factor(value: Any) -> bool:
@@ -49,7 +40,7 @@ def _flag(value: Any) -> bool:
 
 
 def _ids(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_IDS and all(_count(v) for v in value)
+    return isinstance(value, list) and len(value) <= MAX_IDS and all(map(_count, value))
 
 
 def _id_or_ids(value: Any) -> bool:
@@ -59,20 +50,20 @@ def _id_or_ids(value: Any) -> bool:
 def _lists_of_ids(value: Any) -> bool:
     if not isinstance(value, list) or not 0 < len(value) <= MAX_IDS:
         return False
-    return all(_ids(v) and v for v in value) and sum(map(len, value)) <= MAX_IDS
+    return all(_ids(ids) and ids for ids in value) and sum(map(len, value)) <= MAX_IDS
 
 
-# field of `GenerationConfig` -> whether a value is one that it may have
+# field of `GenerationConfig` -> a test of its value
 SETTINGS: Mapping[str, Callable[[Any], bool]] = {
     "bad_words_ids": _lists_of_ids,
     "do_sample": _flag,
     "eos_token_id": _id_or_ids,
     "epsilon_cutoff": _share,
     "eta_cutoff": _share,
-    "max_new_tokens": _some,
-    "min_new_tokens": _length,
+    "max_new_tokens": _whole(1, MAX_TOKENS),
+    "min_new_tokens": _whole(0, MAX_TOKENS),
     "min_p": _share,
-    "no_repeat_ngram_size": _ngram,
+    "no_repeat_ngram_size": _whole(0, MAX_NGRAM),
     "pad_token_id": _count,
     "renormalize_logits": _flag,
     "repetition_penalty": _factor,
@@ -90,71 +81,43 @@ COUNTED = ("max_new_tokens", "min_new_tokens")
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse settings that do not travel.
-
-    Args:
-        settings (`Mapping[str, Any]`): Fields of `GenerationConfig`.
-
-    Raises:
-        RelayStateError: If a name is none of `SETTINGS`, or a value is not one that a run can use.
-    """
+    """Raise `HandoffError` for a name that is not in `SETTINGS`, or a value that no run can use."""
     if not isinstance(settings, Mapping):
-        raise RelayStateError(f"`settings` must be a mapping, got {type(settings).__name__}.")
+        raise HandoffError(f"`settings` must be a mapping, got {type(settings).__name__}.")
     unknown = sorted(str(name) for name in settings if name not in SETTINGS)
     if unknown:
-        raise RelayStateError(
+        raise HandoffError(
             f"`settings` cannot hold {unknown[0]!r:.60}; what travels is {', '.join(SETTINGS)}. "
             "Give the rest on the side that chooses the tokens."
         )
     wrong = [name for name, value in settings.items() if not SETTINGS[name](value)]
     if wrong:
-        raise RelayStateError(f"`{wrong[0]}` cannot be {settings[wrong[0]]!r:.60}.")
+        raise HandoffError(f"`{wrong[0]}` cannot be {settings[wrong[0]]!r:.60}.")
 
 
 def check_length(settings: Mapping[str, Any], last: int, config: Any) -> None:
-    """Refuse a text that would grow beyond the positions of a model.
+    """Raise `HandoffError` for a text that would grow beyond the positions of a model.
 
-    Args:
-        settings (`Mapping[str, Any]`): As checked.
-        last (`int`): The largest position of the text so far.
-        config ([`FamilialConfig`]): Of the model.
-
-    Raises:
-        RelayStateError: If the model counts its positions and has too few.
+    `last` is the largest position of the text so far, `config` the family's.
     """
     limit = getattr(config.text_config, "max_position_embeddings", None)
     asked = settings.get("max_new_tokens", 0)
     if limit is None or last + max(1, asked) <= limit:
         return
-    raise RelayStateError(
+    raise HandoffError(
         f"{last + 1} positions and `max_new_tokens={asked}` are more than the {limit} positions of "
         "this model. The side that chooses the tokens can set `max_new_tokens` itself."
     )
 
 
 def remaining(settings: Mapping[str, Any], produced: int) -> dict[str, Any]:
-    """The same settings for the rest of a text.
-
-    Args:
-        settings (`Mapping[str, Any]`): As the text began.
-        produced (`int`): Tokens made since, per row.
-
-    Returns:
-        `dict[str, Any]`: With fewer tokens to come.
-    """
+    """Return the settings for the rest of a text, after `produced` tokens per row."""
     counted = {name: max(0, settings[name] - produced) for name in COUNTED if name in settings}
     return {**settings, **counted}
 
 
 def largest_id(settings: Mapping[str, Any]) -> int:
-    """The largest token id that settings name.
-
-    Args:
-        settings (`Mapping[str, Any]`): As checked.
-
-    Returns:
-        `int`: -1 if there is none.
-    """
+    """Return the largest token id that checked settings name, or -1."""
     return max((_largest(settings[name]) for name in IDS if name in settings), default=-1)
 
 

@@ -1,4 +1,4 @@
-"""Choosing the next token as the host's `generate` does, one call at a time."""
+"""The text on one side of a hand-off: its tokens, how the next one is chosen, what ran so far."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerationMode
 
-from ..errors import RelayStateError
+from ..errors import HandoffError
 from ..models.familial.contract import logit_ops
-from ..models.familial.relay_checks import ASSISTED, UNUSED, processors_with_memory
+from ..models.familial.relay import ASSISTED, UNUSED, processors_with_memory
 
 
 # arguments of `generate` beside the fields of `GenerationConfig`
@@ -22,7 +22,7 @@ LISTS = {
     "prefix_allowed_tokens_fn",
     "stopping_criteria",
 }
-# fields that a hand-over does nothing with
+# fields that a hand-off does nothing with
 LEFT_OUT = {
     *ASSISTED,
     *UNUSED,
@@ -35,28 +35,16 @@ LEFT_OUT = {
 }
 
 
-class Chooser:
-    """The host's logits processors and stopping criteria, with a random stream that can travel.
+class PortableText:
+    """Tokens chosen as `generate` chooses them, with a random stream that can travel.
 
-    Args:
-        model ([`FamilialForCausalLM`]): Whose `generate` prepares them.
-        answer_idx (`int`): Exit whose logits it will be given.
-        tokens (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
-        attention_mask (`torch.LongTensor` of shape `(batch, seq)`): 0 for padding.
-        finished (`torch.Tensor` of shape `(batch,)`, *optional*): 1 for rows that have ended.
-        generator (`torch.Generator`, *optional*): Of the CPU; made when tokens are drawn and there
-            is none.
-        **settings: As for `generate`, streamers and beams apart.
+    The host's own `generate` prepares the logits processors and stopping criteria, from its
+    arguments, streamers and beams apart. Sampling draws on the CPU, with a CPU generator.
 
     Attributes:
         tokens (`torch.LongTensor` of shape `(batch, seq)`): The text, grown by each call.
         finished (`torch.Tensor` of shape `(batch,)`): 1 for rows that have ended.
-        done (`bool`): Whether the stopping criteria end the text: all rows have ended, or it is as
-            long as it may be.
-
-    Raises:
-        ValueError: If `generate` would refuse the settings, or they ask for what a hand-over does
-            not do.
+        done (`bool`): Whether the stopping criteria end the text.
     """
 
     def __init__(
@@ -82,7 +70,7 @@ class Chooser:
         mode, copies = self._config.get_generation_mode(), self._config.num_return_sequences
         if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or copies > 1:
             raise ValueError(
-                "a hand-over writes one text per row, greedily or by sampling, got generation mode "
+                "a hand-off writes one text per row, greedily or by sampling, got generation mode "
                 f"`{mode.value}` and `num_return_sequences={copies}`: leave out what asks for it."
             )
         self.tokens, self.done = tokens, False
@@ -101,41 +89,29 @@ class Chooser:
         """Names of the logits processors that may remember tokens, which does not travel."""
         return processors_with_memory(self._processors)
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Choose the next token of every row and add it to the text.
-
-        Args:
-            logits (`torch.Tensor` of shape `(batch, vocab)`): Of the last position.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch, 1)`: The padding token in rows that have ended.
-        """
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """Append the next token of every row, shape `(batch, 1)`, given logits `(batch, vocab)`."""
         scores = self._processors(self.tokens, logits.float())
         chosen = self._drawn(scores) if self._config.do_sample else scores.argmax(-1, keepdim=True)
         if any(hasattr(criterion, "eos_token_id") for criterion in self._criteria):
             ended = self.finished[:, None] > 0
             chosen = torch.where(ended, self._config._pad_token_tensor, chosen)
-        self._add(chosen)
+        self._append(chosen)
         return chosen
 
     def follow(self, tokens: torch.Tensor) -> None:
-        """Add a token of every row that was chosen elsewhere, by the same settings.
-
-        Args:
-            tokens (`torch.LongTensor` of shape `(batch, 1)`): The tokens.
-        """
+        """Append tokens of shape `(batch, 1)` that the other side chose by the same settings."""
         if self._config.do_sample:
             # a draw uses up as much of the stream whatever the scores: it stays abreast
             self._drawn(torch.zeros((len(tokens), self._width)))
-        self._add(tokens.to(self.tokens))
+        self._append(tokens.to(self.tokens))
 
     def _drawn(self, scores: torch.Tensor) -> torch.Tensor:
-        """One token of every row, drawn from scores of shape `(batch, vocab)`."""
         # on the CPU whatever computed the logits, so that the stream goes on elsewhere
         shares = scores.softmax(-1).cpu()
         return torch.multinomial(shares, 1, generator=self.generator).to(self.tokens.device)
 
-    def _add(self, tokens: torch.Tensor) -> None:
+    def _append(self, tokens: torch.Tensor) -> None:
         self.tokens = torch.cat((self.tokens, tokens), 1)
         stopped: Any = self._criteria(self.tokens, None)
         self.finished = self.finished | stopped.long()
@@ -143,10 +119,10 @@ class Chooser:
 
 
 def _check_options(settings: dict[str, Any]) -> None:
-    """Refuse arguments that would be ignored."""
+    """Raise `ValueError` for arguments that would be ignored."""
     if "stop_strings" in settings or "tokenizer" in settings:
         raise ValueError(
-            "a hand-over has no tokenizer: instead of `stop_strings` give `stopping_criteria="
+            "a hand-off has no tokenizer: instead of `stop_strings` give `stopping_criteria="
             "StoppingCriteriaList([StopStringCriteria(tokenizer, stop_strings)])`."
         )
     fields = vars(GenerationConfig()).keys() - LEFT_OUT
@@ -157,7 +133,7 @@ def _check_options(settings: dict[str, Any]) -> None:
     )
     if unknown or settings.get("use_cache") is False:
         name = unknown[0] if unknown else "use_cache=False"
-        raise ValueError(f"a hand-over does nothing with `{name}`: leave it out.")
+        raise ValueError(f"a hand-off does nothing with `{name}`: leave it out.")
 
 
 def _as_prepared(
@@ -168,46 +144,63 @@ def _as_prepared(
     generation_config: GenerationConfig,
     **kwargs: Any,
 ) -> tuple[Any, Any, GenerationConfig]:
-    """A loop for `custom_generate` that only hands back what it was given."""
+    """Return what `generate` gives to its `custom_generate`."""
     return logits_processor, stopping_criteria, generation_config
 
 
 def generator_state(generator: torch.Generator | None) -> torch.Tensor | None:
-    """The state of a random stream, as bytes.
-
-    Args:
-        generator (`torch.Generator`, *optional*): Of the CPU.
-
-    Returns:
-        `torch.Tensor` of shape `(bytes,)` and dtype uint8, or `None`.
-
-    Raises:
-        RelayStateError: If it is an accelerator's, whose stream no other device can continue.
-    """
+    """Return the bytes of a CPU generator's state, shape `(bytes,)`; `None` stays `None`."""
     if generator is not None and generator.device.type != "cpu":
-        raise RelayStateError(
+        raise HandoffError(
             f"the generator must be the CPU's to go on elsewhere, got one of {generator.device}."
         )
     return None if generator is None else generator.get_state()
 
 
 def restored_generator(state: torch.Tensor | None) -> torch.Generator | None:
-    """The random stream that `generator_state` was taken of.
-
-    Args:
-        state (`torch.Tensor` of shape `(bytes,)`, *optional*): Of dtype uint8.
-
-    Returns:
-        `torch.Generator`: Of the CPU, at the same place in its stream; or `None`.
-
-    Raises:
-        RelayStateError: If the bytes are no such state.
-    """
+    """Return a CPU generator in a state that `generator_state` returned."""
     if state is None:
         return None
     generator = torch.Generator()
     try:
         generator.set_state(state)
     except (RuntimeError, TypeError) as error:
-        raise RelayStateError(f"`generator` is no state of the CPU's generator: {error}") from None
+        raise HandoffError(f"`generator` is no state of the CPU's generator: {error}") from None
     return generator
+
+
+class HandoffText:
+    """What both sides' texts have in common.
+
+    Attributes:
+        tokens (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
+        done (`bool`): Whether the text has ended.
+    """
+
+    def __init__(self, text: PortableText) -> None:
+        self._text = text
+        # of the columns that ran
+        self._mask = self._positions = text.tokens[:, :0]
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """The text so far, shape `(batch, seq)`."""
+        return self._text.tokens
+
+    @property
+    def done(self) -> bool:
+        """Whether the text has ended."""
+        return self._text.done
+
+    def _add_columns(self, mask: torch.Tensor, positions: torch.Tensor | None = None) -> None:
+        """Add the mask and positions of new columns; positions default to counts of tokens."""
+        ran = self._mask.shape[1]
+        self._mask = torch.cat((self._mask, mask), 1)
+        if positions is None:
+            positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, ran:]
+        self._positions = torch.cat((self._positions, positions), 1)
+
+    def _inputs(self, start: int = 0) -> dict[str, torch.Tensor]:
+        """Return positions and mask for a pass over all columns from `start` on."""
+        inputs = {"position_ids": self._positions[:, start:]}
+        return inputs if bool(self._mask.all()) else inputs | {"attention_mask": self._mask}

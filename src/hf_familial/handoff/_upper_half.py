@@ -1,4 +1,4 @@
-"""The upper part of a family: a model without the layers that another process runs."""
+"""A family without the layers that another process runs."""
 
 from __future__ import annotations
 
@@ -10,52 +10,28 @@ from torch import nn
 from ..models.familial.exits import Exit
 
 
-class Absent(nn.Module):
-    """Stands where a module stood that this process does not hold.
-
-    Args:
-        name (`str`): What it was.
-        depth (`int`): Depth from which on the process holds the layers.
-    """
+class MissingModule(nn.Module):
+    """A placeholder for a module that this process does not hold; running it raises."""
 
     def __init__(self, name: str, depth: int) -> None:
         super().__init__()
         self.name, self.depth = name, depth
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Never runs.
-
-        Raises:
-            ValueError: Always.
-        """
         raise ValueError(
             f"{self.name} is not here: this process holds the layers from depth {self.depth} on, "
             "and another one runs those below."
         )
 
 
-def without_lower_part(model: Any, exit_idx: int) -> Any:
-    """A family that shares the layers above an exit and holds nothing of what stands below.
+def without_lower_layers(model: Any, exit_idx: int) -> Any:
+    """Return a family that shares the modules above an exit and holds nothing of those below.
 
-    Dropped are the token embedding, what else acts once before the first layer, the layers below
-    the exit, and norm, private layers and head of every exit up to it. An output head that is tied
-    to the embedding is kept, for it is the head.
-
-    Args:
-        model ([`FamilialForCausalLM`]): The whole family; left as it is.
-        exit_idx (`int`): Exit at which another process ends.
-
-    Returns:
-        [`FamilialForCausalLM`]: Running anything that was dropped raises a `ValueError`.
-
-    Raises:
-        IndexError: If there is no such exit.
-        ValueError: If nothing stands above it.
+    Dropped are the token embedding, whatever else acts once before the first layer, the layers
+    below the exit, and norm, private layers and head of every exit up to it. An output head that is
+    tied to the embedding is kept, for it is the head. The given family is left as it is.
     """
     config, contract = model.config, model.model.contract
-    exit_idx = config.resolve_exit(exit_idx)
-    if exit_idx == config.num_exits - 1:
-        raise ValueError(f"exit {exit_idx} is the deepest: there is no part above it.")
     depth, backbone = config.exits[exit_idx], model.model.backbone
     owner = f"{contract.owner}." if contract.owner else ""
     embedding = model.get_input_embeddings()
@@ -64,26 +40,27 @@ def without_lower_part(model: Any, exit_idx: int) -> Any:
     dropped += [owner + name for name in contract.once if parts.get(name) is not None]
     dropped += [f"{owner}{contract.layers}.{i}" for i in range(depth)]
     new: dict[str, nn.Module] = {
-        f"model.backbone.{name}": Absent(f"`{name}`", depth) for name in dropped
+        f"model.backbone.{name}": MissingModule(f"`{name}`", depth) for name in dropped
     }
     for k in range(exit_idx + 1):
-        new[f"model.exits.{k}"] = _absent_exit(model.model.exits[k], k, depth)
+        new[f"model.exits.{k}"] = _missing_exit(model.model.exits[k], k, depth)
         if config.exit_head == "own":
-            new[f"exit_heads.{k}"] = Absent(f"the head of exit {k}", depth)
+            new[f"exit_heads.{k}"] = MissingModule(f"the head of exit {k}", depth)
     return _replaced(model, new)
 
 
-def _absent_exit(own: Any, exit_idx: int, depth: int) -> Exit:
-    """An exit of the same shape without its modules."""
-    norm = None if own.norm is None else Absent(f"the norm of exit {exit_idx}", depth)
+def _missing_exit(own: Any, exit_idx: int, depth: int) -> Exit:
+    """Return an exit of the same shape without its modules."""
+    norm = None if own.norm is None else MissingModule(f"the norm of exit {exit_idx}", depth)
     layers: list[nn.Module] = [
-        Absent(f"private layer {j} of exit {exit_idx}", depth) for j in range(len(own.layers))
+        MissingModule(f"private layer {j} of exit {exit_idx}", depth)
+        for j in range(len(own.layers))
     ]
     return Exit(norm, layers)
 
 
 def _replaced(root: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
-    """A model that shares all modules but these, in containers of its own where they differ."""
+    """Return a model that shares all modules but the new ones, given by path."""
     copies = {"": _shallow(root)}
     for path, module in new.items():
         parent, *names = "", *path.split(".")
@@ -98,7 +75,7 @@ def _replaced(root: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _shallow(module: nn.Module) -> nn.Module:
-    """A module of the same class that shares everything, with a list of submodules of its own."""
+    """Return a module of the same class that shares everything but its list of submodules."""
     copied: nn.Module = object.__new__(type(module))
     copied.__dict__.update(module.__dict__)
     copied.__dict__["_modules"] = dict(module._modules)

@@ -1,4 +1,7 @@
-"""The device's side of a hand-over: it runs the layers below an exit and keeps their taps."""
+"""The device's side of a hand-off: it runs the layers below an exit and keeps their taps.
+
+A *tap* is the hidden states after some layers of the backbone, before any norm.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,24 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from ..errors import RelayStateError
+from ..errors import HandoffError
 from ..models.familial.contract import logit_ops
 from ..models.familial.exits import read_out
-from ..models.familial.relay_checks import check_positions, check_relay
+from ..models.familial.relay_cache import check_positions, check_relay
 from ..models.familial.segments import Segment, SegmentRunner
 from ._cache_layers import capture
-from ._probe import what_layers_keep
+from ._probe import probe_layers
 from ._settings import check_length, check_settings, remaining
-from ._text import Chooser, generator_state
-from .state import RelayState
-from .weights_digest import fingerprint
+from ._text import HandoffText, PortableText, generator_state
+from ._weights_digest import weights_digest
+from .state import HandoffState
 
 
 MODES = ("split", "migrate", "migrate-light")
 ENDLESS = 1 << 30  # tokens, where the settings name no limit
 
 
-class ShallowSide:
+class DeviceSide:
     """A process that holds a family cut at an exit.
 
     Args:
@@ -35,12 +38,16 @@ class ShallowSide:
         answer_idx (`int`, *optional*, defaults to -1): The exit that answers here.
 
     Attributes:
-        fingerprint (`str`): Of the layers below the tap, as they were when the last text began.
+        weights_digest (`str`): Of the layers below the tap, as they were when the last text began.
 
     Raises:
         IndexError: If there is no such exit.
         ValueError: If the depth is not among its layers, or the host's layers cannot go on from a
             tap, or from what is in the cache.
+
+    Example:
+        >>> device = DeviceSide(FamilialForCausalLM.from_pretrained("device"), depth=8)
+        >>> text = device.start(input_ids, max_new_tokens=100)
     """
 
     def __init__(self, model: Any, depth: int | None = None, answer_idx: int = -1) -> None:
@@ -50,8 +57,8 @@ class ShallowSide:
         self.model, self.depth = model, highest if depth is None else depth
         if not 1 <= self.depth <= highest:
             raise ValueError(f"`depth` must be from 1 to {highest}, got {depth}.")
-        self.fingerprint = fingerprint(model, self.depth)
-        what_layers_keep(model, 0, self.depth)
+        self.weights_digest = weights_digest(model, self.depth)
+        probe_layers(model, 0, self.depth)
 
     def start(
         self,
@@ -59,31 +66,32 @@ class ShallowSide:
         attention_mask: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         **settings: Any,
-    ) -> ShallowText:
+    ) -> DeviceText:
         """Run a prompt through the layers below the exit.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, seq)`): The prompt, padded on the left.
             attention_mask (`torch.Tensor` of shape `(batch, seq)`, *optional*): 0 for padding.
             generator (`torch.Generator`, *optional*): Of the CPU, to draw tokens with.
-            **settings: How tokens are chosen, here and after the hand-over: what `SETTINGS` names.
+            **settings: How tokens are chosen, here and after the hand-off: fields of
+                `GenerationConfig` such as `max_new_tokens`, `do_sample`, `temperature`, `top_p`.
 
         Returns:
-            [`ShallowText`]: The text on this side.
+            [`DeviceText`]: The text on this side.
 
         Raises:
-            RelayStateError: If a setting cannot travel, or the model has too few positions.
+            HandoffError: If a setting cannot travel, or the model has too few positions.
         """
         check_settings(settings)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         check_length(settings, int(mask.sum(1).max()) - 1, self.model.config)
-        return ShallowText(self, input_ids, attention_mask, generator, settings)
+        return DeviceText(self, input_ids, mask, generator, settings)
 
 
-class ShallowText:
+class DeviceText(HandoffText):
     """One text, or a batch of them, on the side that runs the layers below the exit.
 
-    Made by [`ShallowSide.start`].
+    Made by [`DeviceSide.start`].
 
     Attributes:
         tokens (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
@@ -93,26 +101,23 @@ class ShallowText:
     @torch.no_grad()
     def __init__(
         self,
-        side: ShallowSide,
+        side: DeviceSide,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor,
         generator: torch.Generator | None,
         settings: dict[str, Any],
     ) -> None:
         model, depth = side.model, side.depth
         self.side, self.settings, self.sent = side, settings, 0
         if not model.model.frozen:  # the weights may have changed since the last text
-            side.fingerprint = fingerprint(model, depth)
-        self._fingerprint = side.fingerprint
-        self._given = input_ids.shape[1]
+            side.weights_digest = weights_digest(model, depth)
+        self._weights_digest = side.weights_digest
+        self._prompt_length = input_ids.shape[1]
         input_ids = input_ids.to(model.device)
-        mask = torch.ones_like(input_ids)
-        if attention_mask is not None:
-            mask = attention_mask.to(input_ids)
-        self._mask = mask[:, :0]
+        mask = attention_mask.to(input_ids)
         chosen = {"max_new_tokens": ENDLESS, **settings}
-        self._chooser = Chooser(
-            model, side.answer_idx, input_ids, mask, generator=generator, **chosen
+        super().__init__(
+            PortableText(model, side.answer_idx, input_ids, mask, generator=generator, **chosen)
         )
         generator_state(generator)  # an accelerator's is refused before anything runs
         inner = model.model
@@ -125,41 +130,21 @@ class ShallowText:
         self._below = SegmentRunner(backbone, contract, members.trunk(0, depth), self._cache)
         self._above = SegmentRunner(backbone, contract, rest, self._cache) if rest.layers else None
         self._taps: list[torch.Tensor] = []
-        self._answered = 0
+        self._answered = 0  # columns that the layers above the tap have run
         self._run(mask)
 
-    @property
-    def tokens(self) -> torch.Tensor:
-        """The text so far, shape `(batch, seq)`."""
-        return self._chooser.tokens
-
-    @property
-    def done(self) -> bool:
-        """Whether the text has ended on this side."""
-        return self._chooser.done
-
-    @property
-    def _positions(self) -> torch.Tensor:
-        """Position of every column that was run, counted without padding."""
-        return (self._mask.cumsum(1) - 1).clamp(min=0)
-
     def _run(self, mask: torch.Tensor) -> None:
-        """Run the columns that are new; `mask` of shape `(batch, new)` says which are padding."""
+        """Run new columns, whose mask has the shape `(batch, new)`, through the layers below."""
         ran, new = self._mask.shape[1], mask.shape[1]
         if ran:
-            prompt = int(self._mask[:, : self._given].sum(1).max())
+            prompt = int(self._mask[:, : self._prompt_length].sum(1).max())
             check_positions(self.side.model.config.text_config, prompt, ran + new)
-        self._mask = torch.cat((self._mask, mask), 1)
+        self._add_columns(mask)
         tokens = self.tokens[:, ran : ran + new]
-        self._taps.append(self._below(input_ids=tokens, **self._columns(ran)))
-
-    def _columns(self, start: int) -> dict[str, torch.Tensor]:
-        """Positions and mask for a pass over all columns from `start` on."""
-        inputs = {"position_ids": self._positions[:, start:]}
-        return inputs if bool(self._mask.all()) else inputs | {"attention_mask": self._mask}
+        self._taps.append(self._below(input_ids=tokens, **self._inputs(ran)))
 
     def _tap(self, start: int) -> torch.Tensor:
-        """The taps from column `start` on, shape `(batch, seq - start, hidden)`."""
+        """Return the taps from column `start` on, shape `(batch, seq - start, hidden)`."""
         pieces: list[torch.Tensor] = []
         first = self._mask.shape[1]
         while first > start:
@@ -179,27 +164,27 @@ class ShallowText:
             `torch.LongTensor` of shape `(batch, seq)`: The whole text.
 
         Raises:
-            RelayStateError: If a logits processor remembers what it sees, for that cannot travel.
+            HandoffError: If a logits processor remembers what it sees, for that cannot travel.
         """
-        if self._chooser.memory:
-            raise RelayStateError(
-                f"`{self._chooser.memory[0]}` may remember the tokens that it has seen, and its "
+        if self._text.memory:
+            raise HandoffError(
+                f"`{self._text.memory[0]}` may remember the tokens that it has seen, and its "
                 "memory does not travel: let the other side choose all tokens, with it."
             )
         for _ in range(max_new_tokens):
             if self.done:
                 break
-            tokens = self._chooser(self._logits())
+            tokens = self._text.choose(self._logits())
             self._run(torch.ones_like(tokens))
         return self.tokens
 
     def _logits(self) -> torch.Tensor:
-        """Of the last column, shape `(batch, vocab)`."""
+        """Return the logits of the last column, shape `(batch, vocab)`."""
         start, self._answered = self._answered, self._mask.shape[1]
         if self._above is None:
             states = self._norm(self._taps[-1][:, -1:])
         else:
-            states = self._above(inputs_embeds=self._tap(start), **self._columns(start))[:, -1:]
+            states = self._above(inputs_embeds=self._tap(start), **self._inputs(start))[:, -1:]
         model = self.side.model
         ops = logit_ops(model.config.text_config)
         return read_out(states, model.head(self.side.answer_idx), ops)[:, -1]
@@ -212,17 +197,17 @@ class ShallowText:
             tokens (`torch.LongTensor` of shape `(batch, new)`): The columns that follow.
 
         Raises:
-            RelayStateError: If the vocabulary has no such token.
+            HandoffError: If the vocabulary has no such token.
         """
         vocab = self.side.model.config.vocab_size
         if int(tokens.min()) < 0 or int(tokens.max()) >= vocab:
-            raise RelayStateError(f"token ids must be below {vocab}, got {tokens.tolist()!s:.60}.")
+            raise HandoffError(f"token ids must be below {vocab}, got {tokens.tolist()!s:.60}.")
         for column in tokens.split(1, dim=1):
-            self._chooser.follow(column)
+            self._text.follow(column)
         self._run(torch.ones_like(tokens, device=self._mask.device))
 
-    def state(self, mode: str, dtype: str | None = None) -> RelayState:
-        """What the other side needs to go on.
+    def state(self, mode: str, dtype: str | None = None) -> HandoffState:
+        """Return what the other side needs to go on.
 
         Args:
             mode (`str`): `"split"`: tokens and taps of the columns it was not sent yet, for as long
@@ -232,34 +217,35 @@ class ShallowText:
             dtype (`str`, *optional*): `"fp32"`, `"bf16"` or `"int8"`; by default as they are.
 
         Returns:
-            [`RelayState`]: See its `bytes_per_token`.
+            [`HandoffState`]: See its `bytes_per_token`.
 
         Raises:
-            RelayStateError: If there is no such mode, nothing to send, or nothing left to say.
+            HandoffError: If there is no such mode, nothing to send, or nothing left to say.
         """
         if mode not in MODES:
-            raise RelayStateError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
-        start = self.sent if mode == "split" else 0
-        columns = self._mask.shape[1]
+            raise HandoffError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
+        start, columns = self.sent if mode == "split" else 0, self._mask.shape[1]
         if start == columns:
-            raise RelayStateError(f"all {columns} columns were sent: there is nothing new.")
+            raise HandoffError(f"all {columns} columns were sent: there is nothing new.")
         if self.done:
-            raise RelayStateError("the text has ended on this side: there is nothing left to say.")
-        side, produced = self.side, columns - self._given
-        layers = capture(self._cache, range(side.depth)) if mode == "migrate" else {}
-        whole = start == 0
-        state = RelayState(
+            raise HandoffError("the text has ended on this side: there is nothing left to say.")
+        depth, whole = self.side.depth, {}
+        if start == 0:
+            whole = {
+                "finished": self._text.finished.cpu(),
+                "settings": remaining(self.settings, columns - self._prompt_length),
+                "generator": generator_state(self._text.generator),
+            }
+        state = HandoffState(
             tokens=self.tokens[:, start:columns].cpu(),
             attention_mask=self._mask[:, start:].cpu(),
             position_ids=self._positions[:, start:].cpu(),
-            taps={side.depth: self._tap(start)},
-            fingerprint=self._fingerprint,
-            layers=layers,
+            taps={depth: self._tap(start)},
+            weights_digest=self._weights_digest,
+            layers=capture(self._cache, range(depth)) if mode == "migrate" else {},
             start=start,
-            finished=self._chooser.finished.cpu() if whole else None,
-            settings=remaining(self.settings, produced) if whole else {},
-            generator=generator_state(self._chooser.generator) if whole else None,
             dtype=dtype,
+            **whole,
         )
         if mode == "split":
             self.sent = columns

@@ -1,7 +1,7 @@
 """Splitting a text between two processes over any channel of bytes.
 
 The other two modes need no loop: one side sends `text.state("migrate").to_bytes()`, the other
-calls `side.resume(RelayState.from_bytes(payload)).generate()`.
+calls `side.resume(HandoffState.from_bytes(payload)).generate()`.
 """
 
 from __future__ import annotations
@@ -11,106 +11,89 @@ from typing import Any
 
 import torch
 
-from ..errors import RelayStateError
-from ._message import seal, unseal
-from ._server_text import DeepText
-from .device import ShallowText
-from .server import DeepSide
-from .state import RelayState
+from ..errors import HandoffError
+from ._message import decode, encode
+from .device import DeviceText
+from .server import ServerSide, ServerText
+from .state import HandoffState
 
 
-def split(
-    text: ShallowText,
+def run_device(
+    text: DeviceText,
     send: Callable[[bytes], None],
     receive: Callable[[], bytes],
     dtype: str | None = None,
 ) -> torch.Tensor:
-    """Run the layers below the exit for every token; the other side runs those above.
+    """Run the layers below the exit for every token, while the server runs those above.
 
     Args:
-        text ([`ShallowText`]): Begun on this side.
-        send (`Callable[[bytes], None]`): Sends one message to the other side.
+        text ([`DeviceText`]): Begun on this side.
+        send (`Callable[[bytes], None]`): Sends one message to the server.
         receive (`Callable[[], bytes]`): Waits for its next one.
-        dtype (`str`, *optional*): What taps travel in: `"fp32"`, `"bf16"`, `"int8"`, or as they
-            are.
+        dtype (`str`, *optional*): The format that taps travel in: `"fp32"`, `"bf16"`, `"int8"`, or
+            as they are.
 
     Returns:
         `torch.LongTensor` of shape `(batch, seq)`: The whole text, as the deepest exit writes it.
 
     Raises:
-        RelayStateError: If an answer is not what `serve` sends.
+        HandoffError: If an answer is not what `run_server` sends.
     """
     while True:
         send(text.state("split", dtype).to_bytes())
-        tokens, done = read_tokens(receive(), len(text.tokens))
+        tokens, done = decode_tokens(receive(), len(text.tokens))
         if done:
             return torch.cat((text.tokens, tokens.to(text.tokens)), 1)
         text.take(tokens)
 
 
-def serve(
-    side: DeepSide,
+def run_server(
+    side: ServerSide,
     send: Callable[[bytes], None],
     receive: Callable[[], bytes],
     **options: Any,
-) -> DeepText:
-    """The other side of `split`, for one text.
+) -> ServerText:
+    """Run the other side of `run_device`, for one text.
 
     Args:
-        side ([`DeepSide`]): Whole, or an upper part.
+        side ([`ServerSide`]): With or without the layers below the exit.
         send (`Callable[[bytes], None]`): Sends one message to the device.
         receive (`Callable[[], bytes]`): Waits for its next one.
-        **options: As for [`DeepSide.resume`].
+        **options: As for [`ServerSide.resume`].
 
     Returns:
-        [`DeepText`]: To its end.
+        [`ServerText`]: To its end.
 
     Raises:
-        RelayStateError: If a message is not what `split` sends.
+        HandoffError: If a message is not what `run_device` sends.
     """
-    text = side.resume(RelayState.from_bytes(receive()), **options)
+    text = side.resume(HandoffState.from_bytes(receive()), **options)
     while True:
         tokens = text.step()
-        send(write_tokens(tokens, text.done))
+        send(encode_tokens(tokens, text.done))
         if text.done:
             return text
-        text.take(RelayState.from_bytes(receive()))
+        text.take(HandoffState.from_bytes(receive()))
 
 
-def write_tokens(tokens: torch.Tensor, done: bool) -> bytes:
-    """The message that carries tokens down.
+def encode_tokens(tokens: torch.Tensor, done: bool) -> bytes:
+    """Return the message that carries tokens of shape `(batch, 1)` to the device.
 
-    Args:
-        tokens (`torch.LongTensor` of shape `(batch, 1)`): Just chosen.
-        done (`bool`): Whether the text ends with them.
-
-    Returns:
-        `bytes`: 4 for each token, and a header.
+    `done` says whether the text ends with them.
     """
-    return seal({"tokens": tokens.to(torch.int32)}, {"done": done})
+    return encode({"tokens": tokens.to(torch.int32)}, {"done": done})
 
 
-def read_tokens(payload: bytes, batch: int) -> tuple[torch.Tensor, bool]:
-    """Read what `write_tokens` wrote.
-
-    Args:
-        payload (`bytes`): From the other side.
-        batch (`int`): Rows of the text.
-
-    Returns:
-        `tuple`: Tokens of shape `(batch, 1)` and dtype int64, and whether the text ends.
-
-    Raises:
-        RelayStateError: If it is anything else.
-    """
-    tensors, words = unseal(payload)
+def decode_tokens(payload: bytes, batch: int) -> tuple[torch.Tensor, bool]:
+    """Read a message that `encode_tokens` wrote, for a text of `batch` rows."""
+    tensors, words = decode(payload)
     tokens = tensors.get("tokens")
     if set(tensors) != {"tokens"} or tokens is None or set(words) != {"done"}:
-        raise RelayStateError("this message carries no tokens.")
+        raise HandoffError("this message carries no tokens.")
     if type(words["done"]) is not bool or tokens.dtype != torch.int32:
-        raise RelayStateError("this message carries no tokens.")
+        raise HandoffError("this message carries no tokens.")
     if tokens.shape != (batch, 1) or int(tokens.min()) < 0:
-        raise RelayStateError(
+        raise HandoffError(
             f"a token for each of {batch} rows is wanted, got {tokens.tolist()!s:.60}."
         )
     return tokens.long(), words["done"]

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from ..errors import RelayStateError
+from ..errors import HandoffError
 from ._cache_layers import BY_POSITION, LayerState
-from ._checks import check_columns, check_finite, check_layers, check_taps
-from ._message import DTYPES, NAMES, seal, unseal
-from ._quantization import SCALE, check_format, pack, packed_bytes, unpack
+from ._message import DTYPES, NAMES, decode, encode
+from ._quantization import SCALE, check_format, dequantize, quantize, quantized_bytes
 from ._settings import check_settings
 
 
@@ -32,7 +31,7 @@ WORDS = {"version", "start", "fingerprint", "settings", "dtype", "floats", "laye
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RelayState:
+class HandoffState:
     """Some columns of a text, all of them run through the layers below an exit.
 
     Attributes:
@@ -41,7 +40,7 @@ class RelayState:
         position_ids (`torch.LongTensor` of shape `(batch, seq)`): As the layers were given them.
         taps (`Mapping[int, torch.Tensor]`): By depth, the taps of the positions pending there, of
             shape `(batch, pending, hidden)`; at the shallowest depth they are the last columns.
-        fingerprint (`str`): Of the layers that made the taps, see `fingerprint`.
+        weights_digest (`str`): Of the layers that made the taps, see `weights_digest`.
         layers (`Mapping[int, LayerState]`): Keys and values by layer, where they travel too.
         start (`int`): Columns of the text before these, which the other side has.
         finished (`torch.Tensor` of shape `(batch,)`, *optional*): 1 for rows that have ended.
@@ -49,18 +48,18 @@ class RelayState:
             `max_new_tokens` counts those still to come.
         generator (`torch.Tensor` of shape `(bytes,)`, *optional*): State of the CPU generator that
             tokens are drawn with.
-        dtype (`str`, *optional*): What taps, keys and values travel in: `"fp32"`, `"bf16"`,
-            `"int8"` (a scale for each row), or as they are.
+        dtype (`str`, *optional*): The format that taps, keys and values travel in: `"fp32"`,
+            `"bf16"`, `"int8"` (a scale for each row), or as they are.
 
     Raises:
-        RelayStateError: If the parts do not fit together, or a number is not finite.
+        HandoffError: If the parts do not fit together, or a number is not finite.
     """
 
     tokens: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
     taps: Mapping[int, torch.Tensor]
-    fingerprint: str
+    weights_digest: str
     layers: Mapping[int, LayerState] = field(default_factory=dict)
     start: int = 0
     finished: torch.Tensor | None = None
@@ -71,15 +70,15 @@ class RelayState:
     def __post_init__(self) -> None:
         check_format(self.dtype)
         check_settings(self.settings)
-        check_columns(self)
-        check_taps(self)
-        check_layers(self)
+        self._check_columns()
+        self._check_taps()
+        self._check_layers()
 
     def __repr__(self) -> str:
         rows, columns = self.shape
         pending = {depth: tap.shape[1] for depth, tap in self.taps.items()}
         return (
-            f"RelayState(rows={rows}, columns={columns}, start={self.start}, pending={pending}, "
+            f"HandoffState(rows={rows}, columns={columns}, start={self.start}, pending={pending}, "
             f"layers={sorted(self.layers)}, dtype={self.dtype!r}, "
             f"bytes_per_token={self.bytes_per_token:.1f})"
         )
@@ -93,14 +92,14 @@ class RelayState:
     def bytes_by_part(self) -> dict[str, float]:
         """Bytes per token of the columns, of the taps, and of the keys and values, on the way."""
         count = max(1, self.tokens.numel())
+        sizes = {
+            name: quantized_bytes(tensor, self.dtype if _is_quantized(name) else None) / count
+            for name, tensor in self._floating().items()
+        }
+        taps = sum(size for name, size in sizes.items() if name.startswith(TAPS))
+        layers = sum(size for name, size in sizes.items() if name.startswith(LAYERS))
         columns = sum(dtype.itemsize for dtype in COLUMNS.values())
-        taps = sum(packed_bytes(tap, self.dtype) for tap in self.taps.values())
-        layers = sum(
-            packed_bytes(tensor, self.dtype if name in BY_POSITION else None)
-            for state in self.layers.values()
-            for name, tensor in state.tensors.items()
-        )
-        return {"columns": columns, "taps": taps / count, "keys_and_values": layers / count}
+        return {"columns": columns, "taps": taps, "keys_and_values": layers}
 
     @property
     def bytes_per_token(self) -> float:
@@ -114,40 +113,29 @@ class RelayState:
             `bytes`: Tensors, and the rest as JSON in the header's `__metadata__`.
 
         Raises:
-            RelayStateError: If a number is too large for the dtype it travels in.
+            HandoffError: If a number is too large for the dtype it travels in.
         """
         tensors = {name: getattr(self, name).to(dtype) for name, dtype in COLUMNS.items()}
-        floats = {}
-        for name, tensor in self._floating().items():
-            floats[name] = NAMES[tensor.dtype]
-            tensors |= pack(name, tensor, self.dtype if _by_row(name) else None)
+        floating = self._floating()
+        for name, tensor in floating.items():
+            tensors |= quantize(name, tensor, self.dtype if _is_quantized(name) else None)
+            check_finite(f"`{name}`", tensors[name])
         for name in OPTIONAL:
             if getattr(self, name) is not None:
                 tensors[name] = getattr(self, name).to(torch.uint8)
-        for name in floats:
-            check_finite(f"`{name}`", tensors[name])
         words = {
             "version": VERSION,
             "start": self.start,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.weights_digest,
             "settings": dict(self.settings),
             "dtype": self.dtype,
-            "floats": floats,
+            "floats": {name: NAMES[tensor.dtype] for name, tensor in floating.items()},
             "layers": {str(slot): [la.kind, la.seen] for slot, la in self.layers.items()},
         }
-        return seal(tensors, words)
-
-    def _floating(self) -> dict[str, torch.Tensor]:
-        """Taps, keys, values and recurrent states, by their names on the way."""
-        taps = {f"{TAPS}.{depth}": tap for depth, tap in self.taps.items()}
-        return taps | {
-            f"{LAYERS}.{slot}.{name}": tensor
-            for slot, state in self.layers.items()
-            for name, tensor in state.tensors.items()
-        }
+        return encode(tensors, words)
 
     @classmethod
-    def from_bytes(cls, payload: bytes) -> RelayState:
+    def from_bytes(cls, payload: bytes) -> HandoffState:
         """Read what `to_bytes` wrote.
 
         Args:
@@ -155,46 +143,41 @@ class RelayState:
                 before it is held against the number of bytes.
 
         Returns:
-            [`RelayState`]: On the CPU, taps, keys and values in the dtype they had.
+            [`HandoffState`]: On the CPU, taps, keys and values in the dtype they had.
 
         Raises:
-            RelayStateError: If the payload is not such a state, complete and unchanged.
+            HandoffError: If the payload is not such a state, complete and unchanged.
         """
-        tensors, words = unseal(payload)
+        tensors, words = decode(payload)
         if set(words) != WORDS or words["version"] != VERSION:
             version = words.get("version")
-            raise RelayStateError(f"a state of version {VERSION} is wanted, not {version!r:.20}.")
+            raise HandoffError(f"a state of version {VERSION} is wanted, not {version!r:.20}.")
         missing = sorted(COLUMNS.keys() - tensors.keys())
-        if missing:
-            raise RelayStateError(f"the state has no `{missing[0]}`.")
+        _require(not missing, f"the state has no `{''.join(missing[:1])}`.")
         columns: dict[str, Any] = {name: tensors.pop(name) for name in COLUMNS}
         optional: dict[str, Any] = {name: tensors.pop(name, None) for name in OPTIONAL}
-        wrong = [name for name, dtype in COLUMNS.items() if columns[name].dtype != dtype]
-        if wrong:
-            raise RelayStateError(f"`{wrong[0]}` must be in {COLUMNS[wrong[0]]}.")
+        for name, expected in COLUMNS.items():
+            _require(columns[name].dtype == expected, f"`{name}` must be in {expected}.")
         floats, dtype = _floats(words, tensors), words["dtype"]
         found = {
-            name: unpack(name, tensors, dtype if _by_row(name) else None, original)
+            name: dequantize(name, tensors, dtype if _is_quantized(name) else None, original)
             for name, original in floats.items()
         }
-        known = found.keys() | {name + SCALE for name in found if dtype == "int8" and _by_row(name)}
-        if tensors.keys() != known:
-            raise RelayStateError(f"unknown tensor {min(tensors.keys() ^ known)!r:.60}.")
+        scales = {name + SCALE for name in found if dtype == "int8" and _is_quantized(name)}
+        odd = tensors.keys() ^ (found.keys() | scales)
+        _require(not odd, f"unknown tensor {min(odd, default='')!r:.60}.")
         return cls(
             **{name: tensor.long() for name, tensor in columns.items()},
             **optional,
             **_grouped(found, words["layers"]),
-            fingerprint=words["fingerprint"],
+            weights_digest=words["fingerprint"],
             start=words["start"],
             settings=words["settings"],
             dtype=dtype,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a file, whole or not at all.
-
-        Args:
-            path (`str` or `os.PathLike`): Of a safetensors file; replaced if there is one.
+        """Write the state to a safetensors file, whole or not at all, replacing one that is there.
 
         Raises:
             OSError: If it cannot be written.
@@ -210,46 +193,141 @@ class RelayState:
             raise
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> RelayState:
-        """Read a state from a file.
-
-        Args:
-            path (`str` or `os.PathLike`): As given to `save`.
-
-        Returns:
-            [`RelayState`]: As from `from_bytes`.
+    def load(cls, path: str | os.PathLike[str]) -> HandoffState:
+        """Read a state from a file that `save` wrote.
 
         Raises:
             OSError: If it cannot be read.
-            RelayStateError: If it is not such a state.
+            HandoffError: If it is not such a state.
         """
         return cls.from_bytes(Path(path).read_bytes())
 
+    def _floating(self) -> dict[str, torch.Tensor]:
+        """Return taps, keys, values and recurrent states by their names on the way."""
+        taps = {f"{TAPS}.{depth}": tap for depth, tap in self.taps.items()}
+        return taps | {
+            f"{LAYERS}.{slot}.{name}": tensor
+            for slot, state in self.layers.items()
+            for name, tensor in state.tensors.items()
+        }
 
-def _by_row(name: str) -> bool:
-    """Whether a tensor is packed; recurrent states are not, for their errors would add up."""
+    def _check_columns(self) -> None:
+        """Check shapes and ranges of everything but taps and layers."""
+        shape, start, finished, generator = (
+            self.tokens.shape, self.start, self.finished, self.generator
+        )  # fmt: skip
+        _require(
+            len(shape) == 2 and self.tokens.numel() > 0,
+            f"`tokens` must be (batch, seq), neither 0, got {tuple(shape)}.",
+        )
+        _require(
+            type(start) is int and 0 <= start < 1 << 31,
+            f"`start` must count columns, got {start!r:.60}.",
+        )
+        most = {"tokens": 1 << 31, "attention_mask": 2, "position_ids": start + shape[1]}
+        for name, limit in most.items():
+            tensor = getattr(self, name)
+            _require(
+                tensor.shape == shape and not tensor.is_floating_point(),
+                f"`{name}` must be whole numbers of shape {tuple(shape)}, got {tensor.dtype} of "
+                f"{tuple(tensor.shape)}.",
+            )
+            _require(_within(tensor, limit), f"`{name}` must be from 0 to {limit - 1}.")
+        _require(
+            isinstance(self.weights_digest, str) and self.weights_digest != "",
+            "`weights_digest` must say which layers made the taps.",
+        )
+        if finished is not None:
+            by_row = finished.shape == shape[:1] and not finished.is_floating_point()
+            _require(by_row and _within(finished, 2), "`finished` must be 0 or 1 for each row.")
+        _require(
+            generator is None or (generator.dtype == torch.uint8 and generator.ndim == 1),
+            "`generator` must be the bytes of `torch.Generator.get_state()`.",
+        )
+
+    def _check_taps(self) -> None:
+        """Check that every column is pending at one depth at most."""
+        batch, columns = self.shape
+        for depth, tap in self.taps.items():
+            _require(
+                type(depth) is int and depth >= 1,
+                f"`taps` go by depth, from 1 on, got {depth!r:.60}.",
+            )
+            _require(
+                _is_floating(tap) and tap.ndim == 3 and tap.shape[0] == batch,
+                f"the taps at depth {depth} must be ({batch}, pending, hidden) of a floating "
+                f"dtype, got {tap.dtype} of {tuple(tap.shape)}.",
+            )
+            check_finite(f"the taps at depth {depth}", tap)
+        pending = sum(tap.shape[1] for tap in self.taps.values())
+        _require(pending <= columns, f"{pending} positions are pending, of {columns} columns.")
+
+    def _check_layers(self) -> None:
+        """Check the layers as far as the model is not needed; see `check_against_model`."""
+        batch, columns = self.shape
+        _require(
+            not (self.layers and self.start),
+            "keys and values travel with the whole text: `start` must be 0.",
+        )
+        for slot, layer in self.layers.items():
+            _require(
+                0 <= layer.seen <= columns,
+                f"layer {slot} has seen {layer.seen} positions, of {columns}.",
+            )
+            for name, tensor in layer.tensors.items():
+                what = f"`{name:.60}` of layer {slot}"
+                _require(_is_floating(tensor), f"{what} cannot be {tensor.dtype}.")
+                _require(
+                    tensor.ndim > 0 and tensor.shape[0] == batch,
+                    f"{what} must have {batch} rows, got {tuple(tensor.shape)}.",
+                )
+                check_finite(what, tensor)
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raise `HandoffError` if a tensor holds NaN or infinity."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise HandoffError(f"{name} holds numbers that are not finite.")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise HandoffError(message)
+
+
+def _within(tensor: torch.Tensor, limit: int) -> bool:
+    return int(tensor.min()) >= 0 and int(tensor.max()) < limit
+
+
+def _is_floating(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in NAMES and tensor.is_floating_point()
+
+
+def _is_quantized(name: str) -> bool:
+    """Return whether a tensor is quantized. Recurrent states are not: their errors would add up."""
     return name.startswith(TAPS) or name.rpartition(".")[2] in BY_POSITION
 
 
 def _floats(words: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The dtypes that packed tensors had, and the types of the other words."""
+    """Return the dtypes that floating tensors had, and check the types of the other words."""
     floats, dtype = words["floats"], words["dtype"]
-    if not isinstance(floats, dict) or not isinstance(words["layers"], dict):
-        raise RelayStateError("`floats` and `layers` must be objects.")
-    if dtype is not None and not isinstance(dtype, str):
-        raise RelayStateError(f"`dtype` must be a name, got {dtype!r:.60}.")
+    _require(
+        isinstance(floats, dict) and isinstance(words["layers"], dict),
+        "`floats` and `layers` must be objects.",
+    )
+    _require(dtype is None or isinstance(dtype, str), f"`dtype` must be a name, got {dtype!r:.60}.")
     check_format(dtype)
     found = {}
     for name, original in floats.items():
         known = DTYPES.get(original) if isinstance(original, str) else None
         if name not in tensors or known is None or not known.is_floating_point:
-            raise RelayStateError(f"`{name:.60}` must be a floating tensor, got {original!r:.60}.")
+            raise HandoffError(f"`{name:.60}` must be a floating tensor, got {original!r:.60}.")
         found[name] = known
     return found
 
 
 def _grouped(found: Mapping[str, torch.Tensor], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Taps by depth, and layers by slot, from the names they had on the way."""
+    """Return taps by depth and layers by slot, from the names they had on the way."""
     taps: dict[int, torch.Tensor] = {}
     parts: dict[int, dict[str, torch.Tensor]] = {_index(slot): {} for slot in kinds}
     for name, tensor in found.items():
@@ -260,19 +338,19 @@ def _grouped(found: Mapping[str, torch.Tensor], kinds: Mapping[str, Any]) -> dic
         elif group == LAYERS and part and _index(index) in parts:
             parts[_index(index)][part] = tensor
         else:
-            raise RelayStateError(f"unknown tensor {name!r:.60}.")
+            raise HandoffError(f"unknown tensor {name!r:.60}.")
     layers = {}
     for slot, kind in kinds.items():
-        if not isinstance(kind, list) or [type(word) for word in kind] != [str, int]:
-            raise RelayStateError(
-                f"layer {slot:.20} must have a kind and a length, got {kind!r:.60}."
-            )
+        _require(
+            isinstance(kind, list) and [type(word) for word in kind] == [str, int],
+            f"layer {slot:.20} must have a kind and a length, got {kind!r:.60}.",
+        )
         layers[_index(slot)] = LayerState(kind[0], kind[1], parts[_index(slot)])
     return {"taps": taps, "layers": layers}
 
 
 def _index(text: str) -> int:
-    """A depth or slot, written in the one way it can be."""
-    if not (text.isascii() and text.isdigit() and len(text) < 7 and str(int(text)) == text):
-        raise RelayStateError(f"{text!r:.60} is no index of a layer.")
+    """Parse the index of a layer. Only the canonical decimal form is accepted."""
+    canonical = text.isascii() and text.isdigit() and len(text) < 7 and str(int(text)) == text
+    _require(canonical, f"{text!r:.60} is no index of a layer.")
     return int(text)

@@ -6,23 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .export import ExportReport, export_exit, export_family
-    from .plain import plain_config, plain_tensors
 
 # imported when it is first asked for: sizes and places need no torch
 _LAZY = {
     "export_exit": ".export",
     "export_family": ".export",
     "ExportReport": ".export",
-    "plain_config": ".plain",
-    "plain_tensors": ".plain",
 }
 
 __all__ = [
     "ExportReport",
     "export_exit",
     "export_family",
-    "plain_config",
-    "plain_tensors",
 ]
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard
 
 from ..errors import HubError, HubNotFoundError
+from ._source import Source
 from .card_text import merge_card, read_metadata
 from .mirror import Mirrored, mirror_folder
 from .places import Lineage, Place
 from .remote import Retry, request
-from .source import Source
 
 
 logger = logging.getLogger(__name__)

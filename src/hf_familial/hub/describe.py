@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.safetensors_file import FLOATS, TensorEntry
 from ..errors import HubUnavailableError
 from ..flops import count_family, member_flops
 from ..models import is_family, is_family_config
 from ..models.familial import FamilialConfig, FamilialForCausalLM
+from ._source import ONCE, Source, find_source
 from .records import read_losses
-from .source import ONCE, Source, StoredTensor, find_source
 from .table import text_of
 
 
@@ -224,7 +225,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _own_dtype(
-    model: Any, config: FamilialConfig, tensors: Mapping[str, StoredTensor] | None
+    model: Any, config: FamilialConfig, tensors: Mapping[str, TensorEntry] | None
 ) -> str | torch.dtype:
     """Of a model, its own; of a checkpoint, that of most bytes; else the config's."""
     if is_family(model):
@@ -232,7 +233,7 @@ def _own_dtype(
     sizes: Counter[str] = Counter()
     for tensor in (tensors or {}).values():
         sizes[tensor.dtype] += tensor.nbytes
-    known = [name for name, _ in sizes.most_common() if hasattr(torch, name)]
+    known = [FLOATS[name] for name, _ in sizes.most_common() if name in FLOATS]
     return known[0] if known else config.dtype or config.text_config.dtype or "float32"
 
 
@@ -245,7 +246,7 @@ def _resolve_context(config: FamilialConfig, context: int | None) -> int:
     return context
 
 
-def _stored_bytes(config: FamilialConfig, tensors: Mapping[str, StoredTensor]) -> list[int | None]:
+def _stored_bytes(config: FamilialConfig, tensors: Mapping[str, TensorEntry]) -> list[int | None]:
     """Bytes of the checkpoint's tensors that each member needs."""
     with torch.device("meta"):
         family = FamilialForCausalLM(config)

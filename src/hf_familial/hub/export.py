@@ -15,20 +15,19 @@ import torch
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import convert_file_size_to_int
 
+from .._files import whole_folder
+from ..checkpoints.by_segment import segment_of, splits_by_segment
+from ..checkpoints.companions import companions
+from ..checkpoints.cuts import check_cut, cut_config, cut_names, find_layout, member_depth
+from ..checkpoints.family_files import FamilyFiles
+from ..checkpoints.index import plan_shards, write_shards
+from ..checkpoints.member_models import cut_model, loaded_dtypes, merged_family, plain_model
+from ..checkpoints.plain import add_old_names, plain_config, plain_tensors
+from ..checkpoints.safetensors_file import FLOATS, TensorCopy, read_header
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.checkpoints import splits_by_segment
 from ..models.familial.config_checks import check_choice
-from ..models.familial.cuts import check_cut, cut_config, cut_names, find_layout, member_depth
-from .companions import companions
-from .dtypes import loaded_dtypes
-from .folders import whole_folder
-from .memory import cut_model, merged_family, plain_model
-from .plain import add_old_names, plain_config, plain_tensors
-from .safetensors_io import FLOATS, Piece, read_header
-from .shards import by_segment as split_by_segment
-from .shards import plan_shards, write_shards
-from .stored import StoredFamily, open_family, origin_of
+from ._source import open_family, origin_of
 
 
 FORMATS = ("plain", "familial")
@@ -101,7 +100,7 @@ class _How:
 
 
 def export_exit(
-    model_or_path: FamilialForCausalLM | StoredFamily | str | os.PathLike[str],
+    model_or_path: FamilialForCausalLM | FamilyFiles | str | os.PathLike[str],
     exit_idx: int,
     out: str | os.PathLike[str],
     *,
@@ -158,7 +157,7 @@ def export_exit(
 
 
 def export_family(
-    model_or_path: FamilialForCausalLM | StoredFamily | str | os.PathLike[str],
+    model_or_path: FamilialForCausalLM | FamilyFiles | str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     exits: Sequence[int] | None = None,
@@ -199,13 +198,13 @@ def export_family(
     wanted = range(config.num_exits) if exits is None else exits
     numbers = list(dict.fromkeys(config.resolve_exit(exit_idx) for exit_idx in wanted))
     for exit_idx in numbers:
-        check_cut(config, exit_idx, verified=not isinstance(family, StoredFamily))
+        check_cut(config, exit_idx, verified=not isinstance(family, FamilyFiles))
     return [_export(family, k, Path(out) / f"exit_{k}", how) for k in numbers]
 
 
-def _open(model_or_path: Any, **where: Any) -> FamilialForCausalLM | StoredFamily:
+def _open(model_or_path: Any, **where: Any) -> FamilialForCausalLM | FamilyFiles:
     model_or_path = merged_family(model_or_path)
-    if isinstance(model_or_path, StoredFamily) or is_family(model_or_path):
+    if isinstance(model_or_path, FamilyFiles) or is_family(model_or_path):
         return model_or_path
     if isinstance(model_or_path, (str, os.PathLike)):
         return open_family(model_or_path, **where)
@@ -216,10 +215,10 @@ def _open(model_or_path: Any, **where: Any) -> FamilialForCausalLM | StoredFamil
 
 
 def _export(
-    family: FamilialForCausalLM | StoredFamily, exit_idx: int, out: Path, how: _How
+    family: FamilialForCausalLM | FamilyFiles, exit_idx: int, out: Path, how: _How
 ) -> ExportReport:
     exit_idx = family.config.resolve_exit(exit_idx)
-    if isinstance(family, StoredFamily):
+    if isinstance(family, FamilyFiles):
         _check_apart(family, out)
         _stream(family, exit_idx, out, how)
     else:
@@ -239,7 +238,7 @@ def _export(
     )
 
 
-def _stream(family: StoredFamily, exit_idx: int, out: Path, how: _How) -> None:
+def _stream(family: FamilyFiles, exit_idx: int, out: Path, how: _How) -> None:
     """From files to files."""
     config = family.config
     check_cut(config, exit_idx)
@@ -255,11 +254,13 @@ def _stream(family: StoredFamily, exit_idx: int, out: Path, how: _How) -> None:
         member.architectures = [FamilialForCausalLM.__name__]
         member.dtype = dtype or config.dtype
         names = cut_names(config, exit_idx, family.files, layout)
-        groups = split_by_segment(member, names, layout)
+        groups = [[] for _ in member.exits]
+        for key, name in names.items():
+            groups[segment_of(name, member, layout.layers, layout.norm)].append(key)
     where = family.locate(names)
     target = how.targets(member)
     pieces = {
-        source: Piece(name, where[source], target(name, where[source].dtype))
+        source: TensorCopy(name, where[source], target(name, where[source].dtype))
         for source, name in names.items()
     }
     nbytes = sum(piece.nbytes for piece in pieces.values())
@@ -303,7 +304,7 @@ def _copy_file(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _check_apart(family: StoredFamily, out: Path) -> None:
+def _check_apart(family: FamilyFiles, out: Path) -> None:
     """A family must not be replaced by its own member."""
     folder, out = family.folder.resolve(), out.resolve()
     if out == folder or out in folder.parents:

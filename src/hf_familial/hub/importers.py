@@ -7,37 +7,17 @@ Ruyi: every early exit has one decoder layer, one norm and mostly one head of it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..checkpoints.family_files import FamilyFiles
+from ..checkpoints.index import weight_files
 from ..models.familial import FamilialForCausalLM
+from ._source import Source, find_source
 from .export import ExportReport, export_exit
 from .ruyi import ruyi_config, ruyi_names
-from .safetensors_io import Stored
-from .source import INDEX, SINGLE, Source, find_source
-from .stored import StoredFamily, download, download_companions, weight_files
-
-
-@dataclass(frozen=True)
-class RenamedFamily(StoredFamily):
-    """A checkpoint that is a family under other names; export reads it like any other.
-
-    Attributes:
-        original ([`StoredFamily`]): The same files, under the names that are in them.
-        names (`Mapping[str, str]`): Name in a family to name in the files.
-    """
-
-    original: StoredFamily
-    names: Mapping[str, str]
-
-    def locate(self, names: Iterable[str]) -> dict[str, Stored]:
-        """As in [`StoredFamily`], by a family's names."""
-        names = list(names)
-        found = self.original.locate(self.names[name] for name in names)
-        return {name: found[self.names[name]] for name in names}
 
 
 def import_ruyi(
@@ -88,7 +68,7 @@ def open_ruyi(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> RenamedFamily:
+) -> FamilyFiles:
     """Open a Ruyi checkpoint as a family; its weights are not read.
 
     Args:
@@ -97,7 +77,7 @@ def open_ruyi(
         token (`str` or `bool`, *optional*): For the Hub.
 
     Returns:
-        [`RenamedFamily`]
+        [`FamilyFiles`]
 
     Raises:
         CheckpointError: If the weights are damaged, pickles, or not in this layout.
@@ -106,16 +86,11 @@ def open_ruyi(
     """
     source = find_source(path_or_repo, revision=revision, token=token)
     config = ruyi_config(_fields_of(source), source.name)
-    folder = source.folder
-    if folder is None:
-        folder = download_companions(source)
-        if not (folder / INDEX).is_file():
-            folder = download(source, [SINGLE])
-    files = weight_files(source.name, folder)
-    names = ruyi_names(config, files)
-    original = StoredFamily(source, folder, config, files)
-    ours = {name: files[theirs] for name, theirs in names.items()}
-    return RenamedFamily(source, folder, config, ours, original, names)
+    folder = source.small_files()
+    files = weight_files(source.name, folder, source.fetch)
+    in_files = ruyi_names(config, files)
+    ours = {name: files[theirs] for name, theirs in in_files.items()}
+    return FamilyFiles(source.name, folder, source.fetch, config, ours, in_files)
 
 
 def _fields_of(source: Source) -> Mapping[str, Any]:

@@ -15,21 +15,23 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from ..checkpoints.companions import holds_tokenizer
+from ..checkpoints.cuts import check_cut
+from ..checkpoints.family_files import FamilyFiles
+from ..checkpoints.index import own_file
+from ..checkpoints.member_models import merged_family, weights_of
 from ..models import is_family
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
-from ..models.familial.cuts import check_cut
+from ._source import open_family
 from .cards import family_card, index_card, member_card
 from .client import Hub
 from .collection import collect
-from .companions import holds_tokenizer
 from .describe import FamilyDescription, describe
 from .export import export_exit
-from .memory import check_weights, merged_family
 from .mirror import Mirrored
 from .places import Lineage, Place
 from .remote import Retry
-from .stored import StoredFamily, open_family
 
 
 logger = logging.getLogger(__name__)
@@ -134,7 +136,7 @@ def push_exits_to_hub(
     wanted = _resolve_exits(config, exits)
     for k in wanted:
         # refused here, before anything is on the Hub
-        check_cut(config, k, verified=not isinstance(opened, StoredFamily))
+        check_cut(config, k, verified=not isinstance(opened, FamilyFiles))
     hub = Hub(HfApi(endpoint=endpoint, token=token), retry)
     repo_id = hub.full_name(repo_id)
     family = describe(model_or_path, dtype=dtype, token=token)
@@ -288,26 +290,30 @@ def _workplace() -> Iterator[Path]:
         yield Path(folder) / "checkpoint"
 
 
-def _open(model_or_path: Model, token: str | None) -> FamilialForCausalLM | StoredFamily:
+def _open(model_or_path: Model, token: str | None) -> FamilialForCausalLM | FamilyFiles:
     """A family that has weights to push."""
     model_or_path = merged_family(model_or_path)
     if is_family(model_or_path):
-        check_weights(model_or_path)
+        weights_of(model_or_path)
         return model_or_path
     return open_family(model_or_path, token=token)
 
 
-def _base_of(family: FamilialForCausalLM | StoredFamily) -> str | None:
+def _base_of(family: FamilialForCausalLM | FamilyFiles) -> str | None:
     """The repository that a family in memory was made of, if its name is one."""
     config = family.config
-    stored = isinstance(family, StoredFamily)
+    stored = isinstance(family, FamilyFiles)
     name = "" if stored else str(config.name_or_path or config.text_config.name_or_path or "")
     is_repo = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
     return name if is_repo else None
 
 
-def _card_of(family: FamilialForCausalLM | StoredFamily) -> str | None:
-    return family.source.read_text("README.md") if isinstance(family, StoredFamily) else None
+def _card_of(family: FamilialForCausalLM | FamilyFiles) -> str | None:
+    """The card beside a family in files."""
+    if not isinstance(family, FamilyFiles):
+        return None
+    path = own_file(family.fetch(["README.md"]), "README.md")
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _resolve_exits(config: FamilialConfig, exits: Sequence[int] | None) -> list[int]:

@@ -8,7 +8,7 @@ import math
 from ..errors import RunRecordError
 from ..models.familial import FamilialConfig
 from ..runs import RunRecord
-from .source import Source
+from ._source import Source
 
 
 def read_losses(source: Source, config: FamilialConfig) -> list[float | None] | None:

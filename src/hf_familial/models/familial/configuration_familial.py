@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -17,7 +17,7 @@ from transformers.utils import logging
 from transformers.utils.versions import require_version
 
 from .config_checks import MAX_LAYERS, check_choice, check_exits, check_layers, is_int, plain
-from .families import REFUSED, VERIFIED, refusal
+from .families import REFUSED, ROWS, refusal
 
 
 try:
@@ -274,7 +274,7 @@ class FamilialConfig(PreTrainedConfig):
         encoder = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
             getattr(text_config, "is_decoder", True) is False
         )
-        if known and encoder and kind not in VERIFIED:
+        if known and encoder and kind not in ROWS:
             raise refusal(kind, "it is not a decoder-only language model")
 
     @property
@@ -327,8 +327,7 @@ def check_transformers() -> None:
     """Raise `ImportError` if transformers is too old for the models."""
     hint = (
         "That is what a familial model needs; its configuration loads with any transformers 5. "
-        "Run `pip install -U transformers`. A plain member (`export_exit`) needs no "
-        "newer version than its own class does."
+        "Run `pip install -U transformers`. A plain member needs no newer one than its class does."
     )
     require_version(f"transformers>={TRANSFORMERS}", hint)
 
@@ -336,7 +335,8 @@ def check_transformers() -> None:
 def check_model_type(model_type: object) -> None:
     """Raise `ValueError`, with the nearest names, if transformers does not know a type."""
     if model_type not in CONFIG_MAPPING:
-        close = get_close_matches(str(model_type).lower(), sorted(VERIFIED), 3)
+        known = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        close = get_close_matches(str(model_type).lower(), known, 3)
         near = f"did you mean {' or '.join(close)}?" if close else "llama or qwen3, for example."
         raise ValueError(f"`model_type` {model_type!r} is unknown to transformers; {near}")
 
@@ -357,29 +357,20 @@ class Accelerator:
     that computes the same.
     """
 
-    def refresh(self) -> None:
-        """Forget what was made from weights that have changed since. Called before every text."""
-
     def cache(self, cache: Any) -> Any:
         """Return a cache that is cheaper to extend; it holds the same keys and values."""
         return cache
 
-    def segment(self, host: Any, segment: Any, slots: Sequence[Any]) -> Any:
-        """Return a faster pass through a segment.
+    def prepare(self, relay: Any, fused_weights: bool | None) -> None:
+        """Give a new relay cache faster norms, heads and passes through its segments.
 
         Args:
-            host: The backbone and where it keeps its parts.
-            segment: The layers.
-            slots: Their layers in the cache.
-
-        Returns:
-            `Callable` from hidden states of shape `(batch, new, hidden)` to such, or `None`.
+            relay ([`RelayCache`]): Its `norms`, `heads` and `passes` may be replaced. A pass has
+                `takes(new, attention_mask)`, which says whether it can run so many new positions,
+                and is called with hidden states of shape `(batch, new, hidden)`, the cache layers
+                of the segment and position ids, or `None` where they count on.
+            fused_weights (`bool`, *optional*): Whether to do so; by default where it pays.
         """
-        return None
-
-    def module(self, module: Any) -> Any:
-        """Return a callable that computes what a norm or an output head computes."""
-        return module
 
     def decoder(self, decoder: Any) -> Any:
         """Return a decoder around the one that a policy built.
@@ -399,8 +390,8 @@ class Extension:
     Relays run without fused weights and with a simple rule for draft lengths.
     """
 
-    def warm_start(self, cls: Any, backbone: Any, **fields: Any) -> Any:
-        """Build a family of class `cls` around a pretrained decoder."""
+    def warm_start(self, cls: Any, backbone: Any, loading: Any, **fields: Any) -> Any:
+        """Build a family of class `cls` around a decoder, given or loaded with `loading`."""
         raise _missing("`from_backbone`")
 
     def check_backbone(self, model: Any) -> None:

@@ -93,6 +93,9 @@ ROWS: Mapping[str, Row] = {
     "gemma3_text": _SOFTCAPPED,
     "gemma4_text": _LAYERWISE,
     "gemma4_unified_text": _LAYERWISE,
+    # their configs call themselves no decoder's
+    "gpt_neox": Row(),
+    "gpt_neox_japanese": Row(),
     "granite": _DIVIDED,
     "granite_swa": _DIVIDED,
     "granitemoe": _DIVIDED,
@@ -127,27 +130,6 @@ ROWS: Mapping[str, Row] = {
         whole="each layer's router reads the router of the layer before",
     ),
 }
-
-# Types that passed `verify_backbone` at tiny size (scripts/list_backbones.py); others are checked
-# when they are used.
-VERIFIED: frozenset[str] = frozenset(
-    """
-    afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba beam biogpt bitnet bloom
-    codegen cohere cohere2 cohere2_moe cohere_compass_text ctrl cwm dbrx deepseek_v2
-    deepseek_v3 deepseek_v32 diffllama doge dots1 dots3_note_text ernie4_5 ernie4_5_moe
-    exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo flint gemma gemma2 gemma3_text
-    gemma4_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa gpt-sw3 gpt2
-    gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe
-    granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
-    hy_v3 hyperclovax inkling_text internlm3 iquestcoder jais2 jamba jetmoe kimi_linear
-    kolibri1 laguna lfm2 lfm2_moe lfm3 llama llama4_text mamba mamba2 mellum mimo_v2_flash
-    minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral moshi
-    mpt nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt
-    persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text
-    qwen3_5_text qwen3_moe qwen3_next recurrent_gemma seed_oss smollm3 solar_open stablelm
-    starcoder2 vaultgemma xglm xlstm youtu zamba zamba2 zaya
-    """.split()
-)
 
 _STREAMS = "it carries several residual streams, which no norm alone can read"
 _SPLIT = "its layers are not one list"

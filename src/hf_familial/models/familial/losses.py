@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from .compiled_loss import compiled_cross_entropy
+from .configuration_familial import extension
 from .linear_loss import Distillation, linear_cross_entropy
 
 
@@ -40,31 +40,47 @@ class Reading:
 
     @property
     def linear(self) -> bool:
-        """`bool`: Whether the head is a plain linear map that nothing but FSDP2 takes part in."""
-        # FSDP2 puts one hook of each kind on what it shards
-        own = 1 if sharded_linear(self.head) else 0
-        hooks = max(len(self.head._forward_hooks), len(self.head._forward_pre_hooks))
-        # A quantised weight is a tensor of another class, whose own forward knows how to read it.
-        # Tensor parallelism leaves a process a part of the weight: only its call gives all logits.
-        weight = getattr(self.head, "weight", None)
-        whole = type(weight) is nn.Parameter and not is_sharded(weight)
-        plain = own or (type(self.head) is nn.Linear and whole)
-        return bool(plain) and hooks <= own and not hasattr(self.head, "_hf_hook")
+        """`bool`: Whether the head can be read in chunks."""
+        if _is_plain(self.head):
+            return True
+        sharded = isinstance(self.head, nn.Linear)
+        return sharded and _gather([self.head], lambda: None) is not None
 
 
-def is_sharded(weight: torch.Tensor) -> bool:
-    """Return whether several processes hold a weight together, as a DTensor."""
-    return hasattr(weight, "full_tensor")
+def _gather(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return `read` as a call in which all heads are whole; `None` if one cannot be gathered."""
+    gathered: Callable[..., Any] | None = read
+    for head in dict.fromkeys(heads):
+        if gathered is not None and not _is_plain(head):
+            gathered = _extension_of_heads().gathered(head, gathered)
+    return gathered
 
 
-def sharded_linear(head: nn.Module) -> bool:
-    """Whether `head` is a linear map that FSDP2 shards as a unit, alone or with other modules."""
-    if type(head) is nn.Linear or not torch.distributed.is_available():
+@torch.compiler.disable
+def _extension_of_heads() -> Any:
+    return extension()
+
+
+# the loss as one operator that a compiler can trace, where the package has one
+_traceable_loss: Any = None
+
+
+@torch.compiler.assume_constant_result
+def _has_traceable_loss() -> bool:
+    """Look for it at the time of tracing: a compiler cannot enter the import."""
+    global _traceable_loss
+    _traceable_loss = extension().compiled_loss()
+    return _traceable_loss is not None
+
+
+def _is_plain(head: Any) -> bool:
+    """Return whether a head is a linear map that nothing takes part in."""
+    if type(head) is not nn.Linear or hasattr(head, "_hf_hook"):
         return False
-    from torch.distributed.fsdp import FSDPModule
-
-    # of a class that `fully_shard` makes on the fly
-    return isinstance(head, FSDPModule) and nn.Linear in type(head).__bases__
+    # A quantised weight is a tensor of another class, whose own forward knows how to read it.
+    # Tensor parallelism leaves a process a part of the weight: only its call gives all logits.
+    whole = type(head.weight) is nn.Parameter and not hasattr(head.weight, "full_tensor")
+    return whole and not head._forward_hooks and not head._forward_pre_hooks
 
 
 def multi_exit_loss(
@@ -115,7 +131,8 @@ def multi_exit_loss(
             f"{list(exit_weights)}."
         )
     weights = dict(zip(readings, exit_weights, strict=True))
-    plain = loss_function is ForCausalLMLoss
+    traced = torch.compiler.is_compiling()
+    plain = loss_function is ForCausalLMLoss and (not traced or _has_traceable_loss())
     # a teacher and its students are read together, whoever wants their logits as well
     whole = distillation is not None and len(readings) > 1
     fused = [
@@ -141,8 +158,7 @@ def multi_exit_loss(
         heads: list[Any] = [readings[k].head for k in fused]
 
         def read(*hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            traced = torch.compiler.is_compiling()
-            cross_entropy = compiled_cross_entropy if traced else linear_cross_entropy
+            cross_entropy = _traceable_loss if traced else linear_cross_entropy
             return cross_entropy(
                 hidden_states,
                 heads,
@@ -155,42 +171,12 @@ def multi_exit_loss(
             )
 
         hidden_states = [readings[k].hidden_states.flatten(0, -2) for k in fused]
-        loss, exit_losses = with_whole_heads(heads, read)(*hidden_states)
+        gathered = _gather(heads, read)
+        assert gathered is not None
+        loss, exit_losses = gathered(*hidden_states)
         total = total + loss
         losses |= dict(zip(fused, exit_losses, strict=True))
     return total, torch.stack([losses[k].float() for k in readings])
-
-
-def with_whole_heads(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Callable[..., Any]:
-    """Make `read` a forward pass of every head that FSDP2 shards, which gathers its weight.
-
-    Args:
-        heads (`Sequence[nn.Module]`): The same object where it is shared.
-        read (`Callable`): Takes the hidden states, by position.
-
-    Returns:
-        `Callable`: Called as `read` is; all heads are whole inside, and left as they were.
-    """
-    for head in dict.fromkeys(heads):
-        if sharded_linear(head):
-            read = _as_forward_of(head, read)
-    return read
-
-
-def _as_forward_of(head: nn.Module, read: Callable[..., Any]) -> Callable[..., Any]:
-    from torch.distributed.fsdp import register_fsdp_forward_method
-
-    @torch.compiler.disable
-    def gathered(*hidden_states: torch.Tensor) -> Any:
-        # a method for the time of this call
-        vars(head)["_read"] = read
-        register_fsdp_forward_method(head, "_read")
-        try:
-            return vars(head)["_read"](*hidden_states)
-        finally:
-            del vars(head)["_read"]
-
-    return gathered
 
 
 def _check_shape(

@@ -1,6 +1,6 @@
 """The headless family: a host's decoder that can stop at, or read from, any of its exits."""
 
-from .configuration_familial import FamilialConfig, check_transformers
+from .configuration_familial import FamilialConfig, check_transformers, extension
 
 
 check_transformers()  # before the imports that an older one lacks
@@ -18,10 +18,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import resolve_hidden_states_indices
 
-from .checkpoints import load_cut, save_checkpoint
 from .contract import find_contract, host_traits, refusal
 from .exits import build_exits
-from .lean import Lean
 from .members import Members
 from .outputs import FamilialModelOutput
 from .segments import (
@@ -88,7 +86,8 @@ class FamilialPreTrainedModel(PreTrainedModel):
         load = super().from_pretrained
         if max_exit is None:
             return load(pretrained_model_name_or_path, *model_args, **kwargs)
-        return load_cut(load, pretrained_model_name_or_path, max_exit, *model_args, **kwargs)
+        name = pretrained_model_name_or_path
+        return extension().load_cut(load, name, max_exit, *model_args, **kwargs)
 
     def save_pretrained(
         self,
@@ -116,7 +115,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
             OSError: If something cannot be written.
         """
         save = super().save_pretrained
-        save_checkpoint(save, self, save_directory, *args, by_segment=by_segment, **kwargs)
+        extension().save(save, self, save_directory, *args, by_segment=by_segment, **kwargs)
 
     def freeze_weights(self, frozen: bool = True) -> None:
         """Promise that no weight changes from now on, so that calls need not look for changes.
@@ -161,9 +160,6 @@ class FamilialModel(FamilialPreTrainedModel):
         # the default dtype, not the sub-config's: heads and exits are made in it too
         self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.contract = find_contract(self.backbone)
-        self.lean = Lean()
-        self.draft_lengths: dict[Any, Any] = {}  # what relays learned: no part of a checkpoint
-        self.learned_of: int | None = None  # a stamp of the weights that it was learned of
         self.frozen = False
         if config.num_exit_layers and self.contract.whole:
             raise refusal(
@@ -171,9 +167,13 @@ class FamilialModel(FamilialPreTrainedModel):
                 f"with private layers, for {self.contract.whole}; `num_exit_layers` must be 0, got "
                 f"{config.num_exit_layers}",
             )
-        self.exits = build_exits(config, self.backbone, self.contract, keep=False)
+        self.exits = self.build_exits(keep=False)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def build_exits(self, keep: bool) -> nn.ModuleList:
+        """Build the modules of the early exits, with the backbone's values or to be initialised."""
+        return build_exits(self.config, self.backbone, self.contract, keep)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

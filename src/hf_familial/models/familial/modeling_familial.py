@@ -25,18 +25,14 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .contract import can_tie, logit_ops
 from .exits import build_head, copy_module, read_out
-from .families import VERIFIED
 from .generation_familial import FamilialGenerationMixin, check_hooks
 from .linear_loss import Distillation
 from .losses import Reading, balance_loss, balances, multi_exit_loss, target_share
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
-from .outputs import FamilialCausalLMOutput, RelayOutput
-from .relay import pays, relay_decode
+from .outputs import FamilialCausalLMOutput
+from .relay import RelayOutput, check_arguments, relay_decode
 from .relay_cache import RelayCache
-from .relay_checks import check_arguments
-from .relay_policies import RelayPolicy, SpeculativeRelay
-from .verify import as_host, check_unverified
-from .warm_start import family_of, load_host
+from .relay_policies import RelayPolicy
 
 
 class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
@@ -76,8 +72,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         if not self.model.contract.cache:
             self.generation_config.use_cache = False
         self.post_init()
-        if config.text_config.model_type not in VERIFIED and self.device.type != "meta":
-            check_unverified(as_host(self), private_layers=bool(config.num_exit_layers))
+        if self.device.type != "meta":  # there, as in `from_pretrained`, weights come later
+            extension().check_backbone(self)
 
     @classmethod
     def from_backbone(
@@ -121,12 +117,12 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         Example:
             >>> model = FamilialForCausalLM.from_backbone("Qwen/Qwen3-0.6B", exits=[8, 16, 28])
         """
-        host = load_host(backbone, **kwargs)
-        return family_of(
+        return extension().warm_start(
             cls,
-            host,
-            exits,
-            num_exits,
+            backbone,
+            kwargs,
+            exits=exits,
+            num_exits=num_exits,
             num_exit_layers=num_exit_layers,
             exit_norm=exit_norm,
             exit_head=exit_head,
@@ -340,7 +336,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     def relay_generate(
         self,
         inputs: torch.Tensor | None = None,
-        relay: RelayPolicy | SpeculativeRelay | None = None,
+        relay: RelayPolicy | None = None,
         streamer: Any = None,
         **kwargs: Any,
     ) -> RelayOutput | torch.Tensor:
@@ -352,7 +348,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         Args:
             inputs (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The prompt, padded on
                 the left; or `input_ids` among `kwargs`.
-            relay ([`RelayPolicy`] or [`SpeculativeRelay`], *optional*): When to go deeper; defaults
+            relay ([`RelayPolicy`], *optional*): When to go deeper; defaults
                 to `SpeculativeRelay()`, which writes the text of the deepest exit.
             streamer (`BaseStreamer`, *optional*): As for `generate`.
             **kwargs: As for `generate`: `generation_config`, `logits_processor`,
@@ -380,7 +376,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     def prepare_drafts(self) -> None:
         """Do now what the first `relay_generate` would do before its first token.
 
-        Lean passes are compared with the host's own passes once, which takes as long as some
+        Fused passes are compared with the host's own passes once, which takes as long as some
         tokens. A server calls this before it listens.
 
         Raises:
@@ -391,7 +387,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         """
         if self.training:
             raise ValueError("`prepare_drafts` needs a model that is not training: call `eval()`.")
-        RelayCache(self, range(self.config.num_exits), lean=pays(self))
+        RelayCache(self, range(self.config.num_exits), fused_weights=None)
 
     def _read_out(self, hidden_states: torch.Tensor, exit_idx: int) -> torch.Tensor:
         ops = logit_ops(self.config.text_config)

@@ -1,1 +1,36 @@
-"""A study for readers: its file, its pictures and its page."""
+"""An analysis for readers: its file, its pictures and its page."""
+
+from typing import TYPE_CHECKING, Any
+
+from .analysis import Analysis, DataSource, analyse, read_analysis, write_analysis
+from .tables import OptimalRun, optimal_runs
+
+
+if TYPE_CHECKING:
+    from .page import pictures, report_html, write_figures, write_report
+
+# matplotlib is imported when one of these is first used
+DRAWING = ("pictures", "report_html", "write_figures", "write_report")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in DRAWING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import page
+
+    return getattr(page, name)
+
+
+__all__ = [
+    "Analysis",
+    "DataSource",
+    "OptimalRun",
+    "analyse",
+    "optimal_runs",
+    "pictures",
+    "read_analysis",
+    "report_html",
+    "write_analysis",
+    "write_figures",
+    "write_report",
+]

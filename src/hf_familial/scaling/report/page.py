@@ -1,83 +1,96 @@
-"""A study as one page of HTML that needs nothing else: no network, no script, no other file."""
+"""An analysis as one page of HTML that needs nothing else: no network, no script, no other file."""
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from itertools import count as numbers
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FunctionLoader, Template
+from markupsafe import Markup, escape
 
-from . import sections
-from .canvas import colour_sheet, inline_svg, to_png, to_svg
-from .gallery import SECTIONS, Picture, pictures
-from .markup import prose, section, single_definitions, table
-from .study import Study, write_whole
-from .wording import MISSING, significant
+from ..._files import write_whole
+from ..._wording import MISSING, count, estimate, plural, scientific, significant
+from ._curves import flops_of, has_sizes
+from ._figures import draw_formula
+from ._pictures import SECTIONS, Picture, pictures
+from ._style import inline_svg, single_definitions, symbol_html, to_png, to_svg
+from .analysis import Analysis
+from .tables import (
+    Table,
+    coefficient_words,
+    granularity_table,
+    interval_head,
+    optimum_table,
+    record_table,
+)
 
 
-def report_html(study: Study) -> str:
-    """The page of a study.
-
-    Args:
-        study ([`Study`]): The fit and what goes with it.
-
-    Returns:
-        `str`: HTML; the same for the same study.
-    """
-    shown = pictures(study)
-    body = "\n".join(
-        part
-        for part in (
-            sections.head(study),
-            sections.warnings(study),
-            sections.coefficients(study),
-            sections.optima(study),
-            sections.granularity(study),
-            _figures(shown),
-            _tables(study),
-            sections.law_notes(study),
-            sections.settings(study),
-            sections.runs(study),
-            sections.foot(study),
-        )
-        if part
-    )
-    body = single_definitions(body)
-    light, dark = colour_sheet(body)
-    page = files(__package__) / "assets"
-    style = Template((page / "report.css").read_text("utf-8")).substitute(light=light, dark=dark)
-    template = Template((page / "report.html").read_text("utf-8"))
-    title = f"{html.escape(study.fit.law.title)}: fit to {study.fit.data.runs} runs"
-    return template.substitute(title=title, style=style.strip(), body=body)
+MOST_ROWS, MOST_DROPPED = 200, 50  # of the tables of runs
+STATUS = {
+    "converged": "converged",
+    "at_bound": "converged on a bound",
+    "not_converged": "did not converge",
+}
+OBJECTIVES = {
+    "log_huber": "Huber’s function (δ = {delta}) of differences of log losses",
+    "huber": "Huber’s function (δ = {delta} nats/token) of differences of losses",
+    "mse": "squares of differences of losses",
+}
+METHODS = {
+    "delta": "delta: sandwich covariance by run, Student’s t.",
+    "profile": "profile: where the objective, minimised over the others, has risen by as much.",
+    "percentile": "percentile: of the bootstrap.",
+    "basic": "basic: of the bootstrap, reflected.",
+    "bca": "bca: of the bootstrap, corrected for bias and skewness.",
+}
+SYMBOL = Markup('<span class="symbol">{}</span>')
 
 
 @np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
-def write_report(path: str | os.PathLike[str], study: Study) -> None:
-    """Write the page, whole or not at all.
+def report_html(analysis: Analysis) -> str:
+    """Return the page of an analysis as HTML, the same for the same analysis."""
+    fit, law = analysis.fit, analysis.fit.law
+    page = _template().render(
+        analysis=analysis,
+        law=law,
+        fit=fit,
+        formula=_formula(law.formula, law.formula_text),
+        objective=_objective(analysis),
+        estimates=_estimates(analysis),
+        facts=_facts(analysis),
+        tables=[_coefficients(analysis), optimum_table(analysis), granularity_table(analysis)],
+        figures=_figures(pictures(analysis)),
+        further=[record_table(title, rows) for title, rows in analysis.tables.items() if rows],
+        settings=_settings(analysis),
+        runs=_runs(analysis),
+        dropped=fit.dropped[:MOST_DROPPED],
+    )
+    return single_definitions(page)
 
-    Args:
-        path (`str` or `os.PathLike`): Of the page.
-        study ([`Study`]): What it is about.
+
+def write_report(path: str | os.PathLike[str], analysis: Analysis) -> None:
+    """Write the page of an analysis, whole or not at all.
 
     Raises:
         OSError: If it cannot be written; what was there stays.
     """
-    write_whole(path, report_html(study))
+    write_whole(path, report_html(analysis))
 
 
-@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
-def write_figures(folder: str | os.PathLike[str], study: Study) -> list[Path]:
+@np.errstate(all="ignore")
+def write_figures(folder: str | os.PathLike[str], analysis: Analysis) -> list[Path]:
     """Write every picture of the page as PNG and as SVG.
 
     Args:
         folder (`str` or `os.PathLike`): Made if missing.
-        study ([`Study`]): What they show.
+        analysis ([`Analysis`]): What they show.
 
     Returns:
         `list[Path]`: The files.
@@ -88,7 +101,7 @@ def write_figures(folder: str | os.PathLike[str], study: Study) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for picture in pictures(study):
+    for picture in pictures(analysis):
         for kind, content in (("png", to_png(picture.figure)), ("svg", to_svg(picture.figure))):
             path = folder / f"{picture.name}.{kind}"
             write_whole(path, content)
@@ -96,40 +109,166 @@ def write_figures(folder: str | os.PathLike[str], study: Study) -> list[Path]:
     return written
 
 
-def _figures(shown: Sequence[Picture]) -> str:
-    parts, number = [], numbers(1)
-    for key, title in SECTIONS.items():
-        here = [picture for picture in shown if picture.section == key]
-        if here:
-            boxes = "".join(_figure(picture, next(number)) for picture in here)
-            parts.append(section(title, f'<div class="figures">{boxes}</div>'))
-    return "\n".join(parts)
+@cache
+def _template() -> Template:
+    def load(name: str) -> str:
+        return files(__package__).joinpath(name).read_text("utf-8")
 
-
-def _figure(picture: Picture, number: int) -> str:
-    svg = inline_svg(picture.figure, html.escape(f"{picture.title}. {picture.caption}"))
-    return (
-        f'<figure id="{picture.name}">{svg}<figcaption><b>Figure {number}. '
-        f"{prose(picture.title)}.</b> {prose(picture.caption)}</figcaption></figure>"
+    environment = Environment(
+        loader=FunctionLoader(load), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"code": _code, "plural": plural}
+    return environment.get_template("report.html.j2")
 
 
-def _tables(study: Study) -> str:
-    parts = []
-    for title, rows in study.tables.items():
-        if rows:
-            head = list(rows[0])
-            cells = [[_cell(row.get(name)) for name in head] for row in rows]
-            parts.append(section(title, table(head, cells)))
-    return "\n".join(parts)
+def _code(words: str) -> Markup:
+    """Show `names` as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(words))))
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: MISSING}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    return significant(value) if isinstance(value, float) else str(value)
+def _formula(tex: str, text: str) -> Markup | None:
+    try:
+        figure = draw_formula(tex)
+    except ValueError:  # LaTeX that matplotlib cannot set
+        return None
+    width, height = 96 * figure.get_size_inches()
+    return inline_svg(figure, text, f'width="{width:.0f}" height="{height:.0f}"')
 
 
-__all__ = ["report_html", "write_figures", "write_report"]
+def _figures(shown: Sequence[Picture]) -> list[tuple[str, list[tuple[int, Picture, Markup]]]]:
+    """Number the pictures, by the title of their section."""
+    number, found = numbers(1), []
+    for key, title in SECTIONS.items():
+        here = [
+            (next(number), picture, inline_svg(picture.figure, _label(picture)))
+            for picture in shown
+            if picture.section == key
+        ]
+        if here:
+            found.append((title, here))
+    return found
+
+
+def _label(picture: Picture) -> str:
+    return f"{picture.title}. {picture.caption}"
+
+
+def _facts(analysis: Analysis) -> list[tuple[str, str, str]]:
+    """Return the facts on top of the page: name, value, and a remark."""
+    fit, columns = analysis.fit, analysis.fit.data.columns
+    error = float(np.sqrt(np.mean((fit.data.loss / fit.fitted() - 1) ** 2)))
+    rows = f"{len(fit.data):,} rows" if len(fit.data) != fit.data.runs else ""
+    left = ", ".join(filter(None, [rows, analysis.left_out]))
+    facts = [
+        ("runs fitted", f"{fit.data.runs:,}", left),
+        ("search", STATUS[str(fit.status)], f"{fit.agreement:.0%} of {fit.starts} starts agree"),
+        ("root mean square error", f"{100 * error:.2g}%", "of the loss, on the rows fitted"),
+    ]
+    if has_sizes(analysis):
+        facts.append(("compute", _span(flops_of(analysis), scientific), "FLOPs per run"))
+        for name, title in (("N", "parameters"), ("D", "training tokens")):
+            column = analysis.source.columns.get(name, name)
+            facts.append((title, _span(columns[name], count), column if column != name else ""))
+    if "G" in fit.law.variable_names:
+        values = ", ".join(f"{g:g}" for g in np.unique(columns["G"])[:8])
+        facts.append(("granularity G", values, "exits"))
+    return facts
+
+
+def _span(values: np.ndarray, words: Any) -> str:
+    low, high = words(float(values.min()), 2), words(float(values.max()), 2)
+    return low if low == high else f"{low} – {high}"
+
+
+def _objective(analysis: Analysis) -> str:
+    settings = analysis.fit.settings
+    return OBJECTIVES[settings.objective].format(delta=f"{settings.delta:g}")
+
+
+def _estimates(analysis: Analysis) -> list[tuple[Markup, str]]:
+    """Return the exponents that a reader looks for first, as symbols and numbers."""
+    known, found = next(iter(analysis.intervals.values()), {}), []
+    for name in ("gamma", "alpha", "beta"):
+        if name in known:
+            words = estimate(analysis.fit.values[name], known[name].low, known[name].high)
+            found.append((_symbol(analysis, name), " ".join(words)))
+    return found
+
+
+def _symbol(analysis: Analysis, name: str) -> Markup:
+    return SYMBOL.format(symbol_html(analysis.fit.law.parameter(name).symbol))
+
+
+def _coefficients(analysis: Analysis) -> Table:
+    fit = analysis.fit
+    label, published = next(iter(fit.law.published.items()), ("", None))
+    rows = []
+    for name, words, spans in coefficient_words(analysis):
+        if name not in fit.free and spans and set(spans) == {MISSING}:
+            tied = fit.settings.tied.get(name)
+            spans[0] = f"tied to {tied}" if tied else "fixed"
+        printed = [f"{published.values[name]:.6g}".replace("-", "−")] if published else []
+        meaning = fit.law.parameter(name).meaning
+        rows.append([_symbol(analysis, name), words, *spans, *printed, meaning])
+    head = ["coefficient", "value", *interval_head(analysis)]
+    head += [f"published: {label}"] if published else []
+    note = _interval_note(analysis)
+    note += f" Published: {published.source}. {published.note}" if published else ""
+    return Table("Coefficients", [*head, "meaning"], rows, note, prose=(len(head),))
+
+
+def _interval_note(analysis: Analysis) -> str:
+    words, draws = [METHODS[m] for m in analysis.intervals if m in METHODS], analysis.replicates
+    if draws is not None:
+        number = plural(len(draws), "bootstrap replicate")
+        words.append(f"{number} of {draws.kind}, seed {draws.seed}.")
+        if draws.failed:
+            words.append(f"{draws.failed} more came to no optimum and are left out.")
+    return " ".join(words) or "No intervals could be had."
+
+
+def _settings(analysis: Analysis) -> Table:
+    """Return every choice that the fit was made with."""
+    fit, source, settings = analysis.fit, analysis.source, analysis.fit.settings
+    rows = {
+        "law": f"{fit.law.name}: {fit.law.formula_text}",
+        "source of the law": fit.law.source,
+        "file": f"{source.file}, {source.rows} rows" if source.file else MISSING,
+        "columns": "; ".join(f"{k}: {v}" for k, v in source.columns.items()) or MISSING,
+        "what the runs tell": source.facts.words or MISSING,
+        "rows left out": " ".join(source.notes) or "none",
+        "objective": _objective(analysis),
+        "objective at the optimum": f"{fit.objective:.10g}, summed over rows",
+        "fixed": _pairs(settings.fixed),
+        "tied": _pairs(settings.tied),
+        "bounds": _pairs(settings.bounds),
+        "starts": _pairs(settings.starts) if settings.starts else "of the law",
+        "outliers": str(settings.outliers) if settings.outliers else "kept",
+        "search": f"{fit.grid:,} points of a grid, {fit.starts} followed; within 1% of the best: "
+        f"{fit.agreement:.0%}, within 10⁻⁶: {fit.exact_agreement:.0%}; {fit.steps} steps",
+        "condition number": significant(fit.condition, 3),
+        "bounds hit": ", ".join(fit.bounds_hit) or "none",
+        "intervals": _interval_note(analysis),
+    }
+    return Table("Settings", ["", ""], list(rows.items()), prose=(1,))
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in values.items()) or "none"
+
+
+def _runs(analysis: Analysis) -> Table:
+    """Return the rows as fitted."""
+    data, predicted = analysis.fit.data, analysis.fit.fitted()
+    names = [n for n in ("C", *analysis.fit.law.variable_names) if n in data.columns]
+    words: dict[str, Any] = {"C": scientific, "N": count, "D": count}
+    rows = []
+    for i in range(min(len(data), MOST_ROWS)):
+        measured = float(data.loss[i])
+        residual = f"{100 * (measured / predicted[i] - 1):+.2f}".replace("-", "−")
+        cells = [words.get(n, significant)(float(data.columns[n][i])) for n in names]
+        name = data.run_names[data.run_id[i]]
+        rows.append([name, *cells, f"{measured:.4f}", f"{predicted[i]:.4f}", residual])
+    head = ["run", *names, analysis.fit.law.target.name, "by the law", "residual (%)"]
+    note = f"The first {len(rows)} of {len(data):,} rows." if len(data) > len(rows) else ""
+    return Table(f"{plural(len(data), 'row')}, as fitted", head, rows, note)

@@ -1,0 +1,78 @@
+"""Files that go along with a member: tokenizer, generation config, licence."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from transformers.dynamic_module_utils import get_relative_imports
+
+from .index import own_file
+
+
+logger = logging.getLogger(__name__)
+
+# of these, a tokenizer leaves one at least
+TOKENIZERS = ("tokenizer*", "vocab.*", "*.tiktoken", "*.model", "tekken.json")
+TOKENIZER_FILES = (
+    *TOKENIZERS,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template*",
+    "additional_chat_templates/*",
+)
+COMPANIONS = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*", *TOKENIZER_FILES)
+
+
+def companions(folder: Path) -> list[Path]:
+    """Return the files that a member takes along, the code of its tokenizer among them.
+
+    Raises:
+        CheckpointError: If one of them is a link that leads out of the folder.
+    """
+    names = {str(path.relative_to(folder)) for p in COMPANIONS for path in folder.glob(p)}
+    found = {own_file(folder, name) for name in names}
+    return sorted({path for path in found if path.is_file()} | set(_tokenizer_code(folder)))
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds the files of a tokenizer."""
+    return any(path.is_file() for pattern in TOKENIZERS for path in folder.glob(pattern))
+
+
+def tokenizer_modules(folder: Path) -> list[str]:
+    """Return the modules that a tokenizer names as its own code in this repository."""
+    path = own_file(folder, "tokenizer_config.json")
+    try:
+        auto_map = json.loads(path.read_text(encoding="utf-8")).get("auto_map")
+    except (OSError, ValueError, AttributeError):
+        return []  # there is none, or the loader will say what is wrong with it
+    classes = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
+    classes = [classes] if isinstance(classes, str) else classes or []
+    local = [name for name in classes if isinstance(name, str) and "--" not in name]
+    return sorted({name.split(".")[0] for name in local})
+
+
+def _tokenizer_code(folder: Path) -> list[Path]:
+    """Return the files of a tokenizer's own code, with what they import from each other."""
+    left, seen, found = [f"{module}.py" for module in tokenizer_modules(folder)], set(), []
+    while left:
+        name = left.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        path = own_file(folder, name)
+        if path.is_file():
+            found.append(path)
+            left += [f"{module}.py" for module in get_relative_imports(path)]
+        else:
+            logger.warning(
+                "The tokenizer in `%s` has code of its own, and `%s` of it is not there: the "
+                "tokenizer that goes along cannot be loaded. Put the file there, or save another "
+                "tokenizer in its place.",
+                path.parent,
+                path.name,
+            )
+    return found

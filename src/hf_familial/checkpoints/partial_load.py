@@ -1,0 +1,139 @@
+"""Load the shallow part of a family: only its tensors are read, and only their files fetched."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import GenerationConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from ..errors import CutError
+from ..models import is_family_config
+from ..models.familial import FamilialConfig
+from .cuts import check_cut, cut_config, cut_names, find_layout
+
+
+# what `from_pretrained` passes on to find files, here as there
+WHERE = tuple("cache_dir force_download local_files_only proxies revision subfolder token".split())
+OPTIONAL = {f"_raise_exceptions_for_{n}": False for n in ("missing_entries", "connection_errors")}
+
+ADAPTER = "adapter_config.json"
+ADAPTED = (
+    "`{}` holds an adapter, which would be left out: move `adapter_config.json` and its weights to "
+    "another folder, load that with `PeftModel.from_pretrained(family, folder)`, and merge it."
+)
+
+
+def load_cut(
+    load: Callable[..., Any],
+    path_or_repo: Any,
+    max_exit: int,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Load the family cut at an exit; only the tensors it has are read, only their files fetched.
+
+    Args:
+        load (`Callable[..., Any]`): The host's `from_pretrained` of the class.
+        path_or_repo (`str` or `os.PathLike`): Folder, or id of a repository on the Hub.
+        max_exit (`int`): Exit to cut at: the deepest one of the result.
+        *args: Passed on.
+        **kwargs: Passed on.
+
+    Returns:
+        [`FamilialForCausalLM`], or what `load` returns.
+
+    Raises:
+        CutError: If the family cannot be cut at this exit.
+        IndexError: If there is no such exit.
+        OSError: If there is no such checkpoint, or a file that is needed is missing.
+        ValueError: If a file of weights is outside the checkpoint's folder.
+    """
+    where = {name: kwargs[name] for name in WHERE if name in kwargs}
+    config = kwargs.pop("config", None)
+    if not is_family_config(config):
+        config = FamilialConfig.from_pretrained(config or path_or_repo, **where)
+    max_exit = config.resolve_exit(max_exit)
+    check_cut(config, max_exit)
+    smaller = cut_config(config, max_exit)
+    for name in {field.name for field in dataclasses.fields(smaller)} & kwargs.keys() - {"dtype"}:
+        setattr(smaller, name, kwargs.pop(name))
+    if "generation_config" not in kwargs:
+        with suppress(OSError):  # the host makes one of the config
+            kwargs["generation_config"] = GenerationConfig.from_pretrained(path_or_repo, **where)
+    with ExitStack() as files:
+        slices = _slices(config, smaller, max_exit, path_or_repo, files, where)
+        loaded = load(None, *args, config=smaller, state_dict=slices, **kwargs)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.name_or_path = model.config.name_or_path = str(path_or_repo)
+    return loaded
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Tell whether a file of a folder is in it, no link that leads elsewhere.
+
+    The snapshots of the client's cache are links to the files of the same repository.
+
+    Args:
+        path (`Path`): A file, by its name in the folder.
+        folder (`Path`): The folder.
+
+    Returns:
+        `bool`
+    """
+    home = folder.resolve()
+    snapshots = [home.parent for home in (home, *home.parents) if home.parent.name == "snapshots"]
+    roots = [home, *(found.parent / "blobs" for found in snapshots)]
+    return any(path.resolve().is_relative_to(root) for root in roots)
+
+
+def _slices(
+    config: FamilialConfig,
+    smaller: FamilialConfig,
+    max_exit: int,
+    path_or_repo: Any,
+    files: ExitStack,
+    where: dict[str, Any],
+) -> dict[str, Any]:
+    """The tensors of the cut family, by their names there, to be read when they are needed."""
+
+    find = partial(cached_file, path_or_repo, **where)
+    if find(ADAPTER, **OPTIONAL):
+        raise CutError(ADAPTED.format(path_or_repo))
+
+    def opened(name: str) -> Any:
+        found = find(name) if os.path.basename(name) == name else None
+        if found is None or not lies_in(Path(found), Path(found).parent):
+            raise ValueError(
+                f"`{path_or_repo}` has weights in `{name}`, which is not in its folder or is a "
+                "link that leads out of it: only files of the checkpoint itself are read."
+            )
+        file = files.enter_context(safe_open(found, framework="pt"))
+        if quantised and (file.metadata() or {}).keys() - {"format"}:
+            raise CutError(
+                f"`{path_or_repo}` is quantised and its files say how in their own metadata, which "
+                "is read of a whole family only: load it without `max_exit`."
+            )
+        return file
+
+    configs = (config, config.text_config)
+    quantised = any(getattr(c, "quantization_config", None) is not None for c in configs)
+    index = None if find(SAFE_WEIGHTS_NAME, **OPTIONAL) else find(SAFE_WEIGHTS_INDEX_NAME)
+    if index is None:
+        shards = {SAFE_WEIGHTS_NAME: opened(SAFE_WEIGHTS_NAME)}
+        weight_map = dict.fromkeys(shards[SAFE_WEIGHTS_NAME].keys(), SAFE_WEIGHTS_NAME)
+    else:
+        shards = {}
+        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    names = cut_names(config, max_exit, weight_map, find_layout(smaller.text_config))
+    for name in sorted({weight_map[source] for source in names} - shards.keys()):
+        shards[name] = opened(name)
+    return {new: shards[weight_map[old]].get_slice(old) for old, new in names.items()}

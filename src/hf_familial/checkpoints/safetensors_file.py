@@ -1,0 +1,327 @@
+"""Read and write safetensors files with bounds: a header is checked before a tensor is touched.
+
+The format is 8 bytes of length, a JSON header and the tensors, one after another:
+https://github.com/huggingface/safetensors#format. Data are copied, never held in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from ..errors import CheckpointError
+
+
+# bits of one element; https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs
+BITS: Mapping[str, int] = {
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64,
+    "F32": 32, "I32": 32, "U32": 32,
+    "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I8": 8, "U8": 8, "BOOL": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+
+# the dtypes that a conversion reads and writes; others stay as they are
+FLOATS: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+CHUNK = 1 << 20  # bytes in memory at once
+KERNEL_CHUNK = 1 << 30  # bytes that the kernel is asked to copy at once
+
+# what a file system that cannot copy inside the kernel says
+NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest header that a reader accepts; the defaults are the format's own.
+
+    Attributes:
+        header (`int`): Bytes of the header.
+        dims (`int`): Dimensions of a tensor.
+        size (`int`): Every size and offset, and the elements of a tensor, are below this.
+        dtypes (`Collection[str]`): Names of the dtypes.
+    """
+
+    header: int = 100_000_000
+    dims: int = 1 << 10
+    size: int = 1 << 63
+    dtypes: Collection[str] = tuple(BITS)
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor as a header describes it.
+
+    Attributes:
+        dtype (`str`): The format's name of its dtype.
+        shape (`tuple[int, ...]`): Its shape.
+        start (`int`): Its first byte, counted from the start of the file.
+        nbytes (`int`): Number of bytes.
+        path (`Path`): Its file, where it has one.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+    path: Path = Path()
+
+
+def parse_header(
+    read: Callable[[int], bytes], size: int, limits: Limits = Limits()
+) -> tuple[Any, dict[str, TensorEntry]]:
+    """Read and check the header of a safetensors file.
+
+    Args:
+        read (`Callable[[int], bytes]`): Returns the next bytes, from the first one on.
+        size (`int`): Bytes of the whole file.
+        limits ([`Limits`], *optional*): What is accepted.
+
+    Returns:
+        `tuple[Any, dict[str, TensorEntry]]`: `__metadata__` as it stands there, and the tensors by
+        name. They fill the rest of the file exactly.
+
+    Raises:
+        CheckpointError: If anything is wrong.
+    """
+    if size < 8:
+        raise CheckpointError(f"the file has at least 8 bytes, got {size}.")
+    length = int.from_bytes(read(8), "little")
+    if length > min(size - 8, limits.header):
+        raise CheckpointError(
+            f"the header claims {length} bytes; {size - 8} follow, and {limits.header} is the most."
+        )
+    header = parse_json(read(length))
+    if not isinstance(header, dict):
+        raise CheckpointError(f"the header must be an object, got {type(header).__name__}.")
+    metadata = header.pop("__metadata__", None)
+    data = 8 + length
+    entries = {name: _entry(name, row, data, limits) for name, row in header.items()}
+    end = data
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        needed, rest = divmod(math.prod(entry.shape) * BITS[entry.dtype], 8)
+        if entry.start != end or entry.nbytes != needed or rest:
+            start = entry.start - data
+            raise CheckpointError(
+                f"tensor {name!r:.60} of shape {list(entry.shape)} takes {needed} bytes from "
+                f"{end - data} on, its offsets are {start} and {start + entry.nbytes}."
+            )
+        end += needed
+    if end != size:
+        raise CheckpointError(
+            f"the tensors take {end - data} bytes, the file has {size - data} for them."
+        )
+    return metadata, entries
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; reject names given twice, NaN, endless numbers and endless nesting."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"the header is no JSON: {error}.") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise CheckpointError("the header names something twice.")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise CheckpointError(f"the header holds {name}, which is no number.")
+
+
+def _entry(name: str, row: Any, data: int, limits: Limits) -> TensorEntry:
+    """Check the types and sizes of one row of a header."""
+    if not isinstance(row, dict) or row.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"tensor {name!r:.60} must have a dtype, a shape and offsets.")
+    dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in limits.dtypes:
+        raise CheckpointError(
+            f"tensor {name!r:.60} must be one of {', '.join(limits.dtypes)}, got {dtype!r:.40}."
+        )
+    if not (
+        _are_sizes(shape, limits) and len(shape) <= limits.dims and _are_sizes(offsets, limits)
+    ):
+        raise CheckpointError(f"tensor {name!r:.60} has a shape or offsets that are no sizes.")
+    if len(offsets) != 2 or math.prod(n or 1 for n in shape) >= limits.size:
+        raise CheckpointError(f"tensor {name!r:.60} must have two offsets and fit in memory.")
+    return TensorEntry(dtype, tuple(shape), data + offsets[0], offsets[1] - offsets[0])
+
+
+def _are_sizes(values: Any, limits: Limits) -> bool:
+    if not isinstance(values, list):
+        return False
+    return all(type(n) is int and 0 <= n < limits.size for n in values)
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Return the tensors of a file by name, in the order of its header, and read nothing else.
+
+    Raises:
+        CheckpointError: If the header is damaged, or does not fit the size of the file.
+        OSError: If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            _, entries = parse_header(file.read, os.fstat(file.fileno()).st_size)
+    except CheckpointError as error:
+        raise CheckpointError(f"`{path}` is damaged, or no safetensors file: {error}") from None
+    return {name: replace(entry, path=path) for name, entry in entries.items()}
+
+
+@dataclass(frozen=True)
+class TensorCopy:
+    """One tensor to be written: its new name, where it is, and the dtype that it gets."""
+
+    name: str
+    source: TensorEntry
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the new file."""
+        return math.prod(self.source.shape) * BITS[self.dtype] // 8
+
+
+def write_file(path: Path, copies: Sequence[TensorCopy]) -> int:
+    """Write a file of tensors that are in other files, bring it to the disk, return its size.
+
+    Raises:
+        CheckpointError: If a source is cut off, or a value does not fit its new dtype.
+        OSError: If it cannot be written.
+    """
+    # widest first, then by name: every tensor starts at a multiple of its element, as the format
+    # wants it, however the copies came
+    copies = sorted(copies, key=lambda copy: (-BITS[copy.dtype], copy.name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for copy in copies:
+        offsets, end = [end, end + copy.nbytes], end + copy.nbytes
+        row = {"dtype": copy.dtype, "shape": list(copy.source.shape), "data_offsets": offsets}
+        header[copy.name] = row
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        with path.open("xb", buffering=0) as target:
+            _write(target, len(text).to_bytes(8, "little") + text)
+            for run in _runs(copies):
+                with run[0].source.path.open("rb", buffering=0) as source:
+                    if run[0].dtype == run[0].source.dtype:
+                        nbytes = sum(copy.source.nbytes for copy in run)
+                        _copy(source, target, run[0].source.start, nbytes)
+                    else:
+                        _convert(source, target, run[0])
+            os.fsync(target.fileno())
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)  # the calls on descriptors do not know it
+        raise
+    return 8 + len(text) + end
+
+
+def _runs(copies: Sequence[TensorCopy]) -> list[list[TensorCopy]]:
+    """Group copies that follow each other in the source, too; a converted one stands alone."""
+    runs: list[list[TensorCopy]] = []
+    end: tuple[Path, int] | None = None
+    for copy in copies:
+        source = copy.source
+        unchanged = copy.dtype == source.dtype
+        if unchanged and end == (source.path, source.start):
+            runs[-1].append(copy)
+        else:
+            runs.append([copy])
+        end = (source.path, source.start + source.nbytes) if unchanged else None
+    return runs
+
+
+def _copy(source: BinaryIO, target: BinaryIO, start: int, nbytes: int) -> None:
+    """Copy bytes to the end of the target, inside the kernel where that works."""
+    done = 0
+    for copy in (_copy_file_range, _sendfile):
+        try:
+            while done < nbytes:
+                count = copy(source, target, start + done, min(KERNEL_CHUNK, nbytes - done))
+                if not count:
+                    break
+                done += count
+        except OSError as error:
+            if error.errno not in NOT_HERE:
+                raise
+    while done < nbytes:
+        done += _write(target, _read(source, start + done, min(CHUNK, nbytes - done)))
+
+
+def _copy_file_range(source: BinaryIO, target: BinaryIO, start: int, count: int) -> int:
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    return os.copy_file_range(source.fileno(), target.fileno(), count, start)
+
+
+def _sendfile(source: BinaryIO, target: BinaryIO, start: int, count: int) -> int:
+    if not hasattr(os, "sendfile"):
+        return 0
+    return os.sendfile(target.fileno(), source.fileno(), start, count)
+
+
+def _convert(source: BinaryIO, target: BinaryIO, copy: TensorCopy) -> None:
+    """Copy a tensor chunk by chunk, converted."""
+    stored, done = copy.source, 0
+    while done < stored.nbytes:
+        chunk = _read(source, stored.start + done, min(CHUNK, stored.nbytes - done))
+        values = torch.frombuffer(chunk, dtype=FLOATS[stored.dtype])
+        converted = to_dtype(copy.name, values, FLOATS[copy.dtype])
+        _write(target, converted.view(torch.uint8).numpy().data)
+        done += len(chunk)
+
+
+def to_dtype(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert the values of a tensor, which is returned as it is where nothing changes.
+
+    Raises:
+        CheckpointError: If a finite value would become an infinity.
+    """
+    converted = values.to(dtype)
+    if converted is values:
+        return values
+    if (converted.isinf() & ~values.isinf()).any():
+        raise CheckpointError(
+            f"tensor `{name}` has values too large for {dtype}: the largest is "
+            f"{values.abs().max().item():.3g}. Choose bfloat16 or float32."
+        )
+    return converted
+
+
+def _read(source: BinaryIO, start: int, count: int) -> bytearray:
+    found = bytearray()
+    while len(found) < count:
+        chunk = os.pread(source.fileno(), count - len(found), start + len(found))
+        if not chunk:
+            raise CheckpointError(f"`{source.name}` ended early: it changed while it was read.")
+        found += chunk
+    return found
+
+
+def _write(target: BinaryIO, data: bytes | bytearray | memoryview) -> int:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target.fileno(), view) :]
+    return len(data)

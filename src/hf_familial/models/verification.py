@@ -1,0 +1,293 @@
+"""A numeric check that a backbone can be cut: segments against the whole, cache included."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from .familial.contract import decoder_of, find_contract, logit_ops, refusal
+from .familial.exits import read_out
+from .familial.segments import Segment, grow_cache, run_segment
+
+
+# Types that passed `verify_backbone` at tiny size (scripts/list_backbones.py); others are checked
+# when they are used.
+VERIFIED: frozenset[str] = frozenset(
+    """
+    afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba beam biogpt bitnet bloom
+    codegen cohere cohere2 cohere2_moe cohere_compass_text ctrl cwm dbrx deepseek_v2
+    deepseek_v3 deepseek_v32 diffllama doge dots1 dots3_note_text ernie4_5 ernie4_5_moe
+    exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo flint gemma gemma2 gemma3_text
+    gemma4_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa gpt-sw3 gpt2
+    gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe
+    granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
+    hy_v3 hyperclovax inkling_text internlm3 iquestcoder jais2 jamba jetmoe kimi_linear
+    kolibri1 laguna lfm2 lfm2_moe lfm3 llama llama4_text mamba mamba2 mellum mimo_v2_flash
+    minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral moshi
+    mpt nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt
+    persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text
+    qwen3_5_text qwen3_moe qwen3_next recurrent_gemma seed_oss smollm3 solar_open stablelm
+    starcoder2 vaultgemma xglm xlstm youtu zamba zamba2 zaya
+    """.split()
+)
+
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
+HALF_TOLERANCE = 5e-2
+
+
+@dataclass(frozen=True)
+class BackboneReport:
+    """What `verify_backbone` found.
+
+    Attributes:
+        model_type (`str`): Of the backbone.
+        errors (`dict[str, float]`): Largest difference found by each check, relative to the largest
+            value compared; `inf` where the check could not run.
+        reasons (`dict[str, str]`): Why a check could not run.
+        tolerance (`float`): What the errors are held against.
+    """
+
+    model_type: str
+    errors: dict[str, float]
+    reasons: dict[str, str]
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """`bool`: Whether it can have exits: `logits`, `taps` and `steps` are right."""
+        return not self.failure("logits", "taps", "steps")
+
+    @property
+    def continues(self) -> bool:
+        """`bool`: Whether segments can go on from taps: private layers work."""
+        return self.ok and not self.failure("segments")
+
+    @property
+    def relays(self) -> bool:
+        """`bool`: Whether they can do so on a cache, several pending positions at once."""
+        return self.continues and not self.failure("relay")
+
+    def failure(self, *checks: str) -> str:
+        """How the first of these checks failed; empty if none did."""
+        for name in checks:
+            error = self.errors[name]
+            if not error <= self.tolerance:
+                return f"{name}: {self.reasons.get(name) or f'relative difference {error:.1e}'}"
+        return ""
+
+
+def verify_backbone(
+    model: PreTrainedModel,
+    depth: int | None = None,
+    tolerance: float | None = None,
+    seq_length: int = 24,
+) -> BackboneReport:
+    """Check numerically that a causal LM of transformers can be the backbone of a family.
+
+    Five checks, on random tokens, in evaluation mode:
+
+    - `logits`: final norm, head and the known logit operations give the host's own logits;
+    - `taps`: the first segment with the final norm equals that norm on the tap of the whole
+      forward;
+    - `steps`: the first segment token by token, on a cache, equals the same without;
+    - `segments`: the first segment, then the second on its output, equal the whole;
+    - `relay`: the first segment token by token, then the second in chunks of pending positions,
+      both on one cache, equal the whole.
+
+    Args:
+        model (`PreTrainedModel`): A causal LM with weights; it is not changed.
+        depth (`int`, *optional*): Depth of the cut, in layers; defaults to half the backbone.
+        tolerance (`float`, *optional*): Largest relative difference allowed. Defaults to 1e-4 in
+            float32, 1e-6 in float64, 5e-2 in half precision, where rounding depends on the
+            batching.
+        seq_length (`int`, *optional*, defaults to 24): Number of tokens per row; two rows are run.
+
+    Returns:
+        [`BackboneReport`]: The error of each check, and whether all are within the tolerance.
+
+    Raises:
+        ValueError: If the backbone has no list of layers or final norm.
+    """
+    backbone: Any = decoder_of(model)
+    if tolerance is None:
+        tolerance = TOLERANCES.get(backbone.dtype, HALF_TOLERANCE)
+    probe = _Probe(model, backbone, depth or max(1, backbone.config.num_hidden_layers // 2))
+    errors: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    with torch.no_grad(), _evaluating(model):
+        ids = probe.tokens(seq_length)
+        for check in (probe.logits, probe.taps, probe.steps, probe.segments, probe.relay):
+            try:
+                errors[check.__name__] = check(ids)
+            except Exception as error:  # any failure of a host's forward is a finding here
+                errors[check.__name__] = float("inf")
+                reasons[check.__name__] = f"{type(error).__name__}: {error}"
+    return BackboneReport(backbone.config.model_type, errors, reasons, tolerance)
+
+
+def check_unverified(host: PreTrainedModel, private_layers: bool) -> None:
+    """Raise `ValueError` if a backbone that is not known to work fails the numeric checks.
+
+    Args:
+        host (`PreTrainedModel`): A causal LM with weights.
+        private_layers (`bool`): Whether segments must be able to go on from taps.
+    """
+    text_config = host.config.get_text_config(decoder=True)
+    # a composite may treat the logits of its language model in its own way
+    known = text_config.model_type in VERIFIED and text_config is host.config
+    if known or host.device.type == "meta":
+        return
+    report = verify_backbone(host)
+    if not (report.continues if private_layers else report.ok):
+        reason = report.failure("logits", "taps", "steps", "segments")
+        raise refusal(text_config.model_type, reason)
+
+
+def check_family(family: Any) -> None:
+    """Raise `ValueError` if the backbone of a family fails the checks that it needs."""
+    if family.config.text_config.model_type not in VERIFIED:
+        check_unverified(as_host(family), private_layers=bool(family.config.num_exit_layers))
+
+
+def as_host(family: Any) -> PreTrainedModel:
+    """The host's causal LM around a family's own backbone and shared head.
+
+    Args:
+        family ([`FamilialForCausalLM`]): Its modules are shared, not copied.
+
+    Returns:
+        `PreTrainedModel`: What transformers would build from `config.text_config`.
+    """
+    with torch.device("meta"):
+        host = AutoModelForCausalLM.from_config(copy.deepcopy(family.config.text_config))
+    empty = decoder_of(host)
+    for module in host.modules():
+        for name, child in module.named_children():
+            if child is empty:
+                setattr(module, name, family.model.backbone)
+    host.set_output_embeddings(family.lm_head)
+    return host
+
+
+class _Probe:
+    """The checks, each giving its largest relative difference."""
+
+    def __init__(self, model: PreTrainedModel, backbone: Any, depth: int) -> None:
+        self.model, self.backbone, self.depth = model, backbone, depth
+        self.contract = find_contract(backbone)
+        layers, self.norm = self.contract.parts(backbone)
+        self.num_layers = len(layers)
+        self.lower = Segment(list(layers[:depth]), 0, None, range(depth))
+        self.member = replace(self.lower, norm=self.norm)
+        self.upper = Segment(list(layers[depth:]), depth, self.norm, range(depth, len(layers)))
+
+    def tokens(self, seq_length: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        vocab_size = self.model.get_input_embeddings().weight.shape[0]
+        # low ids are often special, and some hosts treat a row's padding id apart
+        low = min(8, vocab_size // 2)
+        ids = torch.randint(low, vocab_size, (2, seq_length), generator=generator)
+        return ids.to(self.model.device)
+
+    def logits(self, ids: torch.Tensor) -> float:
+        hidden = self.whole(ids).last_hidden_state
+        ops = logit_ops(self.backbone.config)
+        found = read_out(hidden, self.model.get_output_embeddings(), ops)
+        return _difference(found, self.model(input_ids=ids, use_cache=False).logits)
+
+    def taps(self, ids: torch.Tensor) -> float:
+        index = self.depth + self.contract.tap_shift
+        tap = self.whole(ids, output_hidden_states=[index]).hidden_states[index]
+        return _difference(self.run(self.member, input_ids=ids), self.norm(tap))
+
+    def steps(self, ids: torch.Tensor) -> float:
+        if not self.contract.cache:
+            return 0.0
+        starts = [0, *range(ids.shape[1] // 3, ids.shape[1])]
+        found = self.in_pieces(self.member, "input_ids", ids, starts, self.new_cache())
+        return _difference(found, self.run(self.member, input_ids=ids))
+
+    def segments(self, ids: torch.Tensor) -> float:
+        if self.contract.whole:
+            raise ValueError(self.contract.whole)
+        tap = self.run(self.lower, input_ids=ids)
+        found = self.run(self.upper, inputs_embeds=tap, position_ids=_positions(ids))
+        return _difference(found, self.whole(ids).last_hidden_state)
+
+    def relay(self, ids: torch.Tensor) -> float:
+        if self.contract.whole or not self.contract.cache:
+            raise ValueError(self.contract.whole or "it has no cache of transformers' kinds")
+        cache, length = self.new_cache(), ids.shape[1]
+        starts, chunks = [0, *range(length // 3, length)], [0, *range(length // 3, length, 5)]
+        taps = self.in_pieces(self.lower, "input_ids", ids, starts, cache)
+        found = self.in_pieces(self.upper, "inputs_embeds", taps, chunks, cache)
+        return _difference(found, self.whole(ids).last_hidden_state)
+
+    def new_cache(self) -> DynamicCache:
+        cache, config = DynamicCache(config=self.backbone.config), self.backbone.config
+        grow_cache(cache, range(self.num_layers), [(config, i) for i in range(self.num_layers)])
+        return cache
+
+    def in_pieces(
+        self,
+        segment: Segment,
+        name: str,
+        values: torch.Tensor,
+        starts: list[int],
+        cache: DynamicCache,
+    ) -> torch.Tensor:
+        """Run a segment over pieces of a sequence, on one cache."""
+        positions = _positions(values)
+        pieces = zip(starts, [*starts[1:], values.shape[1]], strict=True)
+        outputs = [
+            self.run(
+                segment,
+                past_key_values=cache,
+                use_cache=True,
+                position_ids=positions[:, a:b],
+                **{name: values[:, a:b]},
+            )
+            for a, b in pieces
+        ]
+        return torch.cat(outputs, dim=1)
+
+    def whole(self, ids: torch.Tensor, **kwargs: Any) -> Any:
+        return self.backbone(
+            **self.contract.accepted({"use_cache": False, **kwargs}), input_ids=ids
+        )
+
+    def run(self, segment: Segment, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
+        outputs = run_segment(self.backbone, self.contract, segment, use_cache=use_cache, **inputs)
+        return outputs.last_hidden_state
+
+
+def _positions(values: torch.Tensor) -> torch.Tensor:
+    return torch.arange(values.shape[1], device=values.device).unsqueeze(0)
+
+
+def _difference(found: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest difference, relative to the largest right value; shapes that differ raise."""
+    if found.shape != right.shape:
+        raise ValueError(f"shape {tuple(found.shape)} where the host has {tuple(right.shape)}")
+    difference = (found.float() - right.float()).abs().max() / right.float().abs().max()
+    return difference.item() if torch.isfinite(difference) else float("inf")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and each module's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

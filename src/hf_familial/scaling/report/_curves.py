@@ -1,0 +1,201 @@
+"""The numbers behind the pictures and tables of an analysis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..._wording import count
+from ..confidence import Estimate
+from ..isoflop import budgets as budget_groups
+from ..prediction import Estimator
+from ..quantities import DerivedQuantity
+from .analysis import Analysis
+
+
+MOST_BUDGETS, MOST_SETTINGS, LEAST_SIZES = 9, 6, 3
+CURVE_POINTS, PENALTY_POINTS = 60, 17
+SAME = 1.25  # ratio of computes up to which runs without gaps count as one budget
+# what adds to the loss of an exit or a family, and the value at which it adds nothing
+COSTS = {"G": 1.0, "U": 0.0, "V": 0.0}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The runs of one number of FLOPs, the law's curve there, and its minimum (NaN for none)."""
+
+    flops: float
+    sizes: np.ndarray
+    losses: np.ndarray
+    curve_sizes: np.ndarray
+    curve_losses: np.ndarray
+    best_size: float
+    best_loss: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points that belong together and their name in the legend, such as `G = 4`."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+
+
+def banded(points: Sequence[Estimate]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return values and both ends of their intervals, each of shape (points,); NaN for none."""
+    ends = [(p.interval.low, p.interval.high) if p.interval else (math.nan,) * 2 for p in points]
+    low, high = np.array(ends).T
+    return np.array([point.value for point in points]), low, high
+
+
+def has_sizes(analysis: Analysis) -> bool:
+    """Return whether the law gives a loss by N and D, so that runs of a budget form a curve."""
+    return {"N", "D"} <= set(analysis.fit.law.variable_names) and analysis.fit.law.family != "rule"
+
+
+def has_optimum(analysis: Analysis) -> bool:
+    """Return whether a budget has a best size.
+
+    A single exit of a branch law has none: its run pays for the other exits too.
+    """
+    return has_sizes(analysis) and not {"U", "V"} & set(analysis.fit.law.variable_names)
+
+
+def settings_of(analysis: Analysis) -> list[dict[str, float]]:
+    """Return the values that the law's variables other than N and D take, at most six."""
+    names = [name for name in analysis.fit.law.variable_names if name not in ("N", "D")]
+    if not names:
+        return [{}]
+    columns = np.column_stack([analysis.fit.data.columns[name] for name in names])
+    found, counts = np.unique(columns, axis=0, return_counts=True)
+    if len(found) > MOST_SETTINGS:
+        found = found[np.sort(np.argsort(-counts, kind="stable")[:MOST_SETTINGS])]
+    return [dict(zip(names, map(float, row), strict=True)) for row in found]
+
+
+def named(setting: Mapping[str, float]) -> str:
+    """Word a setting, such as `G = 4`."""
+    return ", ".join(
+        f"{name} = {value:g}" if abs(value) < 1e4 else f"{name} = {count(value)}"
+        for name, value in setting.items()
+    )
+
+
+def rows_of(analysis: Analysis, setting: Mapping[str, float]) -> np.ndarray:
+    """Return which rows have a setting, as booleans of shape (rows,)."""
+    keep = np.ones(len(analysis.fit.data), bool)
+    for name, value in setting.items():
+        keep &= analysis.fit.data.columns[name] == value
+    return keep
+
+
+def flops_of(analysis: Analysis) -> np.ndarray:
+    """Return the compute of every row, of shape (rows,)."""
+    columns = analysis.fit.data.columns
+    return columns["C"] if "C" in columns else 6 * columns["N"] * columns["D"]
+
+
+def counting(analysis: Analysis) -> str:
+    """Word how the report's optima count FLOPs."""
+    if analysis.cost is None:
+        return "C = 6ND"
+    return f"C as the runs count it, 6ND and every head of {analysis.cost.vocab:,} tokens"
+
+
+def isoflop_curves(analysis: Analysis, setting: Mapping[str, float]) -> list[Budget]:
+    """Return the law and the runs along each budget of three sizes or more, at most nine."""
+    fit, rows = analysis.fit, np.flatnonzero(rows_of(analysis, setting))
+    size, tokens, flops = fit.data.columns["N"], fit.data.columns["D"], flops_of(analysis)
+    found = []
+    for group in _budgets(flops, size, rows):
+        # what the runs paid per parameter and token: 6, and more where heads are counted
+        price = float(np.median(flops[group] / (size[group] * tokens[group])))
+        budget = float(np.exp(np.log(flops[group]).mean()))
+        low, high = size[group].min() / 1.3, size[group].max() * 1.3
+        sizes = np.geomspace(low, high, CURVE_POINTS)
+        losses = fit.predict(N=sizes, D=budget / (price * sizes), **setting)
+        at = int(np.argmin(losses))
+        inside = 0 < at < CURVE_POINTS - 1
+        least = (sizes[at], losses[at]) if inside else (math.nan, math.nan)
+        found.append(
+            Budget(budget, size[group], fit.data.loss[group], sizes, losses, *map(float, least))
+        )
+    return found
+
+
+def _budgets(flops: np.ndarray, size: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    """Group rows of about the same compute, as many groups as a picture has room for."""
+    groups = []
+    for group in budget_groups(flops[rows]):
+        found = rows[group]
+        logs = np.log(flops[found])
+        # computes without gaps run on and on: cut them at round places
+        cells = np.floor((logs - logs.min()) / math.log(SAME)).astype(int)
+        groups += [found[cells == cell] for cell in np.unique(cells)]
+    groups = [group for group in groups if len(np.unique(size[group])) >= LEAST_SIZES]
+    if len(groups) <= MOST_BUDGETS:
+        return groups
+    # those that hold most runs, one in each ninth of the computes
+    middles = np.array([np.log(flops[group]).mean() for group in groups])
+    ninths = np.linspace(middles[0], middles[-1], MOST_BUDGETS + 1)[1:-1]
+    cell = np.digitize(middles, ninths)
+    return [
+        max((g for g, c in zip(groups, cell, strict=True) if c == which), key=len)
+        for which in np.unique(cell)
+    ]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """What one variable of `COSTS` adds to the loss, as ratios to the loss without it.
+
+    `measured` has shape (rows,), the law's `curve` and the ends of its band (points,). `above`
+    says that losses are those above E, because the variable leaves E alone.
+    """
+
+    measured: np.ndarray
+    curve: Group
+    low: np.ndarray
+    high: np.ndarray
+    above: bool
+
+
+def penalty(analysis: Analysis, name: str) -> Penalty:
+    """Compare losses with a variable of `COSTS` to the losses without it."""
+    law, data, values = analysis.fit.law, analysis.fit.data, analysis.fit.values
+    rows = {variable: data.columns[variable] for variable in law.variable_names}
+    none = COSTS[name]
+    above = _spares_floor(analysis, name)
+    floor = values["E"] if above else 0.0
+    without = analysis.fit.predict(**(rows | {name: none})) - floor
+    middle = {other: float(np.median(v)) for other, v in rows.items() if other != name}
+    most = float(data.columns[name].max())
+    grid = (np.geomspace if none else np.linspace)(none, most, PENALTY_POINTS)
+
+    def ratio_at(value: float) -> DerivedQuantity:
+        def ratio(values: Mapping[str, Any]) -> Any:
+            below = values["E"] if above else 0.0
+            losses = [law.predict(values, **middle, **{name: at}) for at in (value, none)]
+            return (losses[0] - below) / (losses[1] - below)
+
+        return DerivedQuantity(f"penalty of {name} = {value:.3g}", ratio, "log")
+
+    estimator = Estimator(analysis.fit, analysis.level)
+    curve, low, high = banded([estimator(ratio_at(float(value))) for value in grid])
+    return Penalty((data.loss - floor) / without, Group("law", grid, curve), low, high, above)
+
+
+def _spares_floor(analysis: Analysis, name: str) -> bool:
+    """Return whether a variable leaves the irreducible loss E alone."""
+    law, rows = analysis.fit.law, analysis.fit.data.columns
+    if "E" not in [parameter.name for parameter in law.linear] or law.outer is not None:
+        return False
+    none = {**analysis.fit.values, **{p.name: 0.0 for p in law.linear if p.name != "E"}}
+    some = {variable: rows[variable][:1] for variable in law.variable_names}
+    alone = [float(law.predict(none, **(some | {name: at}))[0]) for at in (1.0, 2.0)]
+    return alone[0] == alone[1]

@@ -1,0 +1,253 @@
+"""How pictures and symbols look, and how pictures are saved: as files, or inside a page."""
+
+from __future__ import annotations
+
+import functools
+import html
+import io
+import re
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from scipy.optimize import isotonic_regression
+
+from ..._wording import count, scientific, significant
+
+
+P = ParamSpec("P")
+
+# inches; one column of a journal: on a phone as wide as the screen, so letters keep their size
+WIDTH, HEIGHT = 3.6, 2.75
+LEFT, BOTTOM = 0.66, 0.46
+INK, SOFT, FAINT, PAPER = "#1c1c21", "#6a6a75", "#e3e3e8", "#ffffff"
+# Okabe and Ito's colours, told apart without red or green: blue, vermilion, green, purple, orange.
+# On a dark ground a page inverts them: they keep a contrast of 3 there.
+ACCENT, CONTRAST = "#0072b2", "#d55e00"
+HUES = (ACCENT, CONTRAST, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = "osD^vPX*"
+MAX_POINTS = 300  # of one cloud; more are thinned evenly
+RASTER_FROM, RASTER_DPI = 60, 144  # clouds of more points are images inside the SVG
+
+TICKS = {
+    "labelsize": 7.5,
+    "color": SOFT,
+    "labelcolor": INK,
+    "major.width": 0.7,
+    "minor.width": 0.5,
+}
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "mathtext.fontset": "dejavusans",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    **{f"{which}tick.{name}": value for which in "xy" for name, value in TICKS.items()},
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "legend.handletextpad": 0.4,
+    "legend.borderaxespad": 0.2,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": SOFT,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "figure.facecolor": PAPER,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "hf_familial",
+}
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Run a drawing function under the style of this module."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def blank(height: float = HEIGHT, right: float = 0.14, top: float = 0.14) -> tuple[Figure, Axes]:
+    """Make an empty picture of one panel; margins are fixed, in inches."""
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(LEFT / WIDTH, BOTTOM / height, 1 - right / WIDTH, 1 - top / height)
+    return figure, figure.add_subplot()
+
+
+def shades(number: int) -> list[str]:
+    """Return colours of an ordered quantity, from dark to light, apart without red or green."""
+    return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.05, 0.6, number))]
+
+
+def thin(number: int, most: int = MAX_POINTS) -> np.ndarray:
+    """Return the indices of the points to draw, of `number`: all, or `most` of them evenly."""
+    return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int))
+
+
+def dots(axes: Axes, x: np.ndarray, y: np.ndarray, most: int = MAX_POINTS, **look: Any) -> None:
+    """Draw a cloud of points without edges, thinned; a large one as an image."""
+    index = thin(len(x), most)
+    plain: Any = {"marker": "o", "ls": "", "mec": "none", "rasterized": len(x) > RASTER_FROM}
+    axes.plot(x[index], y[index], **plain | look)
+
+
+def log_axis(axes: Axes, which: str, kind: str = "count") -> None:
+    """Make an axis with data logarithmic, with few ticks: see `tick` for their kinds."""
+    axis = getattr(axes, f"{which}axis")
+    getattr(axes, f"set_{which}scale")("log")
+    low, high = sorted(getattr(axes, f"get_{which}lim")())
+    decades = np.log10(high / low)
+    subs: tuple[float, ...] = (1.0,)
+    if decades < 1.2:
+        subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 0.6 else (1.0, 2.0, 5.0)
+    elif decades < 3 and kind != "power":
+        subs = (1.0, 3.0)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=7))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, kind)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def linear_axis(axes: Axes, which: str, ticks: int = 5) -> None:
+    """Put few ticks on an ordinary axis."""
+    getattr(axes, f"{which}axis").set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
+
+
+def few_axis(axes: Axes, x: np.ndarray, kind: str = "plain") -> None:
+    """Make x an axis with a tick at each value of `x`; logarithmic where all are positive."""
+    values = np.unique(x)
+    if values[0] > 0:
+        axes.set_xscale("log")
+        room = max(1.25, (values[-1] / values[0]) ** 0.1)
+        axes.set_xlim(values[0] / room, values[-1] * room)
+    else:
+        reach = 0.12 * (np.ptp(values) or 1)
+        axes.set_xlim(values[0] - reach, values[-1] + reach)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(values, [tick(value, kind) for value in values])
+
+
+def tick(value: float, kind: str) -> str:
+    """Word a tick to two digits: a `count` (73B), a `power` (10²¹) or `plain` (0.02)."""
+    word = {"count": count, "power": scientific, "plain": significant}[kind](value, 2)
+    return re.sub(r"\.0+(?=\D|$)", "", word)  # 1.0B is 1B
+
+
+def spread(positions: np.ndarray, gap: float) -> np.ndarray:
+    """Move positions between 0 and 1 apart until neighbours are `gap` apart, if there is room.
+
+    They keep their order, and the sum of squared moves is the least.
+    """
+    number = len(positions)
+    order = np.argsort(positions, kind="stable")
+    steps = min(gap, 1 / max(1, number - 1)) * np.arange(number)
+    # without the steps they need only not decrease
+    pooled = isotonic_regression(np.asarray(positions, float)[order] - steps).x
+    moved = np.empty(number)
+    moved[order] = np.clip(pooled, 0, 1 - steps[-1]) + steps
+    return moved
+
+
+def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
+    """Return the picture as a PNG file, on white."""
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        FigureCanvasAgg(figure)
+        figure.savefig(buffer, format="png", dpi=dots_per_inch)
+    return buffer.getvalue()
+
+
+def to_svg(figure: Figure) -> str:
+    """Return the picture as an SVG file, on white; the same bytes for the same picture."""
+    buffer = io.StringIO()
+    with rc_context(STYLE):
+        FigureCanvasSVG(figure)
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(buffer, format="svg", metadata=metadata, dpi=RASTER_DPI)
+    return buffer.getvalue()
+
+
+def inline_svg(figure: Figure, label: str, size: str = "") -> Markup:
+    """Return the picture as an element of a page, without a ground and with no name used twice.
+
+    `label` says what it shows; `size` holds further attributes, such as a width.
+    """
+    svg = to_svg(figure)
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.S)
+    # ground of the whole picture: the page's own
+    svg = re.sub(r'<g id="patch_1">.*?</g>\s*', "", svg, count=1, flags=re.S)
+    # names that nothing refers to would be double on a page of many pictures
+    used = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
+    svg = re.sub(r'(?<![(\d])(\d+\.\d\d)\d+(?=[" \n])', r"\1", svg)
+    opening, rest = svg.split(">", 1)
+    box = re.search(r'viewBox="[^"]+"', opening)
+    assert box
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {box[0]} role="img"'
+    body = re.sub(r"\s*\n\s*", "\n", rest).strip()
+    return Markup(f'{head} aria-label="{escape(label)}">{body}')
+
+
+def single_definitions(page: str) -> str:
+    """Return a page whose pictures define every letter and marker once, for all of them.
+
+    Matplotlib names a shape by what it is, so pictures on one page define the same ones.
+    """
+    seen: set[str] = set()
+
+    def once(match: re.Match[str]) -> str:
+        first = match[1] not in seen
+        seen.add(match[1])
+        return match[0] if first else ""
+
+    page = re.sub(r'<path id="([^"]+)"[^>]*/>\n?', once, page)
+    page = re.sub(r'<clipPath id="([^"]+)">.*?</clipPath>\n?', once, page, flags=re.S)
+    return re.sub(r"<defs>\s*</defs>\n?", "", page)
+
+
+NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu rho sigma tau phi psi omega"
+)
+GREEK = dict(zip(NAMES.split(), "αβγδεζηθκλμνρστφψω", strict=True))
+TOKEN = re.compile(r"\\[A-Za-z]+|[_^]\{[^{}]*\}|[_^].|.", re.S)
+ARGUMENT = re.compile(r"\\(?:mathrm|text|operatorname)\{([^{}]*)\}")
+
+
+def symbol_html(tex: str) -> Markup:
+    r"""Turn the LaTeX of one symbol into HTML, as `\gamma_U` into `γ<sub>U</sub>`."""
+    tex = re.sub(r"\\(?:hat|tilde|bar)\s*\{?(\w)\}?", r"\1", ARGUMENT.sub(r"\1", tex))
+    words = Markup("")
+    for token in TOKEN.findall(tex):
+        if token[0] in "_^" and len(token) > 1:
+            tag = Markup("sub" if token[0] == "_" else "sup")
+            words += Markup("<{0}>{1}</{0}>").format(tag, symbol_html(token[1:].strip("{}")))
+        elif token[0] == "\\":
+            words += GREEK.get(token[1:], token[1:])
+        elif token not in "{}":
+            words += token.replace("*", "∗")
+    return words
+
+
+def symbol_text(tex: str) -> str:
+    r"""Write a symbol in letters alone, such as `γ_U` for `\gamma_U`."""
+    return html.unescape(
+        re.sub(r"</?su[bp]>", lambda m: "" if "/" in m[0] else "_", symbol_html(tex))
+    )
