@@ -17,7 +17,7 @@ from hf_familial.scaling import LAWS, get_law
 from hf_familial.scaling.report import read_analysis
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAW = get_law("familial")
 TRUTH = LAW.published["assumed"].values
 
@@ -401,7 +401,7 @@ def test_every_command_of_the_manual_is_one(page):
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     sources = "".join(
         path.read_text(encoding="utf-8")
-        for path in (ROOT / "src" / "hf_familial" / "cli").glob("scaling*.py")
+        for path in (ROOT / "src" / "hf_familial" / "cli").glob("*.py")
     )
     known = {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): ", sources, re.M)}
     known |= {f"--no-{name[2:]}" for name in known} | set(re.findall(r'"(--[a-z-]+)"', sources))
