@@ -38,7 +38,8 @@ from hf_familial import (
 from hf_familial.evaluation import ExitEvaluation, plot_exits
 from hf_familial.models.familial.config_checks import check_choice
 from hf_familial.paths import check_output_folder
-from hf_familial.scripts import arguments, console, loading, run, toy_decoder
+from hf_familial.scripts import arguments, console, loading, run
+from hf_familial.toy import toy_decoder
 from hf_familial.training.budget import tokens_per_step
 from hf_familial.training.data import DataArguments, PackedData, prepare_data
 from hf_familial.training.tuning import train_exits_only
