@@ -34,23 +34,14 @@ ASSUMPTIONS: Mapping[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The answer under one other assumption.
+    """The answer under one other assumption."""
 
-    Attributes:
-        assumption (`str`): What is changed.
-        factor (`float`): What it is multiplied by.
-        winner (`str`): The best option then.
-        losses (`Mapping[str, float]`): By option, mean loss over the devices.
-        changes (`bool`): Whether the winner is another.
-        turns_at (`float`, *optional*): The factor, nearest to 1, at which it becomes another.
-    """
-
-    assumption: str
-    factor: float
-    winner: str
-    losses: Mapping[str, float]
-    changes: bool
-    turns_at: float | None
+    assumption: str  # what is changed
+    factor: float  # what it is multiplied by
+    winner: str  # the best option then
+    losses: Mapping[str, float]  # by option, mean loss over the devices
+    changes: bool  # whether the winner is another
+    turns_at: float | None  # the factor, nearest to 1, at which it becomes another
 
 
 @dataclass(frozen=True)

@@ -142,23 +142,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate put to use in one way.
+    """A candidate put to use in one way."""
 
-    Attributes:
-        name (`str`): The candidate and the way.
-        candidate ([`Candidate`]): The candidate.
-        runs (`tuple[Run, ...]`): What would be trained.
-        serves (`tuple[int, ...]`): The run that serves each device.
-        losses (`tuple[float, ...]`): Loss on each device, in nats per token.
-        notes (`tuple[str, ...]`): What makes it doubtful.
-    """
-
-    name: str
-    candidate: Candidate
-    runs: tuple[Run, ...]
-    serves: tuple[int, ...]
-    losses: tuple[float, ...]
-    notes: tuple[str, ...]
+    name: str  # the candidate and the way
+    candidate: Candidate  # the candidate
+    runs: tuple[Run, ...]  # what would be trained
+    serves: tuple[int, ...]  # the run that serves each device
+    losses: tuple[float, ...]  # loss on each device, in nats per token
+    notes: tuple[str, ...]  # what makes it doubtful
 
     @property
     def loss(self) -> float:
@@ -284,7 +275,8 @@ class _Uses:
         return replace(option, losses=tuple(float(loss) for loss in found))
 
     def _notes(self, runs: tuple[Run, ...]) -> Iterator[str]:
-        candidate, said = self.candidate, {}
+        candidate = self.candidate
+        said: dict[str, None] = {}
         for run in runs:
             at = _given(candidate, self.situation, run.G)
             said |= dict.fromkeys(outside(candidate.source, N=run.N, D=run.D, **at))

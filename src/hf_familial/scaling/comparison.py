@@ -74,18 +74,14 @@ class Split:
     """Laws fitted to the smaller computes and tried on the larger.
 
     Attributes:
-        C (`float`): Largest compute fitted, in FLOPs.
-        fitted (`int`): Rows at or below it.
-        held_out (`int`): Rows above it.
-        errors (`Mapping[str, float | None]`): By law, root mean square of the difference of log
-            losses above `C`; `None` where the law could not be fitted.
-        drift (`Mapping[str, float | None]`): By law, the mean of predicted minus measured log
-            loss there; negative is too hopeful.
+        errors: By law, root mean square of the difference of log losses above `C`; `None` where the
+            law could not be fitted.
+        drift: By law, the mean of predicted minus measured log loss there; negative is too hopeful.
     """
 
-    C: float
-    fitted: int
-    held_out: int
+    C: float  # largest compute fitted, in FLOPs
+    fitted: int  # rows at or below it
+    held_out: int  # rows above it
     errors: Mapping[str, float | None]
     drift: Mapping[str, float | None]
 

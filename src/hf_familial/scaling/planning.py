@@ -293,7 +293,8 @@ def _exits(
         raise ScalingError(
             f"`branch` must be a law of `U` and `V` such as `branch`, got `{branch.law.name}`."
         )
-    estimator, found, beyond = Estimator(branch, level), [], []
+    estimator, found = Estimator(branch, level), []
+    beyond: list[str] = []
     for exit_idx, share in enumerate(members):
         at = {"N": share * N, "D": D, "U": float(exit_idx), "V": float(G - 1 - exit_idx)}
         found.append(estimator(loss_at(branch.law, **at)))
