@@ -29,9 +29,8 @@ from hf_familial.isoflop import (
 )
 from hf_familial.isoflop.sweep.arguments import check_design
 from hf_familial.paths import check_output_folder
-from hf_familial.scaling import Law, fit, get_law
+from hf_familial.scaling import ColumnChoice, Law, fit, get_law, load_runs
 from hf_familial.scaling.report import DataSource, analyse, write_analysis, write_report
-from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 from hf_familial.scripts import arguments, console, run
 
 
