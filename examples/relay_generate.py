@@ -226,7 +226,7 @@ def compare(
     }
     if args.do_sample:
         asked["temperature"] = args.temperature
-    model.relay_generate(**asked, relay=relay)  # the first call also compares lean passes
+    model.relay_generate(**asked, relay=relay)  # the first call also compares fused passes
     plain, plain_seconds = timed(
         lambda: model.generate(**asked), "generate", args.repeats, args.seed
     )

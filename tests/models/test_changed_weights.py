@@ -9,8 +9,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 import hf_familial as hff
-from hf_familial.models.familial.draft_length import weights_stamp
-from hf_familial.models.familial.lean import Lean
+from hf_familial.decoding._draft_length import weights_stamp
+from hf_familial.decoding._fused import FusedPasses
 
 
 RELAY = hff.SpeculativeRelay(draft_exit=0, draft_length=2)
@@ -24,10 +24,11 @@ def family():
     return model
 
 
-def texts(model, lean=True):
+def texts(model, fused=True):
     """The text of a relay, and of `generate`."""
     asked = {"max_new_tokens": 8, "do_sample": False}
-    return model.relay_generate(IDS, relay=RELAY, lean=lean, **asked), model.generate(IDS, **asked)
+    found = model.relay_generate(IDS, relay=RELAY, fused_weights=fused, **asked)
+    return found, model.generate(IDS, **asked)
 
 
 def follows(model, change):
@@ -161,7 +162,9 @@ def test_a_single_flipped_bit(family):
     asked = {"max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True}
 
     def logits():
-        return torch.stack(family.relay_generate(IDS, relay=RELAY, lean=True, **asked).logits)
+        return torch.stack(
+            family.relay_generate(IDS, relay=RELAY, fused_weights=True, **asked).logits
+        )
 
     before = logits()
     family.model.backbone.layers[1].mlp.down_proj.weight.data.view(torch.int32)[3, 5] ^= 1 << 24
@@ -175,7 +178,7 @@ def test_half_precision_is_followed(family):
     family.to(torch.bfloat16)
     texts(family)
     added_to_data(family)
-    found, right = texts(family)[0], texts(family, lean=False)[0]
+    found, right = texts(family)[0], texts(family, fused=False)[0]
     assert torch.equal(found[:, : IDS.shape[1] + 1], right[:, : IDS.shape[1] + 1])
 
 
@@ -240,9 +243,9 @@ def test_norms_with_arithmetic_of_their_own_are_found_out(family):
             return super().forward(hidden_states) + 1
 
     norm = copy.deepcopy(family.model.backbone.norm)
-    assert Lean().norm(norm) is not None
+    assert FusedPasses().norm(norm) is not None
     norm.__class__ = Shifted
-    assert Lean().norm(norm) is None
+    assert FusedPasses().norm(norm) is None
 
 
 # learned lengths
@@ -250,7 +253,7 @@ def test_norms_with_arithmetic_of_their_own_are_found_out(family):
 
 def learn(model):
     model.relay_generate(IDS, max_new_tokens=16, do_sample=False)
-    return model.model.draft_lengths
+    return model.accelerator.draft_lengths
 
 
 @pytest.mark.parametrize("change", [moving_average, assigned, there_and_back, quantised_in_place])

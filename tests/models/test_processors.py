@@ -21,7 +21,7 @@ from transformers import (
 from transformers.generation import logits_process
 
 from hf_familial import ConfidenceRelay, FixedExit, HandoffRelay, SpeculativeRelay
-from hf_familial.models.familial.relay_checks import STATELESS, processors_with_memory
+from hf_familial.models.familial.relay import STATELESS, processors_with_memory
 
 
 NEW = 12

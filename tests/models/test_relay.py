@@ -29,10 +29,9 @@ from hf_familial import (
     SpeculativeRelay,
     relay_decode,
 )
-from hf_familial.models.familial import lean
-from hf_familial.models.familial.draft_length import DRAFTED, WATCHED, Acceptance, DraftLength
-from hf_familial.models.familial.relay_policies import confidence
-from hf_familial.models.familial.speculative import Proposal, Speculation
+from hf_familial.decoding import _fused
+from hf_familial.models.familial.speculation import DraftedTokens, SpeculativeDecoder
+from hf_familial.models.policies import confidence
 
 
 EXITS = [1, 3, 4]
@@ -203,7 +202,7 @@ class EveryOther(RelayPolicy):
     def new_state(self, batch_size):
         return {"count": 0}
 
-    def sure(self, exit_idx, logits, state):
+    def leaves(self, exit_idx, logits, state):
         state["count"] += 1
         return torch.full((len(logits),), state["count"] % 2 == 1)
 
@@ -288,7 +287,7 @@ def test_drafts_are_prepared_ahead(monkeypatch):
     with pytest.raises(ValueError, match="call `eval\\(\\)`"):
         family.train().prepare_drafts()
     family.eval().prepare_drafts()
-    monkeypatch.setattr(lean, "_agrees", None)  # to compare again would fail
+    monkeypatch.setattr(_fused, "_agrees", None)  # to compare again would fail
     plain = family.generate(ids, max_new_tokens=NEW, do_sample=False)
     assert torch.equal(family.relay_generate(ids, max_new_tokens=NEW, do_sample=False), plain)
 
@@ -377,16 +376,18 @@ def test_a_check_keeps_the_distribution_at_every_place(batch, ran):
     given = wanted[:2] + torch.randn(2, TOKENS)  # close enough to be accepted now and then
     rows = torch.ones(batch, dtype=torch.bool)
     text = SimpleNamespace(do_sample=True, unfinished=rows, kept_rows=rows)
-    check = Speculation._accept
+    text.draw = lambda chances, column: torch.multinomial(chances, 1)
+    text.uniform = lambda drafts, column: torch.rand(drafts.shape)
+    check = SpeculativeDecoder._accept
     me = SimpleNamespace(text=text)
-    me._fewest = lambda right: Speculation._fewest(me, right)
-    me._drawn = lambda *args: Speculation._drawn(me, *args)
+    me._fewest = lambda right: SpeculativeDecoder._fewest(me, right)
+    me._drawn = lambda *args: SpeculativeDecoder._drawn(me, *args)
     counts, rounds = torch.zeros(len(wanted), TOKENS), 6_000 // batch
     drafts = torch.stack([torch.multinomial(q.softmax(-1), rounds * batch, True) for q in given], 1)
     scores = list(given[:, None].expand(-1, batch, -1))
     for tokens in drafts.split(batch):
-        proposal = Proposal(tokens, scores, torch.zeros_like(tokens), ran)
-        found, _, _ = check(me, proposal, wanted.expand(batch, -1, -1))
+        drafted = DraftedTokens(tokens, scores, torch.zeros_like(tokens), ran)
+        found, _, _ = check(me, 0, drafted, wanted.expand(batch, -1, -1))
         for place in range(found.shape[1]):
             counts[place] += torch.bincount(found[:, place], minlength=TOKENS)
     assert counts[0].sum() == rounds * batch
@@ -553,7 +554,7 @@ def test_threads_do_not_disturb_each_other():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(write, prompts))
     assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
-    assert family.model.draft_lengths  # learned, and no thread's alone
+    assert family.accelerator.draft_lengths  # learned, and no thread's alone
 
 
 def test_several_texts_of_one_prompt():
@@ -598,62 +599,6 @@ def test_the_hosts_early_exit_points_to_ours():
     with pytest.raises(ValueError, match="relay_generate"):
         family.generate(ids, assistant_early_exit=2, max_new_tokens=3)
     assert family.config.num_hidden_layers == 4
-
-
-def drafted_in(rounds, confidence, is_right):
-    """Drafts of each round, told how sure the exit was and whether it was right."""
-    length, counts = DraftLength(1 / 3, timed=False), []
-    for _ in range(rounds):
-        drafts, right, kind = 0, 0, length.mode()
-        if kind == WATCHED:
-            length.watched(confidence, float(is_right))
-        if kind != DRAFTED:
-            counts.append(0)
-            continue
-        while drafts < 15 and length.goes_on(confidence):
-            drafts += 1
-            right += is_right and right == drafts - 1
-        length.finish(drafts, right, right + 1)
-        if drafts == right and length._confidences and drafts < 15:
-            length.learn_next(float(is_right))
-        counts.append(drafts)
-    return counts
-
-
-@pytest.mark.parametrize("confidence", [0.2, 0.6, 0.99])
-def test_an_exit_that_is_always_wrong_never_drafts(confidence):
-    assert not any(drafted_in(200, confidence, False))
-
-
-def test_an_exit_that_is_always_right_drafts_long_soon():
-    counts = drafted_in(20, 0.95, True)
-    assert counts[:7] == [0] * 7  # plain, then watched
-    assert counts[7] == 4  # nothing was drafted yet
-    assert min(counts[11:]) == 15
-
-
-def test_an_exit_that_begins_to_be_right_drafts_again():
-    length, drafts = DraftLength(1 / 3, timed=False), 0
-    for step in range(120):
-        kind = length.mode()
-        if kind == WATCHED:
-            length.watched(0.9, float(step > 20))
-        drafts += kind == DRAFTED
-        if kind == DRAFTED:
-            length.goes_on(0.9)
-            length.finish(1, 1, 2)
-    assert drafts > 40
-
-
-def test_what_is_learned_of_one_class_of_confidence_holds_for_others():
-    seen = Acceptance()
-    before = seen.rate(0.95)
-    for _ in range(10):
-        seen.observe(0.35, 0.0)
-    assert seen.rate(0.95) < before / 3
-    for _ in range(50):
-        seen.observe(0.95, 1.0)
-    assert seen.rate(0.95) > 0.9
 
 
 @pytest.mark.parametrize(

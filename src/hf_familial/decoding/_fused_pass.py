@@ -1,4 +1,4 @@
-"""Lean passes: a segment, or an exit's norm and head, on the few tokens of a decoding step."""
+"""Fused passes: a segment, or an exit's norm and head, on the few tokens of a decoding step."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .lean_layers import LeanLayer, Projection
+from ._fused_layers import FusedLayer, Projection
 
 
-class LeanRunner:
-    """The lean pass of one segment; made by [`Lean`]."""
+# new tokens above which the host's own pass is as fast: a prompt
+MAX_TOKENS = 16
 
-    def __init__(self, layers: Sequence[LeanLayer], rotary: RotaryTable) -> None:
+
+class FusedPass:
+    """A fused pass through one segment."""
+
+    def __init__(self, layers: Sequence[FusedLayer], rotary: RotaryTable) -> None:
         self._layers, self._rotary = layers, rotary
 
-    def part(self, start: int, stop: int) -> LeanRunner:
-        """The lean pass of some of its layers, counted from its first."""
-        return LeanRunner(self._layers[start:stop], self._rotary)
+    def part(self, start: int, stop: int) -> FusedPass:
+        """Return the fused pass of some of its layers, counted from its first."""
+        return FusedPass(self._layers[start:stop], self._rotary)
+
+    def takes(self, new: int, attention_mask: torch.Tensor | None) -> bool:
+        """Return whether to run so many new tokens here rather than by the host's pass."""
+        return new <= MAX_TOKENS and attention_mask is None
 
     @torch.no_grad()
     def __call__(
@@ -58,7 +66,7 @@ class LeanRunner:
 
 
 def _attend(
-    layer: LeanLayer,
+    layer: FusedLayer,
     rows: torch.Tensor,
     batch: int,
     count: int,
@@ -164,8 +172,8 @@ class RotaryTable:
         return cos.unsqueeze(2), torch.cat((-first, second), -1).unsqueeze(2)
 
 
-class LeanHead:
-    """An output head; made by [`Lean`].
+class FusedHead:
+    """An output head; made by [`FusedPasses`].
 
     Args:
         head ([`Projection`]): What it reads with.

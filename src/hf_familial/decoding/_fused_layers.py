@@ -1,4 +1,4 @@
-"""The weights of a Llama-shaped layer, read for few rows at a time by a lean pass.
+"""The weights of a Llama-shaped layer, read for few rows at a time by a fused pass.
 
 A layer is read by the structure of its modules: whatever has another part, a hook, a bias in an odd
 place or a parameter more is not read at all, and the host's own forward runs it.
@@ -109,7 +109,7 @@ class HeadNorms:
 
 
 @dataclass(frozen=True)
-class LeanLayer:
+class FusedLayer:
     """One decoder layer, ready for few rows.
 
     Attributes:
@@ -143,14 +143,14 @@ class LeanLayer:
     rotary: bool
 
 
-def read_layer(layer: Any) -> LeanLayer | None:
+def read_layer(layer: Any) -> FusedLayer | None:
     """Read a decoder layer.
 
     Args:
         layer (`nn.Module`): Of the host's own class.
 
     Returns:
-        [`LeanLayer`], or `None` if the layer is not shaped like Llama's.
+        [`FusedLayer`], or `None` if the layer is not shaped like Llama's.
     """
     if not is_llama_shaped(layer):
         return None
@@ -158,7 +158,7 @@ def read_layer(layer: Any) -> LeanLayer | None:
     head_dim = attention.head_dim
     queries = attention.q_proj.out_features // head_dim
     keys = attention.k_proj.out_features // head_dim
-    return LeanLayer(
+    return FusedLayer(
         input_norm=read_norm(layer.input_layernorm),
         qkv=Projection([attention.q_proj, attention.k_proj, attention.v_proj]),
         qk_norm=_read_qk_norm(attention, queries, keys),
@@ -254,7 +254,7 @@ def is_rms_norm(norm: Any) -> bool:
 
 
 def is_linear(linear: Any) -> bool:
-    """Whether a module is torch's own linear map, on a device that a lean pass knows."""
+    """Whether a module is torch's own linear map, on a device that a fused pass knows."""
     return (
         type(linear) is nn.Linear
         and linear.weight.device.type in ("cpu", "cuda")

@@ -293,23 +293,6 @@ class DraftLength:
             mean.observe(seconds)
 
 
-def follow_weights(model: Any) -> None:
-    """Forget what relays learned of a model whose weights have changed since.
-
-    Nothing is looked at after `model.freeze_weights()`.
-
-    Args:
-        model ([`FamilialForCausalLM`]): The family.
-    """
-    inner = model.model
-    if inner.frozen:
-        return
-    stamp = weights_stamp(model)
-    if inner.learned_of != stamp:
-        # a new dict: a text that another thread is writing leaves what it learned in the old one
-        inner.draft_lengths, inner.learned_of = {}, stamp
-
-
 def weights_stamp(model: Any) -> int:
     """Return a number that changes when the weights of a model are trained, merged or replaced.
 

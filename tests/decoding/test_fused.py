@@ -1,4 +1,4 @@
-"""Lean passes are the host's, or there is none; a growing cache layer is the host's too."""
+"""Fused passes are the host's, or there is none; a growing cache layer is the host's too."""
 
 import copy
 import pickle
@@ -12,16 +12,16 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
+from hf_familial.decoding._fused import FusedPasses
+from hf_familial.decoding._fused_pass import causal_mask
+from hf_familial.decoding._growing_cache import ROOM, GrowingLayer, growing
 from hf_familial.models.familial.contract import find_contract, logit_ops
 from hf_familial.models.familial.exits import read_out
-from hf_familial.models.familial.lean import Lean
-from hf_familial.models.familial.lean_cache import ROOM, GrowingLayer, growing
-from hf_familial.models.familial.lean_pass import causal_mask
 from hf_familial.models.familial.segments import Segment, grow_cache, run_segment
 
 
 FULL = {"layer_types": ["full_attention"] * 4}
-# shapes that a lean pass must take: grouped heads, one head each, biases, head norms, no rotation
+# shapes that a fused pass must take: grouped heads, one head each, biases, head norms, no rotation
 TAKEN = {
     "llama": ("llama", {}),
     "every head its own keys": ("llama", {"num_key_value_heads": 4}),
@@ -45,13 +45,13 @@ def _no_gradients():
 
 
 class Host:
-    """A tiny host, a growing cache and the lean passes of its segments."""
+    """A tiny host, a growing cache and the fused passes of its segments."""
 
     def __init__(self, model_type="llama", dtype=torch.float32, **fields):
         self.model = tiny_model(model_type, **fields).to(dtype)
         self.backbone = self.model.base_model
         self.contract = find_contract(self.backbone)
-        self.lean = Lean()
+        self.fused = FusedPasses()
         self.cache = growing(DynamicCache(config=self.backbone.config))
 
     @property
@@ -64,7 +64,7 @@ class Host:
     def runner(self, start=0, stop=4, cache=None):
         segment = self.segment(start, stop)
         layers = (self.cache if cache is None else cache).layers[start:stop]
-        return self.lean.runner(self.backbone, self.contract, segment, layers)
+        return self.fused.runner(self.backbone, self.contract, segment, layers)
 
     def host(self, taps, start=0, stop=4, cache=None, first=0):
         """The host's own pass over taps; without a cache, over all positions at once."""
@@ -183,7 +183,7 @@ def test_inference_mode_may_come_and_go(built):
     taps, cache = host.embeddings(), host.cache
     with torch.inference_mode(built), torch.no_grad():
         runner = host.runner()
-        norm, head = host.lean.norm(host.backbone.norm), host.lean.head(host.model.lm_head)
+        norm, head = host.fused.norm(host.backbone.norm), host.fused.head(host.model.lm_head)
         first = runner(taps[:, :4], cache.layers)
     with torch.inference_mode(not built), torch.no_grad():
         found = torch.cat((first, runner(taps[:, 4:], cache.layers)), 1)
@@ -331,7 +331,7 @@ def in_double(host):
         other_norm, other_activation, ask_for_hidden_states, ask_for_other_attention, in_double,
     ],
 )  # fmt: skip
-def test_what_a_lean_pass_would_miss_has_none(change):
+def test_what_a_fused_pass_would_miss_has_none(change):
     host = Host()
     assert host.runner() is not None
     change(host)
@@ -358,8 +358,8 @@ def test_not_where_every_operation_is_watched(where):
     context = torch.enable_grad() if where == "gradients" else torch.autocast("cpu", torch.bfloat16)
     with context:
         assert host.runner() is None
-        assert host.lean.head(host.model.lm_head) is None
-        assert host.lean.norm(host.backbone.norm) is None
+        assert host.fused.head(host.model.lm_head) is None
+        assert host.fused.norm(host.backbone.norm) is None
     assert host.runner() is not None
 
 
@@ -449,14 +449,14 @@ def test_a_changed_precision_is_followed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_no_weight_is_copied(dtype):
     host = Host(dtype=dtype)
-    assert host.lean.nbytes == 0
+    assert host.fused.nbytes == 0
     host.step()
-    tables = host.lean.nbytes
+    tables = host.fused.nbytes
     assert 0 < tables <= 2 * 256 * 8 * dtype.itemsize * 2  # cosines and sines alone
     host.runner(0, 2)
-    assert host.lean.nbytes == tables
-    host.lean.clear()
-    assert host.lean.nbytes == 0
+    assert host.fused.nbytes == tables
+    host.fused.clear()
+    assert host.fused.nbytes == 0
     right, found = host.step()
     assert worst(found.float(), right.float()) <= (1e-5 if dtype is torch.float32 else 0.05)
 
@@ -465,7 +465,7 @@ def test_no_weight_is_copied(dtype):
 def test_copies_start_empty(copied):
     host = Host()
     host.runner()
-    assert copied(host.lean).nbytes == 0
+    assert copied(host.fused).nbytes == 0
 
 
 # the head
@@ -477,13 +477,13 @@ def test_a_head_is_the_hosts(model_type, shape):
     host = Host(model_type)
     norm, head = host.contract.parts(host.backbone)[1], host.model.get_output_embeddings()
     ops = logit_ops(host.model.config)
-    lean, lean_norm = host.lean.head(head), host.lean.norm(norm)
+    fused, fused_norm = host.fused.head(head), host.fused.norm(norm)
     # of another kind: a norm with a mean, a weight counted from 1
-    assert (lean_norm is None) == (model_type in ("cohere2", "gemma2"))
+    assert (fused_norm is None) == (model_type in ("cohere2", "gemma2"))
     taps = torch.randn((*shape, 32), generator=torch.Generator().manual_seed(3))
     for factor in (1, 2):
         head.weight.mul_(factor)
-        found = read_out((lean_norm or norm)(taps), lean, ops)
+        found = read_out((fused_norm or norm)(taps), fused, ops)
         assert worst(found, read_out(norm(taps), head, ops)) <= 1e-5
         assert found.shape == (*shape, 128)
 
@@ -491,15 +491,15 @@ def test_a_head_is_the_hosts(model_type, shape):
 def test_a_head_with_a_bias():
     head = nn.Linear(32, 40).eval()
     taps = torch.randn((2, 3, 32), generator=torch.Generator().manual_seed(3))
-    assert worst(Lean().head(head)(taps), head(taps)) <= 1e-5
+    assert worst(FusedPasses().head(head)(taps), head(taps)) <= 1e-5
 
 
 def test_hooked_heads_have_none():
     host = Host()
     host.model.lm_head.register_forward_hook(lambda *_: None)
     host.backbone.norm.register_forward_hook(lambda *_: None)
-    assert host.lean.head(host.model.lm_head) is None
-    assert host.lean.norm(host.backbone.norm) is None
+    assert host.fused.head(host.model.lm_head) is None
+    assert host.fused.norm(host.backbone.norm) is None
 
 
 # the cache

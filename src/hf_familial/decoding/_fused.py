@@ -1,10 +1,10 @@
-"""A lean pass through Llama-shaped layers, for the few tokens of a decoding step.
+"""Fused passes through Llama-shaped layers, for the few tokens of a decoding step.
 
-The host's forward spends much of a small step on modules, masks and copies. A lean pass computes
-the same straight from the layers' own parameters; it keeps no copy of them, so that no change of a
-weight is missed. Nothing is taken on trust: a backbone's layers must have the right structure
-(`lean_layers.py`), and each one's lean pass must agree with the host's own once, on near and on far
-positions; else there is no lean pass and the host's forward runs.
+The host's forward spends much of a small step on modules, masks and copies. A fused pass computes
+the same straight from the layers' own parameters. It copies none of them, so it misses no change of
+a weight. A backbone's layers must have the right structure (`_fused_layers.py`), and each layer's
+fused pass must agree once with the host's own pass, at near and at far positions. Otherwise the
+host's forward runs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .contract import Contract
-from .lean_cache import GrowingLayer
-from .lean_layers import (
+from ..models.familial.contract import Contract
+from ..models.familial.segments import Segment, run_segment, slice_config
+from ._fused_layers import (
     Projection,
     RootMeanSquare,
     is_linear,
@@ -29,12 +29,9 @@ from .lean_layers import (
     read_layer,
     read_norm,
 )
-from .lean_pass import LeanHead, LeanRunner, RotaryTable
-from .segments import Segment, run_segment, slice_config
+from ._fused_pass import FusedHead, FusedPass, RotaryTable
+from ._growing_cache import GrowingLayer
 
-
-# Tokens at once above which the host's own pass is as fast: a prompt.
-MAX_TOKENS = 16
 
 # Largest difference from the host's pass, relative to the largest value: far above rounding, far
 # below what any other arithmetic would give.
@@ -46,19 +43,19 @@ _CHANGING_ROTARY = ("dynamic", "longrope")
 # Where a config says how far positions go.
 _POSITIONS = ("max_position_embeddings", "original_max_position_embeddings")
 
-# What a caller may want to see of a pass, which a lean pass does not show.
+# Outputs of a pass that a fused pass does not have.
 _SHOWN = ("output_attentions", "output_hidden_states")
 
 
 @dataclass
-class _Reading:
-    """A module as a lean pass reads it.
+class _ModuleRecord:
+    """A record of a module as it was read.
 
     Attributes:
         signature (`list[Any]`): Of the module when it was read.
-        value (`Any`): What was made of it; it refers to the module's own parameters.
-        agrees (`dict[int, bool]`): At which depths it was compared with the module, and whether it
-            did the same. Weights do not count: both are run on noise in their place.
+        value (`Any`): The fused form; it refers to the module's own parameters.
+        agrees (`dict[int, bool]`): For each depth at which it was compared with the module, whether
+            they agreed. Both ran on noise for weights, so the answer outlives a change of weights.
     """
 
     signature: list[Any]
@@ -66,28 +63,24 @@ class _Reading:
     agrees: dict[int, bool] = field(default_factory=dict)
 
 
-class Lean:
-    """The lean passes of one model: asked for by segment and by head, made when first used.
-
-    Keep one with the model. It refers to weights and copies none; it copies or pickles as an empty
-    one.
-    """
+class FusedPasses:
+    """The fused passes of one model, by segment and by head; each is made when first asked for."""
 
     def __init__(self) -> None:
-        self._readings: dict[nn.Module, _Reading] = {}
+        self._records: dict[nn.Module, _ModuleRecord] = {}
 
-    def __reduce__(self) -> tuple[type[Lean], tuple[()]]:
-        return Lean, ()
+    def __reduce__(self) -> tuple[type[FusedPasses], tuple[()]]:
+        return FusedPasses, ()  # what was read belongs to these modules, not to a copy of them
 
     @property
     def nbytes(self) -> int:
-        """`int`: Bytes of all that is kept beside the weights: tables of rotary angles."""
-        values = [reading.value for reading in self._readings.values()]
+        """`int`: Bytes kept beside the weights: tables of rotary angles."""
+        values = [record.value for record in self._records.values()]
         return sum(value.nbytes for value in values if isinstance(value, RotaryTable))
 
     def clear(self) -> None:
-        """Forget everything; what is asked for next is read and compared anew."""
-        self._readings.clear()
+        """Forget everything that was read and compared."""
+        self._records.clear()
 
     def runner(
         self,
@@ -95,22 +88,19 @@ class Lean:
         contract: Contract,
         segment: Segment,
         cache_layers: Sequence[Any],
-    ) -> LeanRunner | None:
-        """The lean pass of a segment, if there is one.
+    ) -> FusedPass | None:
+        """Return the fused pass of a segment, or `None` where the host's own pass must run.
 
-        Ask again for every generation: modules may have been hooked, wrapped or moved since. The
-        first time a layer is asked for, its pass is compared with the host's.
+        That is so for layers of another shape, windows, hooks, adapters, quantised weights,
+        training mode, gradients, autocast, attentions or hidden states asked for, and a device or
+        a cache of another kind. Ask again for every text: modules may have been hooked, wrapped or
+        moved since. A layer's first pass is compared with the host's.
 
         Args:
             backbone (`PreTrainedModel`): The host's decoder.
             contract ([`Contract`]): Where it keeps its parts.
-            segment ([`Segment`]): What to run; its `norm` is not applied.
+            segment ([`Segment`]): Its `norm` is not applied.
             cache_layers (`Sequence[DynamicLayer]`): The segment's slots in the cache.
-
-        Returns:
-            [`LeanRunner`], or `None` where the host's own pass must be used: layers of another
-            shape, windows, hooks, adapters, quantised weights, training mode, gradients, autocast,
-            attentions or hidden states asked for, a device or a cache of another kind.
         """
         layers = list(segment.layers)
         if not _allowed(backbone, contract, segment) or not all(
@@ -121,67 +111,53 @@ class Lean:
         rotary: Any = getattr(owner, "rotary_emb", None)
         if not all(map(is_llama_shaped, layers)) or not _is_rotary(rotary, layers):
             return None
-        readings = [self._reading(layer, read_layer) for layer in layers]
-        table = self._reading(rotary, RotaryTable).value.fresh()
-        if len({reading.value.groups for reading in readings}) > 1:
+        records = [self._record(layer, read_layer) for layer in layers]
+        table = self._record(rotary, RotaryTable).value.fresh()
+        if len({record.value.groups for record in records}) > 1:
             return None
         noise: dict[Any, nn.Parameter] = {}
         kinds: list[list[Any]] = []
         # the first layer of all comes last: what enters it is not noise, so it tells less
         for i in sorted(range(len(layers)), key=lambda i: segment.start + i == 0):
-            depth, layer, reading = segment.start + i, layers[i], readings[i]
-            if depth not in reading.agrees:
+            depth, layer, record = segment.start + i, layers[i], records[i]
+            if depth not in record.agrees:
                 twin = _twin(layer, noise)
                 of_twin: Any = read_layer(twin)
                 kind = _signature(twin, but="layer_idx")
                 brief = kind in kinds
-                alone = LeanRunner([of_twin], table)
-                reading.agrees[depth] = _agrees(backbone, contract, twin, depth, alone, brief)
+                alone = FusedPass([of_twin], table)
+                record.agrees[depth] = _agrees(backbone, contract, twin, depth, alone, brief)
                 kinds.append(kind)
-            if not reading.agrees[depth]:
+            if not record.agrees[depth]:
                 return None
-        return LeanRunner([reading.value for reading in readings], table)
+        return FusedPass([record.value for record in records], table)
 
     def norm(self, norm: Any) -> RootMeanSquare | None:
-        """An exit's norm as a lean call, if there is one.
-
-        Args:
-            norm (`nn.Module`): The exit's norm.
-
-        Returns:
-            [`RootMeanSquare`], or `None` where the module itself must be called.
-        """
+        """Return an exit's norm as a fused call, or `None` where the module must be called."""
         if not is_plain(norm) or not is_rms_norm(norm) or _watched(norm.weight.device.type):
             return None
-        reading = self._reading(norm, read_norm)
-        if not reading.agrees:
+        record = self._record(norm, read_norm)
+        if not record.agrees:
             twin, taps = _twin(norm, {}), _noise((3, norm.weight.numel()), norm.weight)
-            reading.agrees[0] = _close(read_norm(twin)(taps), twin(taps))
-        return reading.value if reading.agrees[0] else None
+            record.agrees[0] = _close(read_norm(twin)(taps), twin(taps))
+        return record.value if record.agrees[0] else None
 
-    def head(self, head: Any) -> LeanHead | None:
-        """An output head as a lean call, if there is one.
-
-        Args:
-            head (`nn.Module`): The head.
-
-        Returns:
-            [`LeanHead`], or `None` where the module itself must be called.
-        """
+    def head(self, head: Any) -> FusedHead | None:
+        """Return an output head as a fused call, or `None` where the module must be called."""
         if not is_plain(head) or not is_linear(head) or _watched(head.weight.device.type):
             return None
-        return self._reading(head, lambda module: LeanHead(Projection([module]))).value
+        return self._record(head, lambda module: FusedHead(Projection([module]))).value
 
-    def _reading(self, module: nn.Module, read: Callable[[Any], Any]) -> _Reading:
-        """What was read of a module, or a new reading if more than values has changed in it."""
-        reading, signature = self._readings.get(module), _signature(module)
-        if reading is None or reading.signature != signature:
-            reading = self._readings[module] = _Reading(signature, read(module))
-        return reading
+    def _record(self, module: nn.Module, read: Callable[[Any], Any]) -> _ModuleRecord:
+        """Return the record of a module, made anew if more than values has changed in it."""
+        record, signature = self._records.get(module), _signature(module)
+        if record is None or record.signature != signature:
+            record = self._records[module] = _ModuleRecord(signature, read(module))
+        return record
 
 
 def _signature(module: nn.Module, but: str = "") -> list[Any]:
-    """The classes, parameters and plain settings of a module and of those in it, but for one."""
+    """Return the classes, parameters and plain settings in a module, all but one setting."""
     found: list[Any] = [
         (id(tensor), tensor.dtype, tensor.device, tensor.shape)
         for tensor in (*module.parameters(), *module.buffers())
@@ -197,12 +173,12 @@ def _signature(module: nn.Module, but: str = "") -> list[Any]:
 
 
 def is_full_attention(cache_layer: Any) -> bool:
-    """Whether a slot of a cache shows all tokens it was given, and nothing else."""
+    """Return whether a slot of a cache shows all tokens it was given, and nothing else."""
     return type(cache_layer) in (DynamicLayer, GrowingLayer)
 
 
 def _allowed(backbone: Any, contract: Contract, segment: Segment) -> bool:
-    """Whether nothing around the layers asks for the host's own pass."""
+    """Return whether nothing around the layers asks for the host's own pass."""
     config = slice_config(backbone.config, segment.start, segment.start + len(segment.layers))
     types = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "layer_types", None) is None and getattr(
@@ -235,12 +211,12 @@ def _adds_at_entry(backbone: Any, contract: Contract) -> bool:
 
 
 def _watched(device: str) -> bool:
-    """Whether gradients or autocast want to see every operation."""
+    """Return whether gradients or autocast must see every operation."""
     return torch.is_grad_enabled() or torch.is_autocast_enabled(device)
 
 
 def _is_rotary(rotary: Any, layers: Sequence[Any]) -> bool:
-    """Whether positions turn all of every head, by the same angles whatever the text's length."""
+    """Return whether positions turn whole heads, by angles that no text length changes."""
     kind, angles = getattr(rotary, "rope_type", None), getattr(rotary, "inv_freq", None)
     return (
         isinstance(kind, str)
@@ -256,13 +232,13 @@ def _agrees(
     contract: Contract,
     layer: nn.Module,
     depth: int,
-    lean: LeanRunner,
+    fused: FusedPass,
     brief: bool,
 ) -> bool:
-    """Whether a lean pass gives what the host's does, near the start and beyond its positions.
+    """Return whether a fused pass agrees with the host's, near the start and beyond its positions.
 
-    One layer at a time: over many, rounding alone grows past any tolerance that would tell. For a
-    layer that is like one compared before, but for its index, one short pass is enough.
+    Only one layer at a time tells: over many, rounding alone grows past any tolerance. For a layer
+    that is like one compared before, but for its index, one `brief` pass is enough.
     """
     config, embedding = backbone.config, backbone.get_input_embeddings()
     segment = Segment([layer], depth, None, [0])
@@ -281,13 +257,13 @@ def _agrees(
                 entry = {"inputs_embeds": taps}
             entry |= {"position_ids": positions, "use_cache": True}
             right = run_segment(backbone, contract, segment, hosts, **entry).last_hidden_state
-            if not _close(lean(taps, slots, None if starts == [0] else positions), right):
+            if not _close(fused(taps, slots, None if starts == [0] else positions), right):
                 return False
     return True
 
 
 def _far(config: Any) -> int:
-    """A position beyond all that a config says of positions."""
+    """Return a position beyond all that a config says of positions."""
     rope = getattr(config, "rope_parameters", None) or {}
     places = [config.__dict__, rope]
     limits = [place.get(name) for place in places for name in _POSITIONS]
@@ -295,9 +271,9 @@ def _far(config: Any) -> int:
 
 
 def _twin(module: nn.Module, noise: dict[Any, nn.Parameter], path: str = "") -> Any:
-    """A module that does the same with noise for weights, and shares all else.
+    """Return a module that computes the same with noise for weights, and shares all else.
 
-    What agrees on weights that happen to be zero may differ once they are trained: noise tells.
+    Layers that agree on weights that happen to be zero may differ once these are trained.
 
     Args:
         module (`nn.Module`): Left as it is.
@@ -319,7 +295,7 @@ def _twin(module: nn.Module, noise: dict[Any, nn.Parameter], path: str = "") -> 
 
 
 def _noise_like(parameter: nn.Parameter, number: int) -> nn.Parameter:
-    """Noise of the size of usual weights: of a norm around one, of a matrix by its inputs."""
+    """Return noise of the size of usual weights: around one in a norm, by inputs in a matrix."""
     period = _noise((4099,), parameter).roll(number)  # prime: no two rows are alike
     noise = period.repeat(parameter.numel() // len(period) + 1)[: parameter.numel()]
     noise = noise.view(parameter.shape)
@@ -328,13 +304,13 @@ def _noise_like(parameter: nn.Parameter, number: int) -> nn.Parameter:
 
 
 def _noise(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """Normal numbers, always the same, from a generator of their own."""
+    """Return normal numbers, always the same, from a generator of their own."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(shape, generator=generator).to(like.device, like.dtype)
 
 
 def _close(found: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether two results are the same but for rounding; never if one is not finite."""
+    """Return whether two results are finite and the same but for rounding."""
     if found.shape != right.shape:
         return False
     largest, difference = right.float().abs().max(), (found.float() - right.float()).abs().max()
