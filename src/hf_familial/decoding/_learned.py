@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ..models.familial.members import matrix_sizes
-from ..models.familial.relay_policies import NewTokens
+from ..models.familial.relay_policies import NewTokens, matrix_sizes
 from ..models.familial.speculation import DraftedTokens, SpeculativeDecoder
 from ._draft_length import DRAFTED, LONGEST, PLAIN, WATCHED, DraftLength
 

@@ -14,7 +14,7 @@ from torch import nn
 from ..flops import measure_flops_per_token
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.contract import logit_ops
+from ..models.familial.backbones import LogitTransform
 from ..models.familial.losses import IGNORE_INDEX
 from .batches import Collator, Row, iter_batches, model_inputs, shifted_labels
 from .reading import ExitTally, read_predictions
@@ -128,10 +128,10 @@ def _evaluate_batch(model: FamilialForCausalLM, batch: Mapping[str, Any], seen: 
     targets = shifted[positions]
     seen.seq_length = max(seen.seq_length, inputs["input_ids"].shape[1])
     outputs = model.model(**inputs, use_cache=False, output_exits=True)
-    ops, deepest = logit_ops(model.config.text_config), None
+    transform, deepest = LogitTransform.of(model.config.text_config), None
     for k in reversed(range(model.config.num_exits)):
         hidden = outputs.exit_hidden_states[k].flatten(0, 1)
-        predictions = read_predictions(hidden, model.head(k), ops, positions, targets)
+        predictions = read_predictions(hidden, model.head(k), transform, positions, targets)
         deepest = predictions.tokens if deepest is None else deepest
         seen.tallies[k].add(predictions, targets.cpu().numpy(), deepest)
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..models.familial.exits import read_out
-from ..models.familial.linear_loss import chunk_rows
+from ..models.familial.backbones import LogitTransform
+from ..models.familial.losses import chunk_rows
 from .calibration import CalibrationBins
 
 
@@ -33,7 +33,7 @@ class Predictions:
 def read_predictions(
     hidden_states: torch.Tensor,
     head: nn.Module,
-    ops: tuple[tuple[str, float], ...],
+    transform: LogitTransform,
     positions: torch.Tensor,
     targets: torch.Tensor,
     measure: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -43,7 +43,7 @@ def read_predictions(
     Args:
         hidden_states (`torch.Tensor` of shape `(rows, hidden)`): After the exit's norm.
         head (`nn.Module`): Its output head.
-        ops (`tuple[tuple[str, float], ...]`): What the host does around its head, see `logit_ops`.
+        transform ([`LogitTransform`]): What the host does around its head.
         positions (`torch.Tensor` of shape `(n,)`): Rows to read, one or more.
         targets (`torch.Tensor` of shape `(n,)`): Token that follows each.
         measure (`Callable`, *optional*): Another measure of confidence, from float32 logits of
@@ -56,7 +56,7 @@ def read_predictions(
     rows = chunk_rows(head.out_features, device)  # type: ignore[arg-type]
     chunks = zip(positions.to(device).split(rows), targets.split(rows), strict=True)
     read = [
-        _read_chunk(read_out(hidden_states[at], head, ops), wanted, measure)
+        _read_chunk(transform.read(hidden_states[at], head), wanted, measure)
         for at, wanted in chunks
     ]
     losses, tokens, confidences = (np.concatenate(part) for part in zip(*read, strict=True))

@@ -14,8 +14,8 @@ import torch
 from ..flops import measure_flops_per_token
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.config_checks import check_choice
-from ..models.familial.contract import logit_ops
+from ..models.familial.backbones import LogitTransform
+from ..models.familial.configuration_familial import check_choice
 from ..models.familial.losses import IGNORE_INDEX
 from ..models.policies import ConfidenceRelay, confidence
 from ._thresholds import Costs, Readings, TradeOff, trade_offs
@@ -181,7 +181,8 @@ def _gather(
 ) -> Readings:
     """What every exit says of every token that has a target."""
     parts: list[tuple[np.ndarray, ...]] = []
-    ops, sure = logit_ops(model.config.text_config), partial(confidence, measure=measure)
+    transform = LogitTransform.of(model.config.text_config)
+    sure = partial(confidence, measure=measure)
     seen = 0
     for batch in batches:
         inputs = model_inputs(batch, model.device)
@@ -194,7 +195,12 @@ def _gather(
         states = model.model(**inputs, use_cache=False, output_exits=True).exit_hidden_states
         read = [
             read_predictions(
-                states[k].flatten(0, 1), model.head(k), ops, positions, targets[rows, columns], sure
+                states[k].flatten(0, 1),
+                model.head(k),
+                transform,
+                positions,
+                targets[rows, columns],
+                sure,
             )
             for k in range(model.config.num_exits)
         ]

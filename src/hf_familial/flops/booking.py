@@ -46,7 +46,7 @@ def places_of(family: FamilialForCausalLM) -> dict[int, list[nn.Module]]:
     early: Any = family.model.exits
     private = [layer for e in early for layer in e.layers]
     heads = [family.head(k) for k in range(family.config.num_exits)]
-    return {id(m): [m] for m in (*family.model.members.layers, *private, *heads)}
+    return {id(m): [m] for m in (*family.model.decoder.layers, *private, *heads)}
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def estimate_forward(
         return round(sum(2 * tokens * p.numel() * shares[i][1] for i, p in found.items()))
 
     early: Any = family.model.exits
-    layers = [*family.model.members.layers, *(layer for e in early for layer in e.layers)]
+    layers = [*family.model.decoder.layers, *(layer for e in early for layer in e.layers)]
     places: dict[int | None, Flops] = {id(m): Flops(matmul(m, tables), attention) for m in layers}
     # a tied head is a matrix all the same
     readers = [family.head(k) for k in range(family.config.num_exits)]

@@ -154,7 +154,7 @@ def measure_flops_per_token(model: FamilialForCausalLM, exit_idx: int, seq_lengt
 def _count(config: FamilialConfig, tokens: int, past: int) -> ForwardFlops:
     with torch.inference_mode(False), torch.no_grad():
         family = phantom(config).eval()
-        if past and not family.model.contract.cache:
+        if past and not family.model.spec.cache:
             raise ValueError(
                 f"`past` must be 0: a `{config.text_config.model_type}` has no cache, got {past}."
             )
@@ -200,7 +200,7 @@ def _by_place(
         depths=tuple(config.exits),
         num_exit_layers=config.num_exit_layers,
         entry=places[None],
-        layers=tuple(places[id(m)] for m in family.model.members.layers),
+        layers=tuple(places[id(m)] for m in family.model.decoder.layers),
         private=(*private, Flops()),
         # a shared head was booked once for every exit that reads it
         heads=tuple(Flops(places[i].matmul // times[i]) for i in readers),

@@ -132,7 +132,7 @@ def cache_sizes(
 def _look(config: FamilialConfig, context: int, dtype: torch.dtype) -> tuple[CacheSize, ...] | None:
     with torch.inference_mode(False), torch.no_grad():
         family = phantom(config).to(dtype).eval()
-        if not family.model.contract.cache:
+        if not family.model.spec.cache:
             return None
         slots = [family.model.members.slots(k) for k in range(config.num_exits)]
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from ..models.familial.config_checks import check_choice
+from ..models.familial.configuration_familial import check_choice
 from .counting import counter
 from .forward import estimated
 from .lengths import LengthCounts

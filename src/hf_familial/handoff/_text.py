@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMode
 
 from ..errors import HandoffError
-from ..models.familial.contract import logit_ops
+from ..models.familial.backbones import LogitTransform
 from ..models.familial.relay import ASSISTED, UNUSED, processors_with_memory
 
 
@@ -80,9 +80,8 @@ class PortableText:
             generator = torch.Generator().manual_seed(seed)
         self.generator = generator
         # of the logits: some hosts drop the last ones
-        ops = logit_ops(model.config.text_config)
-        kept = [int(number) for kind, number in ops if kind == "keep"]
-        self._width = min([model.config.vocab_size, *kept])
+        size = model.config.vocab_size
+        self._width = min(size, LogitTransform.of(model.config.text_config).vocab_size or size)
 
     @property
     def memory(self) -> list[str]:

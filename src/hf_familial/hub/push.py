@@ -22,7 +22,7 @@ from ..checkpoints.index import own_file
 from ..checkpoints.member_models import merged_family, weights_of
 from ..models import is_family
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from ..models.familial.config_checks import check_choice
+from ..models.familial.configuration_familial import check_choice
 from ._source import open_family
 from .cards import family_card, index_card, member_card
 from .client import Hub

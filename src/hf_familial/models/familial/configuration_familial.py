@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from numbers import Integral
 from typing import Any, ClassVar
 
 from transformers import AutoConfig
@@ -16,8 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 from transformers.utils.versions import require_version
 
-from .config_checks import MAX_LAYERS, check_choice, check_exits, check_layers, is_int, plain
-from .families import REFUSED, ROWS, refusal
+from .backbones import HOSTS, UNSUPPORTED, unsupported_backbone
 
 
 try:
@@ -32,8 +32,9 @@ logger = logging.get_logger(__name__)
 TRANSFORMERS = "5.23"
 
 
-EXIT_NORMS = ("own", "shared")
-EXIT_HEADS = ("shared", "own")
+# The most layers, private ones counted: a config may come from anywhere, and building it takes time
+# for every layer. The deepest decoders of transformers have some 130.
+MAX_LAYERS = 4096
 
 # What a process without this package needs to load a checkpoint with `trust_remote_code=True`.
 AUTO_MAP = {
@@ -68,6 +69,47 @@ def evenly_spaced_exits(num_hidden_layers: int, num_exits: int) -> list[int]:
             f"got {num_exits}."
         )
     return [round(num_hidden_layers * (k + 1) / num_exits) for k in range(num_exits)]
+
+
+def is_int(value: object) -> bool:
+    """Return whether a value is an integer, which a boolean is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise `ValueError`, with the nearest name, if an option is none of the `choices`."""
+    known = list(choices)
+    if value not in known:
+        close = get_close_matches(str(value).lower(), known, 2)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        several = ", ".join(known[:12]) + (" or another" if len(known) > 12 else "")
+        raise ValueError(f"`{name}` must be one of {several}, got {value!r}.{hint}")
+
+
+def check_exits(exits: Sequence[int], num_hidden_layers: int) -> None:
+    """Raise `ValueError` unless depths are integers that increase from 1 up to the full depth."""
+    right = (
+        f"strictly increasing depths from 1 up, ending at `num_hidden_layers` ({num_hidden_layers})"
+    )
+    if not exits:
+        raise ValueError(f"`exits` must be {right}, got none.")
+    wrong = [depth for depth in exits if not is_int(depth)]
+    if wrong:
+        raise ValueError(f"`exits` must be integers, {right}, got {wrong[0]!r} in {list(exits)}.")
+    increasing = all(a < b for a, b in zip(exits, exits[1:], strict=False))
+    if exits[0] < 1 or not increasing or exits[-1] != num_hidden_layers:
+        raise ValueError(f"`exits` must be {right}, got {list(exits)}.")
+
+
+def check_layers(text_config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a backbone has too many layers, before anything counts them."""
+    model_type = text_config.get("model_type")
+    known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
+    name = getattr(known, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+    for field in {name, "num_hidden_layers"}:
+        count = text_config.get(field, 0)
+        if is_int(count) and count > MAX_LAYERS:
+            raise ValueError(f"`{field}` must be {MAX_LAYERS} at most, got {count}.")
 
 
 def _of_text_config(name: str) -> property:
@@ -222,8 +264,9 @@ class FamilialConfig(PreTrainedConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # numbers of numpy or torch become Python's, which JSON can hold
-        value = [plain(item) for item in value] if isinstance(value, list) else plain(value)
-        super().__setattr__(name, value)
+        if isinstance(value, list):
+            value = [item.tolist() if hasattr(item, "tolist") else item for item in value]
+        super().__setattr__(name, value.tolist() if hasattr(value, "tolist") else value)
 
     def check(self) -> None:
         """Check every field; the models call this again, for a config changed since it was made."""
@@ -242,8 +285,8 @@ class FamilialConfig(PreTrainedConfig):
                 f"a family has {MAX_LAYERS} layers at most, got {depth} and "
                 f"{private} private ones: choose fewer exits or a smaller `num_exit_layers`."
             )
-        check_choice("exit_norm", self.exit_norm, EXIT_NORMS)
-        check_choice("exit_head", self.exit_head, EXIT_HEADS)
+        check_choice("exit_norm", self.exit_norm, ("own", "shared"))
+        check_choice("exit_head", self.exit_head, ("shared", "own"))
         if (
             not is_int(self.default_exit)
             or not -self.num_exits <= self.default_exit < self.num_exits
@@ -267,15 +310,15 @@ class FamilialConfig(PreTrainedConfig):
                 f"its language model (`{inner}`) as `text_config`."
             )
         kind = text_config.model_type
-        if kind in REFUSED:
-            raise refusal(kind, REFUSED[kind])
+        if kind in UNSUPPORTED:
+            raise unsupported_backbone(kind, UNSUPPORTED[kind])
         # a stranger may be a decoder; of its own types the host says which are
         known = kind in CONFIG_MAPPING_NAMES and not kind.endswith("_text")
         encoder = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
             getattr(text_config, "is_decoder", True) is False
         )
-        if known and encoder and kind not in ROWS:
-            raise refusal(kind, "it is not a decoder-only language model")
+        if known and encoder and kind not in HOSTS:
+            raise unsupported_backbone(kind, "it is not a decoder-only language model")
 
     @property
     def num_exits(self) -> int:

@@ -1,38 +1,214 @@
 """A family of causal language models: one decoder of transformers with G exits."""
 
-from .configuration_familial import (
-    Accelerator,
-    FamilialConfig,
-    check_transformers,
-    extension,
-)
+from .configuration_familial import Accelerator, FamilialConfig, check_transformers, extension
 
 
 check_transformers()  # before the imports that an older one lacks
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.generation import GenerationMode
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .contract import can_tie, logit_ops
-from .exits import build_head, copy_module, read_out
-from .generation_familial import FamilialGenerationMixin, check_hooks
-from .linear_loss import Distillation
-from .losses import Reading, balance_loss, balances, multi_exit_loss, target_share
-from .modeling_base import FamilialModel, FamilialPreTrainedModel
-from .outputs import FamilialCausalLMOutput
-from .relay import RelayOutput, check_arguments, relay_decode
+from .backbones import LogitTransform, balance_loss, balances, can_tie, host_class
+from .losses import Distillation, ExitStates, multi_exit_loss, target_share
+from .modeling_base import FamilialModel, FamilialPreTrainedModel, build_head, copy_module
+from .relay import RelayOutput, check_arguments, check_healing, guided_at, relay_decode
 from .relay_cache import RelayCache
-from .relay_policies import RelayPolicy
+from .relay_policies import FixedExit, RelayPolicy
+from .segments import hide_unused
+from .speculation import SpeculativeRelay
+
+
+@dataclass
+class FamilialCausalLMOutput(MoeCausalLMOutputWithPast):
+    """Output of [`FamilialForCausalLM`]: the host's own fields, and those of every exit.
+
+    `loss` is the weighted sum of `exit_losses`, in nats per token, plus the weighted `aux_loss` of
+    a mixture of experts whose router logits are asked for.
+
+    Args:
+        exit_losses (`torch.FloatTensor` of shape `(G,)`, *optional*): Loss of every exit in nats
+            per token, detached from the graph; of shape `(1,)` when `exit_idx` chose one.
+        exit_logits (`tuple[torch.FloatTensor]`, *optional*): With `output_exits=True`: G tensors of
+            shape `(batch, seq, vocab)`, shallowest first.
+    """
+
+    exit_losses: torch.Tensor | None = None
+    exit_logits: tuple[torch.Tensor, ...] | None = None
+
+
+class FamilialGenerationMixin(GenerationMixin):
+    """The host's generation: its own hooks, and `exit_idx` wherever it can be given."""
+
+    _batched_exit: int | None = None  # the one that continuous batching was started with
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Prepare inputs as the host's own class does, where it does."""
+        given = {
+            "next_sequence_length": next_sequence_length,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "inputs_embeds": inputs_embeds,
+        }
+        prepare = host_class(self.config.text_config).prepare_inputs_for_generation
+        if prepare is GenerationMixin.prepare_inputs_for_generation:
+            return super().prepare_inputs_for_generation(input_ids, **given, **kwargs)
+        inputs = prepare(_as_host(self), input_ids, **given, **kwargs)
+        if past_key_values is not None and inputs.get("past_key_values") is None:
+            # the host drops its cache and starts anew: an empty one keeps its kind and its slots
+            past_key_values.reset()
+            inputs["past_key_values"] = past_key_values
+        return inputs
+
+    def create_masks_for_generate(
+        self, *, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor | None:
+        """Leave the mask as it is: only the member that runs knows the lengths of its own slots."""
+        if not self.model.spec.host.own_mask:
+            return attention_mask
+        make = host_class(self.config.text_config).create_masks_for_generate
+        return make(_as_host(self), attention_mask=attention_mask, **kwargs)
+
+    def _prepare_generation_config(
+        self, generation_config: Any, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        # a config that holds `exit_idx` as an entry of its own also takes that of the caller
+        if getattr(config, "exit_idx", None) is not None:
+            model_kwargs.setdefault("exit_idx", config.exit_idx)
+        # without a cache, each step must run the whole text, whatever is asked for
+        config.use_cache = config.use_cache and bool(self.model.spec.cache)
+        exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
+        check_healing(self.config, config, exit_idx)
+        return config, model_kwargs
+
+    def _supports_default_dynamic_cache(self) -> bool:
+        # `generate` asks a cache of its own making for its length, which purely recurrent layers do
+        # not count; one that the first forward makes it does not ask
+        layers = DynamicCache(config=self.config.text_config).layers
+        counts = any(isinstance(layer, CacheLayerMixin) for layer in layers)
+        return counts and bool(self.model.spec.cache)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        if generation_config.use_cache and not self.model.spec.cache:
+            raise ValueError(  # the host switches it on for these
+                f"`{self.config.text_config.model_type}` has no cache of transformers' kinds, and "
+                "without one a text cannot go on from `inputs_embeds`: give `input_ids`."
+            )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        mode = generation_config.get_generation_mode()
+        if isinstance(cache, DynamicCache) and (
+            GenerationMode.ASSISTED_GENERATION in (mode, *args) or generation_config.is_assistant
+        ):
+            exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
+            self.model.members.grow(cache, (exit_idx,))
+            hide_unused(cache, self.model.members.slots(exit_idx))
+            if generation_config.is_assistant:
+                cache.activate_past_recording()  # of the slots added here too
+
+    def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                "`assistant_early_exit` is not for families: it shortens the config while it runs. "
+                "Use `relay_generate(relay=SpeculativeRelay(draft_exit=...))`, which drafts at a "
+                "trained exit and recomputes nothing."
+            )
+        # the exit is this model's: the assistant has exits of its own, or none
+        generation_config = copy.copy(generation_config)
+        generation_config.__dict__.pop("exit_idx", None)
+        model_kwargs = dict(kwargs.pop("model_kwargs"))
+        model_kwargs.pop("exit_idx", None)
+        return super()._get_candidate_generator(
+            generation_config, *args, model_kwargs=model_kwargs, **kwargs
+        )
+
+    def _extract_generation_mode_kwargs(
+        self, custom_generate: Any, kwargs: dict[str, Any], *given: Any
+    ) -> dict[str, Any]:
+        if getattr(custom_generate, "func", custom_generate) is not relay_decode:
+            return super()._extract_generation_mode_kwargs(custom_generate, kwargs, *given)
+        hook = "prepare_inputs_for_generation"
+        method = getattr(self, hook)
+        if getattr(method, "__func__", method) is not getattr(FamilialGenerationMixin, hook):
+            raise ValueError(
+                f"a relay does not call `{hook}`, which is replaced here, as peft does for a "
+                "prompt that it has learned: call `generate(exit_idx=...)` without a relay."
+            )
+        # a callable gets neither streamer nor tokenizer, and drops the rest without a word
+        mode = super()._extract_generation_mode_kwargs(None, kwargs, *given)
+        check_arguments(kwargs | mode)
+        asked = {name: kwargs.pop(name) for name in ("relay", "fused_weights") if name in kwargs}
+        return {name: mode[name] for name in ("streamer", "tokenizer") if name in mode} | asked
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        processors = super()._get_logits_processor(*args, **kwargs)
+        exit_idx = (kwargs.get("model_kwargs") or {}).get("exit_idx")
+        return processors if exit_idx is None else guided_at(processors, self, exit_idx)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as the host does, at `config.default_exit`; raise for another or a relay."""
+        if kwargs.pop("relay", None) is not None:
+            raise ValueError("continuous batching cannot relay: call `relay_generate`.")
+        self._check_batched(kwargs.pop("exit_idx", None))
+        return super().generate_batch(*args, **kwargs)
+
+    def init_continuous_batching(
+        self, generation_config: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Start as the host does, at `config.default_exit`; raise for what runs another exit."""
+        config = self.generation_config if generation_config is None else generation_config
+        self._check_batched(getattr(config, "exit_idx", None))
+        exit_idx = self.config.resolve_exit()
+        kept = getattr(self, "_cached_continuous_batching_manager", None)
+        if kept is not None and self._batched_exit != exit_idx:
+            # prompts share its blocks, which hold keys and values of that exit's layers alone
+            raise ValueError(
+                f"the manager that is kept ran exit {self._batched_exit}, and `config.default_exit`"
+                f" is {exit_idx} now: call `destroy_cached_continuous_batching_manager()` first."
+            )
+        self._batched_exit = exit_idx
+        return super().init_continuous_batching(generation_config, *args, **kwargs)
+
+    def _check_batched(self, exit_idx: int | None) -> None:
+        if self.config.resolve_exit(exit_idx) != self.config.resolve_exit():
+            raise ValueError(
+                "continuous batching runs all requests at `config.default_exit` "
+                f"({self.config.default_exit}), got `exit_idx={exit_idx}`: set "
+                f"`model.config.default_exit = {exit_idx}`, or export that member."
+            )
+
+
+def _as_host(family: Any) -> Any:
+    """Return a view of the family as an object of the host's class, for the host's own methods."""
+    view = object.__new__(host_class(family.config.text_config))
+    view.__dict__.update(family.__dict__)
+    view.__dict__["config"] = family.config.text_config
+    view.__dict__["create_masks_for_generate"] = family.create_masks_for_generate
+    return view
 
 
 class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
@@ -52,6 +228,11 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         >>> model(input_ids, exit_idx=0).logits  # runs one layer of four
     """
 
+    # by which names code that was loaded with a checkpoint finds the relay policies
+    policies: ClassVar[dict[str, type[RelayPolicy]]] = {
+        "fixed": FixedExit,
+        "speculative": SpeculativeRelay,
+    }
     _accelerator: Accelerator | None = None
     _tied_weights_keys = {"lm_head.weight": "model.backbone.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -60,7 +241,6 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
-        check_hooks(config.text_config)
         self.model = FamilialModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = build_head(config.text_config)
@@ -69,11 +249,10 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         self._tied_weights_keys = (
             {"lm_head.weight": embedding} if can_tie(config.text_config) else {}
         )
-        if not self.model.contract.cache:
+        if not self.model.spec.cache:
             self.generation_config.use_cache = False
         self.post_init()
-        if self.device.type != "meta":  # there, as in `from_pretrained`, weights come later
-            extension().check_backbone(self)
+        extension().check_backbone(self)
 
     @classmethod
     def from_backbone(
@@ -98,18 +277,16 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
             backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, folder, or a
                 causal LM in memory. A model in memory is taken over: the family shares its modules
                 and config (pass a `copy.deepcopy` to keep the two apart).
-            exits (`list[int]`, *optional*): Depth of every exit, see [`FamilialConfig`].
+            exits (`list[int]`, *optional*): Depth of every exit.
             num_exits (`int`, *optional*): Instead of `exits`: G exits, evenly spaced.
-            num_exit_layers (`int`, *optional*, defaults to 0): Private layers of each early exit.
-            exit_norm (`str`, *optional*, defaults to `"own"`): `"own"` or `"shared"`.
-            exit_head (`str`, *optional*, defaults to `"shared"`): `"shared"` or `"own"`.
-            default_exit (`int`, *optional*, defaults to -1): Exit used when none is asked for.
+            num_exit_layers, exit_norm, exit_head, default_exit: See [`FamilialConfig`].
             **kwargs: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `revision`, ...).
 
         Returns:
             [`FamilialForCausalLM`]: In the mode (training or evaluation) of the decoder.
 
         Raises:
+            ImportError: If the package is not installed.
             OSError: If there is no such checkpoint.
             TypeError: If `backbone` is neither a name nor a model, or `kwargs` come with a model.
             ValueError: If the exits are wrong or the decoder cannot be cut at a depth.
@@ -130,13 +307,12 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         )
 
     def build_exit_heads(self, keep: bool) -> nn.ModuleList:
-        """Copies of `lm_head` for the early exits, where each has its own; as in `build_exits`."""
+        """Build copies of `lm_head` for early exits that have their own; as in `build_exits`."""
         count = self.config.num_exits - 1 if self.config.exit_head == "own" else 0
         return nn.ModuleList(copy_module(self.lm_head, keep) for _ in range(count))
 
     @property
     def _embedding_name(self) -> str:
-        """Dotted path of the token embedding inside the backbone."""
         embedding = self.get_input_embeddings()
         return next(n for n, m in self.model.backbone.named_modules() if m is embedding)
 
@@ -146,7 +322,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """Resize the vocabulary of the embedding and of every head; arguments as in the host."""
+        """Resize the embedding and every head; arguments as in the host."""
         embedding = super().resize_token_embeddings(
             new_num_tokens, pad_to_multiple_of, mean_resizing
         )
@@ -161,7 +337,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         return embedding
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Any:
-        """As in the host; the backbone's config no longer calls itself quantised either."""
+        """Dequantise as in the host; the backbone's config says so too."""
         model = super().dequantize(dtype)
         vars(self.config.text_config).pop("quantization_config", None)
         return model
@@ -188,16 +364,12 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Token ids.
-            attention_mask (`torch.Tensor`, *optional*): As the host takes it.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As the host takes
-                it.
+            attention_mask, position_ids, use_cache, logits_to_keep: As the host takes them.
             past_key_values (`Cache`, *optional*): The family's cache; updated up to the exit.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead
                 of `input_ids`.
             labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Targets, -100 where
                 there is none; shifted here unless `shift_labels` is given too.
-            use_cache (`bool`, *optional*): Whether to return a cache.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): As in the host.
             exit_idx (`int`, *optional*): Exit to stop at, with `labels` the only one that has a
                 loss. Defaults to `config.default_exit`, with `labels` to the loss of all exits.
             output_exits (`bool`, *optional*, defaults to `False`): Return the logits of all exits.
@@ -275,17 +447,17 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         labels: torch.Tensor,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss over the trained exits, and the loss of each."""
+        """Return the loss over the trained exits, and the loss of each."""
 
         def make_logits(k: int) -> torch.Tensor:
             return logits[k] if k in logits else self._read_out(hidden[k], k)
 
-        readings = {
-            k: Reading(hidden[k], self.head(k), partial(make_logits, k), wanted=k in logits)
+        states = {
+            k: ExitStates(hidden[k], self.head(k), partial(make_logits, k), wanted=k in logits)
             for k in trained
         }
-        ops = logit_ops(self.config.text_config)
-        return multi_exit_loss(readings, ops, self.loss_function, labels, **kwargs)
+        transform = LogitTransform.of(self.config.text_config)
+        return multi_exit_loss(states, transform, self.loss_function, labels, **kwargs)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -299,32 +471,20 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         return self.__dict__ | {"_accelerator": None}
 
     def head(self, exit_idx: int) -> nn.Module:
-        """The output head that an exit reads with: its own, or the shared `lm_head`."""
+        """Return the output head that an exit reads with: its own, or the shared `lm_head`."""
         exit_idx = self.config.resolve_exit(exit_idx)
         return self.exit_heads[exit_idx] if exit_idx < len(self.exit_heads) else self.lm_head
 
     def member_parameters(self, exit_idx: int) -> Iterator[nn.Parameter]:
-        """The parameters that one member needs, each once.
-
-        Args:
-            exit_idx (`int`): Exit at which the member ends.
-
-        Yields:
-            `nn.Parameter`: Of the backbone below the exit, its private layers, its norm and its
-            head.
-
-        Raises:
-            IndexError: If there is no exit `exit_idx`.
-        """
-        exit_idx = self.config.resolve_exit(exit_idx)
-        return _unique(self.model.member_view(exit_idx), self.head(exit_idx))
+        """Yield the parameters that one member needs, its head's too, each once."""
+        parts = (self.model.member_view(exit_idx), self.head(exit_idx))
+        return iter({p: None for part in parts for p in part.parameters()})
 
     def exit_module_names(self) -> list[str]:
-        """Names of the modules that only early exits have: norms, private layers, own heads.
+        """Return the names of the modules that only early exits have.
 
-        Returns:
-            `list[str]`: Dotted names, as peft's `modules_to_save` takes them (it cannot take the
-            lists that hold these modules).
+        They are norms, private layers and own heads, as peft's `modules_to_save` takes them: it
+        cannot take the lists that hold these modules.
         """
         names = []
         early: Any
@@ -377,31 +537,11 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         """Do now what the first `relay_generate` would do before its first token.
 
         Fused passes are compared with the host's own passes once, which takes as long as some
-        tokens. A server calls this before it listens.
-
-        Raises:
-            ValueError: If the host cannot go on from a tap, or the model is in training mode.
-
-        Example:
-            >>> model.eval().prepare_drafts()
+        tokens. A server calls `model.eval().prepare_drafts()` before it listens.
         """
         if self.training:
             raise ValueError("`prepare_drafts` needs a model that is not training: call `eval()`.")
         RelayCache(self, range(self.config.num_exits), fused_weights=None)
 
     def _read_out(self, hidden_states: torch.Tensor, exit_idx: int) -> torch.Tensor:
-        ops = logit_ops(self.config.text_config)
-        return read_out(hidden_states, self.head(exit_idx), ops)
-
-
-def _unique(*modules: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of several modules, each once."""
-    seen: set[nn.Parameter] = set()
-    for module in modules:
-        for parameter in module.parameters():
-            if parameter not in seen:
-                seen.add(parameter)
-                yield parameter
-
-
-__all__ = ["FamilialForCausalLM"]
+        return LogitTransform.of(self.config.text_config).read(hidden_states, self.head(exit_idx))

@@ -14,9 +14,15 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, logits_process
 
-from .members import matrix_sizes
 from .relay_cache import RelayCache, check_positions, check_relay
-from .relay_policies import FixedExit, NewTokens, RelayDecoder, RelayPolicy, check_chain
+from .relay_policies import (
+    FixedExit,
+    NewTokens,
+    RelayDecoder,
+    RelayPolicy,
+    check_chain,
+    matrix_sizes,
+)
 from .speculation import SpeculativeRelay
 
 

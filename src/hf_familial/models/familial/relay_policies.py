@@ -5,11 +5,12 @@ A policy builds the decoder that makes its tokens; the loop in `relay.py` knows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from .relay_cache import RelayCache
 
@@ -183,3 +184,21 @@ def check_chain(exits: Sequence[int], num_exits: int) -> tuple[int, ...]:
     if not chain or any(a >= b for a, b in zip(chain, chain[1:], strict=False)):
         raise ValueError(f"a relay's exits must go deeper one after the other, got {tuple(exits)}.")
     return chain
+
+
+def matrix_sizes(model: Any, exits: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Count the weights in matrices, each of which is multiplied and added once per position.
+
+    Returns, for each of some exits, shallowest first, the weights of the backbone's layers from the
+    exit before it on, and those of its head.
+    """
+    members = model.model.members
+    depths = [0, *(model.config.exits[k] for k in exits)]
+    spans = zip(depths, depths[1:], strict=False)
+    layers = [_matrix_weights(members.segment(*span).layers) for span in spans]
+    return layers, [_matrix_weights([model.head(k)]) for k in exits]
+
+
+def _matrix_weights(modules: Iterable[nn.Module]) -> int:
+    weights = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
+    return sum(p.numel() for p in weights.values())
