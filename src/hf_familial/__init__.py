@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         evenly_spaced_exits,
         relay_decode,
     )
-    from .models.policies import ConfidenceRelay, HandoffRelay
+    from .models.policies import ConfidenceRelay, EarlyExitRelay, HandoffRelay
     from .models.verification import BackboneReport, verify_backbone
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
@@ -53,6 +53,7 @@ _LAZY = {
     "ConfidenceRelay": ".models.policies",
     "describe": ".hub.describe",
     "DeviceSide": ".handoff",
+    "EarlyExitRelay": ".models.policies",
     "evaluate_exits": ".evaluation",
     "ExitChoice": ".hub.choose",
     "export_exit": ".hub.export",
@@ -96,6 +97,7 @@ __all__ = [
     "ConfidenceRelay",
     "DeviceSide",
     "Distillation",
+    "EarlyExitRelay",
     "ExitChoice",
     "FamilialCausalLMOutput",
     "FamilialConfig",

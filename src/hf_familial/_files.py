@@ -1,12 +1,14 @@
-"""A folder that appears whole or not at all, whatever happens while it is written."""
+"""Files and folders that appear whole or not at all, whatever happens while they are written."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,9 +21,83 @@ except ImportError:  # Windows: leftovers of a killed process then stay until de
 WRITING, REPLACED = "writing", "replaced"
 
 
+def write_whole(path: str | os.PathLike[str], content: str | bytes, parents: bool = False) -> None:
+    """Write a file beside its place and move it there, so that nobody sees half of it.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        content (`str` or `bytes`): All of it; text goes out as UTF-8.
+        parents (`bool`, *optional*, defaults to `False`): Whether to make its folder.
+
+    Raises:
+        OSError: If it cannot be written; what was there stays.
+    """
+    path = Path(path)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    check_file_place(path)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with beside.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        told = type(error)(f"cannot write {path}: {error.strerror or error}.")
+        told.errno = error.errno
+        raise told from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_file_place(path: str | os.PathLike[str]) -> None:
+    """Raise `OSError` for a place where no file can be written, before the work that fills it."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"cannot write {path}: it is no ordinary file.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"cannot write {path}: its folder is read-only.")
+
+
+def append_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
+    """Add lines to a file in one write, without locks; they are on disk when this returns.
+
+    The file is opened for appending, so lines of processes that write at once do not mix on a local
+    file system; network ones promise less. A last line that a crash cut off is ended first.
+
+    Raises:
+        OSError: If they could not be written as a whole.
+    """
+    data = "".join(f"{line}\n" for line in lines).encode()
+    if not data:
+        return
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        if _is_torn(file):
+            data = b"\n" + data
+        written = os.write(file, data)
+        if written != len(data):
+            raise OSError(f"wrote {written} of {len(data)} bytes to {path}; is the disk full?")
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _is_torn(file: int) -> bool:
+    """Return whether a file does not end at the end of a line."""
+    size = os.fstat(file).st_size
+    if not size:
+        return False
+    os.lseek(file, size - 1, os.SEEK_SET)
+    return os.read(file, 1) != b"\n"
+
+
 @contextmanager
 def whole_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A hidden folder to write in, which becomes `out` if all goes well.
+    """Yield a hidden folder to write in, which becomes `out` if nothing is raised.
 
     It stands beside `out`, is on the disk before it is renamed, and is removed if anything is
     raised, like the parents that were made for it. What a killed process left there is removed by
@@ -31,9 +107,6 @@ def whole_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
         out (`Path`): Where the folder is to be; its parents are made.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an `out` that holds something
             may be replaced.
-
-    Yields:
-        `Path`: The hidden folder.
 
     Raises:
         FileExistsError: If `out` holds something, is a file, or is a folder that nothing can
@@ -56,7 +129,7 @@ def whole_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
 @contextmanager
 def _hidden_beside(out: Path, overwrite: bool) -> Iterator[Path]:
     with _locked(out.parent):
-        _mend(out)
+        _clear_leftovers(out)
         _check_free(out, overwrite)
         hidden = _beside(out, WRITING)
         hidden.mkdir()
@@ -67,7 +140,7 @@ def _hidden_beside(out: Path, overwrite: bool) -> Iterator[Path]:
             raise
     try:
         yield hidden
-        _to_disk(hidden)
+        fsync_tree(hidden)
         with _locked(out.parent):
             # somebody else may have been there meanwhile
             _check_free(out, overwrite)
@@ -111,23 +184,19 @@ def _rename(hidden: Path, out: Path) -> None:
             os.rename(old, out)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    _sync(out.parent)
+    _fsync(out.parent)
 
 
-def _left(out: Path, kind: str) -> list[Path]:
-    """Folders that `_beside` named."""
-    return list(out.parent.glob(f".{glob.escape(out.name)}.{kind}-*"))
-
-
-def _mend(out: Path) -> None:
+def _clear_leftovers(out: Path) -> None:
     """Clear up after processes that were killed while they wrote to this place."""
-    for old in _left(out, REPLACED):
+    pattern = f".{glob.escape(out.name)}.{{}}-*"
+    for old in out.parent.glob(pattern.format(REPLACED)):
         if out.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             # killed between the two renames: the folder that was to be replaced is still whole
             os.rename(old, out)
-    for left in _left(out, WRITING):
+    for left in out.parent.glob(pattern.format(WRITING)):
         lock = _lock(left)
         if lock is not None:
             shutil.rmtree(left, ignore_errors=True)
@@ -135,7 +204,7 @@ def _mend(out: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor whose lock ends with the process; `None` where another process holds it."""
+    """Return a descriptor whose lock ends with the process; `None` where another one holds it."""
     if fcntl is None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
@@ -149,7 +218,7 @@ def _lock(folder: Path) -> int | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time makes, finds and renames folders here."""
+    """Let one process at a time make, find and rename folders here."""
     if fcntl is None:
         yield
         return
@@ -162,15 +231,15 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _to_disk(folder: Path) -> None:
-    """Bring a folder's files to the disk; those written piece by piece are there already."""
+def fsync_tree(folder: Path) -> None:
+    """Bring a folder's files to the disk, and their names."""
     for root, _, files in os.walk(folder):
         for name in files:
-            _sync(Path(root, name))
-        _sync(Path(root))
+            _fsync(Path(root, name))
+        _fsync(Path(root))
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     if os.name == "nt":  # folders have no descriptors there
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -180,4 +249,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["whole_folder"]
+def digest(parts: Iterable[str | bytes]) -> str:
+    """Return 32 hexadecimal digits of strings in order; the boundaries between them count."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "big"))
+        state.update(data)
+    return state.hexdigest()[:32]
+
+
+def file_digest(path: Path, start: bytes = b"", algorithm: str = "sha256") -> str:
+    """Return a hash of a file's bytes in hexadecimal, of `start` before them."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, start)).hexdigest()

@@ -1,22 +1,22 @@
-"""Numbers as people read them, in terminals, pictures and pages alike."""
+"""Numbers, sizes, durations and near names in words, the same in terminals, pages and errors."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 MISSING = "–"
-
-
-def plural(number: int, word: str) -> str:
-    """Count things, as in `1 run` or `1,084 runs`."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def scientific(value: float, digits: int = 3) -> str:
-    """Write a number with its power of ten, as `5.76×10²³`; a bare power is `10²¹`."""
+    """Return a number with its power of ten: `5.76×10²³`, or `10²¹` for a bare power."""
     if not math.isfinite(value):
         return MISSING
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
@@ -25,7 +25,7 @@ def scientific(value: float, digits: int = 3) -> str:
 
 
 def count(value: float, digits: int = 3) -> str:
-    """Write a number of parameters or tokens, as `73.2B`: k, M, B, T, then powers of ten."""
+    """Return a number of parameters or tokens with k, M, B or T: `73.2B`."""
     if not math.isfinite(value):
         return MISSING
     rounded = float(f"{value:.{digits - 1}e}")
@@ -36,7 +36,7 @@ def count(value: float, digits: int = 3) -> str:
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """Write a number to so many significant digits, by a power of ten where that is shorter."""
+    """Return a number to so many significant digits, by a power of ten where that is shorter."""
     if not math.isfinite(value):
         return MISSING
     if value == 0:
@@ -48,12 +48,13 @@ def significant(value: float, digits: int = 4) -> str:
 
 
 def estimate(value: float, low: float, high: float) -> tuple[str, str]:
-    """Write a value and its interval, as `("0.3473", "[0.319, 0.376]")`.
+    """Return a value and its interval, as `("0.3473", "[0.319, 0.376]")`.
 
-    Digits that the interval's width gives no meaning are left out.
+    They have the digits that the width of the interval gives a meaning.
     """
     if math.isinf(low) or math.isinf(high):
-        return significant(value), f"[{_end(low)}, {_end(high)}]"
+        ends = (significant(x) if math.isfinite(x) else "∞" if x > 0 else "−∞" for x in (low, high))
+        return significant(value), f"[{', '.join(ends)}]"
     if not high > low:
         return significant(value), MISSING
     size = max(abs(value), abs(low), abs(high))
@@ -65,7 +66,67 @@ def estimate(value: float, low: float, high: float) -> tuple[str, str]:
     return words[0], f"[{words[1]}, {words[2]}]"
 
 
-def _end(value: float) -> str:
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return significant(value)
+def metric(number: float | None) -> str:
+    """Return a number with three digits and a decimal prefix, `1.23G`; `-` for none."""
+    return _scaled(number, ("k", "M", "G", "T", "P", "E"), 1000)
+
+
+def size(nbytes: float | None) -> str:
+    """Return a number of bytes with three digits and a binary prefix, `1.23GiB`; `-` for none."""
+    return _scaled(nbytes, ("KiB", "MiB", "GiB", "TiB", "PiB"), 1024)
+
+
+def _scaled(number: float | None, prefixes: Sequence[str], step: int) -> str:
+    if number is None:
+        return "-"
+    scaled, prefix = float(number), ""
+    for prefix in ("", *prefixes):
+        if scaled < 999.5 or prefix == prefixes[-1]:
+            break
+        scaled /= step
+    # three digits, without an exponent
+    return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f}{prefix}" if prefix else f"{scaled:g}"
+
+
+def parse_size(words: str) -> int:
+    """Return the bytes of a number and a unit: `512MiB`, `2GB`, `1e9`.
+
+    Args:
+        words (`str`): The size; `k`, `M`, `G`, `T` are powers of 1000, with `i` of 1024.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    match = re.fullmatch(r"\s*([\d.]+(?:[eE]\+?\d+)?)\s*([kKMGT]i?)?B?\s*", words)
+    try:
+        nbytes = round(float(match[1]) * UNITS[(match[2] or "").lower()]) if match else 0
+    except (ValueError, OverflowError):
+        nbytes = 0
+    if not nbytes > 0:
+        raise ValueError(f"a size must look like 2GB or 512MiB, got {words!r}.")
+    return nbytes
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: `45 s`, `12.5 min`, `3.2 h`, `1.5 d`."""
+    for unit, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def plural(number: int, word: str) -> str:
+    """Return a count with its noun: `1 run`, `1,200 runs`."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def near_words(name: object, known: Iterable[str], most: int = 2, cutoff: float = 0.6) -> str:
+    """Return `; did you mean ...?` for a name close to known ones, else an empty string."""
+    close = get_close_matches(str(name), list(known), most, cutoff)
+    return f"; did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
+
+
+def known_words(name: object, known: Iterable[str]) -> str:
+    """Return `; did you mean ...?` for a name close to known ones, else all of these."""
+    known = sorted(known)
+    return near_words(name, known) or f"; known are {', '.join(f'`{k}`' for k in known)}."

@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
-import types
-import typing
 import warnings
-from collections.abc import Hashable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from ._files import append_lines
+from ._records import Check, Fields, without_nan
 from .errors import RunRecordError
 
 
 STATUSES = ("finished", "stopped", "diverged", "failed")
 LARGEST = 1e40  # beyond every count and seed; an integer of JSON may have any number of digits
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError("an integer of 0 or more")
+    if value >= LARGEST:
+        raise TypeError(f"an integer below {LARGEST:g}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError("a number")
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        raise TypeError(f"a number below {LARGEST:g}")
+    return float(value)
+
+
+def _amount(value: Any) -> float:
+    number = _number(value)
+    if not 0 <= number < math.inf:
+        raise TypeError("a finite number of 0 or more")
+    return number
+
+
+FIELDS = Fields(
+    RunRecordError,
+    "a run",
+    {
+        int: Check(lambda value: type(value) is int and 0 <= value < LARGEST, _count),
+        float: Check(lambda value: type(value) is float and 0 <= value < LARGEST, _amount),
+        # a loss, which may be infinite or NaN
+        float | None: Check(lambda value: value is None or type(value) is float, _number),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +70,7 @@ class Backbone:
     layers: int
 
     def __post_init__(self) -> None:
-        _coerce_fields(self, "backbone.")
+        FIELDS.check(self)
 
 
 @dataclass(frozen=True)
@@ -116,7 +150,7 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         """Check every field; lists become tuples, integers where a float belongs floats."""
-        _coerce_fields(self)
+        FIELDS.check(self)
         if not self.run_id:
             raise RunRecordError("`run_id` must not be empty.", "run_id")
         if self.status not in STATUSES:
@@ -138,12 +172,12 @@ class RunRecord:
             )
 
     def to_json(self) -> str:
-        """The record as one line of JSON, without the line's end."""
-        return json.dumps(_without_nan(asdict(self)), allow_nan=False)
+        """Return the record as one line of JSON, without the line's end."""
+        return json.dumps(without_nan(asdict(self)), allow_nan=False)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> RunRecord:
-        """The record of a row as JSON has it.
+        """Build the record of a row as JSON has it.
 
         Args:
             row (`Mapping[str, Any]`): Every field by name, and no other; those with a default may
@@ -155,21 +189,15 @@ class RunRecord:
         Raises:
             RunRecordError: If a field is missing, unknown or wrong.
         """
-        values = _known_fields(cls, row)
-        if not isinstance(values["backbone"], Mapping):
-            raise RunRecordError(
-                f"`backbone` must be an object, got {values['backbone']!r}.", "backbone"
-            )
-        inner = _known_fields(Backbone, values["backbone"], "backbone.")
-        return cls(**(values | {"backbone": Backbone(**inner)}))
+        record: RunRecord = FIELDS.read(cls, row)
+        return record
 
 
 def append_run(path: str | os.PathLike[str], record: RunRecord) -> None:
-    """Add a run to a file, whole or not at all, without locks.
+    """Add a run to a file as one line, whole or not at all, without locks.
 
-    The line goes out in one write to a file opened for appending, so lines of processes that write
-    at once do not mix (on a local file system; network ones promise less). It is on disk when
-    this returns. Losses that are not finite are written as null.
+    Lines of processes that write at once do not mix (on a local file system; network ones promise
+    less). The line is on disk when this returns. Losses that are not finite are written as null.
 
     Args:
         path (`str` or `os.PathLike`): File of the runs; made, with its folder, if missing.
@@ -181,20 +209,8 @@ def append_run(path: str | os.PathLike[str], record: RunRecord) -> None:
     """
     if not isinstance(record, RunRecord):
         raise TypeError(f"`record` must be a RunRecord, got {type(record).__name__}.")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = f"{record.to_json()}\n".encode()
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        if _is_torn(file):
-            # end the line that a crash cut off, or this one would be lost with it
-            line = b"\n" + line
-        written = os.write(file, line)
-        if written != len(line):
-            raise OSError(f"wrote {written} of {len(line)} bytes of a run to {path}; is it full?")
-        os.fsync(file)
-    finally:
-        os.close(file)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    append_lines(path, [record.to_json()])
 
 
 def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
@@ -232,128 +248,4 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
     return records
 
 
-def _is_torn(file: int) -> bool:
-    """Whether a file does not end at the end of a line."""
-    size = os.fstat(file).st_size
-    if not size:
-        return False
-    os.lseek(file, size - 1, os.SEEK_SET)
-    return os.read(file, 1) != b"\n"
-
-
-def _without_nan(value: Any) -> Any:
-    """The same value with null for every number that JSON does not have."""
-    if isinstance(value, dict):
-        return {name: _without_nan(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _known_fields(cls: type, row: Any, prefix: str = "") -> dict[str, Any]:
-    """A row that has exactly the fields of a dataclass."""
-    if not isinstance(row, Mapping):
-        raise RunRecordError(f"a run must be a JSON object, got {row!r}.")
-    names, needed = _kinds(cls).keys(), _needed(cls)
-    if needed <= row.keys() <= names:
-        return dict(row)
-    for wrong, problem in ((needed - set(row), "missing"), (set(row) - set(names), "unknown")):
-        if wrong:
-            name = prefix + min(wrong)
-            raise RunRecordError(f"`{name}` is {problem}; a run has {', '.join(names)}.", name)
-    return dict(row)
-
-
-class _Kind(NamedTuple):
-    """The values that a field may have, found once: files have a hundred thousand rows."""
-
-    hint: Any
-    plain: frozenset[type]  # types whose values need no second look
-    ranged: bool  # whether such values are to be 0 or more, and below `LARGEST`
-    items: _Kind | None = None  # of a tuple
-
-
-def _kind_of(hint: Any) -> _Kind:
-    inner = typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
-        first = _kind_of(inner[0])
-        return _Kind(hint, first.plain | {types.NoneType}, inner[0] is int, first.items)
-    if typing.get_origin(hint) is tuple:
-        return _Kind(hint, frozenset(), False, _kind_of(inner[0]))
-    return _Kind(hint, frozenset([hint]), hint in (int, float))
-
-
-@functools.cache
-def _kinds(cls: Hashable) -> Mapping[str, _Kind]:
-    """Kind of each field of a dataclass."""
-    hints = typing.get_type_hints(cls)
-    return {field.name: _kind_of(hints[field.name]) for field in fields(cls)}  # type: ignore[arg-type]
-
-
-@functools.cache
-def _needed(cls: Hashable) -> frozenset[str]:
-    """Names of the fields of a dataclass that have no default."""
-    found = fields(cls)  # type: ignore[arg-type]
-    return frozenset(field.name for field in found if field.default is MISSING)
-
-
-def _coerce_fields(record: Any, prefix: str = "") -> None:
-    """Check the fields of a frozen dataclass against their annotations."""
-    cls: type = type(record)
-    values = vars(record)
-    for name, kind in _kinds(cls).items():
-        value = values[name]
-        if _is_plain(value, kind):
-            continue
-        try:
-            object.__setattr__(record, name, _checked(value, kind))
-        except TypeError as error:
-            name = prefix + name
-            raise RunRecordError(f"`{name}` must be {error}, got {value!r}.", name) from None
-
-
-def _is_plain(value: Any, kind: _Kind) -> bool:
-    if value is None or type(value) not in kind.plain:
-        return value is None and types.NoneType in kind.plain
-    return not kind.ranged or 0 <= value < LARGEST
-
-
-def _checked(value: Any, kind: _Kind) -> Any:
-    """The value as its kind has it; lists of plain items need no second look."""
-    items = kind.items
-    if items is not None and isinstance(value, list) and all(_is_plain(v, items) for v in value):
-        return tuple(value)
-    return _coerced(value, kind.hint)
-
-
-def _coerced(value: Any, hint: Any, optional: bool = False) -> Any:
-    """The value as its annotation has it; a TypeError that says what would be right."""
-    if isinstance(hint, types.UnionType):
-        return None if value is None else _coerced(value, typing.get_args(hint)[0], optional=True)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError("a list")
-        try:
-            return tuple(_coerced(item, typing.get_args(hint)[0]) for item in value)
-        except TypeError as error:
-            raise TypeError(f"a list, each item {error}") from None
-    if hint is int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise TypeError("an integer of 0 or more")
-        if value >= LARGEST:
-            raise TypeError(f"an integer below {LARGEST:g}")
-        return value
-    if hint is float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise TypeError("a number")
-        if isinstance(value, int) and abs(value) >= LARGEST:
-            raise TypeError(f"a number below {LARGEST:g}")
-        if not optional and not 0 <= value < math.inf:
-            raise TypeError("a finite number of 0 or more")
-        return float(value)
-    if not isinstance(value, hint):
-        raise TypeError("a string" if hint is str else f"a {hint.__name__}")
-    return value
-
-
-__all__ = ["STATUSES", "Backbone", "RunRecord", "RunRecordError", "append_run", "read_runs"]
+__all__ = ["STATUSES", "Backbone", "RunRecord", "append_run", "read_runs"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..models.familial.configuration_familial import Accelerator
-from ._draft_length import weights_stamp
 from ._fused import FusedPasses
 from ._growing_cache import growing
 from ._learned import LearnedDecoder
@@ -13,6 +14,8 @@ from ._learned import LearnedDecoder
 
 # bytes of weights up to which modules and masks take a good part of a step
 FUSED_LIMIT = 2 * 2**30
+# numbers of each weight that are looked at before a text, in search of changes
+SAMPLES = 8
 
 
 class ModelAccelerator(Accelerator):
@@ -75,3 +78,27 @@ def pays(model: Any) -> bool:
     """Return whether fused passes are faster: on a CPU, for a small model."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return model.device.type == "cpu" and size <= FUSED_LIMIT
+
+
+def weights_stamp(model: Any) -> int:
+    """Return a number that changes when the weights of a model are trained, merged or replaced.
+
+    It looks at where each weight lies, at its version, which usual changes in place raise, and at
+    a few of its numbers, which fused optimisers and writes through `.data` change too. That takes a
+    thousandth of a short text. It may miss single numbers written through `.data`, so it must not
+    decide what a text says: only learned numbers that make it faster depend on it.
+    """
+    marks: list[Any] = []
+    samples: dict[Any, list[torch.Tensor]] = {}
+    for parameter in model.parameters():
+        tensor = parameter.detach()
+        if type(tensor) is not torch.Tensor or tensor.is_meta:
+            marks.append(id(parameter))  # sharded, quantised or offloaded
+            continue
+        version = 0 if parameter.is_inference() else parameter._version
+        marks.append((tensor.data_ptr(), version, tensor.shape))
+        some = tensor.reshape(-1)[:: max(1, tensor.numel() // SAMPLES)]
+        samples.setdefault((tensor.dtype, tensor.device), []).append(some)
+    for some in map(torch.cat, samples.values()):
+        marks.append(some.view(torch.uint8).cpu().numpy().tobytes())
+    return hash(tuple(marks))

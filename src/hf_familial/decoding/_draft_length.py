@@ -1,11 +1,14 @@
-"""Choose how many tokens to draft: one more as long as it is likely to pay for itself."""
+"""Draft lengths: one more token is drafted as long as it is likely to pay for itself.
+
+A round over one known token and k drafts yields `1 + S_1 + ... + S_k` tokens, with `S_i` the
+probability that the first i drafts are all right. One more draft pays if its `S` is worth more, at
+the present rate of tokens per time, than its pass through the shallow layers and its column in the
+checking pass.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
 
 
 # classes of confidence; how often a draft is right before that is known, from the least to the
@@ -33,19 +36,16 @@ TRIAL = 6
 # plain rounds before the draft exit is watched again, at first and at most
 FIRST_REST, LONGEST_REST = 16, 256
 
-# numbers of each weight that are looked at before a text, in search of changes
-SAMPLES = 8
-
 # kinds of rounds: no draft; no draft, but the draft exit is read too; drafts
 PLAIN, WATCHED, DRAFTED = "plain", "watched", "drafted"
 
 
 @dataclass
 class Acceptance:
-    """How often a draft was right, by how sure its exit was of it.
+    """The share of drafts that were right, by the confidence of their exit.
 
-    What is expected before a class of confidence was seen is believed as far as the drafts of all
-    classes bore it out: an exit that was never trained is sure of itself, and found out in a few.
+    What is expected of a class of confidence before it was seen is scaled by what the drafts of all
+    classes bore out, so an exit that was never trained, and is sure of itself, is found out soon.
     """
 
     right: list[float] = field(default_factory=lambda: [0.0] * BUCKETS)
@@ -55,14 +55,14 @@ class Acceptance:
     found: float = TRUST_WEIGHT
 
     def rate(self, confidence: float) -> float:
-        """Estimated probability that a draft of this confidence is accepted."""
+        """Estimate the probability that a draft of this confidence is accepted."""
         i = _bucket(confidence)
         prior = min(1.0, self.found / self.expected) * _prior(i)
         return (self.right[i] + prior * self.weight[i]) / (self.seen[i] + self.weight[i])
 
     @property
     def mean(self) -> float:
-        """Share of the drafts seen of late that were right."""
+        """`float`: Share of the recent drafts that were right."""
         return (sum(self.right) + 0.5) / (sum(self.seen) + 1)
 
     def observe(self, confidence: float, accepted: float) -> None:
@@ -102,7 +102,7 @@ class Mean:
 
 @dataclass
 class Line:
-    """Time of a checking pass against its number of positions."""
+    """The time of a checking pass as a line over its number of positions."""
 
     start: float
     slope: float
@@ -110,7 +110,7 @@ class Line:
     sums: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     def at(self, positions: int) -> float:
-        """Expected time."""
+        """Return the expected time."""
         return self.start + self.slope * positions
 
     def observe(self, positions: int, value: float) -> None:
@@ -131,24 +131,19 @@ class Line:
 
 
 class DraftLength:
-    """Decides before every round whether to draft, and after every read whether to draft one more.
+    """The choice of draft lengths at one exit: whether to draft, and whether to draft one more.
 
-    A round over the positions of one known token and k drafts yields `1 + S_1 + ... + S_k` tokens,
-    with `S_i` the probability that the first i drafts are all right. One more draft pays if its `S`
-    is worth more, at the present rate of tokens per time, than its pass through the shallow layers
-    and its place in the checking pass. What is decided depends on distributions that were read and
-    on tokens that were drawn before, never on the token that would be drafted: a decision that saw
-    that token would change the distribution of sampled text.
-
-    A text starts without drafts. For the first tokens the draft exit is read beside the deep one,
-    which tells how often it would have been right; it drafts only if that promises to pay.
+    Decisions depend on distributions that were read and on tokens that were drawn before, never on
+    the token that would be drafted: that would change the distribution of sampled text. A text
+    starts without drafts; then the draft exit is read beside the deep one for some tokens, and it
+    drafts only if that promises to pay.
 
     Args:
         share (`float`): Cost of the layers below the draft exit, as a share of a whole pass.
         read (`float`, *optional*, defaults to 0.0): Cost of reading the draft exit, likewise.
         fixed (`int`, *optional*): Draft just as many, whatever it costs.
-        timed (`bool`, *optional*, defaults to `True`): Measure costs with a clock; otherwise they
-            are taken from `share` and `read`, and the same seed gives the same text.
+        timed (`bool`, *optional*, defaults to `True`): Measure costs with a clock. Otherwise they
+            are `share` and `read`, and the same seed gives the same text.
         watch (`bool`, *optional*, defaults to `True`): Watch the exit before it drafts.
     """
 
@@ -184,23 +179,14 @@ class DraftLength:
         self._watched = max(1, self._watched)
 
     def watched(self, confidence: float, accepted: float) -> None:
-        """Learn from a watched round.
-
-        Args:
-            confidence (`float`): Largest probability at the draft exit.
-            accepted (`float`): Probability that a draft from it would have been accepted.
-        """
+        """Learn from a watched round: its confidence, the chance that a draft would be accepted."""
         self.acceptance.observe(confidence, accepted)
         self._watched = max(0, self._watched - 1)
         if not self._watched and self.fixed is None and self.promise < self.plain_rate:
             self._pause()
 
     def goes_on(self, confidence: float) -> bool:
-        """Return whether to draw one more draft, and run it; not asked for a fixed length.
-
-        Args:
-            confidence (`float`): Largest probability of the distribution it would be drawn from.
-        """
+        """Return whether to draw one more draft, and run it; not asked for a fixed length."""
         self._confidences.append(confidence)
         if not self._spent and len(self._confidences) > FIRST_DRAFTS:
             return False
@@ -210,18 +196,18 @@ class DraftLength:
 
     @property
     def _rate(self) -> float:
-        """Tokens per unit of time, of late."""
+        """`float`: Recent tokens per unit of time."""
         return self._tokens / self._spent if self._spent else self.plain_rate
 
     @property
     def plain_rate(self) -> float:
-        """Tokens per unit of time without drafts."""
+        """`float`: Tokens per unit of time without drafts."""
         split = self._feed.value + self._check.at(1)
         return 1 / max(self._plain.value if self._plain.measured else split, 1e-9)
 
     @property
     def promise(self) -> float:
-        """Tokens per unit of time of drafted rounds, measured or expected."""
+        """`float`: Tokens per unit of time of drafted rounds, measured or expected."""
         if self._spent and not self._trial:
             return self._rate
         survival, tokens, best = 1.0, 1.0, 0.0
@@ -234,13 +220,7 @@ class DraftLength:
         return best
 
     def finish(self, drafted: int, accepted: int, tokens: int) -> None:
-        """Learn from a drafted round.
-
-        Args:
-            drafted (`int`): Drafts that were checked.
-            accepted (`int`): Those that were right, before the first that was not.
-            tokens (`int`): What the round yielded.
-        """
+        """Learn from a round: drafts that were checked, those right, tokens that it yielded."""
         for i, confidence in enumerate(self._confidences[:drafted]):
             if i <= accepted:
                 self.acceptance.observe(confidence, i < accepted)
@@ -264,11 +244,7 @@ class DraftLength:
         self._tokens, self._spent = 0.0, 0.0
 
     def learn_next(self, accepted: float) -> None:
-        """Learn from a draft that was not worth drawing, of which the check told as well.
-
-        Args:
-            accepted (`float`): Probability that it would have been accepted.
-        """
+        """Learn from a draft that was not drawn: the chance that the check would accept it."""
         self.acceptance.observe(self._confidences[-1], accepted)
 
     def fed(self, seconds: float) -> None:
@@ -291,33 +267,3 @@ class DraftLength:
     def _learn_time(self, mean: Mean, seconds: float) -> None:
         if self.timed:
             mean.observe(seconds)
-
-
-def weights_stamp(model: Any) -> int:
-    """Return a number that changes when the weights of a model are trained, merged or replaced.
-
-    It looks at where each weight lies, at its version, which usual changes in place raise, and at
-    a few of its numbers, which fused optimisers and writes through `.data` change too. This takes a
-    thousandth of a short text. A change of single numbers through `.data` may be missed, so it must
-    not decide what a text says: only learned numbers that make it faster hang on it.
-
-    Args:
-        model (`nn.Module`): Any.
-
-    Returns:
-        `int`: Of this process alone.
-    """
-    marks: list[Any] = []
-    samples: dict[Any, list[torch.Tensor]] = {}
-    for parameter in model.parameters():
-        tensor = parameter.detach()
-        if type(tensor) is not torch.Tensor or tensor.is_meta:
-            marks.append(id(parameter))  # sharded, quantised or offloaded
-            continue
-        version = 0 if parameter.is_inference() else parameter._version
-        marks.append((tensor.data_ptr(), version, tensor.shape))
-        some = tensor.reshape(-1)[:: max(1, tensor.numel() // SAMPLES)]
-        samples.setdefault((tensor.dtype, tensor.device), []).append(some)
-    for some in map(torch.cat, samples.values()):
-        marks.append(some.view(torch.uint8).cpu().numpy().tobytes())
-    return hash(tuple(marks))

@@ -31,12 +31,9 @@ _CAPTURING = "transformers.utils.output_capturing"
 
 
 class Projection:
-    """Linear maps of one input, read side by side from their own weights; nothing is copied.
+    """Linear maps of one input, whose weights are read side by side and not copied.
 
-    Called with rows of shape `(rows, in)`, gives `(rows, out)`, all outputs side by side.
-
-    Args:
-        linears (`Sequence[nn.Linear]`): With the same number of inputs.
+    It maps rows of shape `(rows, in)` to `(rows, out)`, all outputs side by side.
     """
 
     def __init__(self, linears: Sequence[Any]) -> None:
@@ -44,7 +41,6 @@ class Projection:
         self.weight = linears[0].weight
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """`(rows, in)` to `(rows, out)`."""
         count, width = rows.shape
         left = self.weight.dtype is torch.float32 and self.weight.device.type == "cpu"
         if not left or width > _LEFT_WIDTH.get(count, 0):
@@ -59,19 +55,12 @@ class Projection:
         return out.t()[:count].contiguous()
 
     def add_to(self, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The same, added to `residual` of shape `(rows, out)`."""
+        """Return the same, added to `residual` of shape `(rows, out)`."""
         return self(rows).add_(residual)
 
 
 class RootMeanSquare:
-    """RMSNorm over the last dimension, rounded where the hosts round.
-
-    Reference: Zhang and Sennrich, arXiv:1910.07467.
-
-    Args:
-        weight (`torch.Tensor`): Shape `(hidden,)`, or any that broadcasts.
-        eps (`float`): Added to the mean square.
-    """
+    """RMSNorm over the last dimension, rounded where the hosts round (arXiv:1910.07467)."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         self.weight = weight
@@ -89,13 +78,7 @@ class RootMeanSquare:
 
 
 class HeadNorms:
-    """RMSNorm of every head of the queries, and another of every head of the keys.
-
-    Args:
-        queries ([`RootMeanSquare`]): Of the first heads.
-        keys ([`RootMeanSquare`]): Of the others.
-        counts (`tuple[int, int]`): Number of query heads and of key heads.
-    """
+    """An RMSNorm of every head of the queries, and another of every head of the keys."""
 
     def __init__(
         self, queries: RootMeanSquare, keys: RootMeanSquare, counts: tuple[int, int]
@@ -110,26 +93,10 @@ class HeadNorms:
 
 @dataclass(frozen=True)
 class FusedLayer:
-    """One decoder layer, ready for few rows.
-
-    Attributes:
-        input_norm ([`RootMeanSquare`]): Before attention.
-        qkv ([`Projection`]): Queries, keys and values side by side.
-        qk_norm ([`HeadNorms`], *optional*): Over each head of the queries and keys.
-        out ([`Projection`]): After attention.
-        mlp_norm ([`RootMeanSquare`]): Before the MLP.
-        gate_up ([`Projection`]): Gate and up projections side by side.
-        down ([`Projection`]): Back to the hidden size.
-        queries (`int`): Number of query heads.
-        keys (`int`): Number of key heads, and of value heads.
-        groups (`int`): Query heads per key head.
-        head_dim (`int`): Width of a head.
-        scale (`float`): Of the attention scores.
-        rotary (`bool`): Whether positions are rotated into queries and keys.
-    """
+    """A decoder layer as a fused pass reads it."""
 
     input_norm: RootMeanSquare
-    qkv: Projection
+    qkv: Projection  # queries, keys and values side by side
     qk_norm: HeadNorms | None
     out: Projection
     mlp_norm: RootMeanSquare
@@ -144,14 +111,7 @@ class FusedLayer:
 
 
 def read_layer(layer: Any) -> FusedLayer | None:
-    """Read a decoder layer.
-
-    Args:
-        layer (`nn.Module`): Of the host's own class.
-
-    Returns:
-        [`FusedLayer`], or `None` if the layer is not shaped like Llama's.
-    """
+    """Return a decoder layer in fused form, or `None` if it is not shaped like Llama's."""
     if not is_llama_shaped(layer):
         return None
     attention, mlp = layer.self_attn, layer.mlp
@@ -189,13 +149,9 @@ def _read_qk_norm(attention: Any, queries: int, keys: int) -> HeadNorms | None:
 
 
 def is_llama_shaped(layer: Any) -> bool:
-    """Whether a layer has the parts of Llama's, in evaluation mode, and no others.
+    """Return whether a layer has the parts of Llama's, in evaluation mode, and no others.
 
-    Args:
-        layer (`nn.Module`): Any.
-
-    Returns:
-        `bool`: Also `False` if anything in it is hooked, replaced, quantised or sharded.
+    Nothing in it may be hooked, replaced, quantised or sharded.
     """
     if set(layer._modules) != _LAYER_PARTS or not all(is_plain(m) for m in layer.modules()):
         return False
@@ -221,10 +177,8 @@ def is_llama_shaped(layer: Any) -> bool:
 
 
 def is_plain(module: Any) -> bool:
-    """Whether calling a module does what its class says: no hook, no replaced forward, no training.
-
-    The hooks that the host's own capture of hidden states leaves behind do nothing by themselves.
-    """
+    """Return whether calling a module runs its class's forward alone, in evaluation mode."""
+    # hooks that the host's own capture of hidden states leaves behind do nothing by themselves
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return (
         not module.training
@@ -241,7 +195,7 @@ def _is_own(parameter: torch.Tensor) -> bool:
 
 
 def is_rms_norm(norm: Any) -> bool:
-    """Whether a module has what an RMSNorm has, and nothing else."""
+    """Return whether a module has the parts of an RMSNorm and no others."""
     weight = norm._parameters.get("weight")
     return (
         set(norm._parameters) == {"weight"}
@@ -254,7 +208,7 @@ def is_rms_norm(norm: Any) -> bool:
 
 
 def is_linear(linear: Any) -> bool:
-    """Whether a module is torch's own linear map, on a device that a fused pass knows."""
+    """Return whether a module is torch's own linear map, on a device that a fused pass knows."""
     return (
         type(linear) is nn.Linear
         and linear.weight.device.type in ("cpu", "cuda")

@@ -41,8 +41,7 @@ class FusedPass:
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch, seq, hidden)`): Taps at the segment's
-                start; for `start == 0` what the backbone's embedding returns. Best up to
-                `MAX_TOKENS` tokens.
+                start; for the first one what the backbone's embedding returns.
             cache_layers (`Sequence[DynamicLayer]`): The segment's slots, all of the same length and
                 without padding; updated in place.
             position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): By default the
@@ -75,7 +74,7 @@ def _attend(
     mask: torch.Tensor | None,
     slot: Any,
 ) -> torch.Tensor:
-    """Attention of rows of shape `(batch * seq, hidden)`, before its output projection."""
+    """Return the attention of rows `(batch * seq, hidden)`, before its output projection."""
     queries, keys, width, groups = layer.queries, layer.keys, layer.head_dim, layer.groups
     qkv = layer.qkv(layer.input_norm(rows)).view(batch, count, -1, width)
     qk, v = qkv.split_with_sizes((queries + keys, keys), 2)
@@ -98,27 +97,17 @@ def _attend(
 
 
 def causal_mask(count: int, past: int, groups: int, like: torch.Tensor) -> torch.Tensor:
-    """Added to scores: 0 where a new token may look, minus infinity where not.
+    """Return the mask of new tokens: 0 where one may look, minus infinity where not.
 
-    Args:
-        count (`int`): New tokens.
-        past (`int`): Tokens before them.
-        groups (`int`): Query heads per key head; their rows follow each other.
-        like (`torch.Tensor`): Says dtype and device.
-
-    Returns:
-        `torch.Tensor` of shape `(groups * count, past + count)`.
+    Its shape is `(groups * count, past + count)`: the rows of query heads that share a key head
+    follow each other. `like` gives dtype and device.
     """
     mask = like.new_full((count, past + count), -torch.inf).triu_(past + 1)
     return mask.repeat(groups, 1) if groups > 1 else mask
 
 
 class RotaryTable:
-    """Cosines and sines of positions, looked up instead of computed at every step.
-
-    Args:
-        rotary (`nn.Module`): The host's rotary embedding.
-    """
+    """The host's cosines and sines, looked up instead of computed at every step."""
 
     def __init__(self, rotary: nn.Module) -> None:
         self._rotary = rotary
@@ -126,7 +115,7 @@ class RotaryTable:
         self._buffers: list[Any] = []
 
     def fresh(self) -> RotaryTable:
-        """The table itself, emptied if a buffer that it was made from has other values now."""
+        """Return the table itself, emptied if a buffer that it was made from has changed."""
         buffers = [buffer.tolist() for buffer in self._rotary.buffers()]
         if buffers != self._buffers:
             self._table, self._buffers = None, buffers
@@ -140,15 +129,9 @@ class RotaryTable:
     def at(
         self, hidden_states: torch.Tensor, past: int, position_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines, and sines with the sign of a half turn, both `(1 or batch, seq, 1, head_dim)`.
+        """Return cosines and signed sines, both `(1 or batch, seq, 1, head_dim)`.
 
-        Args:
-            hidden_states (`torch.Tensor` of shape `(batch, seq, hidden)`): Says length and dtype.
-            past (`int`): First position, if they are not given.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The positions.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Of the dtype of `hidden_states`.
+        They are those of `position_ids`, or else of the positions from `past` on.
         """
         if position_ids is not None:
             return self._compute(hidden_states, position_ids)
@@ -173,17 +156,13 @@ class RotaryTable:
 
 
 class FusedHead:
-    """An output head; made by [`FusedPasses`].
-
-    Args:
-        head ([`Projection`]): What it reads with.
-    """
+    """An output head as a fused call."""
 
     def __init__(self, head: Projection) -> None:
         self._head, self.weight = head, head.weight
 
     @torch.no_grad()
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits of shape `(..., vocab)` from normed states of shape `(..., hidden)`."""
+        """Return logits of shape `(..., vocab)` from normed states of shape `(..., hidden)`."""
         logits = self._head(states.reshape(-1, states.shape[-1]))
         return logits.view(*states.shape[:-1], -1)

@@ -13,12 +13,10 @@ ROOM = 64
 
 
 class GrowingLayer(DynamicLayer):
-    """[`~transformers.cache_utils.DynamicLayer`] over buffers with room for tokens to come.
+    """A `DynamicLayer` over buffers with room for tokens to come, at most twice those seen.
 
-    It stands wherever a `DynamicLayer` does. `update` writes in place and costs what the new tokens
-    cost; `crop` only shows less. `keys` and `values`, shape `(batch, heads, seq, head_dim)`, are
-    views of the buffers, so they are overwritten when tokens are cropped and others take their
-    place. The buffers hold at most twice the tokens that the layer has seen, or `ROOM`.
+    `keys` and `values`, shape `(batch, heads, seq, head_dim)`, are views of the buffers. They are
+    overwritten when tokens are cropped and others take their place.
     """
 
     _buffers: tuple[torch.Tensor, torch.Tensor]
@@ -27,7 +25,7 @@ class GrowingLayer(DynamicLayer):
 
     @classmethod
     def of(cls, layer: DynamicLayer) -> GrowingLayer:
-        """A growing layer with the keys and values of another; they are copied when it grows."""
+        """Return a growing layer with the keys and values of another."""
         growing = cls()
         if layer.is_initialized and layer.get_seq_length() > 0:
             growing.lazy_initialization(layer.keys, layer.values)
@@ -35,7 +33,6 @@ class GrowingLayer(DynamicLayer):
         return growing
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """As in the host; the buffers are made when the first tokens come."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self._show(key_states[..., :0, :], value_states[..., :0, :], 0)
         self.is_initialized = True
@@ -43,17 +40,7 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append tokens.
-
-        Args:
-            key_states (`torch.Tensor` of shape `(batch, heads, new, head_dim)`): Their keys.
-            value_states (`torch.Tensor` of shape `(batch, heads, new, head_dim)`): Their values.
-            *args: Not used, as in the host.
-            **kwargs: Not used, as in the host.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: All keys and all values, as views.
-        """
+        """Append tokens; return all keys and all values, as views."""
         if key_states.requires_grad and torch.is_grad_enabled():
             # writing in place would break the graph
             return super().update(key_states, value_states)
@@ -68,14 +55,14 @@ class GrowingLayer(DynamicLayer):
         return self._show(keys, values, start + new)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; the argument as in the host, 0 or negative."""
+        """Forget the last tokens; the argument is 0 or negative, as in the host."""
         if tokens_to_remove < 0 and self._in_place():
             self._show(*self._buffers, max(0, self.keys.shape[2] + tokens_to_remove))
         else:
             super().crop(tokens_to_remove)
 
     def _in_place(self) -> bool:
-        """Whether `keys` and `values` still are the views that were made here."""
+        """Return whether `keys` and `values` still are the views that were made here."""
         return self.is_initialized and self.keys is self._views[0] and self.values is self._views[1]
 
     def _has_room(self, length: int) -> bool:
@@ -101,23 +88,17 @@ class GrowingLayer(DynamicLayer):
 
 
 def _roomier(states: torch.Tensor, room: int) -> torch.Tensor:
-    """A copy with room for so many tokens."""
+    """Return a copy with room for so many tokens."""
     buffer = states.new_empty((*states.shape[:2], room, states.shape[-1]))
     buffer.narrow(2, 0, states.shape[2]).copy_(states)
     return buffer
 
 
 def growing(cache: Cache) -> Cache:
-    """Let every full-attention layer of a dynamic cache grow by doubling.
+    """Let every full-attention layer of a dynamic cache grow by doubling; return the cache.
 
     Layers of other kinds (sliding windows, recurrent states, static and quantised ones) stay as
     they are, and so does a cache that is offloaded, whose layers change place at every token.
-
-    Args:
-        cache ([`~transformers.cache_utils.Cache`]): Changed in place; what it holds is kept.
-
-    Returns:
-        [`~transformers.cache_utils.Cache`]: The same object.
     """
     if cache.offloading:
         return cache

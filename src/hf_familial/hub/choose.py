@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from .._wording import parse_size
 from ..errors import NoExitFitsError
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .describe import ExitDescription, FamilyDescription, describe, resolve_dtype
-from .sizes import parse_size
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from .._wording import metric, size
+
 
 if TYPE_CHECKING:
     from .describe import FamilyDescription
@@ -69,40 +71,13 @@ def cells_of(family: FamilyDescription) -> Iterator[Sequence[str]]:
         yield (
             str(row.exit_idx),
             str(row.depth),
-            count(row.parameters),
-            count(row.non_embedding),
+            metric(row.parameters),
+            metric(row.non_embedding),
             size(row.weight_bytes["float32"]),
             size(row.weight_bytes["bfloat16"]),
-            count(row.prefill_flops_per_token),
-            count(row.decode_flops_per_token),
+            metric(row.prefill_flops_per_token),
+            metric(row.decode_flops_per_token),
             "-" if row.kv_bytes_per_token is None else f"{row.kv_bytes_per_token:,}",
             size(row.cache_bytes),
             "-" if row.eval_loss is None else f"{row.eval_loss:.4f}",
         )
-
-
-def count(number: float | None) -> str:
-    """A number with three digits and a decimal prefix."""
-    return _scaled(number, ("k", "M", "G", "T", "P", "E"), 1000)
-
-
-def size(number: int | None) -> str:
-    """A number of bytes with three digits and a binary prefix."""
-    return _scaled(number, ("KiB", "MiB", "GiB", "TiB", "PiB"), 1024)
-
-
-def _scaled(number: float | None, prefixes: Sequence[str], step: int) -> str:
-    if number is None:
-        return "-"
-    scaled, prefix = float(number), ""
-    for prefix in ("", *prefixes):
-        if scaled < 999.5 or prefix == prefixes[-1]:
-            break
-        scaled /= step
-    # three digits, without an exponent
-    return (
-        f"{scaled:.{max(0, 2 - (len(str(int(scaled))) - 1))}f}{prefix}" if prefix else f"{scaled:g}"
-    )
-
-
-__all__ = ["HEADINGS", "cells_of", "count", "heading", "notes", "size", "text_of"]

@@ -48,10 +48,6 @@ class RelayCache:
         norms, heads (`list`): Of each exit; an accelerator may replace them.
         passes (`dict[tuple[int, int], Any]`): An accelerator's faster passes, by the indices of
             the first and the last of the segments that they run.
-
-    Raises:
-        ValueError: If the host cannot go on from a tap, or the cache cannot be used.
-        IndexError: If there is no such exit.
     """
 
     def __init__(
@@ -132,7 +128,7 @@ class RelayCache:
         return dict(zip(self.exits, self._done, strict=True))
 
     def pending(self, exit_idx: int) -> int:
-        """Return the number of positions that have not reached an exit's depth yet."""
+        """Return how many positions have not reached an exit's depth yet."""
         return self.length - self._done[self._at(exit_idx)]
 
     def _at(self, exit_idx: int) -> int:
@@ -182,10 +178,7 @@ class RelayCache:
         return self._taps[self._at(exit_idx)][:, -last:]
 
     def logits(self, exit_idx: int, last: int = 1) -> torch.Tensor:
-        """Return an exit's logits, `(batch, last, vocab)`, at the last positions that reached it.
-
-        They are those of the exit's member. `last` is at most what its last pass ran.
-        """
+        """Return an exit's logits, `(batch, last, vocab)`, at positions that its last pass ran."""
         return self.read(exit_idx, self.states(exit_idx, last))
 
     def read(self, exit_idx: int, states: torch.Tensor) -> torch.Tensor:
@@ -423,10 +416,9 @@ def check_cache(cache: Any) -> None:
 
 
 def check_positions(config: Any, seen: int, ran: int) -> None:
-    """Raise if a text runs past the length at which the host changes its rotary angles.
+    """Raise if a text of `seen` positions runs to `ran`, where the host changes its rotary angles.
 
-    There the angles depend on how far the same pass goes, and a relay groups positions otherwise
-    than `generate` does. The prompt has `seen` positions; `ran` will have run at the end.
+    They depend on how far the same pass goes, and a relay groups positions in its own way.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):

@@ -1,4 +1,4 @@
-"""Relay policies: frozen dataclasses, given as `relay=`, that say when a text goes deeper.
+"""The interface of relay policies: what is given as `relay=`, and says when a text goes deeper.
 
 A policy builds the decoder that makes its tokens; the loop in `relay.py` knows no policy by name.
 """
@@ -36,7 +36,12 @@ class NewTokens:
 class RelayDecoder:
     """The decoder of one text (or batch of texts), made anew by a policy for every call.
 
+    This one writes the text of the deepest of its exits, token by token.
+
     Attributes:
+        cache ([`RelayCache`]): Over the policy's exits.
+        text ([`GeneratedText`]): What is written so far, and how tokens are chosen.
+        exits (`tuple[int, ...]`): The exits, shallowest first.
         rounds (`int`): Checks of drafts; without drafts, steps.
         drafted (`int`): Drafted tokens that were checked, of one row.
         accepted (`int`): Those that every unfinished row accepted.
@@ -44,39 +49,45 @@ class RelayDecoder:
 
     rounds = drafted = accepted = 0
 
+    def __init__(self, cache: RelayCache, text: Any) -> None:
+        self.cache, self.text, self.exits = cache, text, cache.exits
+
     def step(self, **inputs: Any) -> NewTokens:
         """Make the next tokens.
 
         Args:
             **inputs: For [`RelayCache.feed`]: the tokens that have not run, positions, mask.
         """
-        raise NotImplementedError
+        self.cache.feed(**inputs, whole=True)
+        logits = self.cache.logits(self.exits[-1])[:, -1].float()
+        return self.one_token(logits, self.text.input_ids.new_full((len(logits),), self.exits[-1]))
+
+    def one_token(self, logits: torch.Tensor, sources: torch.Tensor) -> NewTokens:
+        """Choose a token for every row from float32 logits `(batch, vocab)` of exits `(batch,)`."""
+        self.rounds += 1
+        ids = self.text.input_ids
+        scores = self.text.process(ids, logits)
+        tokens = self.text.choose(scores, ids.shape[1])
+        return NewTokens(tokens, sources[:, None], [scores], [logits])
 
     def finish(self) -> None:
         """Do what is left to do at the end of the text."""
 
 
 class RelayPolicy:
-    """The base of relay policies: which exits a relay reads, and which tokens leave at them.
+    """The interface of relay policies: which exits run, and which decoder makes the tokens.
 
-    A subclass gives `exits` and `leaves`. What it must remember between tokens it keeps in what
-    `new_state` returns. A policy that makes tokens in another way overrides `decoder`.
+    The base of a policy that lets tokens leave at early exits is [`EarlyExitRelay`], in the package
+    `hf_familial`.
 
     Attributes:
         rolls_back (`bool`): Whether the decoder takes positions out of the cache again.
-
-    Example:
-        >>> class SureOfSpaces(RelayPolicy):
-        ...     def exits(self, num_exits):
-        ...         return (0, -1)
-        ...     def leaves(self, exit_idx, logits, state):
-        ...         return logits.argmax(-1) == 220
     """
 
     rolls_back = False
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
-        """Return the exits to read, shallowest first. At the last one every token leaves.
+        """Return the exits to read, shallowest first. The last one decides.
 
         Args:
             num_exits (`int`): G of the family.
@@ -87,75 +98,8 @@ class RelayPolicy:
         raise NotImplementedError
 
     def decoder(self, cache: RelayCache, text: Any) -> RelayDecoder:
-        """Build the decoder that makes the tokens of one call.
-
-        Args:
-            cache ([`RelayCache`]): Over this policy's exits.
-            text ([`GeneratedText`]): What is written so far, and how tokens are chosen.
-        """
-        return ThresholdDecoder(self, cache, text)
-
-    def new_state(self, batch_size: int) -> Any:
-        """Return what `leaves` remembers, for a batch of new texts."""
-        return None
-
-    def reads(self, exit_idx: int, state: Any) -> bool:
-        """Return whether to read this exit for the next token. If not, `leaves` is not called.
-
-        Args:
-            exit_idx (`int`): Index of the exit, not negative.
-            state: From `new_state`.
-        """
-        return True
-
-    def leaves(self, exit_idx: int, logits: torch.Tensor, state: Any) -> torch.Tensor:
-        """Return which rows take their next token from this exit.
-
-        Args:
-            exit_idx (`int`): Index of the exit, not negative.
-            logits (`torch.Tensor` of shape `(batch, vocab)`): Float32, before any logits processor.
-            state: From `new_state`; may be changed.
-
-        Returns:
-            `torch.Tensor` of shape `(batch,)`: Boolean. One row never decides for another. The
-            answer for rows that left at a shallower exit is ignored.
-        """
-        raise NotImplementedError
-
-
-class ThresholdDecoder(RelayDecoder):
-    """Makes tokens one by one, each at the first exit where the policy lets it leave."""
-
-    def __init__(self, relay: RelayPolicy, cache: RelayCache, text: Any) -> None:
-        self.relay, self.cache, self.text = relay, cache, text
-        self.state = relay.new_state(len(text.input_ids))
-
-    def step(self, **inputs: Any) -> NewTokens:
-        """Make one token for every row."""
-        self.rounds += 1
-        self.cache.feed(**inputs)
-        open_rows, last = self.text.kept_rows, self.cache.exits[-1]
-        logits = sources = None
-        for k in self.cache.exits:
-            if k != last and not self.relay.reads(k, self.state):
-                continue
-            self.cache.catch_up(k)
-            here = self.cache.logits(k)[:, -1].float()
-            leaving = open_rows
-            if k != last:
-                leaving = open_rows & self.relay.leaves(k, here, self.state)
-            if logits is None or sources is None:
-                logits, sources = here, torch.full_like(leaving, k, dtype=torch.long)
-            else:
-                logits = torch.where(leaving[:, None], here, logits)
-                sources = sources.masked_fill(leaving, k)
-            if k == last or not (open_rows := open_rows & ~leaving).any():
-                break
-        assert logits is not None
-        assert sources is not None
-        scores = self.text.process(self.text.input_ids, logits)
-        tokens = self.text.choose(scores, self.text.input_ids.shape[1])
-        return NewTokens(tokens, sources[:, None], [scores], [logits])
+        """Build the decoder of one call, over a cache of this policy's exits."""
+        return RelayDecoder(cache, text)
 
 
 @dataclass(frozen=True)
