@@ -9,7 +9,7 @@ from relays import ASKED, DRAFTS, EXITS, family_of, untrained
 
 from hf_familial import ConfidenceRelay, FamilialConfig, FamilialForCausalLM, SpeculativeRelay
 from hf_familial.models.familial.configuration_familial import Accelerator
-from hf_familial.models.familial.speculation import DraftedTokens, SpeculativeDecoder
+from hf_familial.models.familial.relay_policies import DraftedTokens, SpeculativeDecoder
 
 
 def test_shallow_layers_see_the_prompt_once():

@@ -12,8 +12,7 @@ from .modeling_base import FamilialModel, FamilialModelOutput, FamilialPreTraine
 from .modeling_familial import FamilialCausalLMOutput, FamilialForCausalLM
 from .relay import RelayOutput, RelayStats, relay_decode
 from .relay_cache import RelayCache
-from .relay_policies import FixedExit, RelayPolicy
-from .speculation import SpeculativeRelay
+from .relay_policies import FixedExit, RelayPolicy, SpeculativeRelay
 
 
 AutoConfig.register(FamilialConfig.model_type, FamilialConfig)

@@ -31,7 +31,6 @@ logger = logging.get_logger(__name__)
 # count the embedding, and `DummyLayer`, of this version on.
 TRANSFORMERS = "5.23"
 
-
 # The most layers, private ones counted: a config may come from anywhere, and building it takes time
 # for every layer. The deepest decoders of transformers have some 130.
 MAX_LAYERS = 4096
@@ -45,17 +44,7 @@ AUTO_MAP = {
 
 
 def evenly_spaced_exits(num_hidden_layers: int, num_exits: int) -> list[int]:
-    """Place `num_exits` exits at equal distances, the last one at the full depth.
-
-    Args:
-        num_hidden_layers (`int`): Depth of the backbone, in layers.
-        num_exits (`int`): Granularity G, the deepest exit counted.
-
-    Returns:
-        `list[int]`: Strictly increasing depths that end at `num_hidden_layers`.
-
-    Raises:
-        ValueError: If `num_exits` is not between 1 and `num_hidden_layers`.
+    """Return the depths of `num_exits` exits at equal distances, the last one at the full depth.
 
     Example:
         >>> evenly_spaced_exits(28, 4)
@@ -103,9 +92,8 @@ def check_exits(exits: Sequence[int], num_hidden_layers: int) -> None:
 
 def check_layers(text_config: Mapping[str, Any]) -> None:
     """Raise `ValueError` if a backbone has too many layers, before anything counts them."""
-    model_type = text_config.get("model_type")
-    known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
-    name = getattr(known, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+    kind: Any = CONFIG_MAPPING[text_config["model_type"]]
+    name = kind.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for field in {name, "num_hidden_layers"}:
         count = text_config.get(field, 0)
         if is_int(count) and count > MAX_LAYERS:
@@ -149,20 +137,16 @@ class FamilialConfig(PreTrainedConfig):
             Config of the backbone. A dict must hold `model_type`.
         exits (`list[int]`, *optional*):
             Depth of every exit: the number of backbone layers run before it. Strictly increasing,
-            the last one equal to `num_hidden_layers`. Defaults to 4 evenly spaced exits (or one per
-            layer in a backbone of fewer than 4 layers). `exits=[num_hidden_layers]` is the dense
-            model.
+            the last one equal to `num_hidden_layers`. Defaults to 4 evenly spaced exits, or fewer
+            in a backbone of fewer layers. `exits=[num_hidden_layers]` is the dense model.
         num_exit_layers (`int`, *optional*, defaults to 0):
             Number of private decoder layers of each early exit, run between its tap and its norm.
         exit_norm (`str`, *optional*, defaults to `"own"`):
-            `"own"`: every early exit has its own norm. `"shared"`: it uses the backbone's final
-            norm.
+            `"own"`: early exits have norms of their own; `"shared"`: the backbone's final norm.
         exit_head (`str`, *optional*, defaults to `"shared"`):
-            `"shared"`: every exit uses `lm_head`. `"own"`: every early exit has its own output
-            head.
+            `"shared"`: every exit uses `lm_head`; `"own"`: early exits have heads of their own.
         default_exit (`int`, *optional*, defaults to -1):
-            Exit that `forward` and `generate` use when `exit_idx` is not given; an index into
-            `exits`.
+            Index of the exit that `forward` and `generate` use when `exit_idx` is not given.
         tie_word_embeddings (`bool`, *optional*):
             Whether `lm_head` is the input embedding, in a host that can tie the two. Defaults to
             what `text_config` says. Own heads of early exits are never tied.
@@ -187,12 +171,9 @@ class FamilialConfig(PreTrainedConfig):
         sub_configs_defaults: ClassVar[dict[str, Any]] = {
             "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
         }
-    keys_to_ignore_at_inference: ClassVar[list[str]] = [
-        "past_key_values",
-        "exit_losses",
-        "exit_logits",
-        "exit_hidden_states",
-    ]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = (
+        "past_key_values exit_losses exit_logits exit_hidden_states".split()
+    )
 
     # never `None` once made: `__post_init__` fills both in
     text_config: PreTrainedConfig = None
@@ -287,13 +268,11 @@ class FamilialConfig(PreTrainedConfig):
             )
         check_choice("exit_norm", self.exit_norm, ("own", "shared"))
         check_choice("exit_head", self.exit_head, ("shared", "own"))
-        if (
-            not is_int(self.default_exit)
-            or not -self.num_exits <= self.default_exit < self.num_exits
-        ):
+        count, default = self.num_exits, self.default_exit
+        if not is_int(default) or not -count <= default < count:
             raise ValueError(
-                f"`default_exit` must be between {-self.num_exits} and {self.num_exits - 1} for "
-                f"{self.num_exits} exits, got {self.default_exit}."
+                f"`default_exit` must be between {-count} and {count - 1} for {count} exits, got "
+                f"{default}."
             )
 
     def _check_text_config(self) -> None:
@@ -326,13 +305,7 @@ class FamilialConfig(PreTrainedConfig):
         return len(self.exits)
 
     def resolve_exit(self, exit_idx: int | None = None) -> int:
-        """Turn an exit index, possibly negative or missing, into one between 0 and G - 1.
-
-        Args:
-            exit_idx (`int`, *optional*): Index into `exits`; `None` means `default_exit`.
-
-        Returns:
-            `int`: The same exit, counted from the shallowest.
+        """Return an exit index, which may be negative or `None`, as one from 0 to G - 1.
 
         Raises:
             IndexError: If there is no such exit.
@@ -384,9 +357,7 @@ def check_model_type(model_type: object) -> None:
         raise ValueError(f"`model_type` {model_type!r} is unknown to transformers; {near}")
 
 
-# --- the seam -------------------------------------------------------------------------------------
-# A family runs from its own files alone. Where the package is installed, it adds what the classes
-# below list. This is the only place that looks for it.
+# --- the seam: a family runs from its own files alone; the package, if installed, adds more -------
 
 PACKAGE = "hf_familial"
 SEAM = 1  # raised with every change of a signature in `Extension` or `Accelerator`
@@ -395,9 +366,8 @@ SEAM = 1  # raised with every change of a signature in `Extension` or `Accelerat
 class Accelerator:
     """Faster ways to decode with one model. This one, used without the package, has none.
 
-    A model asks for its accelerator at its first relay and keeps it. Copies and pickles of the
-    model start with none. Every method may return what it was given, and must return something
-    that computes the same.
+    A model asks for its accelerator at its first relay and keeps it; its copies and pickles start
+    with none. What a method returns must compute what it was given.
     """
 
     def cache(self, cache: Any) -> Any:
@@ -416,11 +386,7 @@ class Accelerator:
         """
 
     def decoder(self, decoder: Any) -> Any:
-        """Return a decoder around the one that a policy built.
-
-        The result may choose other draft lengths, drafts of fewer bits, lengths for each row or
-        another source of noise: it has the given decoder's parts to do so.
-        """
+        """Return a decoder around a policy's, of whose parts it may make other use."""
         return decoder
 
 

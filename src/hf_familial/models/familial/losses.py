@@ -29,12 +29,8 @@ MIN_ROWS, MAX_ROWS = 128, 4096
 class Distillation:
     """Self-distillation: early exits also learn the deepest exit's distribution.
 
-    Adds `weight * temperature**2 * KL(deepest || exit)` to each early exit's loss, summed over
-    the same tokens and divided by the same number; the deepest exit gets no gradient from it.
-
-    Attributes:
-        weight (`float`): Of the divergence, beside the cross entropy's 1.
-        temperature (`float`): Divides the logits of both.
+    Adds `weight * temperature**2 * KL(deepest || exit)` to each early exit's loss, summed over the
+    same tokens; the deepest exit gets no gradient from it. `temperature` divides both logits.
 
     Reference: Hinton et al., arXiv:1503.02531; between exits: Zhang et al., arXiv:1905.08094.
     """
@@ -45,15 +41,11 @@ class Distillation:
 
 @dataclass(frozen=True)
 class ExitStates:
-    """The states `(batch, seq, hidden)`, after the norm, that an exit predicts from.
-
-    `make_logits` gives its logits `(batch, seq, vocab)`; `wanted` says that they exist anyway.
-    """
+    """The normed states that an exit predicts from, and its logits if they are made anyway."""
 
     hidden_states: torch.Tensor
     head: nn.Module
-    make_logits: Callable[[], torch.Tensor]
-    wanted: bool
+    logits: torch.Tensor | None
 
     @property
     def linear(self) -> bool:
@@ -75,22 +67,22 @@ def _is_plain(head: Any) -> bool:
 
 def _gathered(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return `read` as a call in which all heads are whole; `None` if one cannot be gathered."""
-    gathered: Callable[..., Any] | None = read
     for head in dict.fromkeys(heads):
-        if gathered is not None and not _is_plain(head):
-            gathered = _extension().gathered(head, gathered)
-    return gathered
+        gathered = read if _is_plain(head) else _extension().gathered(head, read)
+        if gathered is None:
+            return None
+        read = gathered
+    return read
 
 
 _extension = torch.compiler.disable(extension)
 
-# the loss as one operator that a compiler can trace, where the package has one
-_traceable_loss: Any = None
+_traceable_loss: Any = None  # one operator that a compiler can trace, if the package is there
 
 
 @torch.compiler.assume_constant_result
 def _has_traceable_loss() -> bool:
-    """Look for it at the time of tracing: a compiler cannot enter the import."""
+    """Look for the operator while tracing: a compiler cannot enter the import."""
     global _traceable_loss
     _traceable_loss = extension().compiled_loss()
     return _traceable_loss is not None
@@ -110,9 +102,8 @@ def multi_exit_loss(
     Without `exit_weights` the loss is their mean, weights 1/G (arXiv:2512.23407). Exits whose
     logits nobody wants are read in chunks, the others by the host's loss.
 
-    Memory, with T target rows, width H, vocabulary V and R rows in a chunk (at most 4096, and R * V
-    at most 2**23 on a CPU). Logits of G exits would take 4 * G * T * V bytes, and their gradient as
-    much again. Instead, beside the states that the backbone keeps anyway:
+    Memory, with T target rows, width H, vocabulary V and R rows in a chunk (`chunk_rows`). Logits
+    of G exits would take 4 * G * T * V bytes, and their gradient as much again. Instead:
 
     | alive | from, to | bytes |
     |---|---|---|
@@ -131,12 +122,10 @@ def multi_exit_loss(
 
     Args:
         exits (`Mapping[int, ExitStates]`): By index of the exit, shallowest first.
-        transform ([`LogitTransform`]): What the host does around its head.
-        loss_function (`Callable`): The host's causal-LM loss.
+        transform, loss_function: Of the host's causal LM.
         labels (`torch.Tensor` of shape `(batch, seq)`): Token ids, -100 where there is no target;
             shifted here unless `shift_labels` is among `kwargs`.
-        exit_weights (`Sequence[float]`, *optional*): Weight of each exit's loss in the sum.
-        distillation ([`Distillation`], *optional*): What the deepest exit teaches the others.
+        exit_weights, distillation: As in [`FamilialForCausalLM.forward`].
         **kwargs: For the loss function: `num_items_in_batch`, the number of targets over all
             accumulated batches, `shift_labels`, `ignore_index`.
 
@@ -145,18 +134,24 @@ def multi_exit_loss(
         shape `(len(exits),)` and without a graph; both in nats per token.
 
     Raises:
-        ValueError: If the targets have another shape than the states, `num_items_in_batch` cannot
-            be a number of targets, there is not one weight per exit, or distillation is asked for
-            with heads that cannot be read in chunks.
+        ValueError: If an argument does not fit, or distillation is asked for with heads that cannot
+            be read in chunks.
     """
-    for states in exits.values():
-        _check_shape(states.hidden_states.shape[:-1], labels, **kwargs)
+    name, given = "labels", labels
+    if kwargs.get("shift_labels") is not None:
+        name, given = "shift_labels", kwargs["shift_labels"]
+    shape = next(iter(exits.values())).hidden_states.shape[:-1]
+    if given.shape != shape:  # in chunks the rows are flat
+        raise ValueError(
+            f"`{name}` must have the shape of the positions that the loss reads, {tuple(shape)} "
+            f"(batch, positions), got {tuple(given.shape)}. Give -100 where there is no target; "
+            "with `logits_to_keep`, give the labels of the kept positions."
+        )
     targets, denominator, ignore_index = _targets(labels, **kwargs)
     if isinstance(count := kwargs.get("num_items_in_batch"), torch.Tensor):
         # of shape `(1, 1)` in a replica of DataParallel
         kwargs["num_items_in_batch"] = count.reshape(())
-    if exit_weights is None:
-        exit_weights = [1 / len(exits)] * len(exits)
+    exit_weights = [1 / len(exits)] * len(exits) if exit_weights is None else exit_weights
     if len(exit_weights) != len(exits):
         raise ValueError(
             f"`exit_weights` must hold one weight for each of {len(exits)} exits, got "
@@ -167,11 +162,7 @@ def multi_exit_loss(
     plain = loss_function is ForCausalLMLoss and (not traced or _has_traceable_loss())
     # a teacher and its students are read together, whoever wants their logits as well
     teaches = distillation is not None and len(exits) > 1
-    chunked = [
-        k
-        for k, states in exits.items()
-        if plain and states.linear and (teaches or not states.wanted)
-    ]
+    chunked = [k for k, e in exits.items() if plain and e.linear and (teaches or e.logits is None)]
     if teaches and len(chunked) < len(exits):
         raise ValueError(
             "distillation needs plain linear heads, whole in each process, and the host's own loss "
@@ -180,7 +171,9 @@ def multi_exit_loss(
     losses: dict[int, torch.Tensor] = {}
     total: Any = 0.0
     for k in (k for k in exits if k not in chunked):
-        logits = exits[k].make_logits()
+        logits = exits[k].logits
+        if logits is None:
+            logits = transform.read(exits[k].hidden_states, exits[k].head)
         loss = loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         total, losses[k] = total + weights[k] * loss, loss.detach()
     if chunked:
@@ -204,19 +197,6 @@ def multi_exit_loss(
         total = total + loss
         losses |= dict(zip(chunked, exit_losses, strict=True))
     return total, torch.stack([losses[k].float() for k in exits])
-
-
-def _check_shape(
-    shape: torch.Size, labels: torch.Tensor, shift_labels: torch.Tensor | None = None, **_: Any
-) -> None:
-    """Raise if the targets are not one for each position; in chunks the rows are flat."""
-    name, given = ("labels", labels) if shift_labels is None else ("shift_labels", shift_labels)
-    if given.shape != shape:
-        raise ValueError(
-            f"`{name}` must have the shape of the positions that the loss reads, {tuple(shape)} "
-            f"(batch, positions), got {tuple(given.shape)}. Give -100 where there is no target; "
-            "with `logits_to_keep`, give the labels of the kept positions."
-        )
 
 
 def _targets(
@@ -247,11 +227,7 @@ def _targets(
 
 
 def target_share(labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    """Return the share of the accumulated batch's targets that this batch has, of shape `()`.
-
-    Over the batches that are accumulated, in all processes, the shares sum to 1. Arguments as in
-    [`multi_exit_loss`].
-    """
+    """Return the share of the accumulated batch's targets that this batch has, of shape `()`."""
     targets, denominator, ignore_index = _targets(labels, **kwargs)
     count = (targets != ignore_index).sum()
     return torch.where(count > 0, count / denominator, 0.0)
@@ -267,12 +243,7 @@ def linear_cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     distillation: Distillation | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the cross entropy of several exits over the same targets, without their logits.
-
-    Each of `hidden_states` is `(rows, hidden)`, after the exit's norm; `targets`, `(rows,)`, are
-    shifted already, and rows without one are left out before the matmul. Other arguments and the
-    result as in [`multi_exit_loss`]. `backward` can be called once.
-    """
+    """Compute what `multi_exit_loss` does, of states `(rows, hidden)` and shifted `targets`."""
     kept = torch.nonzero(targets != ignore_index).squeeze(1)
     unique = list(dict.fromkeys(heads))
     device = hidden_states[0].device
@@ -302,9 +273,7 @@ def chunk_rows(vocab_size: int, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class LossPlan:
-    """Fixed facts of one loss: for each exit the index of its head and its weight; rows of logits
-    made at once; dtype of the matmuls; what the last exit teaches the others.
-    """
+    """The fixed facts of one loss: heads by index, `rows` of logits made at once, matmul dtype."""
 
     heads: tuple[int, ...]
     weights: tuple[float, ...]
@@ -359,15 +328,13 @@ def sum_losses(
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
     """Sum cross entropies and objectives of the kept rows, shape `(2, exits)`, with gradients.
 
-    `tensors` are the hidden states of every exit, then weight and bias, or `None`, of every head.
+    `tensors` are the states of every exit, then weight and bias, or `None`, of every head.
     """
     count = len(plan.heads)
-    gradients = [
-        torch.zeros_like(t, dtype=torch.float32 if i >= count else None)
-        if need and t is not None
-        else None
-        for i, (t, need) in enumerate(zip(tensors, needs, strict=True))
-    ]
+    gradients: list[torch.Tensor | None] = [None] * len(tensors)
+    for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True)):
+        if need and tensor is not None:
+            gradients[i] = torch.zeros_like(tensor, dtype=torch.float32 if i >= count else None)
     heads = [None if p is None else p.to(plan.dtype) for p in tensors[count:]]
     pairs = [slice(2 * head, 2 * head + 2) for head in plan.heads]
     scratch = _Scratch(heads[0], plan, min(plan.rows, len(kept)))
@@ -383,23 +350,18 @@ def sum_losses(
 
 
 class _Scratch:
-    """Memory that all chunks of all exits use in turn; new memory costs a page fault a page.
-
-    `product`, `(rows, vocab)`, is in the matmuls' dtype; `logits` are float32, the same memory if
-    they can be; `slope` exists where slopes cannot be written over their logits.
-    """
+    """Memory that all chunks of all exits use in turn; new memory costs a page fault a page."""
 
     def __init__(self, weight: torch.Tensor, plan: LossPlan, rows: int) -> None:
         self.product = self.logits = weight.new_empty(rows, weight.shape[0])
         if self.product.dtype != torch.float32:
             self.logits = torch.empty_like(self.product, dtype=torch.float32)
+        # whether logits are read again, so that slopes cannot be written over them
         again = plan.distillation is not None or plan.transform.capped
         self.slope = torch.empty_like(plan.transform.tokens(self.logits)) if again else None
         self._update: torch.Tensor | None = None
 
-    def logits_of(
-        self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
+    def logits_of(self, inputs: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
         """Return float32 outputs of a head for inputs of shape `(rows, hidden)`."""
         made = self.product[: len(inputs)]
         if bias is None:

@@ -5,31 +5,27 @@ from .configuration_familial import Accelerator, FamilialConfig, check_transform
 
 check_transformers()  # before the imports that an older one lacks
 
-import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
-from transformers.generation import GenerationMode
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .backbones import LogitTransform, balance_loss, balances, can_tie, host_class
+from .backbones import LogitTransform, balance_loss, balances, can_tie
+from .generation_familial import FamilialGenerationMixin
 from .losses import Distillation, ExitStates, multi_exit_loss, target_share
 from .modeling_base import FamilialModel, FamilialPreTrainedModel, build_head, copy_module
-from .relay import RelayOutput, check_arguments, check_healing, guided_at, relay_decode
+from .relay import RelayOutput, check_arguments, relay_decode
 from .relay_cache import RelayCache
-from .relay_policies import FixedExit, RelayPolicy
-from .segments import hide_unused
-from .speculation import SpeculativeRelay
+from .relay_policies import FixedExit, RelayPolicy, SpeculativeRelay
 
 
 @dataclass
@@ -48,167 +44,6 @@ class FamilialCausalLMOutput(MoeCausalLMOutputWithPast):
 
     exit_losses: torch.Tensor | None = None
     exit_logits: tuple[torch.Tensor, ...] | None = None
-
-
-class FamilialGenerationMixin(GenerationMixin):
-    """The host's generation: its own hooks, and `exit_idx` wherever it can be given."""
-
-    _batched_exit: int | None = None  # the one that continuous batching was started with
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Any = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Prepare inputs as the host's own class does, where it does."""
-        given = {
-            "next_sequence_length": next_sequence_length,
-            "past_key_values": past_key_values,
-            "attention_mask": attention_mask,
-            "inputs_embeds": inputs_embeds,
-        }
-        prepare = host_class(self.config.text_config).prepare_inputs_for_generation
-        if prepare is GenerationMixin.prepare_inputs_for_generation:
-            return super().prepare_inputs_for_generation(input_ids, **given, **kwargs)
-        inputs = prepare(_as_host(self), input_ids, **given, **kwargs)
-        if past_key_values is not None and inputs.get("past_key_values") is None:
-            # the host drops its cache and starts anew: an empty one keeps its kind and its slots
-            past_key_values.reset()
-            inputs["past_key_values"] = past_key_values
-        return inputs
-
-    def create_masks_for_generate(
-        self, *, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor | None:
-        """Leave the mask as it is: only the member that runs knows the lengths of its own slots."""
-        if not self.model.spec.host.own_mask:
-            return attention_mask
-        make = host_class(self.config.text_config).create_masks_for_generate
-        return make(_as_host(self), attention_mask=attention_mask, **kwargs)
-
-    def _prepare_generation_config(
-        self, generation_config: Any, **kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        # a config that holds `exit_idx` as an entry of its own also takes that of the caller
-        if getattr(config, "exit_idx", None) is not None:
-            model_kwargs.setdefault("exit_idx", config.exit_idx)
-        # without a cache, each step must run the whole text, whatever is asked for
-        config.use_cache = config.use_cache and bool(self.model.spec.cache)
-        exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
-        check_healing(self.config, config, exit_idx)
-        return config, model_kwargs
-
-    def _supports_default_dynamic_cache(self) -> bool:
-        # `generate` asks a cache of its own making for its length, which purely recurrent layers do
-        # not count; one that the first forward makes it does not ask
-        layers = DynamicCache(config=self.config.text_config).layers
-        counts = any(isinstance(layer, CacheLayerMixin) for layer in layers)
-        return counts and bool(self.model.spec.cache)
-
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        if generation_config.use_cache and not self.model.spec.cache:
-            raise ValueError(  # the host switches it on for these
-                f"`{self.config.text_config.model_type}` has no cache of transformers' kinds, and "
-                "without one a text cannot go on from `inputs_embeds`: give `input_ids`."
-            )
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
-        mode = generation_config.get_generation_mode()
-        if isinstance(cache, DynamicCache) and (
-            GenerationMode.ASSISTED_GENERATION in (mode, *args) or generation_config.is_assistant
-        ):
-            exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
-            self.model.members.grow(cache, (exit_idx,))
-            hide_unused(cache, self.model.members.slots(exit_idx))
-            if generation_config.is_assistant:
-                cache.activate_past_recording()  # of the slots added here too
-
-    def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        if generation_config.assistant_early_exit is not None:
-            raise ValueError(
-                "`assistant_early_exit` is not for families: it shortens the config while it runs. "
-                "Use `relay_generate(relay=SpeculativeRelay(draft_exit=...))`, which drafts at a "
-                "trained exit and recomputes nothing."
-            )
-        # the exit is this model's: the assistant has exits of its own, or none
-        generation_config = copy.copy(generation_config)
-        generation_config.__dict__.pop("exit_idx", None)
-        model_kwargs = dict(kwargs.pop("model_kwargs"))
-        model_kwargs.pop("exit_idx", None)
-        return super()._get_candidate_generator(
-            generation_config, *args, model_kwargs=model_kwargs, **kwargs
-        )
-
-    def _extract_generation_mode_kwargs(
-        self, custom_generate: Any, kwargs: dict[str, Any], *given: Any
-    ) -> dict[str, Any]:
-        if getattr(custom_generate, "func", custom_generate) is not relay_decode:
-            return super()._extract_generation_mode_kwargs(custom_generate, kwargs, *given)
-        hook = "prepare_inputs_for_generation"
-        method = getattr(self, hook)
-        if getattr(method, "__func__", method) is not getattr(FamilialGenerationMixin, hook):
-            raise ValueError(
-                f"a relay does not call `{hook}`, which is replaced here, as peft does for a "
-                "prompt that it has learned: call `generate(exit_idx=...)` without a relay."
-            )
-        # a callable gets neither streamer nor tokenizer, and drops the rest without a word
-        mode = super()._extract_generation_mode_kwargs(None, kwargs, *given)
-        check_arguments(kwargs | mode)
-        asked = {name: kwargs.pop(name) for name in ("relay", "fused_weights") if name in kwargs}
-        return {name: mode[name] for name in ("streamer", "tokenizer") if name in mode} | asked
-
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
-        processors = super()._get_logits_processor(*args, **kwargs)
-        exit_idx = (kwargs.get("model_kwargs") or {}).get("exit_idx")
-        return processors if exit_idx is None else guided_at(processors, self, exit_idx)
-
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as the host does, at `config.default_exit`; raise for another or a relay."""
-        if kwargs.pop("relay", None) is not None:
-            raise ValueError("continuous batching cannot relay: call `relay_generate`.")
-        self._check_batched(kwargs.pop("exit_idx", None))
-        return super().generate_batch(*args, **kwargs)
-
-    def init_continuous_batching(
-        self, generation_config: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Start as the host does, at `config.default_exit`; raise for what runs another exit."""
-        config = self.generation_config if generation_config is None else generation_config
-        self._check_batched(getattr(config, "exit_idx", None))
-        exit_idx = self.config.resolve_exit()
-        kept = getattr(self, "_cached_continuous_batching_manager", None)
-        if kept is not None and self._batched_exit != exit_idx:
-            # prompts share its blocks, which hold keys and values of that exit's layers alone
-            raise ValueError(
-                f"the manager that is kept ran exit {self._batched_exit}, and `config.default_exit`"
-                f" is {exit_idx} now: call `destroy_cached_continuous_batching_manager()` first."
-            )
-        self._batched_exit = exit_idx
-        return super().init_continuous_batching(generation_config, *args, **kwargs)
-
-    def _check_batched(self, exit_idx: int | None) -> None:
-        if self.config.resolve_exit(exit_idx) != self.config.resolve_exit():
-            raise ValueError(
-                "continuous batching runs all requests at `config.default_exit` "
-                f"({self.config.default_exit}), got `exit_idx={exit_idx}`: set "
-                f"`model.config.default_exit = {exit_idx}`, or export that member."
-            )
-
-
-def _as_host(family: Any) -> Any:
-    """Return a view of the family as an object of the host's class, for the host's own methods."""
-    view = object.__new__(host_class(family.config.text_config))
-    view.__dict__.update(family.__dict__)
-    view.__dict__["config"] = family.config.text_config
-    view.__dict__["create_masks_for_generate"] = family.create_masks_for_generate
-    return view
 
 
 class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
@@ -245,10 +80,10 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = build_head(config.text_config)
         self.exit_heads = self.build_exit_heads(keep=False)
-        embedding = f"model.backbone.{self._embedding_name}.weight"
-        self._tied_weights_keys = (
-            {"lm_head.weight": embedding} if can_tie(config.text_config) else {}
-        )
+        embedding = self.get_input_embeddings()
+        name = next(n for n, m in self.named_modules() if m is embedding)
+        tied = {"lm_head.weight": f"{name}.weight"}
+        self._tied_weights_keys = tied if can_tie(config.text_config) else {}
         if not self.model.spec.cache:
             self.generation_config.use_cache = False
         self.post_init()
@@ -269,9 +104,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     ) -> "FamilialForCausalLM":
         r"""Turn a pretrained decoder into a family.
 
-        The deepest exit is the decoder itself, bit for bit. Early exits start from copies: of the
-        final norm, of the output head where it is their own, and, for private layers, of the
-        backbone layers that follow the exit.
+        The deepest exit is the decoder itself, bit for bit. Early exits start from copies of the
+        final norm, of an own head, and, for private layers, of the backbone layers that follow.
 
         Args:
             backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, folder, or a
@@ -287,34 +121,20 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
         Raises:
             ImportError: If the package is not installed.
-            OSError: If there is no such checkpoint.
-            TypeError: If `backbone` is neither a name nor a model, or `kwargs` come with a model.
             ValueError: If the exits are wrong or the decoder cannot be cut at a depth.
 
         Example:
             >>> model = FamilialForCausalLM.from_backbone("Qwen/Qwen3-0.6B", exits=[8, 16, 28])
         """
-        return extension().warm_start(
-            cls,
-            backbone,
-            kwargs,
-            exits=exits,
-            num_exits=num_exits,
-            num_exit_layers=num_exit_layers,
-            exit_norm=exit_norm,
-            exit_head=exit_head,
-            default_exit=default_exit,
-        )
+        fields = {"num_exit_layers": num_exit_layers, "exit_norm": exit_norm}
+        fields |= {"exit_head": exit_head, "default_exit": default_exit}
+        fields |= {"exits": exits, "num_exits": num_exits}
+        return extension().warm_start(cls, backbone, kwargs, **fields)
 
     def build_exit_heads(self, keep: bool) -> nn.ModuleList:
         """Build copies of `lm_head` for early exits that have their own; as in `build_exits`."""
         count = self.config.num_exits - 1 if self.config.exit_head == "own" else 0
         return nn.ModuleList(copy_module(self.lm_head, keep) for _ in range(count))
-
-    @property
-    def _embedding_name(self) -> str:
-        embedding = self.get_input_embeddings()
-        return next(n for n, m in self.model.backbone.named_modules() if m is embedding)
 
     def resize_token_embeddings(
         self,
@@ -363,11 +183,9 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         r"""Logits of one exit; with `labels`, the loss of all of them.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Token ids.
-            attention_mask, position_ids, use_cache, logits_to_keep: As the host takes them.
-            past_key_values (`Cache`, *optional*): The family's cache; updated up to the exit.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead
-                of `input_ids`.
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
+                logits_to_keep: As the host takes them. The cache is the family's, updated up to the
+                exit.
             labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Targets, -100 where
                 there is none; shifted here unless `shift_labels` is given too.
             exit_idx (`int`, *optional*): Exit to stop at, with `labels` the only one that has a
@@ -385,8 +203,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
         Raises:
             IndexError: If there is no exit `exit_idx`.
-            ValueError: If `past_key_values` was filled to different depths, or `labels` do not have
-                the shape of the positions.
+            ValueError: If `past_key_values` was filled to different depths, or `labels` have
+                another shape than the positions.
         """
         every_exit = output_exits or (labels is not None and exit_idx is None)
         chosen = self.config.resolve_exit(exit_idx)
@@ -405,18 +223,15 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         first = 0 if every_exit else chosen
         hidden = {first + i: slice_logits_to_keep(h, logits_to_keep) for i, h in enumerate(reached)}
         wanted = hidden if output_exits else [] if skip_logits else [chosen]
-        logits = {k: self._read_out(hidden[k], k) for k in wanted}
+        transform = LogitTransform.of(self.config.text_config)
+        logits = {k: transform.read(hidden[k], self.head(k)) for k in wanted}
         loss: torch.Tensor | None = None
         exit_losses: torch.Tensor | None = None
         if labels is not None:
-            loss, exit_losses = self._loss(
-                hidden if exit_idx is None else [chosen],
-                hidden,
-                logits,
-                labels,
-                exit_weights=exit_weights,
-                distillation=distillation,
-                **kwargs,
+            trained = hidden if exit_idx is None else [chosen]
+            states = {k: ExitStates(hidden[k], self.head(k), logits.get(k)) for k in trained}
+            loss, exit_losses = multi_exit_loss(
+                states, transform, self.loss_function, labels, exit_weights, distillation, **kwargs
             )
         aux_loss: torch.Tensor | None = None
         if balances(self.config.text_config, outputs.router_logits):
@@ -439,29 +254,9 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
             exit_logits=tuple(logits.values()) if output_exits else None,
         )
 
-    def _loss(
-        self,
-        trained: Iterable[int],
-        hidden: Mapping[int, torch.Tensor],
-        logits: Mapping[int, torch.Tensor],
-        labels: torch.Tensor,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss over the trained exits, and the loss of each."""
-
-        def make_logits(k: int) -> torch.Tensor:
-            return logits[k] if k in logits else self._read_out(hidden[k], k)
-
-        states = {
-            k: ExitStates(hidden[k], self.head(k), partial(make_logits, k), wanted=k in logits)
-            for k in trained
-        }
-        transform = LogitTransform.of(self.config.text_config)
-        return multi_exit_loss(states, transform, self.loss_function, labels, **kwargs)
-
     @property
     def accelerator(self) -> Accelerator:
-        """[`Accelerator`]: What makes relays of this model faster; made when first asked for."""
+        """[`Accelerator`]: Makes relays of this model faster; built when first asked for."""
         if self._accelerator is None:
             self._accelerator = extension().accelerator(self)
         return self._accelerator
@@ -481,11 +276,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         return iter({p: None for part in parts for p in part.parameters()})
 
     def exit_module_names(self) -> list[str]:
-        """Return the names of the modules that only early exits have.
-
-        They are norms, private layers and own heads, as peft's `modules_to_save` takes them: it
-        cannot take the lists that hold these modules.
-        """
+        """Return the names of the modules that only early exits have, for peft's options."""
         names = []
         early: Any
         for k, early in enumerate(self.model.exits):
@@ -502,26 +293,23 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     ) -> RelayOutput | torch.Tensor:
         r"""Generate by relay: a shallow exit starts, deeper layers take over where they must.
 
-        Exact: what a deeper exit reads is what it would read had it run from the start, and nothing
-        is computed twice.
+        A deeper exit reads what it would read had it run from the start, and nothing is computed
+        twice.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The prompt, padded on
                 the left; or `input_ids` among `kwargs`.
-            relay ([`RelayPolicy`], *optional*): When to go deeper; defaults
-                to `SpeculativeRelay()`, which writes the text of the deepest exit.
+            relay ([`RelayPolicy`], *optional*): When to go deeper; defaults to
+                `SpeculativeRelay()`, which writes the text of the deepest exit.
             streamer (`BaseStreamer`, *optional*): As for `generate`.
-            **kwargs: As for `generate`: `generation_config`, `logits_processor`,
-                `stopping_criteria`, `max_new_tokens`, `return_dict_in_generate`, ...
+            **kwargs: As for `generate`.
 
         Returns:
             [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: As `generate`
             returns, with `relay_stats`.
 
         Raises:
-            ValueError: If the host cannot go on from a tap, or the way of decoding asked for cannot
-                be relayed.
-            IndexError: If the relay asks for an exit that is not there.
+            ValueError: If the host or the way of decoding cannot be relayed.
 
         Example:
             >>> model.relay_generate(**inputs, relay=hff.SpeculativeRelay(draft_exit=0))
@@ -536,12 +324,9 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     def prepare_drafts(self) -> None:
         """Do now what the first `relay_generate` would do before its first token.
 
-        Fused passes are compared with the host's own passes once, which takes as long as some
-        tokens. A server calls `model.eval().prepare_drafts()` before it listens.
+        A server calls `model.eval().prepare_drafts()` before it listens, since fused passes are
+        compared with the host's own once.
         """
         if self.training:
             raise ValueError("`prepare_drafts` needs a model that is not training: call `eval()`.")
         RelayCache(self, range(self.config.num_exits), fused_weights=None)
-
-    def _read_out(self, hidden_states: torch.Tensor, exit_idx: int) -> torch.Tensor:
-        return LogitTransform.of(self.config.text_config).read(hidden_states, self.head(exit_idx))

@@ -20,10 +20,10 @@ from .relay_policies import (
     NewTokens,
     RelayDecoder,
     RelayPolicy,
+    SpeculativeRelay,
     check_chain,
     matrix_sizes,
 )
-from .speculation import SpeculativeRelay
 
 
 # logits processors of transformers whose answer depends on their two arguments alone
@@ -421,11 +421,7 @@ class RelayStats:
 
 @dataclass
 class RelayOutput(GenerateDecoderOnlyOutput):
-    """What `generate` returns, with the report of the relay.
-
-    Args:
-        relay_stats ([`RelayStats`]): Exit of every token, acceptance, layer passes, FLOPs, time.
-    """
+    """What `generate` returns, with the report of the relay, a [`RelayStats`]."""
 
     relay_stats: RelayStats | None = None
 
