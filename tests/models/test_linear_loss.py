@@ -186,7 +186,9 @@ def test_a_broken_exit_breaks_its_own_states_only() -> None:
 
 def test_exit_of_weight_zero_costs_no_gradient_but_has_one() -> None:
     hidden, heads, targets, denominator = make_case(own_heads=True)
-    total, losses = linear_cross_entropy(hidden, heads, targets, denominator, (0.0, 0.5, 0.5))
+    total, losses = linear_cross_entropy(
+        hidden, heads, targets, denominator, (0.0, 0.5, 0.5), PLAIN
+    )
     total.backward()
     assert losses[0] > 0
     assert (heads[0].weight.grad == 0).all()
@@ -197,7 +199,7 @@ def test_frozen_head_and_states_get_none() -> None:
     hidden, heads, targets, denominator = make_case()
     heads[0].weight.requires_grad_(False)
     total, _ = linear_cross_entropy(
-        [hidden[0].detach(), *hidden[1:]], heads, targets, denominator, WEIGHTS
+        [hidden[0].detach(), *hidden[1:]], heads, targets, denominator, WEIGHTS, PLAIN
     )
     total.backward()
     assert heads[0].weight.grad is None
