@@ -228,7 +228,8 @@ class DeviceText(HandoffText):
             raise HandoffError(f"all {columns} columns were sent: there is nothing new.")
         if self.done:
             raise HandoffError("the text has ended on this side: there is nothing left to say.")
-        depth, whole = self.side.depth, {}
+        depth = self.side.depth
+        whole: dict[str, Any] = {}
         if start == 0:
             whole = {
                 "finished": self._text.finished.cpu(),

@@ -290,7 +290,7 @@ def _workplace() -> Iterator[Path]:
         yield Path(folder) / "checkpoint"
 
 
-def _open(model_or_path: Model, token: str | None) -> FamilialForCausalLM | FamilyFiles:
+def _open(model_or_path: Any, token: str | None) -> FamilialForCausalLM | FamilyFiles:
     """A family that has weights to push."""
     model_or_path = merged_family(model_or_path)
     if is_family(model_or_path):

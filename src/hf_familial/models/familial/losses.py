@@ -335,7 +335,7 @@ def sum_losses(
     for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True)):
         if need and tensor is not None:
             gradients[i] = torch.zeros_like(tensor, dtype=torch.float32 if i >= count else None)
-    heads = [None if p is None else p.to(plan.dtype) for p in tensors[count:]]
+    heads: list[Any] = [None if p is None else p.to(plan.dtype) for p in tensors[count:]]
     pairs = [slice(2 * head, 2 * head + 2) for head in plan.heads]
     scratch = _Scratch(heads[0], plan, min(plan.rows, len(kept)))
     sums = torch.zeros((2, count), device=kept.device)
@@ -345,7 +345,8 @@ def sum_losses(
         # the deepest first, for it teaches
         for k in reversed(range(count)):
             wanted = [gradients[k], *gradients[count:][pairs[k]]]
-            sums[:, k] += rows.run(tensors[k], *heads[pairs[k]], wanted, plan.weights[k])
+            head, bias = heads[pairs[k]]
+            sums[:, k] += rows.run(tensors[k], head, bias, wanted, plan.weights[k])
     return sums, gradients
 
 
