@@ -14,8 +14,7 @@ from ..errors import HandoffError
 from ..models.familial.backbones import LogitTransform
 from ..models.familial.relay_cache import check_positions, check_relay
 from ..models.familial.segments import Segment, SegmentRunner
-from ._cache_layers import capture
-from ._probe import probe_layers
+from ._cache_layers import capture, probe_layers
 from ._settings import check_length, check_settings, remaining
 from ._text import HandoffText, PortableText, generator_state
 from ._weights_digest import weights_digest
@@ -173,7 +172,7 @@ class DeviceText(HandoffText):
         for _ in range(max_new_tokens):
             if self.done:
                 break
-            tokens = self._text.choose(self._logits())
+            tokens = self._text.choose_next(self._logits())
             self._run(torch.ones_like(tokens))
         return self.tokens
 
@@ -232,7 +231,7 @@ class DeviceText(HandoffText):
         whole: dict[str, Any] = {}
         if start == 0:
             whole = {
-                "finished": self._text.finished.cpu(),
+                "finished": (~self._text.unfinished).long().cpu(),
                 "settings": remaining(self.settings, columns - self._prompt_length),
                 "generator": generator_state(self._text.generator),
             }
