@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .evaluation.relay_calibration import calibrate
     from .handoff import DeviceSide, HandoffState, server_side
     from .hub.choose import ExitChoice, choose_exit
-    from .hub.describe import FamilyDescription, describe
+    from .hub.description import FamilyDescription, describe
     from .hub.export import export_exit, export_family
     from .hub.importers import from_layerskip, import_ruyi
     from .hub.push import push_exits_to_hub, push_family_to_hub
@@ -51,7 +51,7 @@ _LAZY = {
     "BackboneReport": ".models.verification",
     "calibrate": ".evaluation.relay_calibration",
     "choose_exit": ".hub.choose",
-    "describe": ".hub.describe",
+    "describe": ".hub.description",
     "DeviceSide": ".handoff",
     "evaluate_exits": ".evaluation",
     "ExitChoice": ".hub.choose",
@@ -59,7 +59,7 @@ _LAZY = {
     "export_family": ".hub.export",
     "FamilialTrainer": ".training.trainer",
     "FamilialTrainingArguments": ".training.args",
-    "FamilyDescription": ".hub.describe",
+    "FamilyDescription": ".hub.description",
     "from_layerskip": ".hub.importers",
     "HandoffError": ".errors",
     "HandoffState": ".handoff",

@@ -17,7 +17,7 @@ from .app import app, one_of
 
 
 if TYPE_CHECKING:
-    from ..hub.describe import FamilyDescription
+    from ..hub.description import FamilyDescription
     from ..hub.push import Pushed
 
 
@@ -52,7 +52,7 @@ def describe(
     check_family(path_or_repo, revision)
 
     from ..hub.choose import judge_exits, pick_exit
-    from ..hub.describe import describe
+    from ..hub.description import describe
 
     family = describe(path_or_repo, context=context, dtype=dtype, revision=revision)
     verdicts = () if limits == (None, None) else judge_exits(family, *limits)
@@ -222,10 +222,10 @@ def print_family(family: FamilyDescription) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..hub.table import HEADINGS, cells_of, heading, notes
+    from ..hub.description import HEADINGS
 
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    console.print(heading(family), markup=False, soft_wrap=True)
+    console.print(family.heading(), markup=False, soft_wrap=True)
     # fits 80 columns
     table = Table(
         box=box.SIMPLE_HEAD if sys.stdout.isatty() else None,
@@ -236,8 +236,8 @@ def print_family(family: FamilyDescription) -> None:
     )
     for name in HEADINGS:
         table.add_column(name, justify="right", no_wrap=True)
-    for cells in cells_of(family):
+    for cells in family.cells():
         table.add_row(*cells)
     console.print(table)
-    for note in notes(family):
+    for note in family.notes():
         console.print(note, soft_wrap=not sys.stdout.isatty())
