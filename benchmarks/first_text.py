@@ -57,9 +57,7 @@ def families(models: list[str], quick: bool) -> Iterator[tuple[str, FamilialForC
 def fresh(family: FamilialForCausalLM) -> FamilialForCausalLM:
     """The same weights in a model that knows nothing of earlier texts."""
     memo = {id(p): p for p in (*family.parameters(), *family.buffers())}
-    found = copy.deepcopy(family, memo)
-    found.model.draft_lengths = {}
-    return found
+    return copy.deepcopy(family, memo)
 
 
 def ratios(family: FamilialForCausalLM, new: int, prompts: int) -> dict[str, float]:

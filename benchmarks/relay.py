@@ -261,7 +261,7 @@ def main() -> int:
     metrics = compare(Runs(family, ids[scanned:], new), assistant, relay, "")
     half = copy.deepcopy(family).to(torch.bfloat16)
     metrics |= compare(Runs(half, ids[scanned:], new), assistant, relay, "_bf16")
-    metrics["lean_mib"] = family.model.lean.nbytes / 2**20
+    metrics["fused_mib"] = family.accelerator.fused.nbytes / 2**20
     metrics["seconds"] = time.perf_counter() - began
     for key, value in metrics.items():
         print(f"{key:45s} {value:10.3f}")

@@ -33,14 +33,13 @@ from hf_familial.isoflop import (
     IsoFlopDesign,
     LocalExecutor,
     RunPlan,
+    RunTask,
     Sweep,
-    Task,
+    SweepDisplay,
     calibrate_rate,
-    display_for,
 )
-from hf_familial.isoflop.sweep.arguments import run_arguments
-from hf_familial.isoflop.sweep.corpora import prepared
-from hf_familial.isoflop.sweep.worker import train
+from hf_familial.isoflop._arguments import prepared, run_arguments
+from hf_familial.isoflop._worker import train
 from hf_familial.training.pretraining import pretrain
 
 
@@ -67,7 +66,7 @@ def whole_sweep(design: IsoFlopDesign) -> tuple[float, float, int]:
     """Seconds of a sweep, FLOPs of its rows, and how many there are."""
     with tempfile.TemporaryDirectory() as folder:
         executor = LocalExecutor(WORKERS, threads=1)
-        outcome = Sweep(design, folder, executor, display=display_for()).run()
+        outcome = Sweep(design, folder, executor, display=SweepDisplay()).run()
     if outcome.failed:
         raise RuntimeError(f"runs failed: {outcome.failed}")
     return outcome.seconds, sum(r.C_flops for r in outcome.records), len(outcome.records)
@@ -83,7 +82,7 @@ def bare(plan: RunPlan) -> None:
 def swept(plan: RunPlan) -> None:
     """The run as a worker does it."""
     with tempfile.TemporaryDirectory() as folder:
-        train(Task(plan, folder, save_seconds=SAVE_SECONDS), lambda event: None)
+        train(RunTask(plan, folder, save_seconds=SAVE_SECONDS), lambda event: None)
 
 
 def overhead(plan: RunPlan, repeats: int) -> tuple[float, float]:

@@ -1,145 +1,138 @@
-"""An IsoFLOP study, from a design to a law: plan it, run it, fit what came out.
+"""An IsoFLOP study in one file: train a grid of small families, then fit the law of families.
 
-    python examples/isoflop.py examples/isoflop.yaml
-    python examples/isoflop.py design.yaml --out outputs/study --workers 2
-    python examples/isoflop.py --smoke
+    python examples/isoflop.py
 
-DESIGN is a YAML file: budgets, sizes, granularities; see docs/sweeps.md. Stop it as you like: the
-same command goes on where it was. It leaves in `--out` what `hf-familial sweep run` leaves, first
-of all `runs.jsonl`, and where there are runs enough for a law `fit.json` and `report.html`.
+A budget of C FLOPs pays for a small model and many tokens, or a larger model and fewer. For each
+budget and each number of exits G, five sizes are trained; the minimum of their losses says which
+size that budget is best spent on. A law L(N, D, G) fitted to all runs says what exits cost. There
+are 30 runs, about seven minutes on two cores. A run whose row is in `outputs/isoflop/runs.jsonl` is
+not done again, so the script can be stopped and started. For long runs and many machines there is
+`hf-familial sweep`, which also resumes a run from its checkpoint.
 """
 
-from __future__ import annotations
-
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-from rich.table import Table
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from transformers import LlamaConfig, TrainerCallback, default_data_collator, set_seed
 
-from hf_familial.isoflop import (
-    IsoFlopDesign,
-    LocalExecutor,
-    Sweep,
-    SweepOutcome,
-    calibrate_rate,
-    display_for,
+from hf_familial import (
+    FamilialConfig,
+    FamilialForCausalLM,
+    FamilialTrainer,
+    FamilialTrainingArguments,
+    evenly_spaced_exits,
 )
-from hf_familial.isoflop.sweep.arguments import check_design
-from hf_familial.paths import check_output_folder
-from hf_familial.scaling import Law, fit, get_law
-from hf_familial.scaling.report import DataSource, analyse, write_analysis, write_report
-from hf_familial.scaling.tables.load import ColumnChoice, load_runs
-from hf_familial.scripts import arguments, console, run
+from hf_familial.errors import ScalingError
+from hf_familial.flops import training_flops_per_token
+from hf_familial.runs import RunRecord, read_runs
+from hf_familial.scaling import fit, intervals
+from hf_familial.training import DataArguments, PackedData, RunRecordCallback, prepare_data
 
 
-POSITIONAL = {"design": "YAML file of the design."}
-
-SMOKE = """
-budgets: [4.3e+8, 8.6e+8]
-sizes: [16x2, 32x2]
-granularities: [1, 2]
-vocab_size: 300
-seq_length: 32
-backbone: {head_dim: 16, multiple: 16}
-rule: {kind: fixed, lr: 8.0e-3, batch_tokens: 32}
-training: {max_train_bytes: 200000, max_eval_tokens: 2048}
-"""
+BUDGETS = (1e11, 4e11, 1.6e12)  # FLOPs of a run: forward and backward, every exit and head
+SHAPES = ((16, 4), (32, 4), (48, 4), (64, 4), (96, 4))  # width and depth
+GRANULARITIES = (1, 4)  # numbers of exits; 1 is the dense model
+BATCH, LEARNING_RATE, SEED = 4, 8e-3, 0
+TEXT = DataArguments(vocab_size=512, seq_length=128, eval_fraction=0.05, max_eval_tokens=65_536)
 
 
-@dataclass
-class StudyArguments:
-    """Where to, with how many workers, and which law to fit."""
-
-    out: str = field(
-        default="outputs/isoflop", metadata={"help": "Folder of the sweep; also a URL."}
+def family(width: int, depth: int, G: int) -> FamilialConfig:
+    """A Llama with G exits, evenly spaced."""
+    text_config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=round(8 / 3 * width / 16) * 16,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 16,
+        head_dim=16,
+        vocab_size=TEXT.vocab_size,
+        max_position_embeddings=TEXT.seq_length,
+        tie_word_embeddings=True,
     )
-    workers: int | None = field(
-        default=None, metadata={"help": "Runs at once; by default one per processor or GPU."}
+    return FamilialConfig(text_config=text_config, exits=evenly_spaced_exits(depth, G))
+
+
+def train(
+    config: FamilialConfig, steps: int, data: PackedData, folder: Path, row: TrainerCallback
+) -> None:
+    """Train a new family for so many steps, and evaluate it at the end."""
+    args = FamilialTrainingArguments(
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=BATCH,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        eval_strategy="steps",
+        eval_steps=steps,
+        logging_steps=0.1,
+        save_strategy="no",
+        per_device_eval_batch_size=64,
+        seed=SEED,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.accelerator.is_available(),
     )
-    calibrate: float = field(
-        default=20.0, metadata={"help": "Seconds of measuring the machine first; 0: none."}
-    )
-    law: str = field(default="familial", metadata={"help": "A law of docs/laws.md."})
-    loss: str = field(default="eval_mean", metadata={"help": "eval_mean, eval_final, ..."})
-
-
-def smoke(folder: Path) -> dict[str, Any]:
-    """A design of eight runs of a second."""
-    (folder / "design.yaml").write_text(SMOKE, encoding="utf-8")
-    design, out = str(folder / "design.yaml"), str(folder / "sweep")
-    return {"design": design, "out": out, "workers": 1, "calibrate": 0.0}
-
-
-def show_runs(outcome: SweepOutcome) -> None:
-    """What every run came to."""
-    table = Table(title="Evaluation loss, nats per token", title_justify="left")
-    for name in ("C", "N (no emb.)", "D", "G", "seed", "mean", "exits", "status"):
-        table.add_column(name, justify="left" if name in ("exits", "status") else "right")
-    for record in outcome.records:
-        losses = [x for x in record.eval_loss_exits or () if x is not None]
-        mean = record.eval_loss_mean
-        table.add_row(
-            f"{record.C_flops:.3g}",
-            f"{record.N_non_embedding:,}",
-            f"{record.D_tokens:,}",
-            str(record.G),
-            str(record.seed),
-            "-" if mean is None else f"{mean:.4f}",
-            " ".join(f"{loss:.3f}" for loss in losses),
-            record.status,
-        )
-    console().print(table)
-
-
-def fit_runs(folder: Path, law: Law, args: StudyArguments) -> None:
-    """Fit the law and write its page; says why where the runs do not tell enough."""
-    out = console()
-    try:
-        reading = load_runs(folder / "runs.jsonl", law, ColumnChoice(loss=args.loss))
-        answer = fit(law, reading.data)
-    except ValueError as error:
-        out.print(f"no law yet: {error}", markup=False)
-        return
-    analysis = analyse(answer, DataSource.of(reading), draws=200)
-    values = ", ".join(f"{name} = {value:.4g}" for name, value in answer.values.items())
-    out.print(f"{answer.law.formula_text}: {values} ({answer.status})", markup=False)
-    for sentence in (*reading.notes, *analysis.warnings):
-        out.print("-", sentence, markup=False)
-    write_analysis(folder / "fit.json", analysis)
-    write_report(folder / "report.html", analysis)
-    out.print(f"wrote {folder / 'fit.json'} and {folder / 'report.html'}", soft_wrap=True)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Plan, run, fit."""
-    with arguments(__doc__, [StudyArguments], smoke=smoke, positional=POSITIONAL, argv=argv) as (
+    set_seed(SEED)  # all granularities of a shape begin with the same backbone
+    FamilialTrainer(
+        FamilialForCausalLM(config),
         args,
-        words,
-    ):
-        law = get_law(args.law)
-        if "://" not in args.out:
-            check_output_folder("--out", args.out)
-        design = IsoFlopDesign.from_yaml(words.design)
-        check_design(design)
-        runs = design.runs()
-        rate = None
-        if args.calibrate:
-            print(f"measuring this machine for about {args.calibrate:g} s", file=sys.stderr)
-            rate = calibrate_rate(runs, args.calibrate)
-        design.table(rate, console())
-        outcome = Sweep(design, args.out, LocalExecutor(args.workers), display=display_for()).run()
-        show_runs(outcome)
-        console().print(f"rows are in {args.out}/runs.jsonl", soft_wrap=True)
-        if "://" not in args.out:
-            fit_runs(Path(args.out), law, args)
-        if outcome.failed:
-            raise ValueError(
-                f"{len(outcome.failed)} runs failed: hf-familial sweep status says why."
-            )
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        data_collator=default_data_collator,
+        callbacks=[row],
+    ).train()
+
+
+def main(folder: Path = Path("outputs/isoflop")) -> None:
+    """Train what is missing, then show the minima and the law."""
+    data, _ = prepare_data(TEXT)
+    path = folder / "runs.jsonl"
+    done = {run.run_id for run in read_runs(path)} if path.exists() else set()
+    for budget, (width, depth), G in product(BUDGETS, SHAPES, GRANULARITIES):
+        name = f"C{budget:.3g}-{width}x{depth}-G{G}"
+        if name in done:
+            continue
+        config = family(width, depth, G)
+        per_token = training_flops_per_token(config, TEXT.seq_length).per_token
+        steps = max(1, round(budget / per_token / (BATCH * TEXT.seq_length)))
+        print(f"{name}: {steps} steps")
+        row = RunRecordCallback(str(path), name, data.name, TEXT.seq_length)
+        train(config, steps, data, folder, row)
+    show(read_runs(path), folder)
+
+
+def show(runs: list[RunRecord], folder: Path) -> None:
+    """Print the minimum of every curve and the fitted law; draw the curves."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel="parameters N", ylabel="mean loss, nats/token")
+    print("      C   G   best N     loss there")
+    for budget, G in product(BUDGETS, GRANULARITIES):
+        curve = [r for r in runs if r.G == G and r.run_id.startswith(f"C{budget:.3g}-")]
+        N = np.array([r.N_non_embedding for r in curve])
+        loss = np.array([r.eval_loss_mean for r in curve])
+        a, b, c = np.polyfit(np.log(N), loss, 2)  # a parabola in log N
+        best = np.exp(-b / (2 * a)) if a > 0 else np.nan
+        print(f"{budget:8.2g}  {G:2}  {best:8.3g}  {c - b * b / (4 * a):8.4f}")
+        axes.plot(N, loss, "o-" if G == 1 else "s--", label=f"C = {budget:.2g}, G = {G}")
+    axes.legend(frameon=False)
+    figure.savefig(folder / "isoflop.png", dpi=150)
+
+    columns = {"N": "N_non_embedding", "D": "D_tokens", "G": "G", "loss": "eval_loss_mean"}
+    table = {name: [getattr(r, field) for r in runs] for name, field in columns.items()}
+    try:
+        law = fit("familial", table)
+        gamma = intervals(law, ["gamma"])["gamma"]
+    except ScalingError as error:
+        print(f"no law yet: {error}")
+        return
+    print(law.law.formula_text, {name: float(f"{x:.4g}") for name, x in law.values.items()})
+    print(f"gamma is between {gamma.low:.4f} and {gamma.high:.4f} (95 %): loss grows as G^gamma")
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

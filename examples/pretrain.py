@@ -37,7 +37,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments,
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
-from hf_familial.isoflop.design.reading import read_file
+from hf_familial.isoflop._yaml import read_yaml
 from hf_familial.models.familial.configuration_familial import check_model_type
 from hf_familial.paths import check_output_folder
 from hf_familial.scripts import arguments, console, loading, run
@@ -120,7 +120,7 @@ def command_line(given: list[str]) -> list[str]:
     """The arguments given; a YAML or JSON file may stand before them, and they win over it."""
     if not given or not given[0].endswith((".yaml", ".yml", ".json")):
         return given
-    fields = read_file(given[0], "file") or {}
+    fields = read_yaml(given[0], "file") or {}
     if not isinstance(fields, dict):
         raise ValueError(f"{given[0]} must be a mapping of arguments, such as `max_steps: 500`.")
     from_file = []

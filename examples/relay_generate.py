@@ -98,7 +98,7 @@ def smoke(folder: Path) -> dict[str, Any]:
 
 def relay_of(
     args: RelayArguments, model: hff.FamilialForCausalLM, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Any, hff.RelayPolicy | hff.SpeculativeRelay]:
+) -> tuple[Any, hff.RelayPolicy]:
     """The policy, and the calibration that it came from, if any."""
     if args.relay == "speculative":
         length: Any = "auto" if args.draft_length == "auto" else int(args.draft_length)
@@ -226,7 +226,7 @@ def compare(
     }
     if args.do_sample:
         asked["temperature"] = args.temperature
-    model.relay_generate(**asked, relay=relay)  # the first call also compares lean passes
+    model.relay_generate(**asked, relay=relay)  # the first call also compares fused passes
     plain, plain_seconds = timed(
         lambda: model.generate(**asked), "generate", args.repeats, args.seed
     )

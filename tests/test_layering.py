@@ -38,7 +38,6 @@ ROOMS["__main__"] = {"cli"}
 
 # rooms inside a room and modules beside them, from the ground up: each may import those before it
 FLOORS: dict[str, tuple[str, ...]] = {
-    "isoflop": ("design", "sweep"),
     "scaling": (
         "laws",
         "flop_models",

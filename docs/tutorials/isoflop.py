@@ -22,7 +22,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import hf_familial as hff
-from hf_familial.isoflop import BackboneTemplate, LocalExecutor, Measured, MeasuredRow, Sweep
+from hf_familial.isoflop import (
+    BackboneTemplate,
+    LocalExecutor,
+    Measured,
+    MeasuredRow,
+    Sweep,
+    print_runs,
+)
 from hf_familial.scaling import HeadFlops, ScalingError, fit, get_law, plan
 from hf_familial.scaling.flop_models import aspect_width
 from hf_familial.scaling.report import DataSource, analyse, write_analysis, write_report
@@ -66,7 +73,7 @@ design = hff.IsoFlopDesign(
     },
 )
 Path("design.yaml").write_text(design.to_yaml())
-design.table(console=Console(width=150))
+print_runs(design, console=Console(width=150))
 
 # %% [markdown]
 # Nothing has run yet; this is what *would* run. Read the table before you spend anything:

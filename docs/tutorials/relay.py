@@ -45,7 +45,7 @@ print(tokenizer.decode(plain[0]))
 # | `logits(k, last=n)` | reads exit k at the last n positions |
 # | `crop(n)` | forgets the last n positions, however deep they got |
 # | `pending(k)` | how many positions have not reached exit k |
-# | `settle()` | says that the positions so far are certain: nothing before them will be cropped |
+# | `commit()` | says that the positions so far are certain: nothing before them will be cropped |
 #
 # A round of *self-speculation* drafts four tokens at exit 0, one after the other, each a pass of 2
 # layers. Then the 6 layers above run once, over all pending positions together. At every one of
@@ -75,7 +75,7 @@ def relay_by_hand(model, input_ids, new_tokens):
         pending = verdicts[:, accepted : accepted + 1]
         text = torch.cat((text, drafted[:, :accepted], pending), 1)
         cache.crop(DRAFTS - accepted)
-        cache.settle()
+        cache.commit()
         rounds.append((drafted[0].tolist(), accepted, pending.item(), waiting))
     return text, rounds
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .hub.push import push_exits_to_hub, push_family_to_hub
     from .isoflop import IsoFlopDesign
     from .models.familial import (
-        ConfidenceRelay,
         Distillation,
         FamilialCausalLMOutput,
         FamilialConfig,
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
         FamilialModelOutput,
         FamilialPreTrainedModel,
         FixedExit,
-        HandoffRelay,
         RelayCache,
         RelayOutput,
         RelayPolicy,
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
         evenly_spaced_exits,
         relay_decode,
     )
+    from .models.policies import ConfidenceRelay, EarlyExitRelay, HandoffRelay
     from .models.verification import BackboneReport, verify_backbone
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
@@ -51,8 +50,10 @@ _LAZY = {
     "BackboneReport": ".models.verification",
     "calibrate": ".evaluation.relay_calibration",
     "choose_exit": ".hub.choose",
+    "ConfidenceRelay": ".models.policies",
     "describe": ".hub.description",
     "DeviceSide": ".handoff",
+    "EarlyExitRelay": ".models.policies",
     "evaluate_exits": ".evaluation",
     "ExitChoice": ".hub.choose",
     "export_exit": ".hub.export",
@@ -62,6 +63,7 @@ _LAZY = {
     "FamilyDescription": ".hub.description",
     "from_layerskip": ".hub.importers",
     "HandoffError": ".errors",
+    "HandoffRelay": ".models.policies",
     "HandoffState": ".handoff",
     "import_ruyi": ".hub.importers",
     "IsoFlopDesign": ".isoflop",
@@ -72,7 +74,6 @@ _LAZY = {
     "verify_backbone": ".models.verification",
 }
 _MODELS = (
-    "ConfidenceRelay",
     "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
@@ -81,7 +82,6 @@ _MODELS = (
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
     "FixedExit",
-    "HandoffRelay",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",
@@ -97,6 +97,7 @@ __all__ = [
     "ConfidenceRelay",
     "DeviceSide",
     "Distillation",
+    "EarlyExitRelay",
     "ExitChoice",
     "FamilialCausalLMOutput",
     "FamilialConfig",

@@ -120,18 +120,18 @@ class DesignError(ValueError):
         super().__init__(message)
 
 
-class RefusedRunsError(ValueError):
+class InfeasibleDesignError(ValueError):
     """Raised when some runs of a design are infeasible.
 
     Attributes:
-        refused (`tuple[Refusal, ...]`): The runs, each with a size or budget that would fit.
+        infeasible (`tuple[InfeasibleRun, ...]`): The runs, each with a size or budget that fits.
     """
 
-    def __init__(self, refused: tuple[Any, ...]) -> None:
-        self.refused = refused
-        lines = "\n".join(f"  {refusal}" for refusal in refused)
-        runs = "1 run" if len(refused) == 1 else f"{len(refused)} runs"
-        super().__init__(f"{runs} of this design cannot be:\n{lines}")
+    def __init__(self, infeasible: tuple[Any, ...]) -> None:
+        self.infeasible = infeasible
+        lines = "\n".join(f"  {run}" for run in infeasible)
+        runs = "1 run of this design is" if len(infeasible) == 1 else f"{len(infeasible)} runs are"
+        super().__init__(f"{runs} infeasible:\n{lines}")
 
 
 class CorpusChangedError(ValueError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .models.familial.configuration_familial import SEAM, Extension
+from .models.familial.configuration_familial import SEAM, Accelerator, Extension
 
 
 def offer(seam: int) -> Extension | None:
@@ -55,3 +55,9 @@ class PackageExtension(Extension):
         from .models.compiled_loss import compiled_cross_entropy
 
         return compiled_cross_entropy
+
+    def accelerator(self, model: Any) -> Accelerator:
+        """Return fused passes, growing caches and learned draft lengths."""
+        from .decoding._accelerator import ModelAccelerator
+
+        return ModelAccelerator()

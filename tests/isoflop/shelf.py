@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 from fsspec.implementations.memory import MemoryFileSystem
 from sweep_harness import CLOCKS, Killed
 
-from hf_familial.isoflop import SweepFolder
-from hf_familial.isoflop.sweep import lease
-from hf_familial.isoflop.sweep.folder import ROWS
+from hf_familial.isoflop import SweepFolder, _folder
+from hf_familial.isoflop._folder import ROWS
 
 
 URL = "shelf://sweep"
@@ -94,9 +93,9 @@ def files() -> list[str]:
 def age(url: str = URL) -> None:
     """Let the lock of a dead sweep become stale."""
     folder = SweepFolder(url)
-    holder = folder.read_json(lease.LOCK)
+    holder = folder.read_json(_folder.LOCK)
     if holder:
-        folder.write(json.dumps(holder | {"time": holder["time"] - lease.STALE}), lease.LOCK)
+        folder.write(json.dumps(holder | {"time": holder["time"] - _folder.STALE}), _folder.LOCK)
 
 
 def rows_of(url: str) -> dict[str, Any]:

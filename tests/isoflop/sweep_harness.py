@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_familial.isoflop import BackboneTemplate, Event, Fixed, IsoFlopDesign, Task
-from hf_familial.isoflop.sweep.worker import run_task
+from hf_familial.isoflop import BackboneTemplate, Fixed, IsoFlopDesign, RunTask, WorkerEvent
+from hf_familial.isoflop._worker import run_task
 
 
 WORDS = "alpha beta gamma delta the of and a b exit layer loss".split()
@@ -58,27 +58,27 @@ class Here:
 
     def __init__(
         self,
-        before: Callable[[Task], Any] = lambda task: None,
-        hear: Callable[[Event], Any] = lambda event: None,
+        before: Callable[[RunTask], Any] = lambda task: None,
+        hear: Callable[[WorkerEvent], Any] = lambda event: None,
     ) -> None:
         self.before, self.hear = before, hear
-        self.events: list[Event] = []
+        self.events: list[WorkerEvent] = []
         self.submitted: list[str] = []
         self.closed = 0
 
     def start(self) -> None:
         pass
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: RunTask) -> None:
         self.submitted.append(task.plan.id)
         self.before(task)
         run_task(task, self._tell)
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: WorkerEvent) -> None:
         self.events.append(event)
         self.hear(event)
 
-    def poll(self, seconds: float) -> list[Event]:
+    def poll(self, seconds: float) -> list[WorkerEvent]:
         events, self.events = self.events, []
         return events
 
@@ -86,11 +86,11 @@ class Here:
         self.closed += 1
 
 
-def killed_at(count: int, kind: str = "progress") -> Callable[[Event], None]:
+def killed_at(count: int, kind: str = "progress") -> Callable[[WorkerEvent], None]:
     """Dies of the event of a kind with this number, from 1."""
     left = [count]
 
-    def hear(event: Event) -> None:
+    def hear(event: WorkerEvent) -> None:
         left[0] -= event.kind == kind
         if not left[0]:
             left[0] = -1

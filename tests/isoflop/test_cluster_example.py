@@ -12,7 +12,7 @@ import pytest
 import yaml
 from sweep_harness import Here, Killed, design_of, killed_at, rows_of, write_corpus
 
-from hf_familial.isoflop import IsoFlopDesign, Sweep, brackets
+from hf_familial.isoflop import IsoFlopDesign, Sweep, check_budgets
 
 
 CLUSTER = Path(__file__).resolve().parents[2] / "examples" / "cluster"
@@ -32,7 +32,7 @@ def test_the_readme_says_what_the_design_takes() -> None:
     runs, refused = design.layout()
     assert (len(runs), refused) == (1000, ())
     assert len({run.id for run in runs}) == 1000
-    curves = brackets(runs, design.expected)
+    curves = check_budgets(runs, design.expected)
     assert len(curves) == 20
     assert all(curve.brackets for curve in curves)
     assert design.data_tokens is not None

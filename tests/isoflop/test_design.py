@@ -1,5 +1,6 @@
 """A design: what it refuses, how it survives a file, and which runs and ids follow from it."""
 
+import functools
 import io
 import json
 import math
@@ -13,22 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hf_familial.errors import DesignError, RefusedRunsError
+from hf_familial.errors import DesignError, InfeasibleDesignError
 from hf_familial.flops import count_family, training_flops_per_token
 from hf_familial.isoflop import (
     BackboneTemplate,
+    ExpectedLaw,
     Fixed,
     IsoFlopDesign,
     MachineRate,
     Measured,
     MeasuredRow,
     StepLaw,
-    brackets,
     calibrate_rate,
+    check_budgets,
+    print_runs,
 )
-from hf_familial.isoflop.design.data import expected_tokens
-from hf_familial.isoflop.design.rules import ExpectedLaw
-from hf_familial.isoflop.sweep.arguments import check_design, check_training
+from hf_familial.isoflop._arguments import check_design, check_training
+from hf_familial.isoflop.estimate import expected_tokens
 
 
 TEMPLATE = BackboneTemplate(head_dim=16, multiple=16, kv_heads=2)
@@ -202,8 +204,9 @@ def test_every_budget_may_have_its_own_sizes() -> None:
 
 
 def test_an_id_is_its_content() -> None:
-    runs = {run.id: run for run in design_of().runs()}
-    same = [run.id for run in design_of(data_tokens=5, counting="total").runs()]
+    of = functools.partial(design_of, sizes=("32x3",))
+    runs = {run.id: run for run in of().runs()}
+    same = [run.id for run in of(data_tokens=5, counting="total").runs()]
     assert same == list(runs)
     for fields in (
         {"data": "other"},
@@ -214,11 +217,12 @@ def test_an_id_is_its_content() -> None:
         {"rule": StepLaw(lr_scale=0.5)},
         {"backbone": BackboneTemplate(head_dim=16, multiple=16, tie_word_embeddings=False)},
     ):
-        assert not runs.keys() & {run.id for run in design_of(**fields).runs()}, fields
+        assert not runs.keys() & {run.id for run in of(**fields).runs()}, fields
 
 
 def test_a_dense_run_does_not_depend_on_how_exits_are_made() -> None:
-    runs, others = design_of().runs(), design_of(exit_norm="shared", exit_head="own").runs()
+    of = functools.partial(design_of, sizes=("32x3",))
+    runs, others = of().runs(), of(exit_norm="shared", exit_head="own").runs()
     for run, other in zip(runs, others, strict=True):
         assert (run.id == other.id) == (run.G == 1)
 
@@ -251,9 +255,9 @@ def test_budgets_are_met_and_runs_kept(
 def test_a_budget_that_whole_steps_miss_is_refused_with_what_fits() -> None:
     rule = Fixed(lr=1e-3, batch_tokens=64 * 1000)
     design = design_of(budgets=(3e11,), sizes=("64x4",), granularities=(1,), rule=rule)
-    with pytest.raises(RefusedRunsError) as found:
+    with pytest.raises(InfeasibleDesignError) as found:
         design.runs()
-    (refusal,) = found.value.refused
+    (refusal,) = found.value.infeasible
     assert (refusal.width, refusal.depth, refusal.G) == (64, 4, 1)
     assert len(refusal.fits) == 2
     assert refusal.fits[0] < 3e11 < refusal.fits[1]
@@ -339,17 +343,17 @@ def test_expected_optima() -> None:
     assert min(grid, key=lambda n: law.reducible(n, 1e21 / (6 * n))) == pytest.approx(N, rel=0.03)
     # a law with its minimum where N = D / 20 says so
     runs = design_of(budgets=(4e11, 6.4e12), sizes=("32x3", "48x3", "64x4", "96x5")).runs()
-    found = {(b.budget, b.G): b for b in brackets(runs, law)}
+    found = {(b.budget, b.G): b for b in check_budgets(runs, law)}
     assert not found[4e11, 1].brackets
     assert "add sizes below" in found[4e11, 1].advice
     assert found[6.4e12, 1].brackets
     assert found[6.4e12, 1].best in found[6.4e12, 1].sizes[1:-1]
-    assert "three sizes" in brackets(runs[:1], law)[0].advice
+    assert "three sizes" in check_budgets(runs[:1], law)[0].advice
 
 
 def printed(design: IsoFlopDesign, rate: Any = None) -> str:
     out = io.StringIO()
-    design.table(rate, Console(file=out, width=200, color_system=None))
+    print_runs(design, rate, Console(file=out, width=200, color_system=None))
     return out.getvalue()
 
 
@@ -375,7 +379,7 @@ def test_the_table_says_what_will_happen() -> None:
     assert "C = 6.4e+12, G = 1" in text
     assert "smaller than what Step Law was fitted on" in text
     refused = printed(design_of(granularities=(1, 4)))
-    assert "refused 32x3, G = 4" in refused
+    assert "infeasible 32x3, G = 4" in refused
     assert "`data_tokens` is not given" in printed(design_of(data="somebody/texts"))
 
 
@@ -383,7 +387,7 @@ def test_the_table_says_what_will_happen() -> None:
 def test_the_table_fits_its_terminal_and_names_what_it_leaves_out(width: int) -> None:
     out = io.StringIO()
     design = design_of(budgets=(4e11, 6.4e12), granularities=(1, 2), rule=StepLaw())
-    design.table(1e11, Console(file=out, width=width, color_system=None))
+    print_runs(design, 1e11, Console(file=out, width=width, color_system=None))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     for run in design.runs():

@@ -15,9 +15,9 @@ import pytest
 from filelock import FileLock
 
 from hf_familial.errors import DesignError, SweepError
-from hf_familial.isoflop import IsoFlopDesign, LocalExecutor, Sweep, SweepFolder, Task
-from hf_familial.isoflop.sweep.folder import ROWS
-from hf_familial.isoflop.sweep.ray_executor import RayExecutor, import_ray
+from hf_familial.isoflop import IsoFlopDesign, LocalExecutor, RunTask, Sweep, SweepFolder
+from hf_familial.isoflop._folder import ROWS
+from hf_familial.isoflop.ray import RayExecutor, import_ray
 
 
 DESIGN = IsoFlopDesign.from_dict(
@@ -89,7 +89,7 @@ def test_a_request_that_no_node_can_meet_is_refused():
 
 def test_processes_of_a_run_need_an_accelerator_each():
     pytest.importorskip("ray")
-    task = Task(DESIGN.runs()[0], "folder", processes=2)
+    task = RunTask(DESIGN.runs()[0], "folder", processes=2)
     with pytest.raises(DesignError, match="`gpus` must be one for each of 2 processes, got 1"):
         RayExecutor(gpus=1).submit(task)
 
@@ -200,7 +200,7 @@ ONE = replace(DESIGN, budgets=(4e10,), sizes=("48x3",), granularities=(1,))
 KILLED = """
 import sys
 from hf_familial.isoflop import IsoFlopDesign, Sweep
-from hf_familial.isoflop.sweep.ray_executor import RayExecutor
+from hf_familial.isoflop.ray import RayExecutor
 design, folder, address = sys.argv[1:]
 Sweep(IsoFlopDesign.parse(design), folder, RayExecutor(address), save_seconds=0).run()
 """

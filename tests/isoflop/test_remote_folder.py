@@ -16,10 +16,17 @@ from shelf import URL, Shelf, age, files, rows_of
 from sweep_harness import Here, Killed, design_of, killed_at, write_corpus
 
 from hf_familial.errors import RunRecordError, SweepLockedError
-from hf_familial.isoflop import Event, Fixed, IsoFlopDesign, LocalExecutor, Sweep, SweepFolder
-from hf_familial.isoflop.sweep import lease
-from hf_familial.isoflop.sweep.folder import POINTER, ROWS
-from hf_familial.isoflop.sweep.workspace import Workspace
+from hf_familial.isoflop import (
+    Fixed,
+    IsoFlopDesign,
+    LocalExecutor,
+    Sweep,
+    SweepFolder,
+    WorkerEvent,
+    _folder,
+)
+from hf_familial.isoflop._folder import POINTER, ROWS
+from hf_familial.isoflop._workspace import Workspace
 
 
 LEFT = {"data.json", "designs", "evaluations.jsonl", "runs.jsonl"}  # of a sweep that is done
@@ -43,7 +50,7 @@ def undisturbed(design: IsoFlopDesign, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(autouse=True)
 def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     fsspec.register_implementation("shelf", Shelf, clobber=True)
-    monkeypatch.setattr(lease, "SETTLED", 0.0)
+    monkeypatch.setattr(_folder, "SETTLED", 0.0)
     Shelf.clear()
     yield
     Shelf.clear()
@@ -87,7 +94,7 @@ def dies(design: IsoFlopDesign, number: int, undisturbed: dict[str, Any]) -> boo
         died = False
     last = Shelf.writes[number - 1] if died else ""
     Shelf.revive()
-    if died and SweepFolder(URL).read_json(lease.LOCK):
+    if died and SweepFolder(URL).read_json(_folder.LOCK):
         with pytest.raises(SweepLockedError, match="another sweep"):
             Sweep(design, URL, Here()).run()
         age()
@@ -224,8 +231,8 @@ def test_a_stale_lock_is_taken_over_and_its_holder_stops(design: IsoFlopDesign) 
             with pytest.raises(SweepLockedError, match="took `shelf://sweep`"):
                 first.add(replace(record, run_id="new"))
             second.add(record)
-            theirs = second.read_json(lease.LOCK)
-    assert theirs["token"] != first.read_json(lease.LOCK).get("token")
+            theirs = second.read_json(_folder.LOCK)
+    assert theirs["token"] != first.read_json(_folder.LOCK).get("token")
     assert "new" not in second.rows()
 
 
@@ -243,7 +250,7 @@ def test_who_lost_the_lock_leaves_the_new_one_alone() -> None:
 
 
 def test_of_sweeps_that_start_at_once_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "SETTLED", 0.5)
+    monkeypatch.setattr(_folder, "SETTLED", 0.5)
     inside, refused = [], []
     together, over = threading.Barrier(6), threading.Event()
 
@@ -270,7 +277,7 @@ def test_of_sweeps_that_start_at_once_one_goes_on(monkeypatch: pytest.MonkeyPatc
 def test_a_lock_is_renewed_even_after_the_store_failed_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lease, "RENEWED", 0.02)
+    monkeypatch.setattr(_folder, "RENEWED", 0.02)
     folder, failures = SweepFolder(URL), [OSError("the store is away")]
     pipe = Shelf.pipe_file
 
@@ -282,9 +289,9 @@ def test_a_lock_is_renewed_even_after_the_store_failed_once(
     monkeypatch.setattr(Shelf, "pipe_file", away)
     with folder.hold():
         age()
-        old = folder.read_json(lease.LOCK)["time"]
+        old = folder.read_json(_folder.LOCK)["time"]
         deadline = time.monotonic() + 30
-        while folder.read_json(lease.LOCK)["time"] == old:
+        while folder.read_json(_folder.LOCK)["time"] == old:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert not failures
@@ -302,9 +309,9 @@ class Watched(LocalExecutor):
         super().__init__(workers=2, threads=1)
         self.folder = folder
         self.killed: tuple[str, int] | None = None
-        self.heard: list[Event] = []
+        self.heard: list[WorkerEvent] = []
 
-    def poll(self, seconds: float) -> list[Event]:
+    def poll(self, seconds: float) -> list[WorkerEvent]:
         for worker in self._workers:
             if self.killed is None and worker.task is not None:
                 run_id = worker.task.plan.id

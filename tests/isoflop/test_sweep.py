@@ -20,10 +20,18 @@ from sweep_harness import (
 )
 
 from hf_familial.errors import DesignError, RunRecordError, StoppedSweepError, SweepLockedError
-from hf_familial.isoflop import Event, Fixed, IsoFlopDesign, Sweep, SweepFolder, Task, survey
-from hf_familial.isoflop.sweep.corpora import _corpus
-from hf_familial.isoflop.sweep.display import LineDisplay
-from hf_familial.isoflop.sweep.folder import FAILURE, RECORD, RUN_POINTS
+from hf_familial.isoflop import (
+    Fixed,
+    IsoFlopDesign,
+    RunTask,
+    Sweep,
+    SweepDisplay,
+    SweepFolder,
+    WorkerEvent,
+    run_states,
+)
+from hf_familial.isoflop._arguments import _corpus
+from hf_familial.isoflop._folder import FAILURE, RECORD, RUN_POINTS
 from hf_familial.runs import read_runs
 
 
@@ -38,7 +46,7 @@ def failing(times: int, message: str = "cosmic rays") -> Any:
     """Raises in the middle of a run, so many times."""
     left = [times]
 
-    def hear(event: Event) -> None:
+    def hear(event: WorkerEvent) -> None:
         if event.kind == "progress" and event.step == 4 and left[0]:
             left[0] -= 1
             raise RuntimeError(message)
@@ -144,7 +152,7 @@ def test_nan_is_a_status(corpus: Path, tmp_path: Path) -> None:
         granularities=(1,),
         training={"max_grad_norm": 0.0, "warmup_steps": 0},
     )
-    events: list[Event] = []
+    events: list[WorkerEvent] = []
     outcome = Sweep(design, tmp_path, Here(hear=events.append), save_seconds=0).run()
     (record,) = outcome.records
     assert (record.status, record.loss_final, outcome.failed) == ("diverged", None, {})
@@ -185,7 +193,7 @@ def test_a_run_without_an_evaluation_is_no_diverged_one(corpus: Path, tmp_path: 
     console = Console(file=io.StringIO(), width=200)
     training = {"eval_strategy": "no"}
     sweep = Sweep(design_of(corpus, training=training), tmp_path, Here())
-    sweep.display = LineDisplay(console)
+    sweep.display = SweepDisplay(console)
     for record in sweep.run().records:
         assert record.status == "finished"
         assert record.eval_loss_exits is None
@@ -203,7 +211,7 @@ def test_failures_are_counted_and_given_up(corpus: Path, tmp_path: Path) -> None
     assert (failure.attempts, failure.step) == (3, 0)
     assert failure.message == "RuntimeError: cosmic rays"
     assert "cosmic rays" in failure.trace
-    (state,) = survey(SweepFolder(tmp_path), design.runs(), retries=2)
+    (state,) = run_states(SweepFolder(tmp_path), design.runs(), retries=2)
     assert (state.state, state.failure) == ("failed", failure)
     # it stays given up until it is forgiven
     again = Here()
@@ -219,7 +227,7 @@ def test_one_failed_run_does_not_stop_the_others(
 ) -> None:
     bad = design.runs()[0].id
 
-    def hear(event: Event) -> None:
+    def hear(event: WorkerEvent) -> None:
         if event.run_id == bad and event.kind == "progress":
             raise RuntimeError("no")
 
@@ -235,9 +243,9 @@ def test_a_checkpoint_wipes_the_slate_clean(
     design: IsoFlopDesign, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Every attempt fails, but gets on by two checkpoints first."""
-    heard: list[Event] = []
+    heard: list[WorkerEvent] = []
 
-    def hear(event: Event) -> None:
+    def hear(event: WorkerEvent) -> None:
         heard.append(event)
         if event.kind == "progress" and len(heard) % 4 == 0:
             raise RuntimeError("again")
@@ -344,7 +352,7 @@ def test_two_sweeps_on_one_folder(design: IsoFlopDesign, tmp_path: Path) -> None
 
     second, refused = Here(), []
 
-    def before(task: Task) -> None:
+    def before(task: RunTask) -> None:
         with pytest.raises(SweepLockedError, match=f"process {os.getpid()} on ") as caught:
             Sweep(design, tmp_path, second).run()
         with pytest.raises(SweepLockedError):
@@ -364,7 +372,7 @@ def test_the_state_of_a_dead_sweep_is_not_believed(design: IsoFlopDesign, tmp_pa
         running = {plans[0].id: {"step": 3, "loss": 5.0}}
         state = {"pid": 1, "host": "gone", "time": time.time() - age, "running": running}
         folder.write(json.dumps(state), "state.json")
-        assert [state.state for state in survey(folder, plans)] == states
+        assert [state.state for state in run_states(folder, plans)] == states
 
 
 # data
@@ -394,7 +402,7 @@ def test_data_that_change_in_mid_sweep(home: Path, tmp_path: Path) -> None:
     data = write_corpus(tmp_path / "corpus")
     design, folder = design_of(data), tmp_path / "sweep"
 
-    def before(task: Task) -> None:
+    def before(task: RunTask) -> None:
         if task.plan.G == 2:
             write_corpus(data, seed=1)
             _corpus.cache_clear()
@@ -412,7 +420,7 @@ def test_data_that_vanish(home: Path, undisturbed: Path, tmp_path: Path) -> None
     design, folder = design_of(data), tmp_path / "sweep"
     gone = tmp_path / "gone"
 
-    def before(task: Task) -> None:
+    def before(task: RunTask) -> None:
         if task.plan.G == 2:
             data.rename(gone)
 

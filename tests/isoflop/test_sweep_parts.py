@@ -22,19 +22,17 @@ from sweep_harness import Here, assert_same_sweep, design_of, rows_of
 
 from hf_familial.errors import DesignError, StoppedSweepError
 from hf_familial.isoflop import (
-    BarDisplay,
-    Event,
     Failure,
     IsoFlopDesign,
-    LineDisplay,
     LocalExecutor,
+    RunTask,
     Sweep,
+    SweepDisplay,
     SweepFolder,
-    Task,
-    display_for,
+    WorkerEvent,
 )
-from hf_familial.isoflop.sweep.display import Tally
-from hf_familial.isoflop.sweep.worker import _is_full, serve_one
+from hf_familial.isoflop._display import Progress
+from hf_familial.isoflop._worker import _is_full, serve_one
 from hf_familial.runs import Backbone, RunRecord
 
 
@@ -96,7 +94,7 @@ def test_no_room_for_a_checkpoint(
 ) -> None:
     limits: list[Any] = []
 
-    def hear(event: Event) -> None:
+    def hear(event: WorkerEvent) -> None:
         if event.kind == "progress" and event.step == 8:
             limits.append(largest_file(size))
             limits[0].__enter__()
@@ -126,7 +124,7 @@ def test_no_room_for_a_row(
     executor = Here()
     # reading the device would never end, so its rows are taken to be none
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SweepFolder, "mend", lambda self: None)
+        patch.setattr(SweepFolder, "repair", lambda self: None)
         patch.setattr(SweepFolder, "rows", lambda self: {})
         patch.setattr(SweepFolder, "read", _read_unless_full)
         with pytest.raises(OSError, match="No space left") as caught:
@@ -169,7 +167,7 @@ def test_a_disk_that_is_full(
     with small_disk(tmp_path / "disk", "4m") as disk:
         filler = disk / "filler"
 
-        def before(task: Task) -> None:
+        def before(task: RunTask) -> None:
             if not filler.exists():
                 found = os.statvfs(disk)
                 filler.write_bytes(b"0" * (found.f_bavail * found.f_frsize - kib * 1024))
@@ -225,14 +223,14 @@ def test_mending_keeps_whole_lines_and_nothing_else(
     content = b"".join(lines)
     cut = min(cut, len(content))
     path.write_bytes(content[:cut])
-    folder.mend()
+    folder.repair()
     whole, size = b"", 0
     for line in lines:
         size += len(line)
         # its end alone may be missing
         whole += line if size <= cut + 1 else b""
     assert path.read_bytes() == whole
-    folder.mend()
+    folder.repair()
     assert path.read_bytes() == whole
 
 
@@ -241,7 +239,7 @@ def test_mending_clears_half_written_files(tmp_path: Path) -> None:
     folder.write("{}", "data.json")
     for name in (f".state.json.{'0a' * 16}", ".lock", ".state.json.mine", "note.txt"):
         (tmp_path / name).write_text("x")
-    folder.mend()
+    folder.repair()
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".lock", ".state.json.mine", "data.json", "note.txt"]
 
@@ -268,7 +266,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     )
 )
 def test_a_tally_stays_in_its_bounds(steps: list[tuple[int, float, bool]]) -> None:
-    tally = Tally(sum(plan.flops for plan in PLANS))
+    tally = Progress(sum(plan.flops for plan in PLANS))
     for index, share, before in steps:
         plan = PLANS[index]
         tally.put(plan, round(share * plan.steps), before)
@@ -279,8 +277,8 @@ def test_a_tally_stays_in_its_bounds(steps: list[tuple[int, float, bool]]) -> No
 
 def test_a_tally_knows_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, other = PLANS[0], PLANS[1]
-    tally = Tally(plan.flops + other.flops, start=0.0)
-    monkeypatch.setattr("hf_familial.isoflop.sweep.display.time.monotonic", lambda: 100.0)
+    tally = Progress(plan.flops + other.flops, start=0.0)
+    monkeypatch.setattr("hf_familial.isoflop._display.time.monotonic", lambda: 100.0)
     assert (tally.share, tally.left()) == (0.0, "?")
     tally.put(other, other.steps, before=True)
     tally.put(plan, plan.steps // 2, before=True)
@@ -295,19 +293,19 @@ def test_a_tally_knows_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tally.rate == pytest.approx(plan.flops / 4 / 100)
 
 
-def told(terminal: bool = False, **choices: Any) -> tuple[LineDisplay, io.StringIO]:
+def told(terminal: bool = False, **choices: Any) -> tuple[SweepDisplay, io.StringIO]:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=80, color_system=None)
-    return (BarDisplay(console) if terminal else LineDisplay(console, **choices)), text
+    return SweepDisplay(console, **choices), text
 
 
-def play(display: LineDisplay) -> None:
+def play(display: SweepDisplay) -> None:
     first, second, third, fourth = PLANS
     display.begin(PLANS, [fourth])
-    display.progress(first, Event("progress", first.id, 0))
-    display.progress(first, Event("progress", first.id, 10, 3.25, 2e9))
+    display.progress(first, WorkerEvent("progress", first.id, 0))
+    display.progress(first, WorkerEvent("progress", first.id, 10, 3.25, 2e9))
     display.ended(first, record_of(first))
-    display.progress(second, Event("progress", second.id, 4, None, None))
+    display.progress(second, WorkerEvent("progress", second.id, 4, None, None))
     display.failed(second, Failure(1, 0, "boom [not markup]"), True)
     display.failed(second, Failure(2, 0, "boom"), False)
     display.ended(third, record_of(third, status="diverged", eval_loss_exits=(None,) * third.G))
@@ -335,15 +333,15 @@ def test_lines_of_progress_are_few() -> None:
     display, text = told(seconds=3600)
     display.begin(PLANS, [])
     for step in range(20):
-        display.progress(PLANS[0], Event("progress", PLANS[0].id, step, 3.0, 1e9))
+        display.progress(PLANS[0], WorkerEvent("progress", PLANS[0].id, step, 3.0, 1e9))
     assert len(text.getvalue().splitlines()) == 1
 
 
 def test_bars_where_there_is_one() -> None:
     display, text = told(terminal=True)
-    assert isinstance(display, BarDisplay)
     display.begin(PLANS, [PLANS[3]])
-    display.progress(PLANS[0], Event("progress", PLANS[0].id, 10, 3.25, 2e9))
+    assert display._bars is not None
+    display.progress(PLANS[0], WorkerEvent("progress", PLANS[0].id, 10, 3.25, 2e9))
     display._bars.refresh()
     bars = text.getvalue().splitlines()[-2:]
     assert "all runs" in bars[0]
@@ -358,9 +356,9 @@ def test_bars_where_there_is_one() -> None:
     assert "\x1b[" in said
     assert "2/4 " in said
     assert "failed and is given up: boom" in said
-    assert isinstance(display_for(Console(file=io.StringIO(), force_terminal=True)), BarDisplay)
-    plain = display_for(Console(file=io.StringIO(), force_terminal=False))
-    assert not isinstance(plain, BarDisplay)
+    plain, _ = told(terminal=False)
+    plain.begin(PLANS, [])
+    assert plain._bars is None
 
 
 def test_a_display_closes_before_it_begins() -> None:
@@ -372,7 +370,7 @@ def test_a_sweep_tells_how_it_goes(design: IsoFlopDesign, tmp_path: Path) -> Non
     display, text = told(seconds=0)
     failed: list[str] = []
 
-    def hear(event: Event) -> None:
+    def hear(event: WorkerEvent) -> None:
         if event.kind == "progress" and event.step == 4 and event.run_id not in failed:
             failed.append(event.run_id)
             raise RuntimeError("once")
@@ -406,7 +404,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fake]]:
         def start(command: list[str], **choices: Any) -> Any:
             return popen([sys.executable, "-c", code], **choices)
 
-        monkeypatch.setattr("hf_familial.isoflop.sweep.executors.subprocess.Popen", start)
+        monkeypatch.setattr("hf_familial.isoflop.executors.subprocess.Popen", start)
         made.append(Fake(code, workers))
         return made[-1]
 
@@ -415,8 +413,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fake]]:
         executor.close()
 
 
-def events_of(executor: LocalExecutor, count: int = 1) -> list[Event]:
-    events: list[Event] = []
+def events_of(executor: LocalExecutor, count: int = 1) -> list[WorkerEvent]:
+    events: list[WorkerEvent] = []
     for _ in range(600):
         events += executor.poll(0.1)
         if len(events) >= count:
@@ -424,7 +422,7 @@ def events_of(executor: LocalExecutor, count: int = 1) -> list[Event]:
     return events
 
 
-TASK = Task(PLANS[0], "nowhere")
+TASK = RunTask(PLANS[0], "nowhere")
 DIES = "import os, sys; sys.stdin.readline(); os.kill(os.getpid(), 9)"
 HALF = """
 import sys, os
@@ -455,7 +453,7 @@ def test_a_worker_that_dies_is_replaced(fake: Callable[..., Fake], code: str, ho
 def test_a_worker_that_babbles_is_ended(
     fake: Callable[..., Fake], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_familial.isoflop.sweep.executors.PATIENCE", 0.2)
+    monkeypatch.setattr("hf_familial.isoflop.executors.PATIENCE", 0.2)
     executor = fake(BABBLES)
     executor.start()
     executor.submit(TASK)
@@ -499,18 +497,18 @@ def test_wrong_numbers_of_workers(choice: dict[str, int]) -> None:
     message=st.text(),
 )
 def test_events_survive_a_line(step: int, loss: float | None, message: str) -> None:
-    event = Event("failed", "x", step, loss, None, message, message, True)
+    event = WorkerEvent("failed", "x", step, loss, None, message, message, True)
     line = event.to_json()
     assert "\n" not in line
-    assert Event.from_json(line) == event
+    assert WorkerEvent.from_json(line) == event
 
 
 def test_tasks_survive_a_line() -> None:
     for plan in PLANS:
-        task = Task(plan, "s3://bucket/sweep", "abc", 0.5, 2, True)
+        task = RunTask(plan, "s3://bucket/sweep", "abc", 0.5, 2, True)
         line = task.to_json()
         assert "\n" not in line
-        back = Task.from_json(line)
+        back = RunTask.from_json(line)
         assert back == task
         assert math.isclose(back.plan.flops, plan.flops, rel_tol=0)
     with pytest.raises(DesignError, match="`save_seconds` must be a finite number"):
@@ -521,6 +519,6 @@ def test_one_of_several_processes_raises(home: Path, tmp_path: Path) -> None:
     """What goes wrong there must end its process, not become an event."""
     plan = replace(PLANS[0], data=str(tmp_path / "gone"))
     path = tmp_path / "task.json"
-    path.write_text(Task(plan, str(tmp_path / "sweep")).to_json())
+    path.write_text(RunTask(plan, str(tmp_path / "sweep")).to_json())
     with pytest.raises(FileNotFoundError, match="must be a file or a folder that exists"):
         serve_one(str(path), os.getpid(), io.StringIO())

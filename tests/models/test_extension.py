@@ -130,8 +130,8 @@ def test_without_the_package_nothing_is_faster():
     plain, thing = Extension(), object()
     accelerator = plain.accelerator(None)
     assert type(accelerator) is Accelerator
-    assert accelerator.segment(None, None, []) is None
-    for method in (accelerator.cache, accelerator.module, accelerator.decoder):
+    assert accelerator.prepare(None, None) is None
+    for method in (accelerator.cache, accelerator.decoder):
         assert method(thing) is thing
     for call in (
         lambda: plain.warm_start(None, "gpt2", {}),

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from reference import token_ids, truncated_host
-from test_relay import DEEPEST, DRAFTS, family_of
+from relays import DEEPEST, DRAFTS, family_of
 from transformers import (
     GenerationConfig,
     GenerationMixin,
@@ -21,7 +21,7 @@ from transformers import (
 from transformers.generation import logits_process
 
 from hf_familial import ConfidenceRelay, FixedExit, HandoffRelay, SpeculativeRelay
-from hf_familial.models.familial.relay_checks import STATELESS, processors_with_memory
+from hf_familial.models.familial.relay import STATELESS, processors_with_memory
 
 
 NEW = 12

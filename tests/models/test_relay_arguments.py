@@ -20,7 +20,7 @@ from transformers import (
 from transformers.generation import utils
 
 from hf_familial import SpeculativeRelay, relay_decode
-from hf_familial.models.familial.relay_checks import ASSISTED, UNUSED
+from hf_familial.models.familial.relay import ASSISTED, UNUSED
 
 
 ASKED = {"max_new_tokens": 9, "do_sample": False}
@@ -69,7 +69,11 @@ def test_what_a_relay_would_ignore_is_refused(asked, message, entry):
     if entry == "relay_generate":
         write = family.relay_generate
     else:
-        loop = relay_decode if entry == "custom_generate" else partial(relay_decode, lean=False)
+        loop = (
+            relay_decode
+            if entry == "custom_generate"
+            else partial(relay_decode, fused_weights=False)
+        )
         write = partial(family.generate, custom_generate=loop)
         if asked.get("cache_implementation") == "paged":
             pytest.skip("`generate` hands this to its continuous batching before any loop")
@@ -188,7 +192,7 @@ def test_every_argument_of_generate_is_known():
 # --- honoured
 
 
-@pytest.mark.parametrize("loop", [relay_decode, partial(relay_decode, lean=False)])
+@pytest.mark.parametrize("loop", [relay_decode, partial(relay_decode, fused_weights=False)])
 def test_a_loop_gets_streamer_and_stop_strings_from_generate(loop):
     family, ids, tokenizer = family_of(), token_ids(1, 12), letters()
     plain = family.generate(ids, **ASKED)

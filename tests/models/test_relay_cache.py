@@ -9,6 +9,7 @@ from reference import logits, tiny_family, token_ids
 from transformers import DynamicCache, StaticCache
 
 from hf_familial import RelayCache
+from hf_familial.handoff._upper_cache import UpperCache
 
 
 EXITS = [1, 3, 4]
@@ -58,7 +59,7 @@ class Schedule:
             elif move < 0.5:
                 self.read(self.random.choice(self.exits))
             elif self.rollback and move < 0.6:
-                self.cache.settle()
+                self.cache.commit()
                 prompt = max(prompt, self.cache.length - 3)
             else:
                 self.feed(min(self.random.randint(1, 4), self.ids.shape[1] - self.cache.length))
@@ -211,11 +212,11 @@ def test_taps_from_elsewhere():
     """A process that has the upper layers goes on from taps alone."""
     family, ids = tiny_family("llama", EXITS), token_ids(2, 20)
     below = RelayCache(family, [0])
-    above = RelayCache(family, [0, 2])
+    above = UpperCache(family, 0)
     seen = layer_positions(family)
     for span in (slice(0, 9), slice(9, 10), slice(10, 16), slice(16, 20)):
         below.feed(ids[:, span])
-        above.push(below.taps(0, span.stop - span.start))
+        above.push(below.taps(0, span.stop - span.start), None, None)
         above.catch_up(2)
     assert seen == [20, 20, 20, 20]
     assert (above.logits(2) - logits(family, ids)[:, -1:]).abs().max() <= 1e-5

@@ -55,7 +55,9 @@ def by_map(first_on_disk):
 def texts(model, relays=RELAYS):
     asked = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     found = {name: model.relay_generate(IDS, relay=r, **asked) for name, r in relays.items()}
-    return found | {"lean": model.relay_generate(IDS, relay=hff.FixedExit(-1), lean=True, **asked)}
+    return found | {
+        "fused": model.relay_generate(IDS, relay=hff.FixedExit(-1), fused_weights=True, **asked)
+    }
 
 
 @pytest.mark.parametrize("offload", [to_memory, to_disk, by_map(False), by_map(True)])

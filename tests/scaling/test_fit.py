@@ -26,11 +26,12 @@ from hf_familial.scaling import (
     LargestLosses,
     Parameter,
     RunTable,
+    Settings,
     fit,
     get_law,
     refit,
 )
-from hf_familial.scaling._problem import Loss, Problem, Space
+from hf_familial.scaling._problem import Problem
 from hf_familial.scaling._search import minimise
 from hf_familial.scaling.diagnostics import diagnose
 
@@ -386,9 +387,8 @@ def test_a_start_without_a_slope_has_not_arrived():
         domain=Domain(),
     )
     data = RunTable.read({"N": np.geomspace(1e8, 1e10, 9), "loss": np.linspace(3, 2, 9)})
-    space = Space.of(law, {}, {}, {})
-    problem = Problem.of(law, space, data, Loss.of("mse", 1.0))
-    starts = space.point({"E": [2.0, 2.0], "A": [100.0, 100.0], "root": [0.0, 0.5]})
+    problem = Problem.of(law, data, Settings(objective="mse"))
+    starts = problem.space.point({"E": [2.0, 2.0], "A": [100.0, 100.0], "root": [0.0, 0.5]})
     found = minimise(problem, starts)
     assert found.converged.tolist() == [False, True]
     assert np.isfinite(found.points).all()

@@ -100,7 +100,7 @@ def test_terms_and_outer_function_agree(name):
     law = pickle.loads(pickle.dumps(LAWS[name]))
     values = next(iter(truths(law).values()))
     variables = {name: POINT[name] for name in law.variable_names}
-    x, p = law._namespaces(values, variables)
+    x, p, _ = law._namespaces(values, variables)
     terms = law.terms(x, p)
     assert len(terms) == len(law.linear)
     loss = law.predict(values, **variables)

@@ -12,6 +12,7 @@ import pytest
 from analyses import FAMILY, NEIGHBOURS, SPARSE, analysis_of, rows_of
 from matplotlib.image import imread
 
+from hf_familial._files import check_file_place, write_whole
 from hf_familial._wording import estimate
 from hf_familial.errors import AnalysisError
 from hf_familial.scaling import LAWS, FitStatus, RunTable, fit, get_law
@@ -27,7 +28,6 @@ from hf_familial.scaling.report import (
 )
 from hf_familial.scaling.report._figures import draw_formula
 from hf_familial.scaling.report._style import symbol_html, symbol_text
-from hf_familial.scaling.report.analysis import check_place, write_whole
 from hf_familial.scaling.report.tables import Table, granularity_table
 
 
@@ -290,7 +290,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
 )
 def test_a_place_that_cannot_be_written(tmp_path, place, match):
     (tmp_path / "file").write_text("")
-    for write in (check_place, lambda path: write_whole(path, "text")):
+    for write in (check_file_place, lambda path: write_whole(path, "text")):
         with pytest.raises(OSError, match=f"cannot write .*: {match}"):
             write(tmp_path / place)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]

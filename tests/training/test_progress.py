@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from tqdm.auto import tqdm
 
-from hf_familial.training.progress import ExitProgressCallback, fitting
+from hf_familial.training.callbacks import ExitProgressCallback, fitting
 
 
 def logs_of(count):

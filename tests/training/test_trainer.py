@@ -25,7 +25,7 @@ from transformers import (
 
 from hf_familial import FamilialForCausalLM, FamilialTrainingArguments, describe
 from hf_familial.runs import read_runs
-from hf_familial.training.progress import ExitProgressCallback
+from hf_familial.training.callbacks import ExitProgressCallback
 from hf_familial.training.trainer import FamilialTrainer
 
 

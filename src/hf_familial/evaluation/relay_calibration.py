@@ -13,11 +13,11 @@ import torch
 
 from ..flops import measure_flops_per_token
 from ..models import is_family
-from ..models.familial import ConfidenceRelay, FamilialForCausalLM
+from ..models.familial import FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
 from ..models.familial.contract import logit_ops
 from ..models.familial.losses import IGNORE_INDEX
-from ..models.familial.relay_policies import confidence
+from ..models.policies import ConfidenceRelay, confidence
 from ._thresholds import Costs, Readings, TradeOff, trade_offs
 from .batches import Collator, Row, iter_batches, model_inputs, shifted_labels
 from .evaluator import evaluation_mode

@@ -10,7 +10,7 @@ from transformers.generation import GenerationMode
 
 from ..errors import HandoffError
 from ..models.familial.contract import logit_ops
-from ..models.familial.relay_checks import ASSISTED, UNUSED, processors_with_memory
+from ..models.familial.relay import ASSISTED, UNUSED, processors_with_memory
 
 
 # arguments of `generate` beside the fields of `GenerationConfig`

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 from ..errors import HandoffError
 from ..models.familial.contract import logit_ops
 from ..models.familial.exits import read_out
-from ..models.familial.relay_checks import check_positions, check_relay
+from ..models.familial.relay_cache import check_positions, check_relay
 from ..models.familial.segments import Segment, SegmentRunner
 from ._cache_layers import capture
 from ._probe import probe_layers

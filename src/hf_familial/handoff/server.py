@@ -11,13 +11,13 @@ import torch
 
 from ..errors import HandoffError
 from ..flops.counting import FlopTally
-from ..models.familial.relay_cache import RelayCache
-from ..models.familial.relay_checks import check_relay
+from ..models.familial.relay_cache import check_relay
 from ..models.familial.segments import SegmentRunner
 from ._cache_layers import LayerState, check_against_model, restore
 from ._probe import probe_layers
 from ._settings import check_length, largest_id
 from ._text import HandoffText, PortableText, restored_generator
+from ._upper_cache import UpperCache
 from ._upper_half import without_lower_layers
 from ._weights_digest import weights_digest
 from .state import HandoffState, check_finite
@@ -146,7 +146,7 @@ class ServerText(HandoffText):
     Attributes:
         side ([`ServerSide`]): Where it runs.
         tokens (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
-        relay ([`RelayCache`]): Its keys, values and pending taps.
+        relay ([`UpperCache`]): Its keys, values and pending taps.
         recomputed ([`Recomputed`], *optional*): What keys and values that did not travel cost.
     """
 
@@ -159,7 +159,7 @@ class ServerText(HandoffText):
         self._check(state)
         if options.get("max_new_tokens") is None:
             check_length(state.settings, int(state.position_ids.max()), model.config)
-        self.relay = RelayCache(model, [side.exit_idx, -1], reads=[-1])
+        self.relay = UpperCache(model, side.exit_idx)
         if state.layers:
             check_against_model(state.layers, side.expected_layers, self.relay.cache, *state.shape)
         text = PortableText(

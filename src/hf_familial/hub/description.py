@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -104,50 +104,25 @@ class FamilyDescription:
     exits: tuple[ExitDescription, ...]
 
     def __str__(self) -> str:
-        """Return the table that `hf-familial describe` prints."""
-        rows = [HEADINGS, *self.cells()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            " ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-            for row in rows
-        )
-        return "\n".join([self.heading(), *lines, *self.notes()])
-
-    def heading(self) -> str:
-        """Return the two lines above the table."""
+        """Return the table that `hf-familial describe` prints, in 80 columns."""
         stored = "" if self.stored_bytes is None else f", {size(self.stored_bytes)} stored"
-        return (
+        heading = (
             f"{self.name}: {len(self.exits)} exits on {self.backbone}, "
             f"{self.parameters:,} parameters{stored}\n"
             f"FLOPs per token, KV bytes per token, cache: at {self.context:,} tokens, batch 1, "
             f"{self.dtype}; loss in nats per token"
         )
-
-    def cells(self) -> Iterator[Sequence[str]]:
-        """Yield the cells of the table, one row per exit, under `HEADINGS`."""
-        for row in self.exits:
-            yield (
-                str(row.exit_idx),
-                str(row.depth),
-                metric(row.parameters),
-                metric(row.non_embedding),
-                size(row.weight_bytes["float32"]),
-                size(row.weight_bytes["bfloat16"]),
-                metric(row.prefill_flops_per_token),
-                metric(row.decode_flops_per_token),
-                "-" if row.kv_bytes_per_token is None else f"{row.kv_bytes_per_token:,}",
-                size(row.cache_bytes),
-                "-" if row.eval_loss is None else f"{row.eval_loss:.4f}",
-            )
-
-    def notes(self) -> list[str]:
-        """Return what to know of the numbers, a sentence each."""
-        found = []
+        rows = [HEADINGS, *map(_cells, self.exits)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            " ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+            for row in rows
+        ]
         if not all(row.exact for row in self.exits):
-            found.append("FLOPs and cache are estimates: this host does not run without data.")
+            lines.append("FLOPs and cache are estimates: this host does not run without data.")
         if all(row.eval_loss is None for row in self.exits):
-            found.append(UNMEASURED)
-        return found
+            lines.append(UNMEASURED)
+        return "\n".join([heading, *lines])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain Python values, the exits as a list of dicts."""
@@ -237,6 +212,23 @@ def describe(
         dtype=str(kind).removeprefix("torch."),
         context=context,
         exits=tuple(rows),
+    )
+
+
+def _cells(row: ExitDescription) -> tuple[str, ...]:
+    """Return the cells under `HEADINGS`."""
+    return (
+        str(row.exit_idx),
+        str(row.depth),
+        metric(row.parameters),
+        metric(row.non_embedding),
+        size(row.weight_bytes["float32"]),
+        size(row.weight_bytes["bfloat16"]),
+        metric(row.prefill_flops_per_token),
+        metric(row.decode_flops_per_token),
+        "-" if row.kv_bytes_per_token is None else f"{row.kv_bytes_per_token:,}",
+        size(row.cache_bytes),
+        "-" if row.eval_loss is None else f"{row.eval_loss:.4f}",
     )
 
 

@@ -1,102 +1,79 @@
-"""IsoFLOP designs and sweeps: which runs a budget pays for, and their doing, whatever happens."""
+"""IsoFLOP designs and sweeps: the runs that a budget pays for, and a way to do them all."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from ..errors import (
-        DesignError,
-        RefusedRunsError,
-        StoppedSweepError,
-        SweepError,
-        SweepLockedError,
-    )
-    from .design.backbones import BackboneTemplate
-    from .design.grid import IsoFlopDesign
-    from .design.outlook import Bracket, brackets
-    from .design.plans import Refusal, RunPlan
-    from .design.rate import MachineRate, calibrate_rate
-    from .design.rules import ExpectedLaw, Fixed, Measured, MeasuredRow, StepLaw
-    from .sweep.display import BarDisplay, Display, LineDisplay, display_for
-    from .sweep.executors import Executor, LocalExecutor
-    from .sweep.folder import SweepFolder
-    from .sweep.loop import Sweep, SweepOutcome
-    from .sweep.ray_executor import RayExecutor
-    from .sweep.status import Failure, RunState, survey
-    from .sweep.tasks import Event, Task
+    from ._display import SweepDisplay
+    from ._folder import SweepFolder
+    from ._messages import Failure, RunTask, WorkerEvent
+    from .backbones import BackboneTemplate
+    from .design import IsoFlopDesign
+    from .estimate import BudgetCheck, MachineRate, calibrate_rate, check_budgets, print_runs
+    from .executors import Executor, LocalExecutor
+    from .plan import InfeasibleRun, RunPlan
+    from .ray import RayExecutor
+    from .rules import ExpectedLaw, Fixed, Measured, MeasuredRow, StepLaw
+    from .sweep import RunState, Sweep, SweepOutcome, run_states
 
-# imported when it is first asked for: a slip in a design's file is found before torch is there
+# imported when first asked for: a slip in a design's file is found before torch is there
 _LAZY = {
-    "BackboneTemplate": ".design.backbones",
-    "BarDisplay": ".sweep.display",
-    "Bracket": ".design.outlook",
-    "brackets": ".design.outlook",
-    "calibrate_rate": ".design.rate",
-    "DesignError": "..errors",
-    "Display": ".sweep.display",
-    "display_for": ".sweep.display",
-    "Event": ".sweep.tasks",
-    "Executor": ".sweep.executors",
-    "ExpectedLaw": ".design.rules",
-    "Failure": ".sweep.status",
-    "Fixed": ".design.rules",
-    "IsoFlopDesign": ".design.grid",
-    "LineDisplay": ".sweep.display",
-    "LocalExecutor": ".sweep.executors",
-    "MachineRate": ".design.rate",
-    "Measured": ".design.rules",
-    "MeasuredRow": ".design.rules",
-    "RayExecutor": ".sweep.ray_executor",
-    "Refusal": ".design.plans",
-    "RefusedRunsError": "..errors",
-    "RunPlan": ".design.plans",
-    "RunState": ".sweep.status",
-    "StepLaw": ".design.rules",
-    "StoppedSweepError": "..errors",
-    "survey": ".sweep.status",
-    "Sweep": ".sweep.loop",
-    "SweepError": "..errors",
-    "SweepFolder": ".sweep.folder",
-    "SweepLockedError": "..errors",
-    "SweepOutcome": ".sweep.loop",
-    "Task": ".sweep.tasks",
+    "BackboneTemplate": ".backbones",
+    "BudgetCheck": ".estimate",
+    "calibrate_rate": ".estimate",
+    "check_budgets": ".estimate",
+    "Executor": ".executors",
+    "ExpectedLaw": ".rules",
+    "Failure": "._messages",
+    "Fixed": ".rules",
+    "InfeasibleRun": ".plan",
+    "IsoFlopDesign": ".design",
+    "LocalExecutor": ".executors",
+    "MachineRate": ".estimate",
+    "Measured": ".rules",
+    "MeasuredRow": ".rules",
+    "print_runs": ".estimate",
+    "RayExecutor": ".ray",
+    "run_states": ".sweep",
+    "RunPlan": ".plan",
+    "RunState": ".sweep",
+    "RunTask": "._messages",
+    "StepLaw": ".rules",
+    "Sweep": ".sweep",
+    "SweepDisplay": "._display",
+    "SweepFolder": "._folder",
+    "SweepOutcome": ".sweep",
+    "WorkerEvent": "._messages",
 }
 
 __all__ = [
     "BackboneTemplate",
-    "BarDisplay",
-    "Bracket",
-    "DesignError",
-    "Display",
-    "Event",
+    "BudgetCheck",
     "Executor",
     "ExpectedLaw",
     "Failure",
     "Fixed",
+    "InfeasibleRun",
     "IsoFlopDesign",
-    "LineDisplay",
     "LocalExecutor",
     "MachineRate",
     "Measured",
     "MeasuredRow",
     "RayExecutor",
-    "Refusal",
-    "RefusedRunsError",
     "RunPlan",
     "RunState",
+    "RunTask",
     "StepLaw",
-    "StoppedSweepError",
     "Sweep",
-    "SweepError",
+    "SweepDisplay",
     "SweepFolder",
-    "SweepLockedError",
     "SweepOutcome",
-    "Task",
-    "brackets",
+    "WorkerEvent",
     "calibrate_rate",
-    "display_for",
-    "survey",
+    "check_budgets",
+    "print_runs",
+    "run_states",
 ]
 
 

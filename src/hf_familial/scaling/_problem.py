@@ -12,6 +12,7 @@ from ..errors import ScalingError
 from .data import RunTable
 from .laws._duals import Dual, grad_of, value_of
 from .laws.law import Law, Namespace
+from .results import Settings
 
 
 TINY = 1e-300  # stands for a bound of zero where the search moves in logs
@@ -19,46 +20,37 @@ TINY = 1e-300  # stands for a bound of zero where the search moves in logs
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """The free parameters of a fit and what becomes of the others."""
+    """The free parameters of a fit, a point's coordinates, and what becomes of the others."""
 
     law: Law
     free: tuple[str, ...]
     fixed: Mapping[str, float]
-    tied: Mapping[str, str]
-    low: np.ndarray
+    tied: Mapping[str, str]  # of each tied one, the free or fixed one it follows
+    low: np.ndarray  # bounds of the coordinates, (free,)
     high: np.ndarray
-    logs: np.ndarray
+    logs: np.ndarray  # which coordinates are logarithms, booleans (free,)
 
     @classmethod
-    def of(
-        cls,
-        law: Law,
-        fixed: Mapping[str, float],
-        tied: Mapping[str, str],
-        bounds: Mapping[str, tuple[float, float]],
-    ) -> Space:
-        """Check what the caller wants of each parameter."""
+    def of(cls, law: Law, settings: Settings) -> Space:
+        """Check what the caller wants of each parameter, or raise `ScalingError`."""
+        fixed, tied, bounds = settings.fixed, settings.tied, settings.bounds
         for name in [*fixed, *tied, *tied.values(), *bounds]:
             law.parameter(name)
         _check_ties(law, fixed, tied)
         free = tuple(n for n in law.names if n not in fixed and n not in tied)
         if not free:
             raise ScalingError(f"No parameter of `{law.name}` is free: nothing to fit.")
-        limits = {}
-        for parameter in law.parameters:
-            low, high = bounds.get(parameter.name, parameter.bounds)
+        limits = {p.name: bounds.get(p.name, p.bounds) for p in law.parameters}
+        for name, (low, high) in limits.items():
             if not low < high:
                 raise ScalingError(
-                    f"`bounds` of `{parameter.name}` must be (low, high), got {(low, high)}; use "
-                    "`fixed` to hold it at a value."
+                    f"`bounds` of `{name}` must be (low, high), got {(low, high)}; use `fixed` to "
+                    "hold it at a value."
                 )
-            if parameter.scale == "log" and low < 0:
-                raise ScalingError(f"`{parameter.name}` is positive: {low} cannot bound it.")
-            limits[parameter.name] = (low, high)
-        for name, value in fixed.items():
-            low, high = limits[name]
-            if not low <= value <= high:
-                raise ScalingError(f"`{name}` must be in [{low:g}, {high:g}], got {value}.")
+            if law.parameter(name).scale == "log" and low < 0:
+                raise ScalingError(f"`{name}` is positive: {low} cannot bound it.")
+            if not low <= fixed.get(name, low) <= high:
+                raise ScalingError(f"`{name}` must be in [{low:g}, {high:g}], got {fixed[name]}.")
         logs = np.array([law.parameter(name).scale == "log" for name in free])
         edges = np.array([limits[name] for name in free], dtype=np.float64)
         with np.errstate(divide="ignore"):
@@ -66,7 +58,7 @@ class Space:
         return cls(law, free, dict(fixed), dict(tied), edges[:, 0], edges[:, 1], logs)
 
     def parameters(self, points: np.ndarray, duals: bool = False) -> Namespace:
-        """Every parameter at some points."""
+        """Return every parameter at points (points, free): arrays (points, 1), or `Dual`s."""
         result: dict[str, object] = {name: np.float64(value) for name, value in self.fixed.items()}
         for column, name in enumerate(self.free):
             value = points[:, column : column + 1]
@@ -79,18 +71,18 @@ class Space:
         return Namespace(**result)
 
     def point(self, values: Mapping[str, Any]) -> np.ndarray:
-        """The coordinates of values, moved into the bounds."""
+        """Return the coordinates of values, moved into the bounds: (free,) or (points, free)."""
         raw = np.stack([np.asarray(values[name], np.float64) for name in self.free], -1)
         raw[..., self.logs] = np.log(np.maximum(raw[..., self.logs], TINY))
         return np.clip(raw, self.low, self.high)
 
     def values(self, points: np.ndarray) -> dict[str, np.ndarray]:
-        """Every parameter at some points, by name in the law's order, each (points,)."""
+        """Return every parameter at points, in the law's order, each (points,)."""
         p = vars(self.parameters(points))
         return {n: np.broadcast_to(p[n], (len(points), 1))[:, 0] for n in self.law.names}
 
     def on_bound(self, point: np.ndarray) -> tuple[str, ...]:
-        """Names of the coordinates of one point that stand on a bound."""
+        """Return the names of the coordinates of one point that stand on a bound."""
         slack = 1e-9 * np.maximum(1.0, np.abs(point))
         at = (point <= self.low + slack) | (point >= self.high - slack)
         return tuple(name for name, hit in zip(self.free, at, strict=True) if hit)
@@ -111,18 +103,13 @@ def _check_ties(law: Law, fixed: Mapping[str, float], tied: Mapping[str, str]) -
 
 @dataclass(frozen=True)
 class Loss:
-    """A function of residuals: a parabola up to `delta`, straight lines beyond."""
+    """Huber's function of residuals: a parabola up to `delta`, straight lines beyond."""
 
-    logs: bool
-    delta: float
-
-    @classmethod
-    def of(cls, objective: str, delta: float) -> Loss:
-        """The loss of an objective's name, see `Settings.objective`."""
-        return cls(objective == "log_huber", np.inf if objective == "mse" else delta)
+    logs: bool  # whether residuals are differences of logs
+    delta: float  # infinite for squares alone
 
     def value(self, residual: np.ndarray) -> np.ndarray:
-        """Huber's function of every residual; same shape."""
+        """Return the function of every residual; same shape."""
         size = np.abs(residual)
         if np.isinf(self.delta):
             return 0.5 * size * size
@@ -130,36 +117,38 @@ class Loss:
         return inner * (size - 0.5 * inner)
 
     def pull(self, residual: np.ndarray) -> np.ndarray:
-        """Its derivative divided by the residual: the weight of an equivalent square."""
+        """Return its derivative divided by the residual: the weight of an equivalent square."""
         if np.isinf(self.delta):
             return np.ones_like(residual)
         return self.delta / np.maximum(np.abs(residual), self.delta)
 
     def curved(self, residual: np.ndarray) -> np.ndarray:
-        """Its second derivative: 1 in the parabola, 0 on the lines."""
+        """Return its second derivative: 1 in the parabola, 0 on the lines."""
         return (np.abs(residual) < self.delta).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A law, rows and an objective, ready to be evaluated at many points at once."""
+    """A law, rows and an objective, ready to be evaluated at many points (points, free) at once."""
 
     law: Law
     space: Space
-    x: Namespace
-    target: np.ndarray
-    weight: np.ndarray
+    x: Namespace  # variables, each of shape (rows,)
+    target: np.ndarray  # losses, or their logs: (rows,) or one row per point
+    weight: np.ndarray  # (rows,) or (points, rows)
     loss: Loss
 
     @classmethod
-    def of(cls, law: Law, space: Space, data: RunTable, loss: Loss) -> Problem:
-        """The problem of some rows."""
+    def of(cls, law: Law, data: RunTable, settings: Settings) -> Problem:
+        """Build the problem of some rows."""
+        objective = settings.objective
+        loss = Loss(objective == "log_huber", np.inf if objective == "mse" else settings.delta)
         x = Namespace(**{name: data.columns[name] for name in law.variable_names})
         target = np.log(data.loss) if loss.logs else data.loss
-        return cls(law, space, x, target, data.weight, loss)
+        return cls(law, Space.of(law, settings), x, target, data.weight, loss)
 
     def take(self, index: np.ndarray) -> Problem:
-        """The same problem for some of the points, where rows differ from point to point."""
+        """Return the same problem for some of the points, where rows differ between points."""
         target = self.target[index] if self.target.ndim > 1 else self.target
         weight = self.weight[index] if self.weight.ndim > 1 else self.weight
         return Problem(self.law, self.space, self.x, target, weight, self.loss)
@@ -170,50 +159,48 @@ class Problem:
         return int(self.target.shape[-1])
 
     def nothing(self, share: float = 1e-15) -> np.ndarray:
-        """An objective so small that it is none: every residual a `share` of the losses."""
+        """Return an objective so small that it is none: every residual a `share` of the losses."""
         scale = 1.0 if self.loss.logs else float(np.abs(self.target).max())
         return self.weight.sum(-1) * self.loss.value(np.array(share * scale))
 
     def residual(self, points: np.ndarray) -> np.ndarray:
-        """Predicted minus measured, (points, rows); NaN where the law has no value."""
+        """Return predicted minus measured, (points, rows); NaN where the law has no value."""
         predicted = value_of(self.law.evaluate(self.x, self.space.parameters(points)))
-        shape = (len(points), self.rows)
         with np.errstate(invalid="ignore", divide="ignore"):
             result = (np.log(predicted) if self.loss.logs else predicted) - self.target
-        return np.broadcast_to(result, shape)
+        return np.broadcast_to(result, (len(points), self.rows))
 
     def value(self, points: np.ndarray) -> np.ndarray:
-        """The objective, (points,); infinite where the law has no value."""
+        """Return the objective, (points,); infinite where the law has no value."""
         with np.errstate(over="ignore", invalid="ignore"):
-            terms = self.weight * self.loss.value(self.residual(points))
-            total = terms.sum(-1)
+            total = (self.weight * self.loss.value(self.residual(points))).sum(-1)
         return np.where(np.isfinite(total), total, np.inf)
 
     def jacobian(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Residuals (points, rows) and their derivatives (points, rows, free)."""
+        """Return residuals (points, rows) and their derivatives (points, rows, free)."""
         predicted = self.law.evaluate(self.x, self.space.parameters(points, duals=True))
         if self.loss.logs:
             predicted = np.log(predicted)
         shape = (len(points), self.rows)
         residual = np.broadcast_to(value_of(predicted) - self.target, shape)
         slopes = np.zeros((*shape, len(self.space.free)))
-        grad = grad_of(predicted) if isinstance(predicted, Dual) else {}
+        grad = grad_of(predicted)
         for column, name in enumerate(self.space.free):
             slopes[..., column] = grad.get(name, 0.0)
         return residual, slopes
 
     def curvature(self, points: np.ndarray, pulls: np.ndarray, forces: np.ndarray) -> np.ndarray:
-        """Sum over rows of `pulls` times the second derivatives of the residual."""
+        """Return the sum over rows of `pulls` times the residual's second derivatives.
+
+        By differences of first derivatives, whose sums `forces` are known at the points.
+        """
         count, free = points.shape
         steps = 1e-6 * np.maximum(np.abs(points), 0.1)
         moved = points[:, None, :] + steps[:, :, None] * np.eye(free)
-        spread = self._repeated(free)
-        _, slopes = spread.jacobian(moved.reshape(count * free, free))
+        target = np.repeat(self.target, free, 0) if self.target.ndim > 1 else self.target
+        repeated = Problem(self.law, self.space, self.x, target, self.weight, self.loss)
+        _, slopes = repeated.jacobian(moved.reshape(count * free, free))
         slopes = slopes.reshape(count, free, self.rows, free)
         raised = np.einsum("pn,pdnf->pdf", pulls, slopes)
         second = (raised - forces[:, None, :]) / steps[:, :, None]
         return 0.5 * (second + second.transpose(0, 2, 1))
-
-    def _repeated(self, times: int) -> Problem:
-        target = np.repeat(self.target, times, 0) if self.target.ndim > 1 else self.target
-        return Problem(self.law, self.space, self.x, target, self.weight, self.loss)

@@ -1,4 +1,4 @@
-"""How wrong approach 2 is on runs like these: it is tried on a surface whose optimum is known."""
+"""Bias of IsoFLOP approach 2 on one's own sampling, measured where the optimum is known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from .optima import powers
 
 @dataclass(frozen=True)
 class Bias:
-    """Error of approach 2 without any noise."""
+    """Error of approach 2 without any noise.
+
+    Attributes:
+        C (`tuple[float, ...]`): FLOPs.
+        N (`tuple[float, ...]`): Relative error of N* at each; 0.05 is 5% too many parameters.
+        D (`tuple[float, ...]`): Relative error of D* at each.
+        N_exponent (`float`): Error of the exponent of N*.
+        surface (`dict[str, float]`): Coefficients of the surface it was measured on.
+    """
 
     C: tuple[float, ...]
     N: tuple[float, ...]
@@ -44,18 +52,10 @@ def parabola_bias(
     approach 2 is applied to them: what it then misses is no noise.
 
     Args:
-        C (`ArrayLike` of shape `(n,)`): Training FLOPs of each run.
-        N (`ArrayLike` of shape `(n,)`): Parameters.
-        loss (`ArrayLike` of shape `(n,)`): Nats per token.
-        D (`ArrayLike` of shape `(n,)`, *optional*): Training tokens; `C / 6N` if not given.
-        scale (`str`, *optional*, defaults to `"loss"`): As for `parabolas`.
+        C, N, loss, D, scale, budget_rtol: As for `parabolas`.
         at (`Sequence[float]`, *optional*): FLOPs to judge at; the largest budget and a thousand
-            times it if not given.
-        budget_rtol (`float`, *optional*, defaults to 0.05): As for `parabolas`.
-        tolerance (`float`, *optional*, defaults to 0.02): Warn of errors of D* beyond it.
-
-    Returns:
-        [`Bias`].
+            times it without them.
+        tolerance (`float`): Warn of errors of D* beyond it.
 
     Raises:
         ScalingError: As `parabolas` and `fit` do.
@@ -64,13 +64,12 @@ def parabola_bias(
     """
     columns = {"C": np.array(C, float), "N": np.array(N, float)}
     columns["D"] = columns["C"] / (6 * columns["N"]) if D is None else np.array(D, float)
-    law = get_law("hoffmann")
     rows = {"N": columns["N"], "D": columns["D"], "loss": np.array(loss, float)}
-    surface = fit(law, RunTable.read(rows, duplicates="keep"))
+    surface = fit(get_law("hoffmann"), RunTable.read(rows, duplicates="keep"))
     smooth = np.array(surface.predict(N=columns["N"], D=columns["D"]))
     tried = draw({**columns, "loss": smooth}, scale, budget_rtol, "keep")
     where = np.array(at or [tried.curves[-1].budget, 1e3 * tried.curves[-1].budget], float)
-    known = powers(law, surface.values)
+    known = powers(surface.law, surface.values)
     if known is None:
         raise ScalingError(
             "the surface fitted does not fall with both N and D: no optimum to miss."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import chdtri
 
 from ..errors import ScalingError, TooFewError
 from ._covariance import CoefficientCovariance
@@ -29,29 +29,23 @@ def intervals(
     method: Method = "delta",
     replicates: Bootstrap | None = None,
 ) -> dict[str, Interval]:
-    """Intervals of coefficients and of what follows from them.
+    """Return intervals of coefficients and of what follows from them.
 
-    Which method? Over 400 simulated studies of 84 runs (`tests/scaling/test_coverage.py`), 95%
-    intervals of gamma, alpha, beta and N* held the truth in 96.5, 93.8, 94.5 and 94.5% by the
-    delta method, 97.0, 93.8, 94.5 and 94.2% by profiles, 94.8, 93.0, 93.5 and 92.5% by the
-    bootstrap's percentiles. The delta method also costs the least; `"profile"` follows the
-    curvature of the law, which shows where a coefficient is barely determined; the bootstrap's
-    are there for comparison and for clouds.
+    Over 400 simulated studies of 84 runs (`tests/scaling/test_coverage.py`), 95% intervals of
+    gamma, alpha, beta and N* held the truth in 96.5, 93.8, 94.5 and 94.5% by the delta method,
+    97.0, 93.8, 94.5 and 94.2% by profiles, 94.8, 93.0, 93.5 and 92.5% by the bootstrap's
+    percentiles. The delta method costs the least; profiles show where a coefficient is barely
+    determined.
 
     Args:
         fit ([`Fit`]): The fit.
-        quantities (`Iterable[str | Quantity]`, *optional*): Names of coefficients, or quantities;
-            every free coefficient without it.
-        level (`float`, *optional*, defaults to 0.95): Confidence.
-        method (`str`, *optional*, defaults to `"delta"`): `"delta"`, `"profile"`, `"percentile"`,
-            `"bca"` or `"basic"`.
+        quantities (`Iterable[str | DerivedQuantity]`, *optional*): Names of coefficients, or
+            quantities; every free coefficient without it.
+        level (`float`): Confidence.
+        method (`str`): `"delta"`, `"profile"`, `"percentile"`, `"bca"` or `"basic"`.
         replicates ([`Bootstrap`], *optional*): For the last three; 1000 draws of runs without it.
 
-    Returns:
-        `dict[str, Interval]`: By name.
-
     Raises:
-        ScalingError: If an argument is out of range.
         TooFewError: If there are no more runs than coefficients.
         NotIdentifiedError: If the rows do not determine a quantity.
 
@@ -67,40 +61,31 @@ def intervals(
         return {q.name: found.interval(q, level, method) for q in asked}  # type: ignore[arg-type]
     if method not in ("delta", "profile"):
         raise ScalingError(f"`method` must be delta, profile or one of {METHODS}, got {method!r}.")
-    spread = CoefficientCovariance.of(fit)
+    covariance = CoefficientCovariance.of(fit)
     if method == "delta":
-        return {q.name: spread.interval(q, level) for q in asked}
-    return {q.name: spread.profile(q, level).interval for q in asked}
+        return {q.name: covariance.interval(q, level) for q in asked}
+    return {q.name: covariance.profile(q, level).interval for q in asked}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval.
-
-    Attributes:
-        value (`float`): The number.
-        interval ([`Interval`], *optional*): `None` where it could not be had.
-        unit (`str`): Of the number.
-    """
+    """A number, its interval (`None` where there is none) and its unit."""
 
     value: float
     interval: Interval | None
     unit: str = "1"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         interval = None if self.interval is None else self.interval.to_dict()
         return {"value": self.value, "interval": interval, "unit": self.unit}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Estimate:
         """Read `to_dict`'s form."""
-        interval = record["interval"]
-        return cls(
-            record["value"],
-            None if interval is None else Interval.from_dict(interval),
-            record["unit"],
-        )
+        ends = record["interval"]
+        interval = None if ends is None else Interval.from_dict(ends)
+        return cls(record["value"], interval, record["unit"])
 
 
 @dataclass(frozen=True)
@@ -123,16 +108,13 @@ class SeedNoise:
 
 
 def seed_noise(data: RunTable, law: Law, level: float = 0.95) -> SeedNoise:
-    """Noise between runs that differ in nothing the law reads (nor in other columns but `seed`).
+    """Estimate the noise between runs that differ in nothing the law reads.
 
     Args:
-        data ([`RunTable`]): Runs, some repeated: read with `duplicates="keep"` or with a
-            column `seed`.
+        data ([`RunTable`]): Runs, some repeated: read with `duplicates="keep"` or with a column
+            `seed`.
         law ([`Law`]): Its variables say which runs are of one setting.
-        level (`float`, *optional*, defaults to 0.95): Confidence of the interval.
-
-    Returns:
-        [`SeedNoise`].
+        level (`float`): Confidence of the interval.
 
     Raises:
         TooFewError: If no setting was run twice.
@@ -150,14 +132,7 @@ def seed_noise(data: RunTable, law: Law, level: float = 0.95) -> SeedNoise:
         means = np.bincount(setting, values) / counts
         return math.sqrt(float(np.square(values - means[setting]).sum()) / dof)
 
-    relative = pooled(np.log(data.loss))
-    low, high = (
-        relative * math.sqrt(dof / stats.chi2.ppf((1 + s * level) / 2, dof)) for s in (1, -1)
-    )
-    return SeedNoise(
-        relative,
-        pooled(data.loss),
-        Interval(level, low, high, "chi2"),
-        int((counts > 1).sum()),
-        dof,
-    )
+    relative, repeated = pooled(np.log(data.loss)), int((counts > 1).sum())
+    tails = ((1 - level) / 2, (1 + level) / 2)
+    low, high = (relative * math.sqrt(dof / float(chdtri(dof, tail))) for tail in tails)
+    return SeedNoise(relative, pooled(data.loss), Interval(level, low, high, "chi2"), repeated, dof)

@@ -14,15 +14,251 @@ from ._cells import is_missing, number_of
 from .laws.law import LOSS, Law
 
 
-def frozen(array: np.ndarray) -> np.ndarray:
-    """A read-only copy."""
-    array = np.array(array)
-    array.flags.writeable = False
-    return array
+BadRows = Literal["raise", "drop"]
+Duplicates = Literal["raise", "drop", "merge", "keep"]
+
+SHOWN = 5  # rows an error names
+
+
+@dataclass(frozen=True)
+class DroppedRow:
+    """A row that was left out: its number in the table given, from 0, and the reason."""
+
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class RunTable:
+    """Runs, one row each: variables, what was measured, and which rows are not independent.
+
+    Make one with `RunTable.read`. Arrays are read-only float64 copies.
+
+    Attributes:
+        columns (`Mapping[str, np.ndarray]`): Variables and further numbers by name, each of shape
+            (rows,).
+        loss (`np.ndarray`): What was measured, of shape (rows,): nats per token.
+        weight (`np.ndarray`): Of shape (rows,); 2 counts a row twice.
+        run_id (`np.ndarray`): Run of every row, integers of shape (rows,) from 0 without gaps:
+            checkpoints of one run share one. All differ where none was given.
+        run_names (`tuple[str, ...]`): Name of every run, as it was given.
+        rows (`np.ndarray`): Number of every row in the table that was given.
+        dropped (`tuple[DroppedRow, ...]`): Rows left out, and why.
+    """
+
+    columns: Mapping[str, np.ndarray]
+    loss: np.ndarray
+    weight: np.ndarray
+    run_id: np.ndarray
+    run_names: tuple[str, ...]
+    rows: np.ndarray
+    dropped: tuple[DroppedRow, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def runs(self) -> int:
+        """Number of runs."""
+        return len(self.run_names)
+
+    @classmethod
+    def read(
+        cls,
+        table: Any,
+        loss: str = "loss",
+        weight: str | None = None,
+        run_id: str | None = None,
+        needed: Sequence[str] = (),
+        bad_rows: BadRows = "raise",
+        duplicates: Duplicates = "raise",
+    ) -> RunTable:
+        """Copy rows out of a table.
+
+        Args:
+            table: A mapping of columns, a pandas or polars frame, a record array, a list of
+                records, anything with a mapping `columns`, or a `RunTable`.
+            loss (`str`): Column of what was measured.
+            weight (`str`, *optional*): Column of weights; without it every row weighs 1.
+            run_id (`str`, *optional*): Column naming the run of every row; without it rows are
+                independent, and so is a row whose name is missing.
+            needed (`Sequence[str]`): Columns that every row must fill; of the others, those that
+                hold a finite number in every row that counts are kept.
+            bad_rows (`str`): `"raise"` rejects rows in which a needed number is missing or not
+                finite, or loss or weight is not positive; `"drop"` leaves them out and records it.
+            duplicates (`str`): Rows equal in everything kept, the run included: `"raise"`, `"drop"`
+                all but the first, `"merge"` them into the first with the sum of their weights, or
+                `"keep"`.
+
+        Raises:
+            MissingColumnError: If a named column is not there.
+            BadRowsError: If rows are bad or duplicated and that is to be rejected.
+            TooFewError: If no row is left.
+
+        Example:
+            >>> RunTable.read({"N": [1e8, 2e8], "D": [2e9, 4e9], "loss": [3.1, 2.9]})
+        """
+        if isinstance(table, RunTable):
+            return table
+        source = columns_of(table)
+        named = [name for name in (loss, weight, run_id) if name is not None]
+        missing = tuple(n for n in [*named, *needed] if n not in source)
+        if missing:
+            raise MissingColumnError(
+                f"The table has columns {list(source)}; missing: {list(missing)}.", missing
+            )
+        kept = {name: _floats(source[name], name) for name in needed}
+        others = {n: _numbers(source[n]) for n in source if n not in named and n not in kept}
+        losses = _floats(source[loss], loss)
+        weights = np.ones(len(losses)) if weight is None else _floats(source[weight], weight)
+        labels = range(len(losses)) if run_id is None else list(source[run_id])
+        lengths = {len(v) for v in [losses, weights, labels, *kept.values()]}
+        lengths |= {len(v) for v in others.values() if v is not None}
+        if len(lengths) > 1:
+            raise ScalingError(f"Columns must have the same length, got lengths {sorted(lengths)}.")
+        finite = np.all([np.isfinite(v) for v in [losses, weights, *kept.values()]], axis=0)
+        missing_some = np.any([np.isnan(v) for v in [losses, weights, *kept.values()]], axis=0)
+        # a row that is left out anyway says nothing against a column
+        kept |= {n: v for n, v in others.items() if v is not None and np.isfinite(v[finite]).all()}
+        groups, names = _clusters(
+            [
+                f"row {i}" if is_missing(v) or is_missing(str(v)) else str(v)
+                for i, v in enumerate(labels)
+            ]
+        )
+        data = cls(kept, losses, weights, groups, names, np.arange(len(losses)))
+        for array in (losses, weights, groups, data.rows, *kept.values()):
+            array.flags.writeable = False
+        positive = (losses > 0) & (weights > 0)
+        reasons = np.where(missing_some, "a number is missing", "a number is not finite")
+        reasons = np.where(finite, "loss or weight is not positive", reasons)
+        data = data.without(~(finite & positive), reasons, bad_rows)
+        return data._single(duplicates, named=run_id is not None)
+
+    def without(
+        self, drop: np.ndarray, reasons: np.ndarray | str, bad_rows: BadRows = "drop"
+    ) -> RunTable:
+        """Return the rows that are left when some are dropped, which is recorded.
+
+        Args:
+            drop (`np.ndarray`): Booleans of shape (rows,).
+            reasons (`np.ndarray` or `str`): Why, for each or for all.
+            bad_rows (`str`): `"raise"` raises `BadRowsError` instead.
+
+        Raises:
+            TooFewError: If no row is left.
+        """
+        if not drop.any():
+            return self
+        reasons = np.broadcast_to(np.asarray(reasons), drop.shape)
+        gone = [
+            DroppedRow(int(row), str(reason))
+            for row, reason in zip(self.rows[drop], reasons[drop], strict=True)
+        ]
+        if bad_rows == "raise":
+            shown = "; ".join(f"row {g.row}: {g.reason}" for g in gone[:SHOWN])
+            more = f"; and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
+            raise BadRowsError(f"Unusable rows: {shown}{more}.", tuple(g.row for g in gone))
+        if drop.all():
+            raise TooFewError(f"No row is left: {gone[0].reason}.", "rows", 0, 1)
+        left = self.take(np.flatnonzero(~drop))
+        dropped = tuple(sorted((*self.dropped, *gone), key=lambda g: g.row))
+        return dataclasses.replace(left, dropped=dropped)
+
+    def take(self, index: np.ndarray) -> RunTable:
+        """Return rows by position or by booleans, for subsets; none is recorded as dropped."""
+        names = np.asarray(self.run_names, dtype=object)[self.run_id[index]]
+        groups, run_names = _clusters([str(name) for name in names])
+        return RunTable(
+            {name: _frozen(v[index]) for name, v in self.columns.items()},
+            _frozen(self.loss[index]),
+            _frozen(self.weight[index]),
+            _frozen(groups),
+            run_names,
+            _frozen(self.rows[index]),
+            self.dropped,
+        )
+
+    def for_law(self, law: Law, bad_rows: BadRows = "raise") -> RunTable:
+        """Return the rows that a law can take.
+
+        Args:
+            law ([`Law`]): Its variables must be among the columns.
+            bad_rows (`str`): `"raise"` rejects values outside a variable's range, `"drop"` drops
+                their rows.
+
+        Raises:
+            MissingColumnError: If a variable is missing.
+            BadRowsError: If a value is out of range and that is to be rejected.
+        """
+        missing = tuple(n for n in law.variable_names if n not in self.columns)
+        if missing:
+            raise MissingColumnError(
+                f"`{law.name}` reads {list(law.variable_names)}; the rows have "
+                f"{list(self.columns)}; missing: {list(missing)}.",
+                missing,
+            )
+        data = self
+        for variable in law.variables:
+            values = data.columns[variable.name]
+            reason = f"`{variable.name}` must be {variable.range_text}"
+            data = data.without(~variable.lawful(values), reason, bad_rows)
+        return data
+
+    def with_columns(self, **columns: Any) -> RunTable:
+        """Return the same rows with further columns, or others in their place."""
+        new = {name: _frozen(_floats(values, name)) for name, values in columns.items()}
+        if any(len(values) != len(self) for values in new.values()):
+            raise ScalingError(f"New columns must have {len(self)} values each.")
+        return dataclasses.replace(self, columns={**self.columns, **new})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; `from_dict` reads it back bit for bit."""
+        return {
+            "columns": {name: values.tolist() for name, values in self.columns.items()},
+            LOSS.name: self.loss.tolist(),
+            "weight": self.weight.tolist(),
+            "run_id": self.run_id.tolist(),
+            "run_names": list(self.run_names),
+            "rows": self.rows.tolist(),
+            "dropped": [dataclasses.asdict(row) for row in self.dropped],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunTable:
+        """Read `to_dict`'s form."""
+        return cls(
+            {name: _frozen(_floats(values, name)) for name, values in data["columns"].items()},
+            _frozen(_floats(data[LOSS.name], LOSS.name)),
+            _frozen(_floats(data["weight"], "weight")),
+            _frozen(np.array(data["run_id"], dtype=np.int64)),
+            tuple(data["run_names"]),
+            _frozen(np.array(data["rows"], dtype=np.int64)),
+            tuple(DroppedRow(**row) for row in data["dropped"]),
+        )
+
+    def _single(self, duplicates: Duplicates, named: bool) -> RunTable:
+        """Return the rows without exact copies."""
+        if duplicates == "keep" or len(self) < 2:
+            return self
+        # rows without a run of their own differ by nothing but their numbers
+        runs = [self.run_id] if named else []
+        table = np.column_stack([self.loss, *runs, *self.columns.values()])
+        _, first, inverse = np.unique(table, axis=0, return_index=True, return_inverse=True)
+        inverse = inverse.reshape(-1)
+        copies = first[inverse] != np.arange(len(self))
+        if not copies.any():
+            return self
+        data = self
+        if duplicates == "merge":
+            total = np.bincount(inverse, self.weight)[inverse]
+            data = dataclasses.replace(self, weight=_frozen(total))
+        reasons = np.array([f"copy of row {row}" for row in self.rows[first[inverse]]])
+        return data.without(copies, reasons, "raise" if duplicates == "raise" else "drop")
 
 
 def columns_of(table: Any) -> Mapping[str, Any]:
-    """Columns of a table by name, whatever kind of table it is."""
+    """Return the columns of a table by name, judged by what it can do and not by its class."""
     if isinstance(table, Mapping):
         return table
     names = getattr(getattr(table, "dtype", None), "names", None)
@@ -42,8 +278,36 @@ def columns_of(table: Any) -> Mapping[str, Any]:
     )
 
 
-def numbers(values: Any) -> np.ndarray | None:
-    """A float64 copy, NaN for what is missing; None if there is text among the values."""
+def settings_of(columns: Mapping[str, np.ndarray], variables: tuple[str, ...]) -> np.ndarray:
+    """Return a number for each combination of a rule's variables, N, D and G; (rows,)."""
+    names = [name for name in dict.fromkeys((*variables, "N", "D", "G")) if name in columns]
+    table = np.nan_to_num(np.column_stack([columns[name] for name in names]), nan=-1.0)
+    return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def best_of_each(
+    columns: Mapping[str, np.ndarray], variables: tuple[str, ...], loss: np.ndarray
+) -> np.ndarray:
+    """Return which rows have the least loss of their setting; the first of equal ones.
+
+    The loss is NaN where a run diverged. Rules for rates and batches are fitted to these alone.
+    """
+    setting = settings_of(columns, variables)
+    order = np.lexsort((np.arange(len(loss)), loss, setting))  # NaN comes last
+    first = np.concatenate([[True], np.diff(setting[order]) > 0])
+    best = np.zeros(len(loss), bool)
+    best[order[first]] = True
+    return best & np.isfinite(loss)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array = np.array(array)
+    array.flags.writeable = False
+    return array
+
+
+def _numbers(values: Any) -> np.ndarray | None:
+    """Copy as float64, NaN for what is missing; `None` if there is text among the values."""
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -56,237 +320,14 @@ def numbers(values: Any) -> np.ndarray | None:
     return array if array.ndim == 1 else None
 
 
-def floats(values: Any, name: str) -> np.ndarray:
-    """A float64 copy of a column that must hold numbers."""
-    array = numbers(values)
+def _floats(values: Any, name: str) -> np.ndarray:
+    array = _numbers(values)
     if array is None:
         raise ScalingError(f"Column `{name}` must hold one number per row.")
     return array
 
 
-def clusters(labels: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Integers from 0 in order of appearance, and the label of each."""
+def _clusters(labels: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return integers from 0 in order of appearance, and the label of each."""
     order = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     return np.array([order[label] for label in labels], dtype=np.int64), tuple(order)
-
-
-BadRows = Literal["raise", "drop"]
-Duplicates = Literal["raise", "drop", "merge", "keep"]
-
-SHOWN = 5  # rows an error names
-
-
-@dataclass(frozen=True)
-class DroppedRow:
-    """A row that was left out.
-
-    Attributes:
-        row (`int`): Its number in the table that was given, from 0.
-        reason (`str`): Why.
-    """
-
-    row: int
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class RunTable:
-    """Runs, one row each: variables, what was measured, and which rows are not independent."""
-
-    columns: Mapping[str, np.ndarray]
-    loss: np.ndarray
-    weight: np.ndarray
-    run_id: np.ndarray
-    run_names: tuple[str, ...]
-    rows: np.ndarray
-    dropped: tuple[DroppedRow, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.loss)
-
-    @property
-    def runs(self) -> int:
-        """Number of clusters."""
-        return len(self.run_names)
-
-    @classmethod
-    def read(
-        cls,
-        table: Any,
-        loss: str = "loss",
-        weight: str | None = None,
-        run_id: str | None = None,
-        needed: Sequence[str] = (),
-        bad_rows: BadRows = "raise",
-        duplicates: Duplicates = "raise",
-    ) -> RunTable:
-        """Copy rows out of a table."""
-        if isinstance(table, RunTable):
-            return table
-        source = columns_of(table)
-        named = [name for name in (loss, weight, run_id) if name is not None]
-        missing = tuple(n for n in [*named, *needed] if n not in source)
-        if missing:
-            raise MissingColumnError(
-                f"The table has columns {list(source)}; missing: {list(missing)}.", missing
-            )
-        kept = {name: floats(source[name], name) for name in needed}
-        others = {n: numbers(source[n]) for n in source if n not in named and n not in kept}
-        losses = floats(source[loss], loss)
-        weights = np.ones(len(losses)) if weight is None else floats(source[weight], weight)
-        labels = range(len(losses)) if run_id is None else list(source[run_id])
-        lengths = {len(v) for v in [losses, weights, labels, *kept.values()]}
-        lengths |= {len(v) for v in others.values() if v is not None}
-        if len(lengths) > 1:
-            raise ScalingError(f"Columns must have the same length, got lengths {sorted(lengths)}.")
-        finite = np.all([np.isfinite(v) for v in [losses, weights, *kept.values()]], axis=0)
-        missing_some = np.any([np.isnan(v) for v in [losses, weights, *kept.values()]], axis=0)
-        # a row that is left out anyway says nothing against a column
-        kept |= {n: v for n, v in others.items() if v is not None and np.isfinite(v[finite]).all()}
-        groups, names = clusters(
-            [f"row {i}" if is_missing(v) or is_missing(str(v)) else str(v) for i, v in enumerate(
-                labels)]
-        )  # fmt: skip
-        data = cls(kept, losses, weights, groups, names, np.arange(len(losses)))
-        for array in (losses, weights, groups, data.rows, *kept.values()):
-            array.flags.writeable = False
-        positive = (losses > 0) & (weights > 0)
-        reasons = np.where(missing_some, "a number is missing", "a number is not finite")
-        reasons = np.where(finite, "loss or weight is not positive", reasons)
-        data = data.without(~(finite & positive), reasons, bad_rows)
-        return data._single(duplicates, named=run_id is not None)
-
-    def without(
-        self, drop: np.ndarray, reasons: np.ndarray | str, bad_rows: BadRows = "drop"
-    ) -> RunTable:
-        """The rows that are left when some are dropped; they are recorded."""
-        if not drop.any():
-            return self
-        reasons = np.broadcast_to(np.asarray(reasons), drop.shape)
-        gone = [
-            DroppedRow(int(row), str(reason))
-            for row, reason in zip(self.rows[drop], reasons[drop], strict=True)
-        ]
-        if bad_rows == "raise":
-            shown = "; ".join(f"row {g.row}: {g.reason}" for g in gone[:SHOWN])
-            more = f"; and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
-            raise BadRowsError(f"Unusable rows: {shown}{more}.", tuple(g.row for g in gone))
-        if drop.all():
-            raise TooFewError(f"No row is left: {gone[0].reason}.", "rows", 0, 1)
-        left = self.take(np.flatnonzero(~drop))
-        dropped = tuple(sorted((*self.dropped, *gone), key=lambda g: g.row))
-        return dataclasses.replace(left, dropped=dropped)
-
-    def take(self, index: np.ndarray) -> RunTable:
-        """Rows by position, for subsets; none is recorded as dropped."""
-        names = np.asarray(self.run_names, dtype=object)[self.run_id[index]]
-        groups, run_names = clusters([str(name) for name in names])
-        return RunTable(
-            {name: frozen(v[index]) for name, v in self.columns.items()},
-            frozen(self.loss[index]),
-            frozen(self.weight[index]),
-            frozen(groups),
-            run_names,
-            frozen(self.rows[index]),
-            self.dropped,
-        )
-
-    def for_law(self, law: Law, bad_rows: BadRows = "raise") -> RunTable:
-        """The rows that a law can take."""
-        missing = tuple(n for n in law.variable_names if n not in self.columns)
-        if missing:
-            raise MissingColumnError(
-                f"`{law.name}` reads {list(law.variable_names)}; the rows have "
-                f"{list(self.columns)}; missing: {list(missing)}.",
-                missing,
-            )
-        data = self
-        for variable in law.variables:
-            values = data.columns[variable.name]
-            reason = f"`{variable.name}` must be {variable.range_text}"
-            data = data.without(~variable.lawful(values), reason, bad_rows)
-        return data
-
-    def with_columns(self, **columns: Any) -> RunTable:
-        """The same rows with further columns, or others in their place; float64 copies."""
-        new = {name: frozen(floats(values, name)) for name, values in columns.items()}
-        if any(len(values) != len(self) for values in new.values()):
-            raise ScalingError(f"New columns must have {len(self)} values each.")
-        return dataclasses.replace(self, columns={**self.columns, **new})
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form: lists of numbers; `from_dict` reads it back bit for bit."""
-        return {
-            "columns": {name: values.tolist() for name, values in self.columns.items()},
-            LOSS.name: self.loss.tolist(),
-            "weight": self.weight.tolist(),
-            "run_id": self.run_id.tolist(),
-            "run_names": list(self.run_names),
-            "rows": self.rows.tolist(),
-            "dropped": [dataclasses.asdict(row) for row in self.dropped],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunTable:
-        """Read `to_dict`'s form."""
-        return cls(
-            {name: frozen(floats(values, name)) for name, values in data["columns"].items()},
-            frozen(floats(data[LOSS.name], LOSS.name)),
-            frozen(floats(data["weight"], "weight")),
-            frozen(np.array(data["run_id"], dtype=np.int64)),
-            tuple(data["run_names"]),
-            frozen(np.array(data["rows"], dtype=np.int64)),
-            tuple(DroppedRow(**row) for row in data["dropped"]),
-        )
-
-    def _single(self, duplicates: Duplicates, named: bool) -> RunTable:
-        """The rows without exact copies."""
-        if duplicates == "keep" or len(self) < 2:
-            return self
-        # rows without a run of their own differ by nothing but their numbers
-        runs = [self.run_id] if named else []
-        table = np.column_stack([self.loss, *runs, *self.columns.values()])
-        _, first, inverse = np.unique(table, axis=0, return_index=True, return_inverse=True)
-        inverse = inverse.reshape(-1)
-        copies = first[inverse] != np.arange(len(self))
-        if not copies.any():
-            return self
-        data = self
-        if duplicates == "merge":
-            total = np.bincount(inverse, self.weight)[inverse]
-            data = dataclasses.replace(self, weight=frozen(total))
-        reasons = np.array([f"copy of row {row}" for row in self.rows[first[inverse]]])
-        return data.without(copies, reasons, "raise" if duplicates == "raise" else "drop")
-
-
-def best_of_each(
-    columns: Mapping[str, np.ndarray], variables: tuple[str, ...], loss: np.ndarray
-) -> np.ndarray:
-    """Return which rows have the least loss among those of the same sizes."""
-    names = [name for name in dict.fromkeys((*variables, "N", "D", "G")) if name in columns]
-    table = np.nan_to_num(np.column_stack([columns[name] for name in names]), nan=-1.0)
-    setting = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
-    order = np.lexsort((np.arange(len(loss)), loss, setting))  # NaN comes last
-    first = np.concatenate([[True], np.diff(setting[order]) > 0])
-    best = np.zeros(len(loss), bool)
-    best[order[first]] = True
-    return best & np.isfinite(loss)
-
-
-def at_edge(
-    columns: Mapping[str, np.ndarray],
-    variables: tuple[str, ...],
-    target: np.ndarray,
-    best: np.ndarray,
-) -> int:
-    """Return for how many sizes the best setting is the smallest or largest that was tried."""
-    names = [name for name in dict.fromkeys((*variables, "N", "D", "G")) if name in columns]
-    table = np.nan_to_num(np.column_stack([columns[name] for name in names]), nan=-1.0)
-    setting = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
-    edges = 0
-    for row in np.flatnonzero(best):
-        tried = target[setting == setting[row]]
-        tried = tried[np.isfinite(tried)]
-        several = len(np.unique(tried)) > 1
-        edges += bool(several and target[row] in (tried.min(), tried.max()))
-    return edges

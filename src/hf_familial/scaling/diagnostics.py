@@ -1,4 +1,4 @@
-"""What speaks against a fit, in sentences: what a reader should know before using its numbers."""
+"""Diagnostics of a fit: what speaks against its numbers, in sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from .fitting import proportional
 from .laws import LAWS
-from .laws.law import Parameter
 from .quantities import Interval
 from .results import Fit, FitStatus
 from .tables._files import some
@@ -22,7 +21,7 @@ REPEATED = 1.05  # passes over the data that count as more than one
 
 
 def diagnose(fit: Fit, intervals: Mapping[str, Interval] | None = None) -> tuple[str, ...]:
-    """What speaks against a fit."""
+    """Return what speaks against a fit, one sentence each; `intervals` are of its coefficients."""
     return (
         *_of_search(fit),
         *_of_rows(fit),
@@ -72,23 +71,20 @@ def _of_rows(fit: Fit) -> Iterator[str]:
 
 
 def _of_columns(fit: Fit) -> Iterator[str]:
-    """What the columns of the rows say against the law."""
+    """Yield what the columns of the rows say against the law."""
     law, columns = fit.law, fit.data.columns
     followers = proportional(law, fit.data)
     if followers:
-        yield (
-            f"{followers[0].upper() if followers[0] != '`' else '`'}{followers[1:]}: single "
-            "coefficients mean little; run some at other ratios."
-        )
+        yield (f"{followers}: single coefficients mean little; run some at other ratios.")
     if {"D", "D_unique"} <= set(columns) and "D_unique" not in law.variable_names:
         epochs = columns["D"] / columns["D_unique"]
         if (epochs > REPEATED).any():
-            others = [f"`{name}`" for name, other in LAWS.items() if "D_unique" in (
-                other.variable_names)]  # fmt: skip
+            able = [other for other in LAWS.values() if "D_unique" in other.variable_names]
+            others = " or ".join(f"`{other.name}`" for other in able)
             yield (
                 f"{int((epochs > REPEATED).sum())} of {len(epochs)} rows repeat their data, up to "
                 f"{epochs.max():.3g} times; `{law.name}` takes repeated tokens for new ones, which "
-                f"bends its exponents: fit {' or '.join(others)}, or leave these rows out."
+                f"bends its exponents: fit {others}, or leave these rows out."
             )
     if law.target.name != "loss":
         names = [name for name in dict.fromkeys((*law.variable_names, "N", "D")) if name in columns]
@@ -105,12 +101,9 @@ def _of_columns(fit: Fit) -> Iterator[str]:
 def _of_intervals(fit: Fit, intervals: Mapping[str, Interval]) -> Iterator[str]:
     for parameter in fit.law.nonlinear:
         interval = intervals.get(parameter.name)
-        if interval is not None and interval.low <= 0 <= interval.high and _may_be_zero(parameter):
+        low, high = parameter.bounds
+        if interval is not None and interval.low <= 0 <= interval.high and low <= 0 <= high:
             yield (
                 f"The interval of `{parameter.name}` holds 0: the rows do not show that it has an "
                 "effect."
             )
-
-
-def _may_be_zero(parameter: Parameter) -> bool:
-    return parameter.bounds[0] <= 0 <= parameter.bounds[1]

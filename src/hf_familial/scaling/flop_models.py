@@ -1,4 +1,4 @@
-"""What a run costs: callables `flops(N, D, G)` for planning."""
+"""FLOPs of a run: callables `flops(N, D, G)` for planning."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ def six_nd(N: Any, D: Any, G: Any = 1) -> Any:
 
 
 def aspect_width(N: Any, aspect: float = 64.0) -> Any:
-    """Width d of a decoder of N = 12 L d^2 parameters whose width is `aspect` times its depth L."""
+    """Return the width of a decoder of N = 12 L width^2 parameters, `aspect` times its depth L."""
     return np.cbrt(aspect * np.asarray(N, float) / 12)
 
 
 @dataclass(frozen=True)
 class PowerWidth:
-    """Width of a decoder as a power of its size, from the runs of a study."""
+    """Width of a decoder as a power of its size: `factor * N ** exponent`, not rounded."""
 
     factor: float
-    exponent: float
+    exponent: float  # 1/3 where depth and width grow alike
 
     def __call__(self, N: Any) -> Any:
-        """Width, of the shape of `N`; not rounded."""
+        """Return the width, of the shape of `N`."""
         return self.factor * np.asarray(N, float) ** self.exponent
 
 
 @dataclass(frozen=True)
 class HeadFlops:
-    """6ND and the exit heads: `6 D (N + heads V d(N))`.
+    """FLOPs of 6ND and of the exit heads: `6 D (N + heads V d(N))`.
 
-    Every exit multiplies its tap of width d with a head of V x d, forward and backward. At a few
-    hundred million parameters this is no small change, and it grows with G: without it, runs of
-    one nominal budget with different G do not cost the same.
+    Every exit multiplies its hidden state of width d with a head of V x d, forward and backward.
+    At a few hundred million parameters this is no small change, and it grows with G.
 
     Attributes:
         vocab (`int`): Rows V of a head.
@@ -56,21 +55,19 @@ class HeadFlops:
     width: Callable[[Any], Any] = aspect_width
 
     def __call__(self, N: Any, D: Any, G: Any) -> Any:
-        """FLOPs of the run, of the shape the arguments broadcast to."""
+        """Return the FLOPs of the run, of the shape the arguments broadcast to."""
         heads = np.maximum(np.asarray(G, float) - self.heads_in_N, 0)
         return six_nd(np.asarray(N, float) + heads * self.vocab * self.width(N), D)
 
 
 @dataclass(frozen=True)
 class LifetimeFlops:
-    """Training and serving: `train(N, D, G) + 2 N_served tokens`.
+    """FLOPs of training and serving: `train(N, D, G) + 2 N_served tokens` (arXiv:2401.00448).
 
     Attributes:
         train (`Callable`): FLOPs of training.
         tokens (`float`): Tokens that will be served.
         served (`float`): Parameters of the member that serves them, as a share of N.
-
-    Reference: Sardana et al. 2024, arXiv:2401.00448.
     """
 
     train: Flops
@@ -78,5 +75,5 @@ class LifetimeFlops:
     served: float = 1.0
 
     def __call__(self, N: Any, D: Any, G: Any) -> Any:
-        """FLOPs of the run and of its service, of the shape the arguments broadcast to."""
+        """Return the FLOPs of the run and of its service."""
         return self.train(N, D, G) + 2 * self.served * np.asarray(N, float) * self.tokens

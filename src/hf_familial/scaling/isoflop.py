@@ -10,18 +10,37 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import stdtrit
 
 from ..errors import BadRowsError, BiasWarning, NoMinimumError, ScalingError, TooFewError
 from .quantities import Interval, check_level
 
 
-MIN_POINTS = 3  # a slope, an intercept, and one point to judge them by
+# scale -> how the loss enters the parabola, and how its value at the minimum becomes a loss again
+SCALES: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[float], float]]] = {
+    "loss": (np.asarray, float),
+    "log": (np.log, math.exp),
+    "exp": (np.exp, math.log),
+}
+Outside = Literal["refuse", "keep"]
+
+# of a line and of budgets: a slope, an intercept, and one to judge them by; of sizes that lead
+MIN_POINTS = MIN_BUDGETS = MIN_LEADERS = 3
+MIN_SIZES = 4  # a parabola, and one point to judge it by
+OFF_CENTRE, DRIFTING, WIDE = 0.25, 0.25, 30.0  # of half the width, of it too, in sizes
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """The line `log y = log coefficient + exponent log x`."""
+    """The line `log y = log coefficient + exponent log x`.
+
+    Attributes:
+        coefficient (`float`): y at x = 1.
+        exponent (`float`): Slope in logarithms.
+        exponent_error (`float`): Standard error of `exponent`, n - 2 degrees of freedom.
+        r2 (`float`): Share of the variance of log y it explains.
+        points (`int`): Pairs it was drawn through.
+    """
 
     coefficient: float
     exponent: float
@@ -30,29 +49,23 @@ class PowerLaw:
     points: int
 
     def __call__(self, x: ArrayLike) -> np.ndarray:
-        """The value at `x`, of the same shape."""
+        """Return the value at `x`, of the same shape."""
         return np.asarray(self.coefficient * np.asarray(x, float) ** self.exponent)
 
     def interval(self, level: float = 0.95) -> Interval:
         """Return the exponent's interval by Student's t; the bias of approach 2 comes on top."""
         check_level(level)
-        reach = float(stats.t.ppf((1 + level) / 2, self.points - 2)) * self.exponent_error
+        reach = float(stdtrit(self.points - 2, (1 + level) / 2)) * self.exponent_error
         return Interval(level, self.exponent - reach, self.exponent + reach, "t")
 
 
 def power_law(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> PowerLaw:
-    """Ordinary or weighted least squares of log y on log x."""
+    """Fit log y to log x by least squares; `weights` are of the squared residuals."""
     columns = [np.asarray(part, dtype=float) for part in (x, y)]
     w = np.ones_like(columns[0]) if weights is None else np.asarray(weights, dtype=float)
-    check_columns({"x": columns[0], "y": columns[1], "weights": w})
+    _check_columns({"x": columns[0], "y": columns[1], "weights": w})
     u, v = np.log(columns[0]), np.log(columns[1])
-    if len(np.unique(u)) < MIN_POINTS:
-        raise TooFewError(
-            f"a power law needs {MIN_POINTS} different `x`, got {len(np.unique(u))}.",
-            what="x",
-            got=len(np.unique(u)),
-            needed=MIN_POINTS,
-        )
+    _need(len(np.unique(u)), MIN_POINTS, "x", "a power law needs {needed} different `x`")
     mean_u, mean_v = np.average(u, weights=w), np.average(v, weights=w)
     du, dv = u - mean_u, v - mean_v
     exponent = float((w * du * dv).sum() / (w * du * du).sum())
@@ -67,38 +80,21 @@ def power_law(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> P
     )
 
 
-def check_columns(columns: dict[str, np.ndarray]) -> None:
-    """Refuse columns of different lengths, and numbers that are not positive and finite."""
-    shapes = {name: column.shape for name, column in columns.items()}
-    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise ScalingError(f"columns must be flat and of one length, got shapes {shapes}.")
-    for name, column in columns.items():
-        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-        if bad.size:
-            raise BadRowsError(
-                f"`{name}` must be positive and finite, got {column[bad[0]]} in row {bad[0]}.",
-                rows=tuple(bad.tolist()),
-            )
-
-
-# how the loss enters the parabola, by name
-SCALES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-    "loss": np.asarray,
-    "log": np.log,
-    "exp": np.exp,
-}
-# and how its value at the minimum becomes a loss again
-UNSCALED: Mapping[str, Callable[[float], float]] = {"loss": float, "log": math.exp, "exp": math.log}
-
-Outside = Literal["refuse", "keep"]
-
-MIN_BUDGETS = 3  # a line of slope and intercept, and one point to judge it by
-MIN_SIZES = 4  # a parabola, and one point to judge it by
-
-
 @dataclass(frozen=True)
 class Curve:
-    """The runs of one budget and where their loss is least."""
+    """The runs of one budget and where their loss is least.
+
+    Attributes:
+        budget (`float`): Compute in FLOPs: the geometric mean over its runs.
+        rows (`tuple[int, ...]`): The runs, as rows of the arrays given.
+        N (`float`): Parameters at the minimum.
+        D (`float`): Training tokens at the minimum.
+        loss (`float`): Loss at the minimum, nats per token.
+        curvature (`float`): Second derivative of the scaled loss by log N there; positive.
+        offset (`float`): Where the minimum lies between the smallest run (-1), the geometric
+            middle of the sizes (0) and the largest (1).
+        span (`float`): Ratio of the largest size to the smallest.
+    """
 
     budget: float
     rows: tuple[int, ...]
@@ -108,6 +104,11 @@ class Curve:
     curvature: float
     offset: float
     span: float
+
+    @property
+    def side(self) -> str:
+        """The end of the sizes that the minimum is nearer to."""
+        return "largest" if self.offset > 0 else "smallest"
 
 
 @dataclass(frozen=True)
@@ -140,42 +141,32 @@ def parabolas(
     budget_rtol: float = 0.05,
     outside: Outside = "refuse",
 ) -> IsoFlop:
-    """Approach 2: a parabola in log N per budget, and one in log D; a line through the minima.
+    """Run approach 2: a parabola in log N per budget, one in log D, a line through the minima.
 
-    A parabola is right at its minimum only where the curve is symmetric there. Sampling that is
-    wide biases the coefficient, sampling whose centre leaves the minimum biases the exponent too;
-    `parabola_bias` measures both. [`fit`] (approach 3) has neither.
+    Sampling that is wide biases the coefficient; sampling whose centre leaves the minimum biases
+    the exponent too. `parabola_bias` measures both; [`fit`] (approach 3) has neither.
 
     Args:
         C (`ArrayLike` of shape `(n,)`): Training FLOPs of each run.
         N (`ArrayLike` of shape `(n,)`): Parameters.
         loss (`ArrayLike` of shape `(n,)`): Nats per token.
-        D (`ArrayLike` of shape `(n,)`, *optional*): Training tokens; `C / 6N` if not given.
-        scale (`str`, *optional*, defaults to `"loss"`): What the parabola is drawn through:
-            `"loss"`, its `"log"`, or its `"exp"` (for a loss that is itself a logarithm).
-        budget_rtol (`float`, *optional*, defaults to 0.05): Runs whose FLOPs differ by less than
-            this share from the next belong to one budget.
-
-    Returns:
-        [`IsoFlop`].
+        D (`ArrayLike` of shape `(n,)`, *optional*): Training tokens; `C / 6N` without it.
+        scale (`str`): What the parabola is drawn through: the `"loss"`, its `"log"`, or its
+            `"exp"` (for a loss that is itself a logarithm).
+        budget_rtol (`float`): A gap in FLOPs wider than this share parts two budgets.
+        outside (`str`): `"keep"` extrapolates to a minimum outside the sizes that were run.
 
     Raises:
         BadRowsError: If a number is not positive and finite.
         TooFewError: If there are fewer than 3 budgets, or fewer than 4 sizes in one.
-        NoMinimumError: If a parabola opens downward, or its minimum lies outside and is refused.
+        NoMinimumError: If a parabola opens downward, or its minimum lies outside.
 
     Reference: Hoffmann et al. 2022, arXiv:2203.15556, section 3.2; the bias:
     https://github.com/Open-Athena/scaling-law-analysis.
     """
     if scale not in SCALES:
         raise ScalingError(f"`scale` must be one of {sorted(SCALES)}, got {scale!r}.")
-    columns = {
-        "C": np.asarray(C, float),
-        "N": np.asarray(N, float),
-        "loss": np.asarray(loss, float),
-    }
-    columns["D"] = columns["C"] / (6 * columns["N"]) if D is None else np.asarray(D, float)
-    found = draw(columns, scale, budget_rtol, outside)
+    found = draw(_columns(C, N, loss, D), scale, budget_rtol, outside)
     for note in found.notes:
         warnings.warn(note, BiasWarning, stacklevel=2)
     return found
@@ -184,37 +175,28 @@ def parabolas(
 def draw(
     columns: dict[str, np.ndarray], scale: str, budget_rtol: float, outside: Outside
 ) -> IsoFlop:
-    """`parabolas` of columns `C`, `N`, `D` and `loss`, without its warnings."""
-    check_columns(columns)
+    """Run `parabolas` on columns `C`, `N`, `D` and `loss`, without its warnings."""
+    _check_columns(columns)
     groups = budgets(columns["C"], budget_rtol)
-    if len(groups) < MIN_BUDGETS:
-        raise TooFewError(
-            f"approach 2 needs {MIN_BUDGETS} budgets, got {len(groups)}.",
-            what="budgets",
-            got=len(groups),
-            needed=MIN_BUDGETS,
-        )
+    _need(len(groups), MIN_BUDGETS, "budgets", "approach 2 needs {needed} budgets")
     curves = tuple(_curve(columns, rows, scale, outside) for rows in groups)
     flops = [curve.budget for curve in curves]
-    return IsoFlop(
-        approach=2,
-        N=power_law(flops, [curve.N for curve in curves]),
-        D=power_law(flops, [curve.D for curve in curves]),
-        curves=curves,
-        scale=scale,
-        notes=tuple(_doubts(curves)),
-    )
+    lines = (power_law(flops, [getattr(curve, name) for curve in curves]) for name in "ND")
+    return IsoFlop(2, *lines, curves, scale, tuple(_doubts(curves)))
 
 
 def budgets(C: np.ndarray, rtol: float = 0.05) -> list[np.ndarray]:
-    """Rows of equal compute, by rising compute."""
+    """Return the rows of each budget, by rising compute; a gap wider than `rtol` parts two."""
     order = np.argsort(C, kind="stable")
     cuts = np.flatnonzero(np.diff(np.log(C[order])) > math.log1p(rtol)) + 1
     return [np.sort(rows) for rows in np.split(order, cuts)]
 
 
 def vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Minimum of the parabola through points, by least squares."""
+    """Return the minimum of the parabola through points, its value, and the second derivative.
+
+    The first two are NaN where the parabola opens downward.
+    """
     middle, half = (x.max() + x.min()) / 2, (x.max() - x.min()) / 2
     a, b, c = np.polyfit((x - middle) / half, y, 2)
     if a <= 0:
@@ -225,15 +207,10 @@ def vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 def _curve(columns: dict[str, np.ndarray], rows: np.ndarray, scale: str, outside: Outside) -> Curve:
     C, N, D, loss = (columns[name][rows] for name in ("C", "N", "D", "loss"))
     budget = float(np.exp(np.log(C).mean()))
-    sizes = len(np.unique(N))
-    if sizes < MIN_SIZES:
-        raise TooFewError(
-            f"a parabola needs {MIN_SIZES} sizes, got {sizes} at {budget:.3g} FLOPs.",
-            what="N",
-            got=sizes,
-            needed=MIN_SIZES,
-        )
-    y = SCALES[scale](loss)
+    sizes = "a parabola needs {needed} sizes, got {got} at " + f"{budget:.3g} FLOPs"
+    _need(len(np.unique(N)), MIN_SIZES, "N", sizes)
+    scaled, unscaled = SCALES[scale]
+    y = scaled(loss)
     (x, least, curvature), (z, _, _) = vertex(np.log(N), y), vertex(np.log(D), y)
     for name, at, values in (("N", x, np.log(N)), ("D", z, np.log(D))):
         inside = values.min() < at < values.max()
@@ -252,45 +229,40 @@ def _curve(columns: dict[str, np.ndarray], rows: np.ndarray, scale: str, outside
         rows=tuple(rows.tolist()),
         N=math.exp(x),
         D=math.exp(z),
-        loss=UNSCALED[scale](least),
+        loss=unscaled(least),
         curvature=curvature,
         offset=float((x - (low + high) / 2) / ((high - low) / 2)),
         span=math.exp(high - low),
     )
 
 
-def _doubts(
-    curves: Sequence[Curve], offset: float = 0.25, drift: float = 0.25, span: float = 30.0
-) -> Iterable[str]:
-    """What in the sampling biases approach 2, in sentences."""
+def _doubts(curves: Sequence[Curve]) -> Iterable[str]:
+    """Yield what in the sampling biases approach 2, in sentences."""
     worst = max(curves, key=lambda curve: abs(curve.offset))
     if abs(worst.offset) > 1:
         yield (
             f"sampling misses the minimum: at {worst.budget:.3g} FLOPs it lies beyond the "
-            f"{'largest' if worst.offset > 0 else 'smallest'} size; it is extrapolated."
+            f"{worst.side} size; it is extrapolated."
         )
-    elif abs(worst.offset) > offset:
+    elif abs(worst.offset) > OFF_CENTRE:
         yield (
             f"sampling is off-centre: at {worst.budget:.3g} FLOPs the minimum lies "
             f"{abs(worst.offset):.0%} of the way from the middle of the sizes to the "
-            f"{'largest' if worst.offset > 0 else 'smallest'}; the coefficient is biased."
+            f"{worst.side}; the coefficient is biased."
         )
     shift = np.polyfit(np.log([c.budget for c in curves]), [c.offset for c in curves], 1)[0]
     shift *= math.log(curves[-1].budget / curves[0].budget)
-    if abs(shift) > drift:
+    if abs(shift) > DRIFTING:
         yield (
             f"the centre of the sampling drifts: the minimum moves by {abs(shift):.0%} of the half "
             "width from the smallest budget to the largest; the exponent is biased."
         )
     widest = max(curves, key=lambda curve: curve.span)
-    if widest.span > span:
+    if widest.span > WIDE:
         yield (
             f"sampling is wide: sizes span a factor of {widest.span:.0f} at {widest.budget:.3g} "
             "FLOPs, where a curve is no parabola; the coefficient is biased."
         )
-
-
-LEADERS = 3  # that lead somewhere
 
 
 def envelope(
@@ -301,7 +273,7 @@ def envelope(
     D: ArrayLike | None = None,
     points: int = 1500,
 ) -> IsoFlop:
-    """Approach 1: power laws through the runs of least loss at each compute.
+    """Run approach 1: power laws through the runs of least loss at each compute.
 
     Curves are joined in logs of loss and FLOPs. A compute at which the smallest or the largest of
     the sizes trained that far leads is left out: a size that was not run might have led. The
@@ -313,8 +285,8 @@ def envelope(
         N (`ArrayLike` of shape `(n,)`): Parameters.
         loss (`ArrayLike` of shape `(n,)`): Nats per token, smoothed.
         run_id (`ArrayLike` of shape `(n,)`): Run of each checkpoint.
-        D (`ArrayLike` of shape `(n,)`, *optional*): Tokens seen; `C / 6N` if not given.
-        points (`int`, *optional*, defaults to 1500): Computes looked at, evenly spaced in logs.
+        D (`ArrayLike` of shape `(n,)`, *optional*): Tokens seen; `C / 6N` without it.
+        points (`int`): Computes looked at, evenly spaced in logs.
 
     Returns:
         [`IsoFlop`]: Without curves. The error of the exponents is that of a line through the sizes
@@ -326,13 +298,8 @@ def envelope(
 
     Reference: Hoffmann et al. 2022, arXiv:2203.15556, section 3.1.
     """
-    columns = {
-        "C": np.asarray(C, float),
-        "N": np.asarray(N, float),
-        "loss": np.asarray(loss, float),
-    }
-    columns["D"] = columns["C"] / (6 * columns["N"]) if D is None else np.asarray(D, float)
-    check_columns(columns)
+    columns = _columns(C, N, loss, D)
+    _check_columns(columns)
     logs = {name: np.log(column) for name, column in columns.items()}
     names, run = np.unique(np.asarray(run_id).astype(str), return_inverse=True)
     grid = np.linspace(logs["C"].min(), logs["C"].max(), points)
@@ -346,20 +313,15 @@ def envelope(
         covered = (grid >= at[0]) & (grid <= at[-1])
         heights[number, covered] = np.interp(grid[covered], at, logs["loss"][rows])
         tokens[number] = np.interp(grid, at, logs["D"][rows])
-    leader = np.argmin(heights, axis=0)
-    there = np.isfinite(heights)
+    leader, there = np.argmin(heights, axis=0), np.isfinite(heights)
     smallest = np.where(there, size[:, None], np.inf).min(0)
     largest = np.where(there, size[:, None], -np.inf).max(0)
     kept = np.flatnonzero((size[leader] > smallest) & (size[leader] < largest))
     sizes = np.unique(size[leader[kept]])
-    if len(sizes) < LEADERS:
-        raise TooFewError(
-            f"approach 1 needs {LEADERS} sizes that lead between smaller and larger ones, got "
-            f"{len(sizes)}.",
-            what="N",
-            got=len(sizes),
-            needed=LEADERS,
-        )
+    _need(
+        len(sizes), MIN_LEADERS, "N",
+        "approach 1 needs {needed} sizes that lead between smaller and larger ones",
+    )  # fmt: skip
     lead, flops = leader[kept], np.exp(grid[kept])
     laws = []
     for values in (size[lead], tokens[lead, kept]):
@@ -368,11 +330,36 @@ def envelope(
         coarse = power_law(*np.exp(np.array(means).T))
         fine = power_law(flops, np.exp(values))
         laws.append(replace(fine, exponent_error=coarse.exponent_error, points=len(sizes)))
-    left_out = np.isfinite(heights).any(0).sum() - len(kept)
-    notes = []
-    if left_out > 0.5 * points:
-        notes.append(
-            f"{left_out / points:.0%} of the computes were left out: the smallest or the largest "
-            "size trained that far leads there."
-        )
-    return IsoFlop(1, laws[0], laws[1], (), "loss", tuple(notes))
+    left_out = there.any(0).sum() - len(kept)
+    note = (
+        f"{left_out / points:.0%} of the computes were left out: the smallest or the largest size "
+        "trained that far leads there."
+    )
+    return IsoFlop(1, *laws, (), "loss", (note,) if left_out > 0.5 * points else ())
+
+
+def _columns(C: ArrayLike, N: ArrayLike, loss: ArrayLike, D: ArrayLike | None) -> dict:
+    columns = {name: np.asarray(c, float) for name, c in (("C", C), ("N", N), ("loss", loss))}
+    columns["D"] = columns["C"] / (6 * columns["N"]) if D is None else np.asarray(D, float)
+    return columns
+
+
+def _need(got: int, needed: int, what: str, message: str) -> None:
+    """Raise `TooFewError` if fewer are there than needed."""
+    if got < needed:
+        message = message if "{got}" in message else message + ", got {got}"
+        raise TooFewError(message.format(got=got, needed=needed) + ".", what, got, needed)
+
+
+def _check_columns(columns: dict[str, np.ndarray]) -> None:
+    """Reject columns of different lengths, and numbers that are not positive and finite."""
+    shapes = {name: column.shape for name, column in columns.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ScalingError(f"columns must be flat and of one length, got shapes {shapes}.")
+    for name, column in columns.items():
+        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
+        if bad.size:
+            raise BadRowsError(
+                f"`{name}` must be positive and finite, got {column[bad[0]]} in row {bad[0]}.",
+                rows=tuple(bad.tolist()),
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,15 +12,16 @@ import numpy as np
 from ..errors import ScalingError
 from .flop_models import Flops, six_nd
 from .laws.law import Law
-from .optima import best, tokens_for
+from .optima import best, bisect, tokens_for
 from .quantities import DerivedQuantity
 
 
 Split = Literal["tokens", "flops"]
+Values = Mapping[str, Any]
 
 
 def even_members(G: int) -> tuple[float, ...]:
-    """Sizes of the members of G evenly spaced exits, as shares of the whole: 1/G, 2/G, ..., 1."""
+    """Return the sizes of the members of G evenly spaced exits, as shares: 1/G, 2/G, ..., 1."""
     if G < 1:
         raise ScalingError(f"`G` must be 1 or more, got {G}.")
     return tuple((exit_idx + 1) / G for exit_idx in range(G))
@@ -45,8 +47,8 @@ def loss_leverage(
         law ([`Law`]): Reads N, D and G; its loss is the mean over the members.
         C (`float`): FLOPs.
         members (`Sequence[float]`): Sizes as shares of N, rising, the last 1; see `even_members`.
-        split (`str`, *optional*, defaults to `"tokens"`): How the dense models share C: all see
-            the same `"tokens"`, or all get the same `"flops"`.
+        split (`str`): How the dense models share C: all see the same `"tokens"`, or all get the
+            same `"flops"`.
         flops (`Callable`, *optional*): `flops(N, D, G)` of the family, and with G = 1 of each dense
             model; 6ND without it.
         dense (`tuple`, *optional*): Law and coefficients of dense models, taken as exact; without
@@ -54,17 +56,14 @@ def loss_leverage(
 
     Raises:
         ScalingError: If `members` or `split` is unlawful, or the law does not read G.
-
-    Reference: arXiv:2512.23407.
     """
-    shares = _check(law, members, split)
+    comparison = _Comparison(law, C, members, split, flops, dense)
 
-    def number(values: Mapping[str, Any]) -> Any:
-        N, D = best(law, values, C, flops, G=float(len(shares)))
-        family = law.predict(values, N=N, D=D, G=float(len(shares)))
-        return _dense_loss(law, values, dense, N, C, shares, split, flops) / family
+    def number(values: Values) -> Any:
+        N, family = comparison.family(values)
+        return comparison.dense_loss(values, N, C) / family
 
-    return DerivedQuantity(f"loss leverage of G={len(shares)} at {C:.4g} FLOPs", number, "log")
+    return DerivedQuantity(f"loss leverage of {comparison.words}", number, "log")
 
 
 def compute_leverage(
@@ -80,78 +79,70 @@ def compute_leverage(
     `EL = C_dense / C` with `mean_g L_dense(m_g N, D_g(C_dense)) = L(N, D, G)`. For mixtures of
     experts the quotient is of one dense model and one mixture of equal loss (arXiv:2507.17702); a
     family stands for G models, so here all G are paid for. Infinite where dense models of these
-    sizes never get there. [`granularity_compute`] compares one model with one.
-
-    Args:
-        law ([`Law`]): Reads N, D and G; its loss is the mean over the members.
-        C (`float`): FLOPs.
-        members (`Sequence[float]`): Sizes as shares of N, rising, the last 1; see `even_members`.
-        split (`str`, *optional*, defaults to `"tokens"`): How the dense models share their FLOPs:
-            all see the same `"tokens"`, or all get the same `"flops"`.
-        flops (`Callable`, *optional*): `flops(N, D, G)` of the family, and with G = 1 of each dense
-            model; 6ND without it.
-        dense (`tuple`, *optional*): Law and coefficients of dense models, taken as exact; without
-            it the family's own law at G = 1.
-
-    Raises:
-        ScalingError: If `members` or `split` is unlawful, or the law does not read G.
-
-    Reference: arXiv:2507.17702.
+    sizes never get there. [`granularity_compute`] compares one model with one. Arguments and
+    errors are those of [`loss_leverage`].
     """
-    shares = _check(law, members, split)
+    comparison = _Comparison(law, C, members, split, flops, dense)
 
-    def number(values: Mapping[str, Any]) -> Any:
-        N, D = best(law, values, C, flops, G=float(len(shares)))
-        family = law.predict(values, N=N, D=D, G=float(len(shares)))
+    def number(values: Values) -> Any:
+        N, family = comparison.family(values)
         low, high = np.full_like(N, math.log(C) - 30), np.full_like(N, math.log(C) + 60)
-        top = high
-        for _ in range(70):
-            middle = (low + high) / 2
-            above = (
-                _dense_loss(law, values, dense, N, np.exp(middle), shares, split, flops) > family
+        _, found = bisect(
+            lambda at: comparison.dense_loss(values, N, np.exp(at)) > family, low, high, 70
+        )
+        return np.where(found < high, np.exp(found) / C, np.inf)
+
+    return DerivedQuantity(f"compute leverage of {comparison.words}", number, "log")
+
+
+@dataclass
+class _Comparison:
+    """A family against dense models of its members' sizes."""
+
+    law: Law
+    C: float
+    members: Sequence[float]
+    split: str
+    flops: Flops | None
+    dense: tuple[Law, Mapping[str, float]] | None
+
+    def __post_init__(self) -> None:
+        if "G" not in self.law.variable_names:
+            raise ScalingError(
+                f"Efficiency Leverage needs a law of `G`; `{self.law.name}` reads none."
             )
-            low, high = np.where(above, middle, low), np.where(above, high, middle)
-        return np.where(high < top, np.exp(high) / C, np.inf)
+        if self.split not in ("tokens", "flops"):
+            raise ScalingError(f"`split` must be 'tokens' or 'flops', got {self.split!r}.")
+        shares = self.shares = np.asarray(self.members, float)
+        if shares.ndim != 1 or not len(shares) or shares[0] <= 0 or np.any(np.diff(shares) <= 0):
+            raise ScalingError(f"`members` must be positive and rising, got {self.members}.")
+        if shares[-1] != 1:
+            raise ScalingError(f"the last of `members` must be 1, the whole, got {shares[-1]}.")
 
-    return DerivedQuantity(f"compute leverage of G={len(shares)} at {C:.4g} FLOPs", number, "log")
+    @property
+    def words(self) -> str:
+        return f"G={len(self.shares)} at {self.C:.4g} FLOPs"
 
+    def family(self, values: Values) -> tuple[np.ndarray, np.ndarray]:
+        """Return N and the loss of the family's best run."""
+        G = float(len(self.shares))
+        N, D = best(self.law, values, self.C, self.flops, G=G)
+        return N, self.law.predict(values, N=N, D=D, G=G)
 
-def _check(law: Law, members: Sequence[float], split: str) -> np.ndarray:
-    if "G" not in law.variable_names:
-        raise ScalingError(f"Efficiency Leverage needs a law of `G`; `{law.name}` reads none.")
-    if split not in ("tokens", "flops"):
-        raise ScalingError(f"`split` must be 'tokens' or 'flops', got {split!r}.")
-    shares = np.asarray(members, float)
-    if shares.ndim != 1 or not len(shares) or shares[0] <= 0 or np.any(np.diff(shares) <= 0):
-        raise ScalingError(f"`members` must be positive and rising, got {members}.")
-    if shares[-1] != 1:
-        raise ScalingError(f"the last of `members` must be 1, the whole, got {shares[-1]}.")
-    return shares
-
-
-def _dense_loss(
-    law: Law,
-    values: Mapping[str, Any],
-    dense: tuple[Law, Mapping[str, float]] | None,
-    N: Any,
-    C: Any,
-    shares: np.ndarray,
-    split: str,
-    flops: Flops | None,
-) -> np.ndarray:
-    """Mean loss of dense models of the members' sizes that share C, of the shape of N."""
-    sizes = np.asarray(N, float)[..., None] * shares
-    cost, budget = flops or six_nd, np.asarray(C, float)[..., None]
-    if split == "flops":
-        D = tokens_for(budget / len(shares), sizes, cost)
-    else:
+    def dense_loss(self, values: Values, N: Any, C: Any) -> np.ndarray:
+        """Return the mean loss of the dense models that share C, of the shape of N."""
+        whole, shares = np.asarray(N, float)[..., None], self.shares
+        cost, budget = self.flops or six_nd, np.asarray(C, float)[..., None]
 
         def together(whole: Any, D: Any, G: Any) -> Any:
             return sum(cost(share * whole, D, G) for share in shares)
 
-        D = tokens_for(budget, np.asarray(N, float)[..., None], together)
-    D = np.maximum(D, 1.0)
-    if dense is not None:
-        return dense[0].predict(dense[1], N=sizes, D=D).mean(-1)
-    columns = {name: np.asarray(value, float)[..., None] for name, value in values.items()}
-    return law.predict(columns, N=sizes, D=D, G=1.0).mean(-1)
+        if self.split == "flops":
+            D = tokens_for(budget / len(shares), whole * shares, cost)
+        else:
+            D = tokens_for(budget, whole, together)
+        at = {"N": whole * shares, "D": np.maximum(D, 1.0)}
+        if self.dense is not None:
+            return self.dense[0].predict(self.dense[1], **at).mean(-1)
+        columns = {name: np.asarray(value, float)[..., None] for name, value in values.items()}
+        return self.law.predict(columns, **at, G=1.0).mean(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,10 @@ STENCIL = 5e-3  # step of log N for derivatives of the loss along a budget
 
 @dataclass(frozen=True)
 class Powers:
-    """A law along N and D: a monotone function of `A N^-alpha + B D^-beta`."""
+    """A law along N and D: a monotone function of `A N^-alpha + B D^-beta`.
+
+    The other variables are worked into A and B; arrays of shape (draws,) or ().
+    """
 
     A: Any
     B: Any
@@ -38,7 +41,16 @@ class Powers:
 
 
 def powers(law: Law, values: Mapping[str, Any], **given: Any) -> Powers | None:
-    """The law's powers of N and D, if they are all it has of them."""
+    """Return the law's powers of N and D, or `None` if a term mixes them, is no power, or rises.
+
+    The law's terms are evaluated at a few N and D, so a law of a user's own gets its closed form
+    as well.
+
+    Args:
+        law ([`Law`]): Reads N and D.
+        values (`Mapping`): Every parameter, numbers or arrays of shape (draws,).
+        given: The law's other variables, numbers.
+    """
     if not {"N", "D"} <= set(law.variable_names):
         return None
     p = Namespace(**{name: np.asarray(values[name], float) for name in law.names})
@@ -81,7 +93,23 @@ def best(
     max_D: float = math.inf,
     **given: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """N and D of least loss within a budget."""
+    """Return N and D of least loss within a budget, of shape (draws,) or ().
+
+    Args:
+        law ([`Law`]): Reads N and D.
+        values (`Mapping`): Every parameter, numbers or arrays of shape (draws,).
+        C (`float` or array of shape (draws,)): FLOPs.
+        flops (`Callable`, *optional*): `flops(N, D, G)`, rising with N and D; `6ND` without it.
+        max_N (`float`, *optional*): Most parameters. The loss is taken to have one valley along
+            the budget, so that the best N within limits is the limit nearest to the best of all.
+        max_D (`float`, *optional*): Most tokens.
+        given: The law's other variables, numbers; `flops` gets `G` from here, or 1.
+
+    Raises:
+        NoMinimumError: If the loss falls all the way to the smallest or the largest size.
+        ScalingError: If the law does not read N and D.
+        MissingColumnError: If another of its variables is missing.
+    """
     if not {"N", "D"} <= set(law.variable_names):
         raise ScalingError(
             f"an optimum needs a law of `N` and `D`; `{law.name}` reads {law.variable_names}."
@@ -99,13 +127,27 @@ def best(
     cost, G = flops or six_nd, given.get("G", 1)
     if math.isfinite(max_D):
         # all tokens are bought: what is left of the budget buys a larger model
-        N = np.maximum(N, np.exp(_dearest_fed(C, max_D, cost, G)))
+        ends = np.log(SEARCH)[:, None]
+        low, high = np.broadcast_to(ends, (2, np.size(C))).reshape(2, *np.shape(C))
+        fed, _ = bisect(lambda at: np.asarray(cost(np.exp(at), max_D, G), float) <= C, low, high)
+        N = np.maximum(N, np.exp(fed))
     N = np.minimum(N, max_N)
     return N, np.minimum(tokens_for(C, N, cost, G), max_D)
 
 
+def bisect(
+    below: Callable[[np.ndarray], Any], low: np.ndarray, high: np.ndarray, steps: int = 60
+) -> tuple[np.ndarray, np.ndarray]:
+    """Narrow brackets, elementwise, to where `below` turns from true to false."""
+    for _ in range(steps):
+        middle = (low + high) / 2
+        up = below(middle)
+        low, high = np.where(up, middle, low), np.where(up, high, middle)
+    return low, high
+
+
 def tokens_for(C: Any, N: Any, flops: Flops, G: Any = 1) -> np.ndarray:
-    """Tokens that a budget pays for at given sizes."""
+    """Return the tokens that a budget pays for at given sizes; 0 where it does not pay for one."""
     N, C = np.broadcast_arrays(np.asarray(N, float), np.asarray(C, float))
     fixed, one = np.asarray(flops(N, 0.0, G), float), np.asarray(flops(N, 1.0, G), float)
     per_token = one - fixed
@@ -135,30 +177,29 @@ class _Search:
     flops: Flops
     given: Mapping[str, Any]
 
-    def tokens(self, x: np.ndarray) -> np.ndarray:
-        """Tokens the budget pays for, of the shape of `x`: (draws, sizes)."""
-        C = np.asarray(self.C, float)[..., None]
-        return tokens_for(C, np.exp(x), self.flops, self.given.get("G", 1))
-
     def loss(self, x: np.ndarray) -> np.ndarray:
-        """Of shape (draws, sizes) at log N of that shape; infinite where N alone is too dear."""
-        D = self.tokens(x)
+        """Return the loss at log N of shape (draws, sizes); infinite where N alone is too dear."""
+        C = np.asarray(self.C, float)[..., None]
+        D = tokens_for(C, np.exp(x), self.flops, self.given.get("G", 1))
         values = {name: np.asarray(self.values[name], float)[..., None] for name in self.law.names}
         loss = self.law.predict(values, **{**self.given, "N": np.exp(x), "D": np.maximum(D, 1.0)})
         return np.where(D >= 1, loss, np.inf)
 
     def slope(self, x: np.ndarray) -> np.ndarray:
-        """Sign of the derivative of the loss by log N at (draws, sizes), fourth order."""
+        """Return the sign of the loss's derivative by log N at (draws, sizes), fourth order."""
         points = x[..., None] + STENCIL * np.array([-2.0, -1.0, 1.0, 2.0])
         losses = self.loss(points.reshape(*x.shape[:-1], -1)).reshape(points.shape)
         with np.errstate(invalid="ignore"):  # infinite where the budget ends
             return losses @ np.array([1.0, -8.0, 8.0, -1.0])
 
     def run(self) -> np.ndarray:
-        """Log N of the minimum, of shape (draws,)."""
+        """Return log N of the minimum, of shape (draws,).
+
+        The loss is too flat there to tell neighbouring sizes apart, so the sign of its slope is
+        followed into ever smaller brackets.
+        """
         grid = np.linspace(math.log(SEARCH[0]), math.log(SEARCH[1]), GRID)
-        losses = self.loss(grid)
-        at = np.argmin(losses, axis=-1)
+        at = np.argmin(self.loss(grid), axis=-1)
         if np.any((at == 0) | (at == GRID - 1)):
             raise NoMinimumError(
                 f"`{self.law.name}` has no least loss at {np.max(self.C):.3g} FLOPs between "
@@ -173,13 +214,3 @@ class _Search:
             low = np.take_along_axis(marks, down[..., None], -1)[..., 0]
             high = np.take_along_axis(marks, down[..., None] + 1, -1)[..., 0]
         return (low + high) / 2
-
-
-def _dearest_fed(C: Any, max_D: float, flops: Flops, G: Any) -> np.ndarray:
-    """Log of the largest N for which the budget still pays for all `max_D` tokens."""
-    low, high = np.broadcast_to(np.log(SEARCH)[:, None], (2, np.size(C))).reshape(2, *np.shape(C))
-    for _ in range(60):
-        middle = (low + high) / 2
-        fed = np.asarray(flops(np.exp(middle), max_D, G), float) <= C
-        low, high = np.where(fed, middle, low), np.where(fed, high, middle)
-    return low

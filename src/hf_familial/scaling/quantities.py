@@ -1,4 +1,4 @@
-"""What people ask of a fit: numbers that follow from its coefficients, and their intervals."""
+"""Quantities that people ask of a fit: numbers that follow from its coefficients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import numpy as np
 from ..errors import NoMinimumError, ScalingError
 from .flop_models import Flops
 from .laws.law import Law
-from .optima import best, powers
+from .optima import best, bisect, powers
+
+
+ENDS = {"low": -math.inf, "high": math.inf}  # of an interval that is open
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Interval:
         level (`float`): Confidence, between 0 and 1.
         low (`float`): Lower end; may be minus infinity.
         high (`float`): Upper end; may be infinity.
-        method (`str`): How it was had: `"delta"`, `"profile"`, `"percentile"`, `"bca"`, `"basic"`;
-            `"t"` or `"chi2"` by that distribution.
+        method (`str`): `"delta"`, `"profile"`, `"percentile"` or `"bca"`; `"t"` or `"chi2"` by that
+            distribution.
     """
 
     level: float
@@ -41,31 +44,36 @@ class Interval:
         return self.low <= value <= self.high
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; an end that is not finite becomes null."""
-        record = asdict(self)
+        """Return the JSON form; an end that is not finite becomes null."""
         return {
-            k: None if k in _ENDS and not math.isfinite(record[k]) else record[k] for k in record
+            name: None if name in ENDS and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
         }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Interval:
         """Read `to_dict`'s form."""
-        ends = {k: open_end if record[k] is None else record[k] for k, open_end in _ENDS.items()}
-        return cls(**{**record, **ends})
-
-
-_ENDS = {"low": -math.inf, "high": math.inf}
+        open_ends = {name: end for name, end in ENDS.items() if record[name] is None}
+        return cls(**{**record, **open_ends})
 
 
 def check_level(level: float) -> None:
-    """Refuse what is no confidence level."""
+    """Raise `ScalingError` unless a confidence level lies between 0 and 1."""
     if not 0 < level < 1:
         raise ScalingError(f"`level` must lie between 0 and 1, such as 0.95, got {level}.")
 
 
 @dataclass(frozen=True)
 class DerivedQuantity:
-    """A number that follows from the coefficients of a law."""
+    """A number that follows from the coefficients of a law.
+
+    Attributes:
+        name (`str`): What it is.
+        of (`Callable`): Takes the coefficients by name, numbers or arrays of shape (draws,), and
+            returns a number or an array of that shape.
+        scale (`str`): `"log"` if it is positive and its logarithm is the more nearly normal one.
+        unit (`str`): Of the number.
+    """
 
     name: str
     of: Callable[[Mapping[str, Any]], Any]
@@ -73,39 +81,25 @@ class DerivedQuantity:
     unit: str = "1"
 
     def scaled(self, values: Mapping[str, Any]) -> np.ndarray:
-        """On its own scale, of the shape of the values; NaN where it does not exist."""
+        """Return the number on its own scale; NaN where it does not exist."""
         with np.errstate(all="ignore"):
             number = np.asarray(self.of(values), float)
             return np.log(number) if self.scale == "log" else number
 
     def unscaled(self, number: float) -> float:
-        """Back from its own scale."""
+        """Return a number of its own scale as it is meant."""
         if self.scale == "linear":
             return float(number)
         return math.exp(number) if number < 700 else math.inf
 
 
 def coefficient(law: Law, name: str) -> DerivedQuantity:
-    """A coefficient itself.
-
-    Args:
-        law ([`Law`]): The law.
-        name (`str`): One of its parameters.
-
-    Raises:
-        ScalingError: If the law has none of this name.
-    """
-    parameter = law.parameter(name)
-    return DerivedQuantity(name, lambda values: values[name], parameter.scale)
+    """Return a coefficient of a law as a quantity."""
+    return DerivedQuantity(name, lambda values: values[name], law.parameter(name).scale)
 
 
 def loss_at(law: Law, **variables: float) -> DerivedQuantity:
-    """The loss the law predicts, in the unit of its target.
-
-    Args:
-        law ([`Law`]): The law.
-        variables: All its variables, numbers.
-    """
+    """Return the loss that a law predicts at all its variables, in the unit of its target."""
     where = ", ".join(f"{name}={value:.4g}" for name, value in variables.items())
     return DerivedQuantity(
         f"loss at {where}",
@@ -124,12 +118,12 @@ def optimal(
     max_D: float = math.inf,
     **given: float,
 ) -> DerivedQuantity:
-    """N, D or the loss at the optimum of a budget.
+    """Return N, D or the loss at the optimum of a budget.
 
     Args:
         law ([`Law`]): Reads N and D.
         C (`float`): FLOPs.
-        of (`str`, *optional*, defaults to `"N"`): What of the optimum.
+        of (`str`): Which of them.
         flops (`Callable`, *optional*): `flops(N, D, G)`; 6ND without it.
         max_N (`float`, *optional*): Most parameters.
         max_D (`float`, *optional*): Most tokens.
@@ -148,14 +142,9 @@ def optimal(
 
 
 def size_exponent(law: Law, **given: float) -> DerivedQuantity:
-    """The exponent of N* as a power of C at C = 6ND: beta / (alpha + beta).
+    """Return the exponent of N* as a power of C at C = 6ND, beta / (alpha + beta).
 
-    Args:
-        law ([`Law`]): With a closed form.
-        given: Its variables other than N and D.
-
-    Raises:
-        ScalingError: When it is evaluated, if the law has no closed form.
+    `ScalingError` is raised when it is evaluated, if the law has no closed form.
     """
 
     def number(values: Mapping[str, Any]) -> Any:
@@ -170,7 +159,7 @@ def size_exponent(law: Law, **given: float) -> DerivedQuantity:
 def granularity_compute(
     law: Law, G: float, C: float, flops: Flops | None = None
 ) -> DerivedQuantity:
-    """Factor of compute that buys back what G exits cost: the loss of `C` at G = 1.
+    """Return the factor of compute that buys back what G exits cost: the loss of `C` at G = 1.
 
     Where the factor `G^gamma` stands on all that is reducible and C = 6ND this is
     `G^(gamma (alpha + beta) / (alpha beta))`, whatever C is: the reducible loss at the optimum
@@ -199,7 +188,7 @@ def granularity_compute(
 def least_loss(
     law: Law, values: Mapping[str, Any], C: Any, flops: Flops | None = None, **given: Any
 ) -> np.ndarray:
-    """The loss at the optimum of a budget, of the shape of the values; see `best`."""
+    """Return the loss at the optimum of a budget, of the shape of the values; see `best`."""
     N, D = best(law, values, C, flops, **given)
     return law.predict(values, **given, N=N, D=D)
 
@@ -212,10 +201,9 @@ def compute_for(
     flops: Flops | None = None,
     **given: Any,
 ) -> np.ndarray:
-    """The budget whose optimum has a given loss."""
+    """Return the FLOPs whose optimum has a loss; infinite where no budget reaches it."""
     low, high = np.full(shape, math.log(1e10)), np.full(shape, math.log(1e40))
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = least_loss(law, values, np.exp(middle), flops, **given) > loss
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    low, high = bisect(
+        lambda at: least_loss(law, values, np.exp(at), flops, **given) > loss, low, high
+    )
     return np.where(high < math.log(1e40) - 1e-6, np.exp((low + high) / 2), np.inf)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, ndtri
 
 from ..errors import NoOptimumError, ScalingError
 from ._covariance import CoefficientCovariance
@@ -50,20 +50,20 @@ class Bootstrap:
         return len(next(iter(self.values.values())))
 
     def cloud(self, quantity: DerivedQuantity) -> np.ndarray:
-        """A quantity in every replicate, (draws,); NaN where it does not exist."""
+        """Return a quantity in every replicate, (draws,); NaN where it does not exist."""
         scaled = np.broadcast_to(quantity.scaled(self.values), (len(self),))
         return np.exp(scaled) if quantity.scale == "log" else np.array(scaled)
 
     def interval(
         self, quantity: DerivedQuantity, level: float = 0.95, method: Method = "percentile"
     ) -> Interval:
-        """Between quantiles of the replicates.
+        """Return the interval between quantiles of the replicates.
 
         Args:
             quantity ([`DerivedQuantity`]): What it is of.
-            level (`float`, *optional*, defaults to 0.95): Confidence.
-            method (`str`, *optional*, defaults to `"percentile"`): `"percentile"`; `"bca"`,
-                corrected for bias and skewness; or `"basic"`, reflected at the estimate.
+            level (`float`): Confidence.
+            method (`str`): `"percentile"`; `"bca"`, corrected for bias and skewness; or
+                `"basic"`, reflected at the estimate.
 
         Raises:
             ScalingError: If `level` or `method` is unlawful, or there are too few replicates for
@@ -82,12 +82,14 @@ class Bootstrap:
                 f"{len(self)}."
             )
         cloud = np.broadcast_to(quantity.scaled(self.values), (len(self),))
-        # what does not exist in a replicate may lie at either end
-        low, high = np.nan_to_num(cloud, nan=-np.inf), np.nan_to_num(cloud, nan=np.inf)
         ends = (tail, 1 - tail)
         if method == "bca":
             ends = self._corrected(quantity, cloud, ends)
-        edges = [_quantile(low, ends[0]), _quantile(high, ends[1])]
+        # what does not exist in a replicate may lie at either end
+        edges = [
+            _quantile(np.nan_to_num(cloud, nan=edge), share)
+            for edge, share in zip((-np.inf, np.inf), ends, strict=True)
+        ]
         if method == "basic":
             middle = float(quantity.scaled({n: np.asarray(v) for n, v in self.fit.values.items()}))
             edges = [2 * middle - edges[1], 2 * middle - edges[0]]
@@ -96,21 +98,18 @@ class Bootstrap:
     def _corrected(
         self, quantity: DerivedQuantity, cloud: np.ndarray, ends: tuple[float, float]
     ) -> tuple[float, float]:
-        spread = CoefficientCovariance.of(self.fit)
-        below = np.mean(cloud < spread.estimate(quantity))
-        bias = stats.norm.ppf(np.clip(below, 0.5 / len(cloud), 1 - 0.5 / len(cloud)))
+        covariance = CoefficientCovariance.of(self.fit)
+        below = np.mean(cloud < covariance.estimate(quantity))
+        bias = ndtri(np.clip(below, 0.5 / len(cloud), 1 - 0.5 / len(cloud)))
         # a run's influence on the quantity: minus what its score pushes the optimum by
-        influence = -(spread.influence @ spread.slope(quantity))
+        influence = -(covariance.influence @ covariance.slope(quantity))
         square = np.square(influence).sum()
         skew = (influence**3).sum() / (6 * square**1.5) if square > 0 else 0.0
-        moved = []
-        for end in ends:
-            z = bias + stats.norm.ppf(end)
-            moved.append(float(stats.norm.cdf(bias + z / (1 - skew * z))))
-        return moved[0], moved[1]
+        low, high = (bias + ndtri(end) for end in ends)
+        return tuple(float(ndtr(bias + z / (1 - skew * z))) for z in (low, high))  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, without the fit."""
+        """Return the JSON form, without the fit."""
         return {
             "values": {name: values.tolist() for name, values in self.values.items()},
             "failed": self.failed,
@@ -120,12 +119,7 @@ class Bootstrap:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], fit: Fit) -> Bootstrap:
-        """Read `to_dict`'s form.
-
-        Args:
-            record (`Mapping`): What `to_dict` gave.
-            fit ([`Fit`]): The fit it belongs to.
-        """
+        """Read `to_dict`'s form, given the fit it belongs to."""
         values = {name: np.array(column, float) for name, column in record["values"].items()}
         return cls(fit, values, record["failed"], record["kind"], record["seed"])
 
@@ -138,17 +132,13 @@ def bootstrap(
 
     Args:
         fit ([`Fit`]): The fit.
-        draws (`int`, *optional*, defaults to 1000): Replicates.
-        kind (`str`, *optional*, defaults to `"runs"`): `"runs"` draws runs with all their rows and
-            with replacement; `"residuals"` keeps the design and draws residuals, which must be
-            alike in every row; `"wild"` keeps the design and gives the residuals of each run a
-            random sign, so their size may differ from run to run.
-        seed (`int`, *optional*, defaults to 0): Of the generator. The result is the same for any
-            number of workers.
-        workers (`int`, *optional*, defaults to 1): Threads.
-
-    Returns:
-        [`Bootstrap`].
+        draws (`int`): Replicates.
+        kind (`str`): `"runs"` draws runs with all their rows and with replacement; `"residuals"`
+            keeps the design and draws residuals, which must be alike in every row; `"wild"` keeps
+            the design and gives the residuals of each run a random sign, so their size may differ
+            from run to run.
+        seed (`int`): Of the generator. The result is the same for any number of workers.
+        workers (`int`): Threads.
 
     Raises:
         ScalingError: If an argument is out of range, or `"residuals"` is asked for where runs
@@ -164,11 +154,12 @@ def bootstrap(
             "residuals of one run are not independent: use `kind` 'runs' or 'wild' where runs have "
             f"several rows ({len(fit.data)} rows of {fit.data.runs} runs here)."
         )
-    spread = None if kind == "runs" else CoefficientCovariance.of(fit)
+    covariance = None if kind == "runs" else CoefficientCovariance.of(fit)
 
     def part(chunk: tuple[int, np.random.SeedSequence]) -> Any:
         count, sequence = chunk
-        return refit(fit, *_replicates(fit, spread, kind, count, np.random.default_rng(sequence)))
+        generator = np.random.default_rng(sequence)
+        return refit(fit, *_replicates(fit, covariance, kind, count, generator))
 
     chunks = list(_chunks(draws, seed))
     if workers == 1:
@@ -195,17 +186,18 @@ def _chunks(draws: int, seed: int) -> Iterator[tuple[int, np.random.SeedSequence
 
 def _replicates(
     fit: Fit,
-    spread: CoefficientCovariance | None,
+    covariance: CoefficientCovariance | None,
     kind: Kind,
     count: int,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weights and losses of some replicates, each (count, rows)."""
+    """Draw weights and losses of some replicates, each (count, rows)."""
     data = fit.data
-    if spread is None:
+    if covariance is None:
         times = generator.multinomial(data.runs, np.full(data.runs, 1 / data.runs), size=count)
         return times[:, data.run_id] * data.weight, None
-    residual = fit.residuals() / np.sqrt(1 - spread.leverage) ** (1 if kind == "residuals" else 2)
+    raised = np.sqrt(1 - covariance.leverage) ** (1 if kind == "residuals" else 2)
+    residual = fit.residuals() / raised
     if kind == "residuals":
         error = generator.choice(residual - np.average(residual), (count, len(data)))
     else:
@@ -217,7 +209,7 @@ def _replicates(
 
 
 def _quantile(values: np.ndarray, share: float) -> float:
-    """A quantile that may be infinite, between order statistics where both are finite."""
+    """Return a quantile that may be infinite, between order statistics where both are finite."""
     ordered = np.sort(values)
     at = share * (len(ordered) - 1)
     low, high = ordered[math.floor(at)], ordered[math.ceil(at)]

@@ -1,4 +1,4 @@
-"""What a fit gives back: a frozen record of the answer and of everything that led to it."""
+"""The result of a fit: a frozen record of the answer and of everything that led to it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,7 @@ class FitStatus(enum.StrEnum):
 
 @dataclass(frozen=True)
 class LargestLosses:
-    """Outlier rule: leave out the rows with the largest losses, whatever the law says of them.
-
-    Attributes:
-        count (`int`): How many; rows that tie with the last of them go too.
-    """
+    """Outlier rule: leave out the `count` rows with the largest losses, and those that tie."""
 
     count: int
 
@@ -102,13 +98,13 @@ class Fit:
         status ([`FitStatus`]): How the search ended.
         values (`Mapping[str, float]`): Every parameter by name, fixed and tied ones included.
         objective (`float`): Sum over rows at the optimum, see `Settings.objective`.
-        data ([`RunTable`]): The rows used, with the weights used; `data.dropped` are those
-            left out, and why.
+        data ([`RunTable`]): The rows used, with the weights used; `data.dropped` are those left
+            out, and why.
         settings ([`Settings`]): Every choice.
         free (`tuple[str, ...]`): Parameters that were fitted.
         bounds_hit (`tuple[str, ...]`): Free parameters that ended on a bound.
         condition (`float`): Condition number of the Jacobian of the residuals at the optimum, its
-            columns brought to the same length; infinite if a coefficient is undetermined.
+            columns brought to the same length.
         grid (`int`): Points of the grid of starts.
         starts (`int`): Starts that were followed.
         agreement (`float`): Share of those starts that ended within 1% of the best objective.
@@ -137,47 +133,35 @@ class Fit:
         return self.data.dropped
 
     def predict(self, **variables: Any) -> np.ndarray:
-        """The loss at the fitted values; see `Law.predict`."""
+        """Return the loss at the fitted values; see `Law.predict`."""
         return self.law.predict(self.values, **variables)
 
     def fitted(self) -> np.ndarray:
-        """The predicted loss of every row used, of shape (rows,), in nats per token."""
+        """Return the predicted loss of every row used, of shape (rows,), in nats per token."""
         columns = {name: self.data.columns[name] for name in self.law.variable_names}
         return np.broadcast_to(self.predict(**columns), self.data.loss.shape)
 
     def residuals(self) -> np.ndarray:
-        """Measured minus predicted, of shape (rows,).
-
-        In log losses if the objective is `"log_huber"`, else in nats per token.
-        """
+        """Return measured minus predicted, (rows,): log losses for `"log_huber"`, else nats."""
         if self.settings.objective == "log_huber":
             return np.log(self.data.loss) - np.log(self.fitted())
         return self.data.loss - self.fitted()
 
     def to_dict(self, data: bool = True) -> dict[str, Any]:
-        """JSON form, read back by `from_dict`.
-
-        Args:
-            data (`bool`): Whether to include the rows; without them nothing can be fitted again.
-        """
-        record = {name: getattr(self, name) for name in _PLAIN}
+        """Return the JSON form; without the rows (`data=False`) it cannot be read back."""
         return {
             "schema": SCHEMA,
             "law": self.law.name,
             "status": str(self.status),
             "values": dict(self.values),
             "settings": _settings_to_dict(self.settings),
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in record.items()},
+            **{name: _listed(getattr(self, name)) for name in _PLAIN},
             "data": self.data.to_dict() if data else None,
         }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], find_law: Callable[[str], Law] = get_law) -> Fit:
-        """Read `to_dict`'s form.
-
-        Args:
-            record (`Mapping`): What `to_dict` gave, through JSON or not.
-            find_law (`Callable`): Law of a name; give your own for laws of your own.
+        """Read `to_dict`'s form; `find_law` finds laws of your own by name.
 
         Raises:
             ScalingError: If the form is of another version, or without rows.
@@ -205,21 +189,16 @@ class Fit:
 
 # fields of a fit that JSON holds as they are
 _PLAIN = (
-    "objective",
-    "free",
-    "bounds_hit",
-    "condition",
-    "grid",
-    "starts",
-    "agreement",
-    "exact_agreement",
-    "steps",
-)
-
+    "objective", "free", "bounds_hit", "condition", "grid", "starts", "agreement",
+    "exact_agreement", "steps",
+)  # fmt: skip
 _RULES: Mapping[str, Callable[..., Outliers]] = {
-    "LargestLosses": LargestLosses,
-    "FarResiduals": FarResiduals,
+    rule.__name__: rule for rule in (LargestLosses, FarResiduals)
 }
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _settings_to_dict(settings: Settings) -> dict[str, Any]:

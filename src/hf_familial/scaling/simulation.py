@@ -23,24 +23,21 @@ def isoflop_design(
     drift: float = 1.0,
     **levels: Sequence[float],
 ) -> dict[str, np.ndarray]:
-    """Runs of equal compute around the optimum of each budget, at C = 6ND.
+    """Place runs of equal compute around the optimum of each budget, at C = 6ND.
 
     Args:
         law ([`Law`]): Reads N and D.
         values (`Mapping`): Its parameters.
         budgets (`Sequence[float]`): FLOPs.
-        sizes (`int`, *optional*, defaults to 7): Sizes per budget, evenly spaced in logs.
-        reach (`float`, *optional*, defaults to 4): Largest size over the central one.
-        centre (`float`, *optional*, defaults to 1): Central size over the optimal one.
-        drift (`float`, *optional*, defaults to 1): What `centre` is further multiplied by at the
-            largest budget; it moves there evenly in the number of the budget.
+        sizes (`int`): Sizes per budget, evenly spaced in logs.
+        reach (`float`): Largest size over the central one.
+        centre (`float`): Central size over the optimal one.
+        drift (`float`): What `centre` is further multiplied by at the largest budget; it moves
+            there evenly in the number of the budget.
         levels (`Sequence[float]`): Values of the law's other variables; every combination is run.
 
     Returns:
         `dict[str, np.ndarray]`: Columns `N`, `D`, `C` and one per other variable, of shape (runs,).
-
-    Raises:
-        ScalingError: If a variable has no levels.
 
     Example:
         >>> isoflop_design(law, values, [1e19, 1e20, 1e21], G=[1, 2, 4, 8])  # 84 runs
@@ -71,28 +68,20 @@ def simulate(
     repeats: int = 1,
     run_noise: float = 0.0,
 ) -> RunTable:
-    """Losses of a law with noise.
+    """Make up losses of a law with noise.
 
     Args:
         law ([`Law`]): The truth.
         values (`Mapping`): Its parameters.
         columns (`Mapping`): Its variables, and others to be carried along, of shape (rows,); a
             column `run_id` names the runs.
-        noise (`float`, *optional*, defaults to 0): Standard deviation, in nats per token, or as a
-            share of the loss.
-        seed (`int`, *optional*, defaults to 0): Of the generator.
-        kind (`str`, *optional*, defaults to `"absolute"`): Whether noise is in nats or
-            `"relative"` (then the log of the loss is what is noisy).
+        noise (`float`): Standard deviation, in nats per token, or as a share of the loss.
+        seed (`int`): Of the generator.
+        kind (`str`): `"absolute"` noise in nats, or `"relative"` (of the log of the loss).
         tails (`float`, *optional*): Degrees of freedom, more than 2, of Student's t; normal
             noise without it.
-        repeats (`int`, *optional*, defaults to 1): How often every row is run.
-        run_noise (`float`, *optional*, defaults to 0): As `noise`, shared by the rows of a run.
-
-    Returns:
-        [`RunTable`]: Of `repeats * rows` rows.
-
-    Raises:
-        ScalingError: If `tails` has no variance.
+        repeats (`int`): How often every row is run.
+        run_noise (`float`): As `noise`, shared by the rows of a run.
     """
     if tails is not None and tails <= 2:
         raise ScalingError(f"`tails` must be more than 2 degrees of freedom, got {tails}.")

@@ -16,7 +16,7 @@ from ..models.familial.config_checks import check_choice
 from .schedules import SCHEDULES, SCHEMES, ExitSchedule, exit_weights
 
 
-# least, and what the value must stay below: the host finds out while it trains, or never
+# least value, and the limit above: the host finds out while it trains, or never
 RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (0, math.inf),
     "weight_decay": (0, math.inf),
@@ -49,6 +49,11 @@ CHOICES: dict[str, list[str]] = {
 }
 
 
+def argument(default: Any, words: str) -> Any:
+    """Return a field of a dataclass for `HfArgumentParser`, with its help."""
+    return field(default=default, metadata={"help": words})
+
+
 @dataclass
 class FamilialTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] and the objective of a family; other arguments as there.
@@ -68,23 +73,18 @@ class FamilialTrainingArguments(TrainingArguments):
         ValueError: If one of them is out of its range.
     """
 
-    exit_weights: str = field(
-        default="uniform",
-        metadata={"help": f"{', '.join(SCHEMES)}, or one number per exit separated by commas."},
+    exit_weights: str = argument(
+        "uniform", f"{', '.join(SCHEMES)}, or one number per exit separated by commas."
     )
-    exit_schedule: str = field(default="constant", metadata={"help": ", ".join(SCHEDULES)})
-    exit_schedule_fraction: float = field(
-        default=0.5, metadata={"help": "Share of the steps over which the exit weights change."}
+    exit_schedule: str = argument("constant", ", ".join(SCHEDULES))
+    exit_schedule_fraction: float = argument(
+        0.5, "Share of the steps over which the exit weights change."
     )
-    distillation_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the divergence from the deepest exit."}
-    )
-    distillation_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of that divergence."}
-    )
+    distillation_weight: float = argument(0.0, "Weight of the divergence from the deepest exit.")
+    distillation_temperature: float = argument(1.0, "Temperature of that divergence.")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before the host sets anything up."""
+        """Check the values before the host sets anything up."""
         check_host_arguments(self)
         if self.label_smoothing_factor:
             raise ValueError(
@@ -102,18 +102,7 @@ class FamilialTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     def schedule(self, depths: list[int], total_steps: int) -> ExitSchedule:
-        """The weights of a family's exits over a run.
-
-        Args:
-            depths (`list[int]`): Depth of every exit, in layers.
-            total_steps (`int`): Optimiser steps of the run.
-
-        Returns:
-            [`ExitSchedule`]
-
-        Raises:
-            ValueError: If the weights do not fit the number of exits.
-        """
+        """Return the weights of exits of these depths (in layers) over a run of so many steps."""
         weights = exit_weights(self._scheme(), depths)
         return ExitSchedule(weights, self.exit_schedule, total_steps, self.exit_schedule_fraction)
 
@@ -124,21 +113,14 @@ class FamilialTrainingArguments(TrainingArguments):
         return scheme if named else _numbers(scheme)
 
     def distillation(self) -> Distillation | None:
-        """What the deepest exit teaches; `None` if nothing."""
+        """Return the distillation from the deepest exit; `None` if its weight is 0."""
         if not self.distillation_weight:
             return None
         return Distillation(self.distillation_weight, self.distillation_temperature)
 
 
 def check_host_arguments(args: TrainingArguments) -> None:
-    """Check what the host's training arguments take as it is.
-
-    Args:
-        args (`TrainingArguments`): Before or after the host has set them up.
-
-    Raises:
-        ValueError: Naming the argument, its value, and what would be right.
-    """
+    """Check arguments that the host takes as they are, before or after it has set them up."""
     for name, (least, below) in RANGES.items():
         value = getattr(args, name, None)
         if value is None:

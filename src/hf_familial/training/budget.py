@@ -1,4 +1,4 @@
-"""From FLOPs to optimiser steps: what a step costs, how many a budget pays for."""
+"""From FLOPs to optimiser steps: the cost of a step, and the steps that a budget pays for."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .tuning import what_learns
 
 
 def tokens_per_step(args: TrainingArguments, seq_length: int) -> int:
-    """Tokens of one optimiser step, over all processes: full batches of full sequences."""
+    """Return the tokens of one step over all processes: full batches of full sequences."""
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * seq_length
 
 
 def flops_per_token(
     model_or_config: FamilialForCausalLM | FamilialConfig, seq_length: int
 ) -> float:
-    """FLOPs of training on one token: of a model what its `what_learns` says, of a config all."""
+    """Return the FLOPs of training on one token: of a model as it learns, of a config all."""
     train = "all" if is_family_config(model_or_config) else what_learns(model_or_config)
     return training_flops_per_token(model_or_config, seq_length, train).per_token
 
@@ -30,29 +30,25 @@ def flops_per_token(
 def flops_per_step(
     model_or_config: FamilialForCausalLM | FamilialConfig, args: TrainingArguments, seq_length: int
 ) -> float:
-    """FLOPs of one optimiser step, over all processes.
+    """Return the FLOPs of one optimiser step, over all processes.
 
     Args:
-        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family; a model costs
-            what its `what_learns` says, a config as if everything learnt.
+        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family. Of a model,
+            frozen parameters are taken into account; of a config all are taken to learn.
         args ([`~transformers.TrainingArguments`]): Batch size, accumulation, processes.
         seq_length (`int`): Tokens of every sequence.
-
-    Returns:
-        `float`: FLOPs, see `training_flops_per_token`.
     """
     return flops_per_token(model_or_config, seq_length) * tokens_per_step(args, seq_length)
 
 
 def steps_for_budget(budget: float, flops_per_step: float) -> int:
-    """Number of optimiser steps whose last one reaches a budget.
+    """Return the number of optimiser steps whose last one reaches a budget.
+
+    As `args.max_steps` it lets the learning rate's schedule end with the budget.
 
     Args:
         budget (`float`): FLOPs of the whole run.
         flops_per_step (`float`): FLOPs of one step.
-
-    Returns:
-        `int`: For `args.max_steps`, so that the learning rate's schedule ends with the budget.
 
     Raises:
         ValueError: If one of them is not positive, or the budget does not pay for a single step.
@@ -73,17 +69,7 @@ def steps_for_budget(budget: float, flops_per_step: float) -> int:
 
 
 def sequence_length(dataloader: Any) -> int:
-    """Tokens of the first row that a loader's dataset holds.
-
-    Args:
-        dataloader (`DataLoader`): Over rows with `input_ids`.
-
-    Returns:
-        `int`
-
-    Raises:
-        ValueError: If the rows cannot be looked at.
-    """
+    """Return the tokens of the first row of a loader's dataset."""
     try:
         return len(dataloader.dataset[0]["input_ids"])
     except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError):
@@ -94,7 +80,7 @@ def sequence_length(dataloader: Any) -> int:
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The family inside what data parallelism or a compiler wrapped around it."""
+    """Return the family inside what data parallelism or a compiler wrapped around it."""
     while not is_family_config(getattr(model, "config", None)):
         inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
         if inner is None:

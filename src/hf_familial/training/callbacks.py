@@ -1,4 +1,4 @@
-"""Callbacks that count FLOPs, stop at a budget of them, and write one row of runs.jsonl."""
+"""Callbacks: count FLOPs, stop at a budget of them, write a row of runs.jsonl, show progress."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 
 from .. import __version__
 from ..errors import RunRecordError
 from ..runs import append_run, read_runs
+from ._record import TokenCounts, make_record
 from .budget import flops_per_step, sequence_length, steps_for_budget, unwrap
-from .record import make_record
-from .tokens import TokenCounts
 from .tuning import what_learns
 
 
@@ -29,7 +34,7 @@ class FlopCounterCallback(TrainerCallback):
     """Logs the FLOPs trained so far, their rate, and the share of the hardware's peak (MFU).
 
     Adds to every training log `flops`, `flops_per_second` and, where the peak is known, `mfu`. It
-    reads `state.total_flos`: what the trainer counts. Time spent in evaluations and in saving is
+    reads `state.total_flos`, which the trainer counts. The time of evaluations and of saving is
     left out of the rate.
 
     Args:
@@ -58,15 +63,7 @@ class FlopCounterCallback(TrainerCallback):
     on_save = on_evaluate
 
     def measure(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
-        """What belongs in the log of a training step; starts the next interval.
-
-        Args:
-            args ([`~transformers.TrainingArguments`]): Number of devices.
-            state ([`~transformers.TrainerState`]): After the trainer stored its FLOPs.
-
-        Returns:
-            `dict[str, float]`: `flops`, `flops_per_second` and, with a known peak, `mfu`.
-        """
+        """Return `flops`, `flops_per_second` and maybe `mfu`; start the next interval."""
         # on an accelerator the steps end here, where the host has waited for their loss
         self.on_step_end(args, state, None)
         rate = (state.total_flos - self._counted) / max(self._busy, 1e-9)
@@ -76,14 +73,7 @@ class FlopCounterCallback(TrainerCallback):
             values["mfu"] = rate / (self.peak_flops * args.world_size * max(1, args.n_gpu))
         return values
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Add the measures where the trainer has not: to the history and to later callbacks."""
         if logs is not None and "loss" in logs and "flops" not in logs:
             values = self.measure(args, state)
@@ -103,31 +93,19 @@ class FlopBudgetCallback(TrainerCallback):
         budget (`float`): FLOPs of the whole run, resumed parts counted.
         seq_length (`int`, *optional*): Tokens of every sequence, or their mean; read off the first
             row of the training data by default.
-
-    Attributes:
-        store (`Callable`, *optional*): Brings `state.total_flos` up to date; set by the trainer.
     """
 
     def __init__(self, budget: float, seq_length: int | None = None) -> None:
         self.budget, self.seq_length, self.steps = budget, seq_length, 0
+        # brings `state.total_flos` up to date; set by the trainer
         self.store: Callable[[], None] | None = None
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        train_dataloader: Any = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any
     ) -> None:
-        """Refuse a schedule that ends elsewhere.
-
-        Raises:
-            ValueError: If the run is more than one step longer or shorter than the budget.
-        """
-        length = self.seq_length or sequence_length(train_dataloader)
-        per_step = flops_per_step(unwrap(model), args, length)
+        """Raise a ValueError if `max_steps` is more than one step off the budget."""
+        length = self.seq_length or sequence_length(kwargs.get("train_dataloader"))
+        per_step = flops_per_step(unwrap(kwargs["model"]), args, length)
         self.steps = steps_for_budget(self.budget, per_step)
         if abs(state.max_steps - self.steps) > 1:
             raise ValueError(
@@ -135,7 +113,7 @@ class FlopBudgetCallback(TrainerCallback):
                 f"{per_step:.4g} a step, or the learning rate would not end with it; got "
                 f"{state.max_steps}. Set it with `steps_for_budget`."
             )
-        # the host ends a run, with its last log, evaluation and checkpoint, where this says
+        # the host ends a run here, with its last log, evaluation and checkpoint
         state.max_steps = min(state.max_steps, self.steps)
 
     def on_step_end(
@@ -151,10 +129,8 @@ class FlopBudgetCallback(TrainerCallback):
             control.should_evaluate |= args.eval_strategy == "steps"
             control.should_save |= args.save_strategy == "steps"
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Say so if the budget was not reached."""
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Warn if the budget was not reached."""
         if self.store is not None and not self._reached(state):
             logger.warning(
                 "The run ended at %.4g of its budget of %.4g FLOPs: its batches or sequences were "
@@ -172,18 +148,17 @@ class RunRecordCallback(TrainerCallback, ExportableState):
     """Appends one row of runs.jsonl when training ends, in the first process only.
 
     The last step is logged, and evaluated if the run evaluates at all, so that the row has its
-    losses. A run taken up from a checkpoint keeps its `run_id` and adds to its `wall_s`; one that
-    the file already has as finished is not written again.
+    losses. A run that is resumed from a checkpoint keeps its `run_id` and adds to its `wall_s`; one
+    that the file already has as finished is not written again.
 
     Under a [`FamilialTrainer`] tokens and FLOPs are those that were run, whatever the lengths of
-    rows and batches. Another trainer does not count them: then, or if the checkpoint that a run is
-    taken up from has no counts, every step is taken to hold a full batch of full sequences, and a
-    warning says so.
+    rows and batches. Another trainer does not count them, and an old checkpoint may have no counts:
+    then every step is taken to hold a full batch of full sequences, and a warning says so.
 
     Args:
         path (`str`): File of the runs.
-        run_id (`str`, *optional*): Names the run; drawn by default.
-        data (`str`, *optional*): What it is trained on.
+        run_id (`str`, *optional*): Name of the run; drawn by default.
+        data (`str`, *optional*): The training data.
         seq_length (`int`, *optional*): Tokens of every sequence; read off the first row of the
             training data by default.
         code_version (`str`, *optional*): Defaults to this package's version.
@@ -207,7 +182,7 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         self._counted, self._open = False, False
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps; older checkpoints are read by these names."""
         names = ("path", "run_id", "data", "seq_length", "code_version")
         kept: dict[str, Any] = {"_name": self._name, "_wall_before": self._wall()}
         if self._counted and self._counts is not None:
@@ -217,16 +192,8 @@ class RunRecordCallback(TrainerCallback, ExportableState):
     def _wall(self) -> float:
         return self._wall_before + (time.perf_counter() - self._began if self._open else 0.0)
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        train_dataloader: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Start the clock; take up name and time from the checkpoint."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Start the clock; read name, time and counts from the checkpoint."""
         # the host looks for this entry when it saves, also after a run that had none
         saved = state.stateful_callbacks.setdefault(type(self).__name__, {})
         kept = saved.get("attributes", {}) if isinstance(saved, Mapping) else {}
@@ -237,17 +204,13 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         before = kept.get("_tokens", {})
         self._counts = None if state.global_step and not before else TokenCounts(**before)
         self._counted = False
-        self.seq_length = self.seq_length or sequence_length(train_dataloader)
-        family = unwrap(model)
+        self.seq_length = self.seq_length or sequence_length(kwargs.get("train_dataloader"))
+        family = unwrap(kwargs["model"])
         self._family, self._train = family.config, what_learns(family)
         self._began, self._open = time.perf_counter(), True
 
     def count(self, tokens: TokenCounts) -> None:
-        """Add tokens that were run; for the trainer to call, together with its FLOPs.
-
-        Args:
-            tokens ([`TokenCounts`]): Since the last call, over all processes.
-        """
+        """Add tokens that were run over all processes; the trainer calls it with its FLOPs."""
         self._counted = True
         if self._counts is not None:
             self._counts += tokens
@@ -260,20 +223,13 @@ class RunRecordCallback(TrainerCallback, ExportableState):
             control.should_log = True
             control.should_evaluate |= args.eval_strategy == "steps"
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Write the row."""
         finished = state.global_step >= state.max_steps
         self._write(args, state, "finished" if finished else "stopped")
 
     def on_failure(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Write the row of a run that raised; for the trainer to call, since the host does not.
-
-        Args:
-            args ([`~transformers.TrainingArguments`]): Of the trainer.
-            state ([`~transformers.TrainerState`]): Of the trainer.
-        """
+        """Write the row of a run that raised; the trainer calls it, since the host does not."""
         self._write(args, state, "failed")
 
     def _write(self, args: TrainingArguments, state: TrainerState, status: str) -> None:
@@ -320,3 +276,66 @@ def _has_finished(path: str, run_id: str | None) -> bool:
         # a wrong line of another run must not cost this one its row
         return False
     return any(record.run_id == run_id and record.status == "finished" for record in records)
+
+
+# the losses take the place of the host's steps per second
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+BAR_COLUMNS = 10  # that the bar itself keeps, however many exits there are
+
+
+class ExitProgressCallback(ProgressCallback):
+    """The host's progress bar with the latest losses on it; evaluations stay as lines above it."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.bar_format = BAR
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show training losses on the bar and write evaluations above it."""
+        logs = logs or {}
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(fitting(logs, self._room()))
+        elif "eval_loss" in logs:
+            exits = _losses(logs, "eval_exit")
+            line = f"step {state.global_step}: eval loss {logs['eval_loss']:.4f}, exits {exits}"
+            self.training_bar.write(line)
+
+    def _room(self) -> int | None:
+        """Return the columns for the losses beside the bar; `None` where there is no terminal."""
+        state = self.training_bar.format_dict
+        if state["ncols"] is None:
+            return None
+        # 100%||, the brackets, both times with hours
+        around = 29 + 2 * len(str(state["total"]))
+        return int(state["ncols"]) - around - BAR_COLUMNS
+
+
+def fitting(logs: dict[str, Any], room: int | None) -> str:
+    """Return the losses in as many words as there is room for; the deepest exit's always.
+
+    For four exits `loss 3.141, exits 3.512 3.204 3.011 2.837`; in 25 columns
+    `exits 3.51 3.20 3.01 2.84`; in 15 `exits 3.51..2.84`.
+    """
+    exact, short = _losses(logs, "exit"), _losses(logs, "exit", 2)
+    if not exact:
+        return f"loss {logs['loss']:.3f}"
+    ends = short.split()
+    ways = [
+        f"loss {logs['loss']:.3f}, exits {exact}",
+        f"exits {exact}",
+        f"exits {short}",
+        f"exits {ends[0]}..{ends[-1]}",
+    ]
+    return next((words for words in ways if room is None or len(words) <= room), ends[-1])
+
+
+def _losses(logs: dict[str, Any], prefix: str, digits: int = 3) -> str:
+    """Return the losses of all exits, shallowest first."""
+    values: list[str] = []
+    while (key := f"{prefix}_{len(values)}_loss") in logs:
+        values.append(f"{logs[key]:.{digits}f}")
+    return " ".join(values)

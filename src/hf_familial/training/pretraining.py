@@ -1,4 +1,4 @@
-"""Pretraining one family: the arguments and the run that the example and sweeps share."""
+"""Pretraining one family, as examples and sweeps do: the arguments and the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import (
 
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.config_checks import check_choice
-from .args import FamilialTrainingArguments
+from .args import FamilialTrainingArguments, argument
 from .data import DataArguments, PackedData
 from .trainer import FamilialTrainer
 
@@ -26,8 +26,8 @@ from .trainer import FamilialTrainer
 PRECISIONS = ("highest", "high", "medium")
 
 
-def of_host(name: str, default: object, host: Any = TrainingArguments) -> Any:
-    """One of the host's arguments, with another default and its own help."""
+def _inherit(name: str, default: object, host: Any = TrainingArguments) -> Any:
+    """Return a field of the base's arguments with another default and the same help."""
     return field(default=default, metadata=host.__dataclass_fields__[name].metadata)
 
 
@@ -35,8 +35,8 @@ def of_host(name: str, default: object, host: Any = TrainingArguments) -> Any:
 class PretrainingData(DataArguments):
     """The data arguments, with an evaluation that is broad but takes seconds."""
 
-    eval_fraction: float = of_host("eval_fraction", 0.05, DataArguments)
-    max_eval_tokens: int | None = of_host("max_eval_tokens", 131_072, DataArguments)
+    eval_fraction: float = _inherit("eval_fraction", 0.05, DataArguments)
+    max_eval_tokens: int | None = _inherit("max_eval_tokens", 131_072, DataArguments)
 
 
 @dataclass
@@ -51,32 +51,32 @@ class PretrainingArguments(FamilialTrainingArguments):
         ValueError: If one of them is out of its range.
     """
 
-    output_dir: str | None = of_host("output_dir", "outputs/pretrain")
-    max_steps: int = of_host("max_steps", 350)
-    per_device_train_batch_size: int = of_host("per_device_train_batch_size", 8)
-    per_device_eval_batch_size: int = of_host("per_device_eval_batch_size", 16)
-    learning_rate: float = of_host("learning_rate", 3e-3)
-    lr_scheduler_type: str = of_host("lr_scheduler_type", "cosine")
-    warmup_steps: float = of_host("warmup_steps", 0.05)
-    weight_decay: float = of_host("weight_decay", 0.1)
-    adam_beta2: float = of_host("adam_beta2", 0.95)
-    logging_steps: float = of_host("logging_steps", 10)
-    eval_strategy: str = of_host("eval_strategy", "steps")
-    eval_steps: float | None = of_host("eval_steps", 0.5)
-    save_steps: float = of_host("save_steps", 0.5)
-    save_total_limit: int | None = of_host("save_total_limit", 1)
-    dataloader_pin_memory: bool = of_host("dataloader_pin_memory", torch.accelerator.is_available())
-    ddp_find_unused_parameters: bool | None = of_host("ddp_find_unused_parameters", False)
-    float32_matmul_precision: str | None = field(
-        default=None,
-        metadata={
-            "help": f"{', '.join(PRECISIONS)}: of matrix products in float32, for the time of the "
-            "run; medium can be much faster."
-        },
+    output_dir: str | None = _inherit("output_dir", "outputs/pretrain")
+    max_steps: int = _inherit("max_steps", 350)
+    per_device_train_batch_size: int = _inherit("per_device_train_batch_size", 8)
+    per_device_eval_batch_size: int = _inherit("per_device_eval_batch_size", 16)
+    learning_rate: float = _inherit("learning_rate", 3e-3)
+    lr_scheduler_type: str = _inherit("lr_scheduler_type", "cosine")
+    warmup_steps: float = _inherit("warmup_steps", 0.05)
+    weight_decay: float = _inherit("weight_decay", 0.1)
+    adam_beta2: float = _inherit("adam_beta2", 0.95)
+    logging_steps: float = _inherit("logging_steps", 10)
+    eval_strategy: str = _inherit("eval_strategy", "steps")
+    eval_steps: float | None = _inherit("eval_steps", 0.5)
+    save_steps: float = _inherit("save_steps", 0.5)
+    save_total_limit: int | None = _inherit("save_total_limit", 1)
+    dataloader_pin_memory: bool = _inherit(
+        "dataloader_pin_memory", torch.accelerator.is_available()
+    )
+    ddp_find_unused_parameters: bool | None = _inherit("ddp_find_unused_parameters", False)
+    float32_matmul_precision: str | None = argument(
+        None,
+        f"{', '.join(PRECISIONS)}: of matrix products in float32, for the time of the run; medium "
+        "can be much faster.",
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before the host sets anything up."""
+        """Check the values before the host sets anything up."""
         if self.float32_matmul_precision is not None:
             check_choice("float32_matmul_precision", self.float32_matmul_precision, PRECISIONS)
         super().__post_init__()
@@ -123,7 +123,7 @@ def pretrain(
 
 @contextmanager
 def matmul_precision(name: str | None) -> Iterator[None]:
-    """Matrix products of a precision inside the block, of the earlier one after it."""
+    """Set the precision of matrix products inside the block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name or before)
     try:

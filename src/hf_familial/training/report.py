@@ -1,4 +1,4 @@
-"""What a training run shows at its end: a table of the members and a picture of their losses."""
+"""The end of a training run: a table of the members and a picture of their losses."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def member_rows(
     seq_length: int,
     bytes_per_token: float,
 ) -> list[MemberRow]:
-    """One row per member, from a model and the metrics of its evaluation.
+    """Return one row per member, from a model and the metrics of its evaluation.
 
     Args:
         model ([`FamilialForCausalLM`]): The family.
-        metrics (`Mapping[str, float]`): What [`FamilialTrainer`] returns: `eval_exit_<k>_loss`.
+        metrics (`Mapping[str, float]`): As [`FamilialTrainer`] returns them: `eval_exit_<k>_loss`.
         seq_length (`int`): Tokens in a sequence, for the FLOPs of attention.
         bytes_per_token (`float`): UTF-8 bytes of evaluation text per token.
 
@@ -83,12 +83,7 @@ def member_rows(
 
 
 def print_members(rows: Sequence[MemberRow], console: Console | None = None) -> None:
-    """Print the table of the members.
-
-    Args:
-        rows (`Sequence[MemberRow]`): Shallowest first.
-        console (`rich.console.Console`, *optional*): Where to; standard output by default.
-    """
+    """Print the table of the members, to standard output by default."""
     # fits 80 columns up to members of 10 billion parameters
     table = Table(title="Members", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     table.pad_edge, table.collapse_padding = False, True
@@ -110,12 +105,7 @@ def print_members(rows: Sequence[MemberRow], console: Console | None = None) -> 
 
 
 def save_members(rows: Sequence[MemberRow], path: Path) -> None:
-    """Write the table as JSON, one object per member.
-
-    Args:
-        rows (`Sequence[MemberRow]`): Shallowest first.
-        path (`Path`): File to write.
-    """
+    """Write the table as JSON, one object per member."""
     # JSON has no infinity: a number that is not finite becomes null
     members = [
         {name: value if math.isfinite(value) else None for name, value in asdict(row).items()}
@@ -159,6 +149,6 @@ def plot_losses(
 def _points(
     log_history: Sequence[Mapping[str, Any]], key: str, tokens_per_step: int
 ) -> tuple[list[int], list[float]]:
-    """Tokens seen, and the values logged under `key`."""
+    """Return the tokens seen, and the values logged under `key`."""
     rows = [row for row in log_history if key in row]
     return [row["step"] * tokens_per_step for row in rows], [row[key] for row in rows]

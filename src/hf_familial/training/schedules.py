@@ -1,7 +1,4 @@
-"""How much each exit's loss weighs, and how that changes over the optimiser steps.
-
-Everything here is a function of the step alone, so a resumed run goes on where it stopped.
-"""
+"""The weight of each exit's loss, a function of the optimiser step alone."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ SCHEDULES = ("constant", "warmup", "decay", "rotating", "gradual")
 
 
 def exit_weights(scheme: str | Sequence[float], depths: Sequence[int]) -> tuple[float, ...]:
-    """Weights of the exits' losses, scaled to sum to 1.
+    """Return the weights of the exits' losses, scaled to sum to 1.
 
     Args:
         scheme (`str` or `Sequence[float]`): `"uniform"`, 1/G each (arXiv:2512.23407); `"linear"`,
@@ -94,15 +91,7 @@ class ExitSchedule:
             )
 
     def at(self, step: int) -> tuple[float, ...]:
-        """The weights at one optimiser step.
-
-        Args:
-            step (`int`): Number of steps done before it, `trainer.state.global_step`.
-
-        Returns:
-            `tuple[float, ...]`: One weight per exit; 0 for an exit that is not trained at this
-            step.
-        """
+        """Return the weights after `step` optimiser steps; 0 for an exit that is not trained."""
         early = len(self.weights) - 1
         scaled = [w * self._scale(k, early, step) for k, w in enumerate(self.weights[:-1])]
         scaled.append(self.weights[-1])
@@ -110,7 +99,7 @@ class ExitSchedule:
         return tuple(weight / total for weight in scaled)
 
     def _scale(self, exit_idx: int, early: int, step: int) -> float:
-        """What an early exit's weight is multiplied by, between 0 and 1."""
+        """Return the factor of an early exit's weight, between 0 and 1."""
         span = max(1.0, self.fraction * self.total_steps)
         if self.kind == "warmup":
             return min(1.0, step / span)

@@ -20,11 +20,15 @@ from transformers.utils import CONFIG_NAME
 from ..flops import prepare_training_flops
 from ..models.familial import FamilialConfig
 from ..models.familial.losses import IGNORE_INDEX
+from ._record import TokenCounts, add_counts, count_targets, count_tokens, main_input
 from .args import FamilialTrainingArguments
 from .budget import flops_per_token
-from .callbacks import FlopBudgetCallback, FlopCounterCallback, RunRecordCallback
-from .progress import ExitProgressCallback
-from .tokens import TokenCounts, add_counts, count_targets, count_tokens, main_input
+from .callbacks import (
+    ExitProgressCallback,
+    FlopBudgetCallback,
+    FlopCounterCallback,
+    RunRecordCallback,
+)
 from .tuning import what_learns
 
 
@@ -83,11 +87,7 @@ class FamilialTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The host's loss of the exits' objective; keeps the loss of every exit for the logs.
-
-        Raises:
-            ValueError: If rows to train on have no `labels`.
-        """
+        """Return the host's loss of the exits' objective; keep every exit's loss for the logs."""
         if self.model.training and self.compute_loss_func is None:
             if "labels" not in inputs:
                 raise ValueError(
@@ -128,7 +128,7 @@ class FamilialTrainer(Trainer):
         return inputs, count_targets(inputs)
 
     def _objective(self) -> dict[str, Any]:
-        """What the model is told about the loss of this optimiser step."""
+        """Return the model's arguments about the loss of this optimiser step."""
         objective: dict[str, Any] = {"skip_logits": True}
         if isinstance(self.args, FamilialTrainingArguments):
             exits = self.model.config.exits
@@ -148,7 +148,7 @@ class FamilialTrainer(Trainer):
         self._exit_losses = exit_losses if kept is None else kept + exit_losses
 
     def _host_scale(self, num_items_in_batch: torch.Tensor | int | None) -> float:
-        """What the host multiplies a model's loss by before it logs it."""
+        """Return the factor that the host applies to a model's loss before it logs it."""
         if num_items_in_batch is None:
             return 1 / self.current_gradient_accumulation_steps
         if not self.args.average_tokens_across_devices:
@@ -160,11 +160,7 @@ class FamilialTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in the host.
-
-        Raises:
-            ValueError: If the checkpoint to resume from is another family's, with other exits.
-        """
+        """As in the host; a checkpoint to resume from must be of a family with the same exits."""
         self._check_resumed(resume_from_checkpoint)
         self._forget()
         self._tokens.clear()
@@ -214,7 +210,7 @@ class FamilialTrainer(Trainer):
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
-        """FLOPs of forward and backward, every exit and head counted, of what learns."""
+        """Return the FLOPs of forward and backward as the model learns, every head counted."""
         ids = main_input(inputs)
         length = ids.shape[1]
         if length not in self._flops_per_token:
@@ -260,7 +256,7 @@ class FamilialTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As in the host; one that is cut off cannot be resumed with an older run's state."""
+        """As in the host; an interrupted one cannot be resumed with an older run's state."""
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             # the host writes it last, and asks for it first
@@ -306,7 +302,7 @@ class FamilialTrainer(Trainer):
         return output
 
     def _evaluation_losses(self, prefix: str) -> dict[str, float]:
-        """Losses of the exits over all targets of all processes, and their mean."""
+        """Return the losses of the exits over all targets of all processes, and their mean."""
         sums = torch.stack(self._evaluated).cpu().double().sum(0)
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums.to(self.args.device)).cpu()

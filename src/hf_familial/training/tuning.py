@@ -1,8 +1,7 @@
-"""Turning a pretrained decoder into a family: which parameters learn."""
+"""Which parameters of a pretrained decoder learn when it becomes a family."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -52,7 +51,7 @@ def lora_targets(model: FamilialForCausalLM) -> str | list[str]:
         model ([`FamilialForCausalLM`]): The family to be adapted.
 
     Returns:
-        `str` or `list[str]`: What `LoraConfig(target_modules=...)` takes.
+        `str` or `list[str]`: The argument of `LoraConfig(target_modules=...)`.
 
     Raises:
         ValueError: If peft has no default for this decoder. The message names its linear modules.
@@ -75,29 +74,20 @@ def lora_targets(model: FamilialForCausalLM) -> str | list[str]:
 
 
 def what_learns(model: Any) -> str | LoraConfig:
-    """What of a family learns, as `training_flops_per_token` has it in `train`.
+    """Return what of a family learns, for the `train` of `training_flops_per_token`.
 
-    Args:
-        model ([`FamilialForCausalLM`] or `peft.PeftModel`): The family as it will be trained.
-
-    Returns:
-        `str` or `peft.LoraConfig`: `"exits"` if nothing learns but modules that only early exits
-        have; the config of its one LoRA if nothing learns but the adapters and `modules_to_save`;
-        otherwise `"all"`, the most that a step can cost.
+    `"exits"` if nothing learns but modules that only early exits have; the config of its one LoRA
+    if nothing learns but the adapters and `modules_to_save`; otherwise `"all"`, the most that a
+    step can cost.
     """
     learning = [name for name, p in model.named_parameters() if p.requires_grad]
     adapters = list((getattr(model, "peft_config", None) or {}).values())
-    if not adapters and _all_in(learning, model.exit_module_names()):
-        return "exits"
+    if not adapters and learning:
+        prefixes = tuple(f"{module}." for module in model.exit_module_names())
+        if all(name.startswith(prefixes) for name in learning):
+            return "exits"
     if len(adapters) == 1 and adapters[0].peft_type == "LORA":
         # names of peft's own: of the updates, and of the wrappers of what it saves whole
         if all("lora_" in name or ".modules_to_save." in name for name in learning):
             return adapters[0]
     return "all"
-
-
-def _all_in(parameters: Iterable[str], modules: Iterable[str]) -> bool:
-    """Whether each of some parameters, at least one, stands in one of some modules."""
-    prefixes = tuple(f"{module}." for module in modules)
-    found = [name.startswith(prefixes) for name in parameters]
-    return bool(found) and all(found)

@@ -10,17 +10,11 @@ from .configuration_familial import FamilialConfig, evenly_spaced_exits
 from .linear_loss import Distillation
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
 from .modeling_familial import FamilialForCausalLM
-from .outputs import FamilialCausalLMOutput, FamilialModelOutput, RelayOutput, RelayStats
-from .relay import relay_decode
+from .outputs import FamilialCausalLMOutput, FamilialModelOutput
+from .relay import RelayOutput, RelayStats, relay_decode
 from .relay_cache import RelayCache
-from .relay_policies import (
-    ConfidenceRelay,
-    FixedExit,
-    HandoffRelay,
-    RelayPolicy,
-    SpeculativeRelay,
-    confidence,
-)
+from .relay_policies import FixedExit, RelayPolicy
+from .speculation import SpeculativeRelay
 
 
 AutoConfig.register(FamilialConfig.model_type, FamilialConfig)
@@ -37,7 +31,6 @@ FamilialModel.register_for_auto_class("AutoModel")
 FamilialForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
-    "ConfidenceRelay",
     "Distillation",
     "FamilialCausalLMOutput",
     "FamilialConfig",
@@ -46,13 +39,11 @@ __all__ = [
     "FamilialModelOutput",
     "FamilialPreTrainedModel",
     "FixedExit",
-    "HandoffRelay",
     "RelayCache",
     "RelayOutput",
     "RelayPolicy",
     "RelayStats",
     "SpeculativeRelay",
-    "confidence",
     "evenly_spaced_exits",
     "relay_decode",
 ]

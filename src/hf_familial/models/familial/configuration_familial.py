@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -357,29 +357,20 @@ class Accelerator:
     that computes the same.
     """
 
-    def refresh(self) -> None:
-        """Forget what was made from weights that have changed since. Called before every text."""
-
     def cache(self, cache: Any) -> Any:
         """Return a cache that is cheaper to extend; it holds the same keys and values."""
         return cache
 
-    def segment(self, host: Any, segment: Any, slots: Sequence[Any]) -> Any:
-        """Return a faster pass through a segment.
+    def prepare(self, relay: Any, fused_weights: bool | None) -> None:
+        """Give a new relay cache faster norms, heads and passes through its segments.
 
         Args:
-            host: The backbone and where it keeps its parts.
-            segment: The layers.
-            slots: Their layers in the cache.
-
-        Returns:
-            `Callable` from hidden states of shape `(batch, new, hidden)` to such, or `None`.
+            relay ([`RelayCache`]): Its `norms`, `heads` and `passes` may be replaced. A pass has
+                `takes(new, attention_mask)`, which says whether it can run so many new positions,
+                and is called with hidden states of shape `(batch, new, hidden)`, the cache layers
+                of the segment and position ids, or `None` where they count on.
+            fused_weights (`bool`, *optional*): Whether to do so; by default where it pays.
         """
-        return None
-
-    def module(self, module: Any) -> Any:
-        """Return a callable that computes what a norm or an output head computes."""
-        return module
 
     def decoder(self, decoder: Any) -> Any:
         """Return a decoder around the one that a policy built.

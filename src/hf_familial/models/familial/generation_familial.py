@@ -12,8 +12,7 @@ from transformers.generation import GenerationMode
 
 from .contract import host_class, refusal
 from .families import ROWS, Row
-from .relay import relay_decode
-from .relay_checks import check_arguments, check_healing, guided_at
+from .relay import check_arguments, check_healing, guided_at, relay_decode
 
 
 # Hooks of the host that a family runs (`prepare_inputs_for_generation`) or does not need.
@@ -161,7 +160,7 @@ class FamilialGenerationMixin(GenerationMixin):
         # a callable gets neither streamer nor tokenizer, and drops the rest without a word
         mode = super()._extract_generation_mode_kwargs(None, kwargs, *given)
         check_arguments(kwargs | mode)
-        asked = {name: kwargs.pop(name) for name in ("relay", "lean") if name in kwargs}
+        asked = {name: kwargs.pop(name) for name in ("relay", "fused_weights") if name in kwargs}
         return {name: mode[name] for name in ("streamer", "tokenizer") if name in mode} | asked
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:

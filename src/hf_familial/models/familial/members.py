@@ -10,8 +10,7 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from .contract import Contract
-from .rollback import UnusedLayer, hide_unused
-from .segments import Segment, grow_cache, slice_config
+from .segments import Segment, UnusedLayer, grow_cache, hide_unused, slice_config
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from transformers.utils.output_capturing import resolve_hidden_states_indices
 
 from .contract import find_contract, host_traits, refusal
 from .exits import build_exits
-from .lean import Lean
 from .members import Members
 from .outputs import FamilialModelOutput
 from .segments import (
@@ -161,9 +160,6 @@ class FamilialModel(FamilialPreTrainedModel):
         # the default dtype, not the sub-config's: heads and exits are made in it too
         self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.contract = find_contract(self.backbone)
-        self.lean = Lean()
-        self.draft_lengths: dict[Any, Any] = {}  # what relays learned: no part of a checkpoint
-        self.learned_of: int | None = None  # a stamp of the weights that it was learned of
         self.frozen = False
         if config.num_exit_layers and self.contract.whole:
             raise refusal(

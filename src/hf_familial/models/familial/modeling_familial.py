@@ -29,11 +29,10 @@ from .generation_familial import FamilialGenerationMixin, check_hooks
 from .linear_loss import Distillation
 from .losses import Reading, balance_loss, balances, multi_exit_loss, target_share
 from .modeling_base import FamilialModel, FamilialPreTrainedModel
-from .outputs import FamilialCausalLMOutput, RelayOutput
-from .relay import pays, relay_decode
+from .outputs import FamilialCausalLMOutput
+from .relay import RelayOutput, check_arguments, relay_decode
 from .relay_cache import RelayCache
-from .relay_checks import check_arguments
-from .relay_policies import RelayPolicy, SpeculativeRelay
+from .relay_policies import RelayPolicy
 
 
 class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
@@ -337,7 +336,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     def relay_generate(
         self,
         inputs: torch.Tensor | None = None,
-        relay: RelayPolicy | SpeculativeRelay | None = None,
+        relay: RelayPolicy | None = None,
         streamer: Any = None,
         **kwargs: Any,
     ) -> RelayOutput | torch.Tensor:
@@ -349,7 +348,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         Args:
             inputs (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The prompt, padded on
                 the left; or `input_ids` among `kwargs`.
-            relay ([`RelayPolicy`] or [`SpeculativeRelay`], *optional*): When to go deeper; defaults
+            relay ([`RelayPolicy`], *optional*): When to go deeper; defaults
                 to `SpeculativeRelay()`, which writes the text of the deepest exit.
             streamer (`BaseStreamer`, *optional*): As for `generate`.
             **kwargs: As for `generate`: `generation_config`, `logits_processor`,
@@ -377,7 +376,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     def prepare_drafts(self) -> None:
         """Do now what the first `relay_generate` would do before its first token.
 
-        Lean passes are compared with the host's own passes once, which takes as long as some
+        Fused passes are compared with the host's own passes once, which takes as long as some
         tokens. A server calls this before it listens.
 
         Raises:
@@ -388,7 +387,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         """
         if self.training:
             raise ValueError("`prepare_drafts` needs a model that is not training: call `eval()`.")
-        RelayCache(self, range(self.config.num_exits), lean=pays(self))
+        RelayCache(self, range(self.config.num_exits), fused_weights=None)
 
     def _read_out(self, hidden_states: torch.Tensor, exit_idx: int) -> torch.Tensor:
         ops = logit_ops(self.config.text_config)

@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList
+from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, logits_process
 
-from .draft_length import follow_weights
 from .members import matrix_sizes
-from .outputs import RelayOutput, RelayStats
-from .relay_cache import RelayCache
-from .relay_checks import (
-    check_decoding,
-    check_healing,
-    check_positions,
-    check_relay,
-    guided_at,
-    processors_with_memory,
+from .relay_cache import RelayCache, check_positions, check_relay
+from .relay_policies import FixedExit, NewTokens, RelayDecoder, RelayPolicy, check_chain
+from .speculation import SpeculativeRelay
+
+
+# logits processors of transformers whose answer depends on their two arguments alone
+STATELESS = frozenset(
+    """
+    AlternatingCodebooksLogitsProcessor BarkEosPrioritizerLogitsProcessor
+    ClassifierFreeGuidanceLogitsProcessor DiaClassifierFreeGuidanceLogitsProcessor
+    DiaEOSChannelFilterLogitsProcessor EncoderNoRepeatNGramLogitsProcessor
+    EncoderRepetitionPenaltyLogitsProcessor EpsilonLogitsWarper EtaLogitsWarper
+    ExponentialDecayLengthPenalty ForcedBOSTokenLogitsProcessor ForcedEOSTokenLogitsProcessor
+    InfNanRemoveLogitsProcessor LogitNormalization MinLengthLogitsProcessor
+    MinNewTokensLengthLogitsProcessor MinPLogitsWarper NoBadWordsLogitsProcessor
+    NoRepeatNGramLogitsProcessor RepetitionPenaltyLogitsProcessor SequenceBiasLogitsProcessor
+    SuppressTokensAtBeginLogitsProcessor SuppressTokensLogitsProcessor TemperatureLogitsWarper
+    TopHLogitsWarper TopKLogitsWarper TopPLogitsWarper TypicalLogitsWarper
+    WatermarkLogitsProcessor WhisperTimeStampLogitsProcessor
+    """.split()
 )
-from .relay_policies import FixedExit, RelayPolicy, SpeculativeRelay, check_chain
-from .relay_text import Block, RelayText
-from .speculative import Speculation
-
-
-# bytes of weights up to which modules and masks take a good part of a step
-LEAN_LIMIT = 2 * 2**30
+# arguments of the host's assisted generation, which a relay replaces
+ASSISTED = frozenset(
+    """
+    assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight
+    assistant_lookbehind assistant_model assistant_tokenizer is_assistant max_matching_ngram_size
+    num_assistant_tokens num_assistant_tokens_schedule prompt_lookup_num_tokens speculation_type
+    target_lookbehind use_mtp
+    """.split()
+)
+# fields of `GenerationConfig` that a relay does nothing with
+UNUSED = frozenset({"output_attentions", "output_hidden_states", "prefill_chunk_size"})
+# what `generate` may hand to the loop beside its named arguments; the tokenizer, for stop strings
+INPUTS = frozenset(
+    "attention_mask inputs_embeds logits_to_keep past_key_values position_ids tokenizer "
+    "use_cache".split()
+)
 
 
 def relay_decode(
@@ -36,9 +60,9 @@ def relay_decode(
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: Any,
-    relay: RelayPolicy | SpeculativeRelay | None = None,
+    relay: RelayPolicy | None = None,
     streamer: Any = None,
-    lean: bool | None = None,
+    fused_weights: bool | None = None,
     **model_kwargs: Any,
 ) -> RelayOutput | torch.Tensor:
     """Decode by relay; a decoding method for `generate(custom_generate=relay_decode, relay=...)`.
@@ -46,16 +70,12 @@ def relay_decode(
     Args:
         model ([`FamilialForCausalLM`]): The family.
         input_ids (`torch.LongTensor` of shape `(batch, seq)`): The prompt.
-        logits_processor (`LogitsProcessorList`): As `generate` prepares it.
-        stopping_criteria (`StoppingCriteriaList`): As `generate` prepares it.
-        generation_config (`GenerationConfig`): As `generate` prepares it.
-        relay ([`RelayPolicy`] or [`SpeculativeRelay`], *optional*): When to go deeper; defaults to
-            `SpeculativeRelay()`.
+        logits_processor (`LogitsProcessorList`): As `generate` prepares it; so are
+            `stopping_criteria`, `generation_config` and `model_kwargs`.
+        relay ([`RelayPolicy`], *optional*): When to go deeper; defaults to `SpeculativeRelay()`.
         streamer (`BaseStreamer`, *optional*): Gets every token as it is certain.
-        lean (`bool`, *optional*): Whether to decode by lean passes (`lean.py`) where there are
-            some, which is faster on a CPU. By default on a CPU, for weights of at most 2 GiB.
-        **model_kwargs: As `generate` prepares them: `past_key_values`, `attention_mask`,
-            `position_ids`.
+        fused_weights (`bool`, *optional*): Whether to run the package's fused passes where there
+            are some, which is faster on a CPU. By default on a CPU, for at most 2 GiB of weights.
 
     Returns:
         [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: As `generate` returns.
@@ -75,193 +95,353 @@ def relay_decode(
     check_decoding(generation_config, model_kwargs)
     exits = check_chain(relay.exits(model.config.num_exits), model.config.num_exits)
     check_healing(model.config, generation_config, exits[-1])
-    relay, exits = _without_drafts(relay, exits, logits_processor)
-    logits_processor = guided_at(logits_processor, model, exits[-1])
-    drafts = relay.rolls_back
+    memory = processors_with_memory(logits_processor)
+    if memory and relay.rolls_back:
+        warnings.warn(
+            f"`{memory[0]}` may remember the tokens that it has seen, so the relay writes without "
+            "drafts. If its answer depends on its arguments alone, give it `stateless = True`.",
+            stacklevel=2,
+        )
+        relay, exits = FixedExit(exits[-1]), exits[-1:]
     past = model_kwargs.get("past_key_values")
-    lean = pays(model) if lean is None else lean
-    follow_weights(model)
-    cache = RelayCache(model, exits, past, rollback=drafts, lean=lean)
-    text = RelayText(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
-    decide: Any
-    if drafts:
-        decide = Speculation(relay, exits, cache, text)
-    else:
-        decide = Decisions(relay, exits, cache, text)
-    inputs = _first_inputs(input_ids, cache.length, generation_config, model_kwargs)
-    _check_length(model, inputs, cache.length, text.room)
+    cache = RelayCache(model, exits, past, rollback=relay.rolls_back, fused_weights=fused_weights)
+    logits_processor = guided_at(logits_processor, model, exits[-1])
+    text = GeneratedText(
+        input_ids, logits_processor, stopping_criteria, generation_config, streamer
+    )
+    decoder = cache.accelerator.decoder(relay.decoder(cache, text))
+    inputs = _first_inputs(text, cache, model_kwargs)
     while not text.done:
-        text.write(decide(**inputs))
+        text.write(decoder.step(**inputs))
         inputs = {"input_ids": text.input_ids[:, -1:]}
-    if drafts:
-        decide.remember()
-    _forget_excess(cache, text)
+    decoder.finish()
+    # the cache, which may be the caller's, holds the text but its last token
+    new = text.input_ids.shape[1] - text.prompt_length
+    if excess := cache.length - (cache.prompt_end + new - 1):  # the text ended within a round
+        cache.crop(excess)
+    cache.commit(last=True)
     if streamer is not None:
         streamer.end()
     if not generation_config.return_dict_in_generate:
         return text.input_ids
-    stats = _stats(model, exits, cache, text, decide, time.perf_counter() - began)
+    whole, seconds = exits[-1] == model.config.num_exits - 1, time.perf_counter() - began
+    stats = _stats(cache, text, decoder, seconds)  # before the rest of the cache is completed
     return RelayOutput(
         sequences=text.input_ids,
         scores=None if text.scores is None else tuple(text.scores),
         logits=None if text.logits is None else tuple(text.logits),
-        past_key_values=_returned_cache(model, cache),
+        past_key_values=cache.to_plain() if whole else None,
         relay_stats=stats,
     )
 
 
-def pays(model: Any) -> bool:
-    """Return whether lean passes are faster: on a CPU, for a small model."""
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return model.device.type == "cpu" and size <= LEAN_LIMIT
+class GeneratedText:
+    """A text (or a batch of them) as it grows, with the rules of `generate` for writing on.
 
+    A subclass may take random numbers from elsewhere: it overrides `draw` and `uniform`, which are
+    told the column of the text that they decide.
 
-class Decisions:
-    """Makes tokens one by one, each at the first exit that is sure of it.
-
-    Args:
-        relay ([`RelayPolicy`]): The policy.
-        exits (`tuple[int, ...]`): Its exits, shallowest first.
-        cache ([`RelayCache`]): Over them.
-        text ([`RelayText`]): What is written so far, and how tokens are chosen.
+    Attributes:
+        input_ids (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
+        unfinished (`torch.Tensor` of shape `(batch,)`): Boolean; rows that have not ended.
+        done (`bool`): Whether every row has ended.
     """
 
     def __init__(
-        self, relay: RelayPolicy, exits: tuple[int, ...], cache: RelayCache, text: RelayText
+        self,
+        input_ids: torch.Tensor,
+        processors: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        streamer: Any = None,
     ) -> None:
-        self.relay, self.exits, self.cache, self.text = relay, exits, cache, text
-        self.state = relay.new_state(len(text.input_ids))
-        self.rounds = self.drafted = self.accepted = 0
+        self.input_ids, self.prompt_length = input_ids, input_ids.shape[1]
+        self.processors, self.criteria = processors, stopping_criteria
+        self.config, self.streamer = generation_config, streamer
+        self.do_sample = bool(generation_config.do_sample)
+        self.unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        self.pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        if self.pads and generation_config._pad_token_tensor is None:
+            raise ValueError(
+                "a stopping criterion has `eos_token_id`, so rows that end are padded: give "
+                "`pad_token_id` too."
+            )
+        asked = generation_config.return_dict_in_generate
+        self.scores: list[Any] | None = [] if asked and generation_config.output_scores else None
+        self.logits: list[Any] | None = [] if asked and generation_config.output_logits else None
+        self.sources: list[torch.Tensor] = []
+        self.done = False
 
-    def __call__(self, **inputs: Any) -> Block:
-        """One token for every row; `inputs` are for `RelayCache.feed`."""
-        self.rounds += 1
-        self.cache.feed(**inputs)
-        open_rows, chosen = self.text.kept_rows, None
-        for k in self.exits:
-            last = k == self.exits[-1]
-            if not last and not self.relay.asks(k, self.state):
-                continue
-            self.cache.catch_up(k)
-            logits = self.cache.logits(k)[:, -1].float()
-            sure = None if last else self.relay.sure(k, logits, self.state)
-            leaving = open_rows if sure is None else open_rows & sure
-            chosen = _merge(chosen, leaving, k, logits)
-            if last or not (open_rows := open_rows & ~leaving).any():
+    @property
+    def wants_scores(self) -> bool:
+        """`bool`: Whether decoders must return the scores and logits of their tokens."""
+        return self.scores is not None or self.logits is not None
+
+    @property
+    def kept_rows(self) -> torch.Tensor:
+        """`torch.Tensor` of shape `(batch,)`: Rows whose next token is not replaced by padding."""
+        return self.unfinished if self.pads else torch.ones_like(self.unfinished)
+
+    @property
+    def tokens_left(self) -> int:
+        """`int`: Number of tokens that may still be written."""
+        limit = self.criteria.max_length
+        return 2**31 if limit is None else max(1, limit - self.input_ids.shape[1])
+
+    def process(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Return scores to choose from, `(batch, vocab)`, given the text before."""
+        if not self.processors:
+            return logits
+        # some processors write into what they are given
+        return self.processors(input_ids, logits.clone())
+
+    def choose(self, scores: torch.Tensor, column: int) -> torch.Tensor:
+        """Choose a token for every row, shape `(batch, 1)`, to stand in a column of the text."""
+        if self.do_sample:
+            return self.draw(scores.softmax(-1), column)
+        return scores.argmax(-1, keepdim=True)
+
+    def draw(self, chances: torch.Tensor, column: int) -> torch.Tensor:
+        """Draw a token for every row, shape `(batch, 1)`, from probabilities `(batch, vocab)`."""
+        return torch.multinomial(chances, 1)
+
+    def uniform(self, drafts: torch.Tensor, column: int) -> torch.Tensor:
+        """Draw a number in [0, 1) for each of `drafts`, `(batch, count)`, from a column on."""
+        return torch.rand(drafts.shape, device=drafts.device)
+
+    def write(self, new: NewTokens) -> None:
+        """Append tokens column by column, until every row has ended."""
+        for i in range(new.tokens.shape[1]):
+            self.sources.append(new.sources[:, i].masked_fill(~self.unfinished, -1))
+            if self.scores is not None:
+                self.scores.append(new.scores[i])
+            if self.logits is not None:
+                self.logits.append(new.logits[i])
+            self.append(new.tokens[:, i])
+            if self.done:
                 break
-        assert chosen is not None
-        logits, sources = chosen
-        scores = self.text.process(self.text.input_ids, logits)
-        tokens = self.text.choose(scores)
-        return Block(tokens, sources[:, None], [scores], [logits])
+
+    def append(self, token: torch.Tensor) -> torch.Tensor:
+        """Append one token of every row, shape `(batch,)`; return it, padded in ended rows."""
+        if self.pads:
+            pad = self.config._pad_token_tensor.to(token.device)
+            token = torch.where(self.unfinished, token, pad)
+        self.input_ids = torch.cat((self.input_ids, token[:, None]), 1)
+        if self.streamer is not None:
+            self.streamer.put(token.cpu())
+        scores = None if self.scores is None else tuple(self.scores)
+        self.unfinished = self.unfinished & ~self.criteria(self.input_ids, scores)
+        self.done = not self.unfinished.any()
+        return token
 
 
-def _merge(
-    chosen: tuple[torch.Tensor, torch.Tensor] | None,
-    leaving: torch.Tensor,
-    exit_idx: int,
-    logits: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and exits of the rows so far, with those that leave at this exit."""
-    here = torch.full_like(leaving, exit_idx, dtype=torch.long)
-    if chosen is None:
-        return logits, here
-    return (
-        torch.where(leaving[:, None], logits, chosen[0]),
-        torch.where(leaving, here, chosen[1]),
-    )
-
-
-def _without_drafts(
-    relay: RelayPolicy | SpeculativeRelay, exits: tuple[int, ...], processors: Any
-) -> tuple[RelayPolicy | SpeculativeRelay, tuple[int, ...]]:
-    """Let the deciding exit write alone where a logits processor must not see drafts."""
-    memory = processors_with_memory(processors)
-    if not memory or not relay.rolls_back:
-        return relay, exits
-    warnings.warn(
-        f"`{memory[0]}` may remember the tokens that it has seen, so the relay writes without "
-        "drafts. If its answer depends on its arguments alone, give it `stateless = True`.",
-        stacklevel=3,
-    )
-    return FixedExit(exits[-1]), exits[-1:]
-
-
-def _first_inputs(
-    input_ids: torch.Tensor, past: int, generation_config: Any, model_kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """What the first pass takes: the part of the prompt that the cache has not seen."""
-    mask, positions = (model_kwargs.get(name) for name in ("attention_mask", "position_ids"))
-    embeds = model_kwargs.get("inputs_embeds")
-    given, length = (input_ids if embeds is None else embeds), input_ids.shape[1]
+def _first_inputs(text: GeneratedText, cache: RelayCache, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what the first pass takes: the part of the prompt that the cache has not seen."""
+    past = cache.length
+    embeds, mask, positions = map(given.get, ("inputs_embeds", "attention_mask", "position_ids"))
+    prompt, length = (text.input_ids if embeds is None else embeds), text.prompt_length
     # as `generate` has it: ids that are fewer than the mask's columns are the new ones alone
-    columns = getattr(generation_config, "_mask_length", length) if mask is None else mask.shape[1]
-    new = given.shape[1] - (past if embeds is not None or columns == length else 0)
+    columns = getattr(text.config, "_mask_length", length) if mask is None else mask.shape[1]
+    new = prompt.shape[1] - (past if embeds is not None or columns == length else 0)
     if new < 1:
         raise ValueError(
             f"the prompt must go beyond `past_key_values`, which holds {past} tokens; got "
-            f"{given.shape[1]}. Give the whole text, as for `generate`."
+            f"{prompt.shape[1]}. Give the whole text, as for `generate`."
         )
-    inputs = {"input_ids" if embeds is None else "inputs_embeds": given[:, -new:]}
+    inputs = {"input_ids" if embeds is None else "inputs_embeds": prompt[:, -new:]}
     if positions is not None:
         inputs["position_ids"] = positions[:, -new:]
     if mask is not None:
         inputs["attention_mask"] = mask
+    seen = past or (new if positions is None else int(positions[:, -new:].max()) + 1)
+    # the last token is never run
+    check_positions(cache.model.config.text_config, seen, past + new + text.tokens_left - 1)
     return inputs
 
 
-def _check_length(model: Any, inputs: dict[str, Any], past: int, room: int) -> None:
-    """Refuse a text that may get too long for the host's position angles."""
-    given = inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"]
-    ends, positions = past + given.shape[1], inputs.get("position_ids")
-    seen = past or (ends if positions is None else int(positions.max()) + 1)
-    # the last token is never run
-    check_positions(model.config.text_config, seen, ends + room - 1)
+def check_arguments(asked: Mapping[str, Any]) -> None:
+    """Raise for arguments of `generate`, given by name, that a relay would ignore."""
+    given = {name for name, value in asked.items() if value is not None and value is not False}
+    if assisted := sorted(given & ASSISTED):
+        raise ValueError(
+            f"a relay drafts with the family's own exits: leave out `{assisted[0]}`, and say how "
+            "to draft with `relay=SpeculativeRelay(draft_exit=..., draft_length=...)`."
+        )
+    if "synced_gpus" in given:
+        raise ValueError(
+            "a relay runs another number of passes in each process, so it cannot wait for others "
+            "(`synced_gpus`, the default under FSDP and ZeRO-3): use `generate(exit_idx=...)`."
+        )
+    if unused := sorted(given & UNUSED):
+        raise ValueError(f"a relay does nothing with it: leave out `{unused[0]}`.")
+    cache = asked.get("cache_implementation")
+    if cache not in (None, "dynamic", "hybrid"):  # `generate` takes "hybrid" for the default
+        raise ValueError(
+            "a relay needs a `DynamicCache` in the device's memory, got "
+            f"`cache_implementation={cache!r}`: leave it out."
+        )
 
 
-def _forget_excess(cache: RelayCache, text: RelayText) -> None:
-    """Let the cache, which may be the caller's, hold the text but its last token."""
-    new = text.input_ids.shape[1] - text.prompt_length
-    excess = cache.length - (cache.prompt_end + new - 1)
-    if excess:  # the text ended among the tokens of a round
-        cache.crop(excess)
-    cache.settle(last=True)
+def check_decoding(generation_config: Any, model_kwargs: Mapping[str, Any]) -> None:
+    """Raise for ways of decoding, as `generate` prepared them, that a relay does not have."""
+    mode, exit_idx = generation_config.get_generation_mode(), model_kwargs.get("exit_idx")
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(
+            "a relay decodes greedily or by sampling, got generation mode "
+            f"`{mode.value}`: leave out `num_beams` and what else asks for it."
+        )
+    if model_kwargs.get("use_cache") is False:
+        raise ValueError(
+            "a relay lives in the cache, which is off here, as asked for or as the model's "
+            "generation config says: pass `use_cache=True`."
+        )
+    if exit_idx is not None:
+        raise ValueError(
+            "a relay says itself whose text it writes: give `exit_idx` to it, as in "
+            f"`SpeculativeRelay(exit_idx={exit_idx})`, not beside it."
+        )
+    fields = {name: getattr(generation_config, name, None) for name in UNUSED}
+    check_arguments(fields | {"cache_implementation": generation_config.cache_implementation})
+    for name, value in model_kwargs.items():
+        if name not in INPUTS and value is not None and value is not False:
+            raise ValueError(f"a relay does nothing with `{name}`: leave it out.")
 
 
-def _returned_cache(model: Any, cache: RelayCache) -> Any:
-    """An ordinary cache of the text but its last token, as `generate` returns; `None` if ragged."""
-    return cache.to_plain() if cache.exits[-1] == model.config.num_exits - 1 else None
+def check_healing(config: Any, generation_config: Any, exit_idx: int) -> None:
+    """Raise if the host would heal a prompt with another exit than the one that goes on."""
+    if generation_config.token_healing and exit_idx != config.resolve_exit():
+        raise ValueError(
+            f"`token_healing` heals the prompt with `config.default_exit` ({config.default_exit}), "
+            f"got `exit_idx={exit_idx}`: set `model.config.default_exit = {exit_idx}`, or leave "
+            "out `token_healing`."
+        )
 
 
-def _stats(
-    model: Any,
-    exits: Sequence[int],
-    cache: RelayCache,
-    text: RelayText,
-    decide: Decisions | Speculation,
-    seconds: float,
-) -> RelayStats:
-    """What the relay did, from the counts it kept."""
-    depths = [0, *(model.config.exits[k] for k in exits)]
-    layers = [b - a for a, b in zip(depths, depths[1:], strict=False)]
-    passes = sum(n * positions for n, positions in zip(layers, cache.ran, strict=True))
-    whole = depths[-1] * (cache.length - cache.first)
+def processors_with_memory(processors: Iterable[Any]) -> list[str]:
+    """Return the names of the logits processors that must see every kept token once, in order.
+
+    Those known to have no memory may see drafts too, and others that say `stateless = True`.
+    """
+    prefix, names = logits_process.PrefixConstrainedLogitsProcessor, []
+    for one in processors:
+        one = one._prefix_allowed_tokens_fn if type(one) is prefix else one
+        kind = type(one)
+        known = kind.__module__ == logits_process.__name__ and kind.__name__ in STATELESS
+        if not known and getattr(one, "stateless", False) is not True:
+            named = one if hasattr(one, "__qualname__") else kind  # a function, or an object
+            names.append(f"{named.__module__}.{named.__qualname__}")
+    return names
+
+
+def guided_at(processors: Iterable[Any], model: Any, exit_idx: int) -> LogitsProcessorList:
+    """Return the processors; the guide of `guidance_scale` becomes a copy that reads one exit."""
+    found = LogitsProcessorList()
+    for one in processors:
+        guide = type(one) is logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor
+        if guide and one.model is model:
+            one = copy.copy(one)
+            one.model = partial(model, exit_idx=exit_idx)
+        found.append(one)
+    return found
+
+
+@dataclass(frozen=True)
+class RelayStats:
+    """A report of what a relay did.
+
+    Attributes:
+        token_exits (`torch.LongTensor` of shape `(batch, new)`): Exit that each new token came
+            from; -1 after the end of a row.
+        exits (`tuple[int, ...]`): The exits that were read, shallowest first.
+        positions (`tuple[int, ...]`): For each, positions of a row that its segment ran.
+        layer_passes (`int`): Layers times positions, of one row.
+        plain_layer_passes (`int`): What decoding at the deepest of these exits would have taken.
+        flops (`float`): FLOPs spent by all rows: two for each weight of a matrix and position.
+            All experts of a mixture count; private layers and attention over the past do not.
+        plain_flops (`float`): Counted likewise, of decoding at the deepest of these exits.
+        rounds (`int`): Checks of drafts; without drafts, steps.
+        drafted (`int`): Drafted tokens that were checked, of one row.
+        accepted (`int`): Those that every unfinished row accepted.
+        seconds (`float`): Wall time.
+    """
+
+    token_exits: torch.Tensor
+    exits: tuple[int, ...]
+    positions: tuple[int, ...]
+    layer_passes: int
+    plain_layer_passes: int
+    flops: float
+    plain_flops: float
+    rounds: int
+    drafted: int
+    accepted: int
+    seconds: float
+
+    @property
+    def acceptance(self) -> float:
+        """`float`: Share of the checked drafts that were accepted; 0 if there were none."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_round(self) -> float:
+        """`float`: New tokens of a row per check; 1 without drafts."""
+        return self.token_exits.shape[1] / max(1, self.rounds)
+
+    @property
+    def flops_saved(self) -> float:
+        """`float`: Share of the plain FLOPs that were not spent; negative if more were."""
+        return 1 - self.flops / self.plain_flops
+
+    @property
+    def note(self) -> str:
+        """`str`: What to do where more FLOPs were spent than plain text takes; else empty."""
+        if self.flops <= self.plain_flops:
+            return ""
+        cause = f"{self.acceptance:.0%} of the drafts were accepted" if self.drafted else "no gain"
+        return (
+            f"more FLOPs than plain text, {self.flops / self.plain_flops:.2f} times ({cause}): "
+            "train the early exits further, draft from another exit, or draft fewer tokens"
+        )
+
+    def __str__(self) -> str:
+        drafts = f"; {self.accepted} of {self.drafted} drafts accepted" if self.drafted else ""
+        note = self.note or f"{self.flops / self.plain_flops:.2f} times the FLOPs of plain text"
+        return (
+            f"{self.token_exits.shape[1]} tokens of {self.token_exits.shape[0]} rows in "
+            f"{self.rounds} rounds{drafts}; {self.layer_passes:,} layer passes, plain text "
+            f"{self.plain_layer_passes:,}; {note}"
+        )
+
+
+@dataclass
+class RelayOutput(GenerateDecoderOnlyOutput):
+    """What `generate` returns, with the report of the relay.
+
+    Args:
+        relay_stats ([`RelayStats`]): Exit of every token, acceptance, layer passes, FLOPs, time.
+    """
+
+    relay_stats: RelayStats | None = None
+
+
+def _stats(cache: RelayCache, text: Any, decoder: RelayDecoder, seconds: float) -> RelayStats:
+    """Build the report from the counts that were kept."""
+    layers = [b - a for a, b in zip(cache.depths, cache.depths[1:], strict=False)]
+    ran, rows, new = cache.ran, len(text.input_ids), cache.length - cache.first
     sources = torch.stack(text.sources, 1)
-    rows = len(text.input_ids)
-    flops, heads = ([2 * size for size in sizes] for sizes in matrix_sizes(model, exits))
-    spent = sum(f * n for f, n in zip(flops, cache.ran, strict=True))
+    flops, heads = ([2 * n for n in sizes] for sizes in matrix_sizes(cache.model, cache.exits))
+    spent = sum(f * n for f, n in zip(flops, ran, strict=True))
     reads = sum(f * n for f, n in zip(heads, cache.reads, strict=True))
-    dense = (cache.length - cache.first) * sum(flops) + sources.shape[1] * heads[-1]
     return RelayStats(
         token_exits=sources,
-        exits=tuple(exits),
-        positions=tuple(cache.ran),
-        layer_passes=passes,
-        plain_layer_passes=whole,
+        exits=cache.exits,
+        positions=tuple(ran),
+        layer_passes=sum(n * positions for n, positions in zip(layers, ran, strict=True)),
+        plain_layer_passes=cache.depths[-1] * new,
         flops=rows * (spent + reads),
-        plain_flops=rows * dense,
-        rounds=decide.rounds,
-        drafted=decide.drafted,
-        accepted=decide.accepted,
+        plain_flops=rows * (new * sum(flops) + sources.shape[1] * heads[-1]),
+        rounds=decoder.rounds,
+        drafted=decoder.drafted,
+        accepted=decoder.accepted,
         seconds=seconds,
     )

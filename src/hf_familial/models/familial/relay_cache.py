@@ -1,31 +1,27 @@
-"""Keys, values and pending taps of a relay: no other file touches them.
+"""Keys, values and pending hidden states of a relay.
 
-Positions run through the layers in segments, each from the tap of the one before. A segment that is
-not wanted yet waits: its positions are pending, their taps are kept, and a later pass runs all of
-them at once. Nothing below is computed again.
+Positions run through the layers in segments, each from the hidden states at an exit (the taps) of
+the segment before. A segment that is not wanted yet waits: its positions are pending, their taps
+are kept, and a later pass runs all of them at once. Nothing below is computed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from .contract import logit_ops
 from .exits import read_out
-from .lean import MAX_TOKENS
-from .lean_cache import growing
-from .relay_checks import (
-    check_cache,
-    check_positions,
-    check_relay,
-    check_rollback,
-    past_positions,
-)
-from .relay_columns import Columns
-from .rollback import crop, record_past, settle
 from .segments import SegmentRunner
 
 
@@ -37,9 +33,8 @@ class RelayCache:
         exits (`Sequence[int]`): Indices of the exits to be read, in any order.
         cache ([`DynamicCache`], *optional*): To go on from: filled to the full depth, or empty.
         rollback (`bool`, *optional*, defaults to `False`): Whether `crop` will be called.
-        lean (`bool`, *optional*, defaults to `False`): Whether to use lean passes where there are
-            some (`lean.py`).
-        reads (`Sequence[int]`, *optional*): Those of the exits that will be read; by default all.
+        fused_weights (`bool`, *optional*, defaults to `False`): Whether to run the package's fused
+            passes where there are some; `None` leaves it to the package.
         max_pending (`int`, *optional*, defaults to 256): Pending positions, beyond those of the
             first call of `feed`, at which all of them run to the deepest of the exits.
 
@@ -49,12 +44,11 @@ class RelayCache:
         ran (`list[int]`): Number of positions that each exit's segment has run, in all.
         reads (`list[int]`): Number of positions that each exit was read at.
         first (`int`): Positions that the cache held at the start.
-        lean (`bool`): Whether there are lean passes.
-        prompt_end (`int`): Positions seen after the first call of `feed` or `push`.
-
-    Raises:
-        ValueError: If the host cannot go on from a tap, or the cache cannot be used.
-        IndexError: If there is no such exit.
+        prompt_end (`int`): Positions seen after the first call of `feed`.
+        columns ([`Columns`]): Position ids and attention mask of the positions seen.
+        norms, heads (`list`): Of each exit; an accelerator may replace them.
+        passes (`dict[tuple[int, int], Any]`): An accelerator's faster passes, by the indices of
+            the first and the last of the segments that they run.
     """
 
     def __init__(
@@ -64,104 +58,85 @@ class RelayCache:
         cache: DynamicCache | None = None,
         *,
         rollback: bool = False,
-        lean: bool = False,
-        reads: Sequence[int] | None = None,
+        fused_weights: bool | None = False,
         max_pending: int = 256,
     ) -> None:
         self.model, self.rollback, self.max_pending = model, rollback, max_pending
-        self.exits = tuple(sorted({model.config.resolve_exit(k) for k in exits}))
-        self.contract = model.model.contract
+        self.accelerator = model.accelerator
+        config, members = model.config, model.model.members
+        self.exits = tuple(sorted({config.resolve_exit(k) for k in exits}))
         check_relay(model)
         self.cache = self._prepared(cache)
-        members, backbone = model.model.members, model.model.backbone
-        early = [k < model.config.num_exits - 1 for k in self.exits]
-        self._norms = [members.norm(k) for k in self.exits]
-        self._depths = [0, *(model.config.exits[k] for k in self.exits)]
+        self.norms = [members.norm(k) for k in self.exits]
+        self.heads = [model.head(k) for k in self.exits]
+        self.passes: dict[tuple[int, int], Any] = {}
+        self.depths = [0, *(config.exits[k] for k in self.exits)]
         self._runners: dict[tuple[int, int], SegmentRunner] = {}
-        wanted = self.exits if reads is None else [model.config.resolve_exit(k) for k in reads]
-        private = [
-            bool(model.config.num_exit_layers) and is_early and k in wanted
-            for k, is_early in zip(self.exits, early, strict=True)
-        ]
+        early = config.num_exits - 1 if config.num_exit_layers else 0  # exits with private layers
         self._branches = [
-            SegmentRunner(backbone, self.contract, members.private(k), self.cache) if own else None
-            for k, own in zip(self.exits, private, strict=True)
+            self._segment_runner(members.private(k)) if k < early else None for k in self.exits
         ]
-        self._places = {k: i for i, k in enumerate(self.exits)}
-        self._places |= {k - model.config.num_exits: i for k, i in self._places.items()}
+        self._index = {k: i for i, k in enumerate(self.exits)}
+        self._index |= {k - config.num_exits: i for k, i in self._index.items()}
         self._embed = model.get_input_embeddings()
-        self._ops = logit_ops(model.config.text_config)
-        self._heads = [model.head(k) for k in self.exits]
-        self._lean = self._lean_passes() if lean else {}
-        self.lean = bool(self._lean)
+        self._ops = logit_ops(config.text_config)
+        if fused_weights is not False:
+            self.accelerator.prepare(self, fused_weights)
         self.first = self._seen = past_positions(self.cache)  # or those of the prompt, which follow
         count = len(self.exits)
         self._done, self._read = [self.first] * count, [self.first] * count
-        self._taps: list[torch.Tensor | None] = [None] * count
-        self._states: list[torch.Tensor | None] = [None] * count
+        self._taps: list[Any] = [None] * count
+        self._states: list[Any] = [None] * count
         self.ran, self.reads = [0] * count, [0] * count
         self.prompt_end = 0
-        self._columns = Columns(self.first)
+        self.columns = Columns(self.first)
         if rollback:
             record_past(self.cache.layers, True)
 
     def _prepared(self, cache: DynamicCache | None) -> DynamicCache:
-        config = self.model.config
-        if cache is None:
-            cache = DynamicCache(config=self.model.model.backbone.config)
+        """Check a cache, or make one, and give it every slot that the exits write to."""
+        config, inner = self.model.config, self.model.model
+        cache = DynamicCache(config=inner.backbone.config) if cache is None else cache
         check_cache(cache)
-        if (
-            past_positions(cache)
-            and config.num_exit_layers
-            and self.exits[0] < config.num_exits - 1
-        ):
+        early = self.exits[0] < config.num_exits - 1
+        if past_positions(cache) and config.num_exit_layers and early:
             raise ValueError(
                 "a relay cannot go on from `past_key_values` when exits have private layers: their "
                 "keys and values of the past are not in it. Give it the whole text instead."
             )
-        self.model.model.members.grow(cache, self.exits)
-        growing(cache)
-        if self.rollback:
-            check_rollback(cache, config.text_config.model_type)
-        return cache
+        inner.members.grow(cache, self.exits)
+        recurrent = [la for la in cache.layers if isinstance(la, LinearAttentionCacheLayerMixin)]
+        if self.rollback and recurrent:
+            raise ValueError(
+                f"`{config.text_config.model_type}` has recurrent layers, whose state cannot be "
+                "taken back: drafts that may be rejected cannot run on it. Use a relay that never "
+                "takes a token back, such as `ConfidenceRelay`."
+            )
+        return self.accelerator.cache(cache)
 
-    def _lean_passes(self) -> dict[tuple[int, int], Any]:
-        """Lean passes of segments, norms and heads, where there are some."""
-        lean, backbone = self.model.model.lean, self.model.model.backbone
-        self._norms = [lean.norm(norm) or norm for norm in self._norms]
-        self._heads = [lean.head(head) or head for head in self._heads]
-        last = len(self.exits) - 1
-
-        def found(*span: int) -> Any:
-            runner = self._runner(*span)
-            return lean.runner(backbone, self.contract, runner.segment, runner.layers)
-
-        whole, spans = found(0, last), [(i, i) for i in range(last + 1)]
-        if whole is None:  # some of its segments may do
-            passes = {span: found(*span) for span in spans}
-            return {span: runner for span, runner in passes.items() if runner is not None}
-        parts = {(i, i): whole.part(*self._depths[i : i + 2]) for i, _ in spans}
-        return {**parts, (0, last): whole}
+    def _segment_runner(self, segment: Any) -> SegmentRunner:
+        model = self.model.model
+        return SegmentRunner(model.backbone, model.contract, segment, self.cache)
 
     @property
     def length(self) -> int:
-        """Number of positions seen."""
+        """`int`: Positions seen."""
         return self._done[0]
 
     @property
     def lengths(self) -> dict[int, int]:
-        """Number of positions that each exit's depth has seen, by index of the exit."""
+        """`dict[int, int]`: Positions that each exit's depth has seen, by index of the exit."""
         return dict(zip(self.exits, self._done, strict=True))
 
     def pending(self, exit_idx: int) -> int:
-        """Number of positions that have not reached an exit's depth yet."""
-        return self.length - self._done[self._place(exit_idx)]
+        """Return how many positions have not reached an exit's depth yet."""
+        return self.length - self._done[self._at(exit_idx)]
 
-    def _place(self, exit_idx: int) -> int:
-        """Place of an exit among those of this relay."""
-        if exit_idx not in self._places:
+    def _at(self, exit_idx: int) -> int:
+        """Return the index of an exit among those of this relay."""
+        if exit_idx not in self._index:
             raise IndexError(f"exit {exit_idx} is none of this relay's exits {self.exits}.")
-        return self._places[exit_idx]
+        return self._index[exit_idx]
 
     def feed(
         self,
@@ -176,8 +151,8 @@ class RelayCache:
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The new tokens.
             inputs_embeds (`torch.Tensor` of shape `(batch, seq, hidden)`, *optional*): Instead.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Of the new
-                tokens; counted on from the last ones by default.
+            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): By default they
+                count on.
             attention_mask (`torch.Tensor` of shape `(batch, seq)`, or `(batch, past + seq)` at the
                 first call, *optional*): 0 for padding; by default there is none.
             whole (`bool`, *optional*, defaults to `False`): Run to the deepest of the exits, in one
@@ -186,116 +161,51 @@ class RelayCache:
         given: Any = input_ids if input_ids is not None else inputs_embeds
         new = self._extend(given, position_ids, attention_mask)
         entry = {"inputs_embeds" if input_ids is None else "input_ids": given}
-        if whole and self._done[0] == self._done[-1] and not any(self._branches):
-            self._run(0, len(self.exits) - 1, new, **entry)
-            return
-        self._run(0, 0, new, **entry)
+        at_once = whole and self._done[0] == self._done[-1] and not any(self._branches)
+        self._run(0, len(self.exits) - 1 if at_once else 0, new, **entry)
         pending = self.length - self._done[-1]
         if whole or pending > self.prompt_end - self.first + self.max_pending:
             self.catch_up(self.exits[-1])
 
-    def push(
-        self,
-        taps: torch.Tensor,
-        position_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> None:
-        """Take taps of the first exit that were made elsewhere: they become pending here.
-
-        The first segment is never run then, and its keys and values stay empty.
-
-        Args:
-            taps (`torch.Tensor` of shape `(batch, seq, hidden)`): Of the new positions.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As in `feed`.
-            attention_mask (`torch.Tensor`, *optional*): As in `feed`.
-        """
-        new = self._extend(taps, position_ids, attention_mask)
-        self._keep(0, taps)
-        self._done[0] += new
-
     def catch_up(self, exit_idx: int) -> None:
-        """Run every pending position to the depth of an exit, segment by segment.
-
-        Args:
-            exit_idx (`int`): One of `exits`.
-        """
-        for i in range(1, self._place(exit_idx) + 1):
+        """Run every pending position to the depth of one of `exits`, segment by segment."""
+        for i in range(1, self._at(exit_idx) + 1):
             new = self._done[i - 1] - self._done[i]
             if new:
-                taps = self._taps[i - 1]
-                assert taps is not None
-                self._run(i, i, new, inputs_embeds=taps[:, -new:])
+                self._run(i, i, new, inputs_embeds=self._taps[i - 1][:, -new:])
 
     def taps(self, exit_idx: int, last: int) -> torch.Tensor:
-        """Taps of the last positions that have reached an exit.
-
-        Args:
-            exit_idx (`int`): One of `exits`.
-            last (`int`): How many; pending ones, or not more than its last pass ran.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, last, hidden)`: Before any norm.
-        """
-        taps = self._taps[self._place(exit_idx)]
-        assert taps is not None
-        return taps[:, -last:]
+        """Return the taps, `(batch, last, hidden)`, of the last positions that reached an exit."""
+        return self._taps[self._at(exit_idx)][:, -last:]
 
     def logits(self, exit_idx: int, last: int = 1) -> torch.Tensor:
-        """Read the last positions that have reached an exit.
+        """Return an exit's logits, `(batch, last, vocab)`, at positions that its last pass ran."""
+        return self.read(exit_idx, self.states(exit_idx, last))
 
-        Args:
-            exit_idx (`int`): One of `exits`, caught up.
-            last (`int`, *optional*, defaults to 1): How many; not more than its last pass ran.
+    def read(self, exit_idx: int, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits that an exit's head reads from normed states `(..., seq, hidden)`."""
+        i = self._at(exit_idx)
+        self.reads[i] += states.shape[-2]
+        return read_out(states, self.heads[i], self._ops)
 
-        Returns:
-            `torch.Tensor` of shape `(batch, last, vocab)`: As the exit's member gives them.
-        """
-        i = self._place(exit_idx)
-        self.reads[i] += last
-        return read_out(self._normed(i, last), self._heads[i], self._ops)
-
-    def logits_beside(self, exits: Sequence[int]) -> list[torch.Tensor]:
-        """Read the last position at several exits; a head that they share reads all at once.
-
-        Args:
-            exits (`Sequence[int]`): Some of `exits`, caught up.
-
-        Returns:
-            `list[torch.Tensor]`: For each, logits of shape `(batch, 1, vocab)`.
-        """
-        places = [self._place(k) for k in exits]
-        if len({id(self._heads[i]) for i in places}) > 1:
-            return [self.logits(k) for k in exits]
-        for i in places:
-            self.reads[i] += 1
-        states = torch.cat([self._normed(i, 1) for i in places])
-        return list(read_out(states, self._heads[places[0]], self._ops).chunk(len(places)))
-
-    def _normed(self, i: int, last: int) -> torch.Tensor:
-        """States of an exit after its private layers and norm, shape `(batch, last, hidden)`."""
+    def states(self, exit_idx: int, last: int) -> torch.Tensor:
+        """Return states after an exit's private layers and norm, shape `(batch, last, hidden)`."""
+        i = self._at(exit_idx)
         taps, branch = self._taps[i], self._branches[i]
-        assert taps is not None
         if branch is None:
-            return self._norms[i](taps[:, -last:])
+            return self.norms[i](taps[:, -last:])
         new = self._done[i] - self._read[i]
         if new:
-            self._states[i] = branch(
-                inputs_embeds=taps[:, -new:], **self._inputs(self._read[i], new)
-            )
+            inputs = self._inputs(self._read[i], new)
+            self._states[i] = branch(inputs_embeds=taps[:, -new:], **inputs)
             self._read[i] += new
-        states = self._states[i]
-        assert states is not None
-        return states[:, -last:]
+        return self._states[i][:, -last:]
 
     def crop(self, count: int) -> None:
-        """Forget the last positions everywhere, however deep they got.
-
-        Args:
-            count (`int`): How many.
-        """
+        """Forget the last `count` positions everywhere, however deep they got."""
         length = self.length - count
         for i in range(len(self.exits)):
-            crop(self._runner(i, i).layers, self._done[i] - length)
+            crop(self.runner(i, i).layers, self._done[i] - length)
             branch = self._branches[i]
             if branch is not None:
                 crop(branch.layers, self._read[i] - length)
@@ -304,19 +214,19 @@ class RelayCache:
             self._states[i] = _without_last(self._states[i], max(0, self._read[i] - length))
             self._done[i] = min(self._done[i], length)
             self._read[i] = min(self._read[i], length)
-        self._columns.crop(count)
+        self.columns.crop(count)
 
-    def settle(self, last: bool = False) -> None:
-        """Drop what only a crop of positions seen so far would need; the `last` time, for good."""
-        settle(self.cache.layers)
+    def commit(self, last: bool = False) -> None:
+        """Free what is kept only to crop positions seen so far; the `last` time, for good."""
+        for layer in self.cache.layers:
+            windowed = isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized
+            if windowed and layer.record_past and layer.get_seq_length() >= layer.sliding_window:
+                layer.crop(0)
         if last and self.rollback:
             record_past(self.cache.layers, False)
 
     def to_plain(self) -> DynamicCache:
-        """Complete the keys and values of every backbone layer and hand back an ordinary cache.
-
-        Returns:
-            [`DynamicCache`]: Of one length in every layer; private layers of early exits left out.
+        """Return an ordinary cache, of one length in every backbone layer, without private layers.
 
         Raises:
             ValueError: If the layers above the last exit, or below taps from elsewhere, never ran.
@@ -324,43 +234,39 @@ class RelayCache:
         config = self.model.config
         if self.exits[-1] != config.num_exits - 1:
             raise ValueError(
-                f"this relay ends at exit {self.exits[-1]}: the layers above have not run. Only "
-                "one that reaches the deepest exit has a plain cache."
+                f"this relay ends at exit {self.exits[-1]}: the layers above have not run."
             )
         self.catch_up(-1)
-        self.settle(last=True)
+        self.commit(last=True)
         del self.cache.layers[config.num_hidden_layers :]
         past_positions(self.cache)  # of one length, or taps came from elsewhere
         return self.cache
 
     def _extend(
-        self,
-        given: torch.Tensor,
-        position_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
+        self, given: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
     ) -> int:
-        """Make columns for what is given, of shape `(batch, new, ...)`; return how many."""
+        """Add columns for what is given, of shape `(batch, new, ...)`; return how many."""
         new = given.shape[1]
         self._device = given.device  # of an offloaded model, the model's own says nothing
         if self._seen:
             check_positions(self.model.config.text_config, self._seen, self.length + new)
         else:
-            self._seen = new if position_ids is None else int(position_ids.max()) + 1
+            self._seen = new if positions is None else int(positions.max()) + 1
         self.prompt_end = self.prompt_end or self.length + new
-        self._columns.extend(given, position_ids, attention_mask)
+        self.columns.extend(given, positions, mask)
         return new
 
     def _run(self, first: int, last: int, new: int, **entry: torch.Tensor) -> None:
         """Run consecutive segments in one pass over positions that they have not seen."""
-        start, runner = self._done[first], self._runner(first, last)
-        lean = self._lean.get((first, last))
-        if lean is not None and new <= MAX_TOKENS and self._columns.attention_mask is None:
+        start, runner, columns = self._done[first], self.runner(first, last), self.columns
+        fast = self.passes.get((first, last))
+        if fast is not None and fast.takes(new, columns.attention_mask):
             states = entry.get("inputs_embeds")
             if states is None:
                 states = self._embed(entry["input_ids"])
-            counted = self._columns.position_ids is None
+            counted = columns.position_ids is None
             positions = None if counted else self._inputs(start, new)["position_ids"]
-            taps = lean(states, runner.layers, positions)
+            taps = fast(states, runner.layers, positions)
         else:
             taps = runner(**entry, **self._inputs(start, new))
         for i in range(first, last):
@@ -370,17 +276,16 @@ class RelayCache:
             self._done[i] += new
             self.ran[i] += new
 
-    def _runner(self, first: int, last: int) -> SegmentRunner:
-        """The host's pass through consecutive segments."""
+    def runner(self, first: int, last: int) -> SegmentRunner:
+        """Return the host's pass through consecutive segments, given their indices."""
         if (first, last) not in self._runners:
-            model = self.model.model
-            segment = model.members.trunk(self._depths[first], self._depths[last + 1])
-            runner = SegmentRunner(model.backbone, self.contract, segment, self.cache)
-            self._runners[first, last] = runner
+            members = self.model.model.members
+            segment = members.trunk(self.depths[first], self.depths[last + 1])
+            self._runners[first, last] = self._segment_runner(segment)
         return self._runners[first, last]
 
     def _inputs(self, start: int, new: int) -> dict[str, Any]:
-        return self._columns.inputs(start, new, self._device)
+        return self.columns.inputs(start, new, self._device)
 
     def _keep(self, i: int, taps: torch.Tensor) -> None:
         """Add new taps of an exit and drop those that every reader has had."""
@@ -396,5 +301,142 @@ class RelayCache:
 
 
 def _without_last(tensor: torch.Tensor | None, count: int) -> torch.Tensor | None:
-    """A buffer without its last columns."""
+    """Return a buffer without its last columns."""
     return tensor if tensor is None or not count else tensor[:, : max(0, tensor.shape[1] - count)]
+
+
+class Columns:
+    """Position ids and padding of the columns seen, where they differ from counting and from ones.
+
+    Attributes:
+        position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): From `first` on;
+            `None` while all rows count on from the first position.
+        attention_mask (`torch.Tensor` of shape `(batch, first + seq)`, *optional*): 0 for padding.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.first = self._length = first
+        self.position_ids: torch.Tensor | None = None
+        self.attention_mask: torch.Tensor | None = None
+
+    def extend(
+        self, given: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
+    ) -> None:
+        """Add columns that hold `given`, whose shape begins with `(batch, new)`."""
+        (batch, new), length, old = given.shape[:2], self._length, self.position_ids
+        if old is not None or positions is not None:
+            counted = torch.arange(length, length + new, device=given.device).expand(batch, new)
+            if positions is None:
+                assert old is not None
+                positions = counted - length + old[:, -1:] + 1
+            positions = positions.expand(batch, new)
+            if old is None and not torch.equal(positions, counted):
+                old = torch.arange(self.first, length, device=given.device).expand(batch, -1)
+            if old is not None:
+                self.position_ids = torch.cat((old, positions), 1)
+        seen = self.attention_mask
+        if mask is None and seen is not None:
+            mask = seen.new_ones((batch, new))
+        if mask is not None and mask.shape[1] == new:
+            seen = mask.new_ones((batch, length)) if seen is None else seen
+            mask = torch.cat((seen, mask), 1)
+        self.attention_mask = mask
+        self._length += new
+
+    def crop(self, count: int) -> None:
+        """Forget the last columns."""
+        self._length -= count
+        self.position_ids = _without_last(self.position_ids, count)
+        self.attention_mask = _without_last(self.attention_mask, count)
+
+    def inputs(self, start: int, new: int, device: torch.device) -> dict[str, Any]:
+        """Return positions and mask of a pass over `new` columns from `start` on."""
+        if self.position_ids is None:
+            positions = torch.arange(start, start + new, device=device).unsqueeze(0)
+        else:
+            positions = self.position_ids[:, start - self.first : start - self.first + new]
+        inputs: dict[str, Any] = {"position_ids": positions}
+        if self.attention_mask is not None:
+            inputs["attention_mask"] = self.attention_mask[:, : start + new]
+        return inputs
+
+
+def record_past(layers: Iterable[Any], on: bool) -> None:
+    """Set whether windowed cache layers keep what a crop may need."""
+    for layer in layers:
+        if hasattr(layer, "record_past"):
+            layer.record_past = on
+
+
+def crop(layers: Iterable[Any], excess: int) -> None:
+    """Take the last positions out of cache layers of one length; none if `excess` is below 1."""
+    for layer in layers:
+        if excess <= 0 or not isinstance(layer, CacheLayerMixin) or not layer.is_initialized:
+            continue
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            # its own crop also drops what a later, longer crop may need: `commit` does that
+            DynamicLayer.crop(layer, -excess)
+            layer.cumulative_length -= excess
+        else:
+            layer.crop(-excess)
+
+
+def past_positions(cache: DynamicCache) -> int:
+    """Return the number of positions that every layer of a cache has seen; raise if they differ."""
+    lengths = {la.get_seq_length() for la in cache.layers if isinstance(la, CacheLayerMixin)}
+    if len(lengths) > 1:
+        raise ValueError(
+            "a relay can go on from `past_key_values` only if every layer holds the same number of "
+            f"tokens, got {sorted(lengths)}: use the cache of the deepest exit."
+        )
+    return lengths.pop() if lengths else 0
+
+
+def check_relay(model: Any) -> None:
+    """Raise for a host whose layers cannot go on from a tap."""
+    contract, name = model.model.contract, model.config.text_config.model_type
+    reason = contract.whole or ("" if contract.cache else "it has no cache of transformers' kinds")
+    if reason:
+        raise ValueError(
+            f"`{name}` cannot be relayed: {reason}. `generate(exit_idx=...)` runs one member of it."
+        )
+
+
+def check_cache(cache: Any) -> None:
+    """Raise for a cache whose layers cannot be of different lengths or lose positions again."""
+    plain, away = isinstance(cache, DynamicCache), getattr(cache, "offloading", False)
+    kinds = (DynamicLayer, LinearAttentionCacheLayerMixin, DummyLayer)
+    odd = [] if not plain else [la for la in cache.layers if not isinstance(la, kinds)]
+    if not plain or away or odd:
+        name = type(odd[0] if odd else cache).__name__
+        where = " that offloads its layers (`offloading=True`)" if away else ""
+        raise ValueError(
+            f"a relay needs a `DynamicCache` in the device's memory, got {name}{where}: leave out "
+            "`cache_implementation`, or give `past_key_values=DynamicCache(config=...)`."
+        )
+
+
+def check_positions(config: Any, seen: int, ran: int) -> None:
+    """Raise if a text of `seen` positions runs to `ran`, where the host changes its rotary angles.
+
+    They depend on how far the same pass goes, and a relay groups positions in its own way.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        name = str(kind.get("rope_type"))
+        if name != "longrope" and "dynamic" not in name:
+            continue
+        lengths = [config.max_position_embeddings]
+        if name == "longrope":
+            # the angles change at the first; some hosts drop their cache at the second
+            original = "original_max_position_embeddings"
+            named = (kind.get(original), getattr(config, original, None))
+            lengths = [length for length in named if length] or lengths
+            if seen > max(lengths):
+                continue  # all positions have the angles of a long text
+        if ran > min(lengths):
+            raise ValueError(
+                f"`{config.model_type}` changes its `{name}` angles at {min(lengths)} tokens, "
+                f"which a relay cannot run past: the prompt has {seen} and the text may have "
+                f"{ran + 1}. Give a smaller `max_new_tokens`, or call `generate(exit_idx=...)`."
+            )

@@ -29,7 +29,10 @@ from transformers.utils.output_capturing import (
 
 from .contract import Contract
 from .families import IDENTITY, OFF, ONE, ZERO
-from .rollback import UnusedLayer
+
+
+class UnusedLayer(DummyLayer):
+    """A slot that no exit has used yet, in a cache that must not reach it."""
 
 
 @dataclass(frozen=True)
@@ -327,6 +330,20 @@ def _new_slot(cache: Cache, config: Any, layer_idx: int, wanted: int) -> Any:
         f"a `{type(cache).__name__}` of {len(cache.layers)} layers cannot be extended to the "
         f"{wanted} that this exit needs; use a `DynamicCache` or a `StaticCache`."
     )
+
+
+def hide_unused(cache: DynamicCache, slots: Collection[int]) -> None:
+    """Put placeholders into a cache's empty slots that are not needed; `grow_cache` fills them.
+
+    What the host does to every slot, such as cropping, would fail on a slot that was never filled.
+    """
+    for slot, layer in enumerate(cache.layers):
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            used = any(layer.has_previous_state.values())
+        else:
+            used = isinstance(layer, DummyLayer) or layer.is_initialized
+        if slot not in slots and not used:
+            cache.layers[slot] = UnusedLayer()
 
 
 def past_length(cache: Cache | None) -> int:

@@ -22,16 +22,10 @@ ALIASES: Mapping[str, str] = MappingProxyType({"chinchilla": "hoffmann", "kaplan
 
 
 def get_law(law: str | Law) -> Law:
-    """A law of the catalogue by its name; a law itself comes back as it is.
-
-    Args:
-        law (`str` or [`Law`]): Key of `LAWS`, or one of the names in `ALIASES`.
-
-    Returns:
-        [`Law`]
+    """Return a law of the catalogue by its name; a law itself comes back as it is.
 
     Raises:
-        UnknownLawError: If there is none of this name.
+        UnknownLawError: If neither `LAWS` nor `ALIASES` has the name.
 
     Example:
         >>> get_law("familial").formula_text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,11 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 
 class Dual(NDArrayOperatorsMixin):
-    """An array and its exact derivatives with respect to named parameters."""
+    """An array and its derivatives by named parameters, which broadcast to it.
+
+    Arithmetic and the functions in `UNARY` and `BINARY` work on it (forward-mode
+    differentiation). A derivative that is zero everywhere is not kept.
+    """
 
     __slots__ = ("grad", "value")
 
@@ -28,9 +32,9 @@ class Dual(NDArrayOperatorsMixin):
             first, second = inputs
             value, left, right = BINARY[ufunc](value_of(first), value_of(second))
             grad: dict[str, Any] = {}
-            for x, slope in ((first, left), (second, right)):
-                for name, part in _parts(x):
-                    term = slope() * part
+            for x, slope_of in ((first, left), (second, right)):
+                for name, part in grad_of(x).items():
+                    term = slope_of() * part
                     grad[name] = grad[name] + term if name in grad else term
             return Dual(value, grad)
         return NotImplemented
@@ -40,17 +44,13 @@ class Dual(NDArrayOperatorsMixin):
 
 
 def value_of(x: Any) -> Any:
-    """The array of a `Dual`, or the number itself."""
+    """Return the array of a `Dual`, or the number itself."""
     return x.value if isinstance(x, Dual) else x
 
 
 def grad_of(x: Any) -> Mapping[str, Any]:
-    """The derivatives of a `Dual`; of a plain number, none."""
+    """Return the derivatives of a `Dual`; a plain number has none."""
     return x.grad if isinstance(x, Dual) else {}
-
-
-def _parts(x: Any) -> Iterator[tuple[str, Any]]:
-    return iter(grad_of(x).items())
 
 
 def _exp(x: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What the laws of the catalogue are made of: variables, kinds of parameters, links."""
+"""Parts of the laws in the catalogue: variables, kinds of parameters, links."""
 
 from __future__ import annotations
 
@@ -14,60 +14,59 @@ from .law import Link, Namespace, Parameter, Variable
 
 N = Variable("N", "N", "parameters", "model size; count embeddings or not, but always alike")
 D = Variable("D", "D", "tokens", "training tokens, repeated ones each time")
-G = Variable(
-    "G", "G", "1", "granularity: exits of a familial model, the deepest counted", minimum=1,
-    open_minimum=False, levels=2,
-)  # fmt: skip
-U = Variable(
-    "U", "U", "1", "exits shallower than this one", open_minimum=False, levels=2
-)  # fmt: skip
-V = Variable("V", "V", "1", "exits deeper than this one", open_minimum=False, levels=2)
+D_UNIQUE = Variable("D_unique", "U_D", "tokens", "different training tokens", levels=1)
+X = Variable("X", "X", "any", "the one variable: parameters, tokens, FLOPs, ...")
+
+
+def _count(name: str, symbol: str, meaning: str, minimum: float = 0.0) -> Variable:
+    return Variable(name, symbol, "1", meaning, minimum, open_minimum=False, levels=2)
+
+
+G = _count("G", "G", "granularity: exits of a familial model, the deepest counted", 1)
+U = _count("U", "U", "exits shallower than this one")
+V = _count("V", "V", "exits deeper than this one")
+EXPERTS = _count("E", "E", "experts of every routed layer", 1)
 S = Variable(
     "S", "S", "1", "sparsity: share of weights, or of experts, that take no part", maximum=1.0,
     open_minimum=False, levels=2,
 )  # fmt: skip
-EXPERTS = Variable(
-    "E", "E", "1", "experts of every routed layer", minimum=1, open_minimum=False, levels=2
-)
 EXPERT_GRANULARITY = Variable(
-    "G_expert", "G", "1", "how many times narrower an expert is than the dense feed-forward",
-    levels=3,
-)  # fmt: skip
-D_UNIQUE = Variable("D_unique", "U_D", "tokens", "different training tokens", levels=1)
-X = Variable("X", "X", "any", "the one variable: parameters, tokens, FLOPs, ...")
+    "G_expert", "G", "1", "how many times narrower an expert is than the dense feed-forward"
+)
 
 # starts of exponents: wide, and dense where published ones lie
 EXPONENTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0, 1.25, 1.5)
 FEW_EXPONENTS = (0.08, 0.15, 0.25, 0.35, 0.5, 0.7, 1.0)
 
 
-def floor(name: str = "E", symbol: str | None = None) -> Parameter:
-    """The loss that no size and no data take away: linear, zero at least."""
-    return Parameter(name, symbol or name, "irreducible loss, nats per token", (0.0, math.inf))
+def floor(name: str = "E") -> Parameter:
+    """Return the loss that no size and no data take away: linear, zero at least."""
+    return Parameter(name, name, "irreducible loss, nats per token", (0.0, math.inf))
 
 
 def factor(
-    name: str, symbol: str | None = None, meaning: str = "", starts: tuple[float, ...] = ()
+    name: str,
+    symbol: str | None = None,
+    meaning: str = "weight of its term",
+    starts: tuple[float, ...] = (),
 ) -> Parameter:
-    """A positive weight of a column, searched in logs."""
-    return Parameter(
-        name, symbol or name, meaning or "weight of its term", (0.0, math.inf), starts, "log"
-    )
+    """Return a positive weight of a column, searched in logs."""
+    return Parameter(name, symbol or name, meaning, (0.0, math.inf), starts, "log")
 
 
 def exponent(
     name: str,
     symbol: str | None = None,
-    meaning: str = "",
+    meaning: str = "exponent",
     starts: tuple[float, ...] = EXPONENTS,
     bounds: tuple[float, float] = (0.0, 5.0),
 ) -> Parameter:
-    """An exponent, positive unless its bounds say otherwise."""
-    return Parameter(name, symbol or f"\\{name}", meaning or "exponent", bounds, starts)
+    """Return an exponent, positive unless its bounds say otherwise."""
+    return Parameter(name, symbol or f"\\{name}", meaning, bounds, starts)
 
 
 def power_link(exponent_of: Callable[[Namespace], Any]) -> Link:
-    """A parameter that weights its column by a power of itself, as `N_c` in `(N_c / N) ** a`."""
+    """Link a parameter that weights its column by a power, as `N_c` in `(N_c / N) ** a`."""
     return Link(partial(_to_power, exponent_of), partial(_from_power, exponent_of))
 
 
@@ -80,13 +79,22 @@ def _from_power(exponent_of: Callable[[Namespace], Any], weight: Any, p: Namespa
     return weight ** (1 / exponent_of(p))
 
 
-def _exp(value: Any, p: Namespace) -> Any:
-    return np.exp(value)
+def exp(total: Any, *_: Any) -> Any:
+    """Return the exponential; for `Link` and `Outer`, whose other arguments it ignores."""
+    return np.exp(total)
 
 
-def _log(weight: Any, p: Namespace) -> Any:
-    return np.log(weight)
+def log(loss: Any, *_: Any) -> Any:
+    """Return the logarithm; for `Link` and `Outer`, whose other arguments it ignores."""
+    return np.log(loss)
 
 
-# a parameter that is the logarithm of its column's weight
-EXP_LINK = Link(_exp, _log)
+EXP_LINK = Link(exp, log)  # a parameter that is the logarithm of its column's weight
+SIZE_FACTOR = factor(
+    "A", meaning="weight of the size term, nats per token times parameters to alpha"
+)
+DATA_FACTOR = factor("B", meaning="weight of the data term, nats per token times tokens to beta")
+ALPHA = exponent("alpha", meaning="exponent of size")
+BETA = exponent("beta", meaning="exponent of data")
+FEW_ALPHA = exponent("alpha", meaning="exponent of size", starts=FEW_EXPONENTS)
+FEW_BETA = exponent("beta", meaning="exponent of data", starts=FEW_EXPONENTS)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ._parts import (
+    ALPHA,
+    BETA,
     D_UNIQUE,
+    DATA_FACTOR,
     EXP_LINK,
     EXPONENTS,
-    FEW_EXPONENTS,
+    FEW_ALPHA,
+    FEW_BETA,
+    SIZE_FACTOR,
     D,
     N,
     X,
@@ -22,13 +28,6 @@ from ._parts import (
     power_link,
 )
 from .law import Domain, Law, Namespace, Outer, Parameter, Published
-
-
-SIZE = factor("A", meaning="weight of the size term, nats per token times parameters to alpha")
-DATA = factor("B", meaning="weight of the data term, nats per token times tokens to beta")
-ALPHA = exponent("alpha", meaning="exponent of size")
-BETA = exponent("beta", meaning="exponent of data")
-FLOOR_IS_LOOSE = "The floor E is weakly identified: it trades off with small exponents."
 
 
 def _hoffmann(x: Namespace, p: Namespace) -> Sequence[Any]:
@@ -42,52 +41,47 @@ HOFFMANN = Law(
     formula_text="L = E + A N^-alpha + B D^-beta",
     source="arXiv 2203.15556, eq. 2",
     variables=(N, D),
-    linear=(floor(), SIZE, DATA),
+    linear=(floor(), SIZE_FACTOR, DATA_FACTOR),
     nonlinear=(ALPHA, BETA),
     columns=_hoffmann,
     published={
-        "hoffmann": Published(
-            {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28},
+        "hoffmann": Published.of(
             "arXiv 2203.15556, eq. 10",
             "Does not fit the paper's own runs: see arXiv 2404.10102.",
+            E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28,
         ),
-        "hoffmann_unrounded": Published(
-            {
-                "E": math.exp(0.5267228),
-                "A": math.exp(6.0073404),
-                "B": math.exp(6.0179186),
-                "alpha": 0.33917084,
-                "beta": 0.2849083,
-            },
+        "hoffmann_unrounded": Published.of(
             "LaTeX source of arXiv 2203.15556",
+            E=math.exp(0.5267228), A=math.exp(6.0073404), B=math.exp(6.0179186),
+            alpha=0.33917084, beta=0.2849083,
         ),
-        "besiroglu": Published(
-            {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},
+        "besiroglu": Published.of(
             "arXiv 2404.10102, table 1",
             "Refit of 240 runs read off a figure of arXiv 2203.15556.",
+            E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658,
         ),
-        "muennighoff": Published(
-            {"E": 1.87, "A": 521.0, "B": 1488.0, "alpha": 0.353, "beta": 0.353},
+        "muennighoff": Published.of(
             "arXiv 2305.16264, eq. 20",
             "C4, alpha and beta tied.",
+            E=1.87, A=521.0, B=1488.0, alpha=0.353, beta=0.353,
         ),
-        "krajewski": Published(
-            {"E": 0.47, "A": 16.3, "B": 26.7, "alpha": 0.126, "beta": 0.127},
+        "krajewski": Published.of(
             "arXiv 2402.07871, table 1, dense row",
             "C4; the floor is that of its MoE law.",
+            E=0.47, A=16.3, B=26.7, alpha=0.126, beta=0.127,
         ),
     },
     domain=Domain(
         ranges={"N": (4.4e7, 1.6e10), "D": (5e9, 5e11)},
         settings="MassiveText below one epoch, cosine schedule matched to D, N with embeddings.",
         failures=(
-            FLOOR_IS_LOOSE,
+            "The floor E is weakly identified: it trades off with small exponents.",
             "Repeated data: tokens beyond about four epochs are worth less (arXiv 2305.16264).",
             "Published exponents hold for their data and tokenizer alone: fit your own.",
         ),
     ),
     notes="At C = 6ND: N* = K (C/6)^(beta/(alpha+beta)), K = (alpha A/(beta B))^(1/(alpha+beta)).",
-)
+)  # fmt: skip
 
 
 def _skaling(x: Namespace, p: Namespace) -> Sequence[Any]:
@@ -109,10 +103,10 @@ SKALING = Law(
     formula_text="L = E + (A N^-alpha + B D^-beta)^k",
     source="arXiv 2608.07222",
     variables=(N, D),
-    linear=(SIZE, DATA),
+    linear=(SIZE_FACTOR, DATA_FACTOR),
     nonlinear=(
-        exponent("alpha", meaning="exponent of size", starts=FEW_EXPONENTS),
-        exponent("beta", meaning="exponent of data", starts=FEW_EXPONENTS),
+        FEW_ALPHA,
+        FEW_BETA,
         exponent("k", "k", "outer exponent", (0.5, 0.75, 1.0), (0.01, 3.0)),
         Parameter(
             "E", "E", "irreducible loss, nats per token", (0.0, math.inf),
@@ -173,17 +167,6 @@ POWER = Law(
 )
 
 
-KAPLAN_DOMAIN = Domain(
-    ranges={"N": (7.68e2, 1.5e9), "D": (2.2e7, 2.3e10)},
-    settings="WebText2, decoder Transformers, N without embeddings, test loss.",
-    failures=(
-        "Its optimal sizes grow too fast (exponent 0.73): embeddings left out of N, a fixed "
-        "warm-up and an untuned schedule at small scale (arXiv 2406.19146).",
-        "Without a floor the loss goes to zero.",
-    ),
-)
-
-
 def _kaplan_joint(x: Namespace, p: Namespace) -> Sequence[Any]:
     return x.N ** -(p.alpha_N / p.alpha_D), 1 / x.D
 
@@ -200,66 +183,65 @@ def _from_alpha_d(loss: Any, x: Namespace, p: Namespace) -> Any:
     return loss ** (1 / p.alpha_D)
 
 
-def _ratio(p: Namespace) -> Any:
-    return p.alpha_N / p.alpha_D
+def _kaplan_exponent(name: str, p: Namespace) -> Any:
+    return p.alpha_N / p.alpha_D if name == "ratio" else getattr(p, name)
 
 
-def _alpha_n(p: Namespace) -> Any:
-    return p.alpha_N
+def _kaplan_link(name: str) -> Any:
+    return power_link(partial(_kaplan_exponent, name))
 
 
-def _alpha_d(p: Namespace) -> Any:
-    return p.alpha_D
+def _kaplan(**own: Any) -> Law:
+    """Return a law of Kaplan et al.: no floor, one or two powers."""
+    return Law(
+        variables=(N, D),
+        linear=(
+            factor("N_c", meaning="scale of size, parameters"),
+            factor("D_c", meaning="scale of data, tokens"),
+        ),
+        nonlinear=(
+            exponent("alpha_N", r"\alpha_N", "exponent of size"),
+            exponent("alpha_D", r"\alpha_D", "exponent of data"),
+        ),
+        domain=Domain(
+            ranges={"N": (7.68e2, 1.5e9), "D": (2.2e7, 2.3e10)},
+            settings="WebText2, decoder Transformers, N without embeddings, test loss.",
+            failures=(
+                "Its optimal sizes grow too fast (exponent 0.73): embeddings left out of N, a "
+                "fixed warm-up and an untuned schedule at small scale (arXiv 2406.19146).",
+                "Without a floor the loss goes to zero.",
+            ),
+        ),
+        **own,
+    )
 
 
-CRITICAL = (
-    factor("N_c", meaning="scale of size, parameters"),
-    factor("D_c", meaning="scale of data, tokens"),
-)
-KAPLAN_EXPONENTS = (
-    exponent("alpha_N", r"\alpha_N", "exponent of size"),
-    exponent("alpha_D", r"\alpha_D", "exponent of data"),
-)
-
-KAPLAN_JOINT = Law(
+KAPLAN_JOINT = _kaplan(
     name="kaplan_joint",
     title="Kaplan et al., both limits in one power",
     formula=r"L = \left[\left(\frac{N_c}{N}\right)^{\alpha_N/\alpha_D} + \frac{D_c}{D}"
     r"\right]^{\alpha_D}",
     formula_text="L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D",
     source="arXiv 2001.08361, eq. 1.5",
-    variables=(N, D),
-    linear=CRITICAL,
-    nonlinear=KAPLAN_EXPONENTS,
     columns=_kaplan_joint,
-    links={"N_c": power_link(_ratio)},
+    links={"N_c": _kaplan_link("ratio")},
     outer=Outer(_to_alpha_d, _from_alpha_d),
     published={
-        "kaplan": Published(
-            {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
-            "arXiv 2001.08361, table 2",
+        "kaplan": Published.of(
+            "arXiv 2001.08361, table 2", N_c=6.4e13, D_c=1.8e13, alpha_N=0.076, alpha_D=0.103
         )
     },
-    domain=KAPLAN_DOMAIN,
 )
-
-KAPLAN_ADDITIVE = Law(
+KAPLAN_ADDITIVE = _kaplan(
     name="kaplan_additive",
     title="Kaplan et al., as a sum of two powers",
     formula=r"L = \left(\frac{N_c}{N}\right)^{\alpha_N} + \left(\frac{D_c}{D}\right)^{\alpha_D}",
     formula_text="L = (N_c/N)^alpha_N + (D_c/D)^alpha_D",
     source="arXiv 2502.12051, eq. 2",
-    variables=(N, D),
-    linear=CRITICAL,
-    nonlinear=KAPLAN_EXPONENTS,
     columns=_kaplan_additive,
-    links={"N_c": power_link(_alpha_n), "D_c": power_link(_alpha_d)},
-    domain=KAPLAN_DOMAIN,
+    links={"N_c": _kaplan_link("alpha_N"), "D_c": _kaplan_link("alpha_D")},
     notes="The survey's rendering of Kaplan et al.; not the equation of that paper.",
 )
-
-
-# --- Data-constrained -------------------------------------------------------------------------
 
 
 def _saturating(total: Any, unique: Any, rate: Any) -> Any:
@@ -293,25 +275,18 @@ MUENNIGHOFF = Law(
         factor("B", meaning="weight of the data term", starts=(1487.7,)),
     ),
     nonlinear=(
-        exponent("alpha", meaning="exponent of size", starts=FEW_EXPONENTS),
-        exponent("beta", meaning="exponent of data", starts=FEW_EXPONENTS),
+        FEW_ALPHA,
+        FEW_BETA,
         factor("R_N", "R_N^*", "excess sizes worth having", (2.0, 5.0, 15.0)),
         factor("R_D", "R_D^*", "repetitions worth having", (5.0, 15.0, 45.0)),
     ),
     columns=_muennighoff,
     published={
-        "muennighoff": Published(
-            {
-                "E": math.exp(0.6254804),
-                "A": math.exp(6.255414),
-                "B": math.exp(7.3049974),
-                "alpha": 0.3526596,
-                "beta": 0.3526596,
-                "R_N": 5.309743,
-                "R_D": 15.387756,
-            },
+        "muennighoff": Published.of(
             "arXiv 2305.16264, appendix B",
             "C4; alpha and beta tied; R_N and R_D fitted on 182 selected runs, the rest fixed.",
+            E=math.exp(0.6254804), A=math.exp(6.255414), B=math.exp(7.3049974),
+            alpha=0.3526596, beta=0.3526596, R_N=5.309743, R_D=15.387756,
         )
     },
     domain=Domain(
@@ -323,17 +298,13 @@ MUENNIGHOFF = Law(
         ),
     ),
     notes="With fresh data (D_unique >= D) and N below N*(D) it is Hoffmann's law.",
-)
-
-
-# --- Farseer ----------------------------------------------------------------------------------
-
+)  # fmt: skip
 
 REFERENCE = 1e9  # parameters; where the search's coordinates of Farseer's law are centred
 
 
 def _bend(size: Any, exponent: Any) -> Any:
-    """((N / reference)^exponent - 1) / exponent: a logarithm at exponent zero."""
+    """Return ((N / reference)^exponent - 1) / exponent, a logarithm at exponent zero."""
     return np.expm1(exponent * np.log(size / REFERENCE)) / exponent
 
 
@@ -344,7 +315,7 @@ def _farseer(x: Namespace, p: Namespace) -> Sequence[Any]:
 
 
 def farseer_values(printed: Mapping[str, float]) -> dict[str, float]:
-    """The parameters of `farseer` from those of the paper."""
+    """Return the parameters of `farseer` from the paper's `a_1, b_1, alpha, ..., gamma` (eq. 3)."""
     values: dict[str, float] = {}
     for at, name in ((1, "alpha"), (2, "beta"), (3, "gamma")):
         height = printed[f"a_{at}"] * REFERENCE ** printed[name]
@@ -393,7 +364,7 @@ FARSEER = Law(
         "N = 1e9: s = a gamma 1e9^gamma, c = b + a 1e9^gamma (`farseer_values`). The printed "
         "values could not be read for this catalogue."
     ),
-)  # fmt: skip
+)
 
 CATALOGUE = (
     HOFFMANN, SKALING, GADRE, POWER, KAPLAN_JOINT, KAPLAN_ADDITIVE, MUENNIGHOFF, FARSEER

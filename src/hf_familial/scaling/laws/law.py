@@ -1,4 +1,4 @@
-"""What a scaling law is: variables, parameters, columns, an outer function, and its domain."""
+"""A scaling law as data: variables, parameters, columns, an outer function, and its domain."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ import numpy as np
 
 from ...errors import MissingColumnError, ScalingError
 from ._duals import Dual, grad_of, value_of
+
+
+# `x.N`, `p.alpha`: columns of a table and parameters, by name
+Namespace = SimpleNamespace
+
+# columns(x, p): one array, `Dual` or number per linear parameter
+Columns = Callable[[Namespace, Namespace], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,14 +46,7 @@ class Variable:
     levels: int = 3
 
     def lawful(self, values: np.ndarray) -> np.ndarray:
-        """Which values the variable can take; NaN and infinity never.
-
-        Args:
-            values (`np.ndarray`): Any shape.
-
-        Returns:
-            `np.ndarray`: Booleans of the same shape.
-        """
+        """Return which values are in range, booleans of their shape; NaN and infinity never are."""
         above = values > self.minimum if self.open_minimum else values >= self.minimum
         return above & (values < self.maximum) & np.isfinite(values)
 
@@ -68,7 +68,7 @@ class Parameter:
     Attributes:
         name (`str`): Its key in `Fit.values`.
         symbol (`str`): LaTeX.
-        meaning (`str`): What it stands for; its unit where it has one.
+        meaning (`str`): What it stands for, with its unit.
         bounds (`tuple[float, float]`): Smallest and largest value.
         starts (`tuple[float, ...]`): Values the grid of starts tries. A linear parameter needs
             one only if the law's columns read it.
@@ -97,13 +97,18 @@ class Published:
 
     Attributes:
         values (`Mapping[str, float]`): By parameter.
-        source (`str`): Where they stand: arXiv number or URL, table or equation.
+        source (`str`): arXiv number or URL, and the table or equation.
         note (`str`): Data they were fitted on, or how sure they are.
     """
 
     values: Mapping[str, float]
     source: str
     note: str = ""
+
+    @classmethod
+    def of(cls, source: str, note: str = "", **values: float) -> Published:
+        """Return published values given by name."""
+        return cls(values, source, note)
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,7 @@ class Domain:
     Attributes:
         ranges (`Mapping[str, tuple[float, float]]`): By variable, smallest and largest value of
             the runs behind the published values.
-        architectures (`tuple[str, ...]`): Kinds of model: `"dense"`, `"moe"`, `"sparse"`,
-            `"familial"`.
+        architectures (`tuple[str, ...]`): Of `"dense"`, `"moe"`, `"sparse"` and `"familial"`.
         settings (`str`): Data, schedule, how N and the FLOPs were counted.
         failures (`tuple[str, ...]`): Known failure modes, one sentence each.
     """
@@ -125,33 +129,21 @@ class Domain:
     failures: tuple[str, ...] = ()
 
     def outside(self, **variables: Any) -> tuple[str, ...]:
-        """One sentence for every variable that leaves its range.
-
-        Args:
-            variables (`float` or `np.ndarray`): By name; those without a range are not judged.
-
-        Returns:
-            `tuple[str, ...]`: Empty inside the domain.
-        """
+        """Return one sentence for every variable that leaves its range; none inside the domain."""
         sentences = []
         for name, value in variables.items():
             low, high = self.ranges.get(name, (-math.inf, math.inf))
             small, large = float(np.min(value)), float(np.max(value))
-            for got, bad, edge in ((small, small < low, low), (large, large > high, high)):
+            for got, bad, edge, side in (
+                (small, small < low, low, "below"),
+                (large, large > high, high, "above"),
+            ):
                 if bad:
-                    side = "below" if edge == low else "above"
                     sentences.append(
                         f"`{name}` = {got:.4g} is {side} {edge:.4g}, the edge of the runs this "
                         "law was fitted on."
                     )
         return tuple(sentences)
-
-
-# `x.N`, `p.alpha`: columns of a table and parameters, by name
-Namespace = SimpleNamespace
-
-# columns(x, p): one array, `Dual` or number per linear parameter
-Columns = Callable[[Namespace, Namespace], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -185,8 +177,8 @@ class Law:
     """A scaling law as data: the loss is `outer(sum_j weight_j * column_j)`.
 
     A law is written once, in plain numpy over `x.N`, `p.alpha` and the like; its gradient follows
-    by forward-mode differentiation (`Dual`). What makes it fast to fit is that its linear
-    parameters only weight columns: given the nonlinear ones, least squares finds them.
+    by forward-mode differentiation. Its linear parameters only weight columns, so that least
+    squares finds them once the nonlinear ones are given: this makes it fast to fit.
 
     Attributes:
         name (`str`): Its key in `LAWS`.
@@ -201,7 +193,7 @@ class Law:
             there are linear parameters. `x` holds the variables and `p` every parameter; a column
             may read linear ones, but should then depend on them weakly.
         links (`Mapping[str, Link]`): For a linear parameter that is not its column's weight, such
-            as the `N_c` of `(N_c / N) ** alpha`, how it makes it.
+            as the `N_c` of `(N_c / N) ** alpha`.
         outer (`Outer`, *optional*): Function of the sum; without it the sum is the loss.
         published (`Mapping[str, Published]`): Values by label.
         domain (`Domain`): Where it holds.
@@ -254,26 +246,14 @@ class Law:
         return tuple(variable.name for variable in self.variables)
 
     def parameter(self, name: str) -> Parameter:
-        """The parameter of this name.
-
-        Raises:
-            ScalingError: If there is none.
-        """
+        """Return the parameter of this name, or raise `ScalingError`."""
         for parameter in self.parameters:
             if parameter.name == name:
                 return parameter
         raise ScalingError(f"`{self.name}` has parameters {list(self.names)}, not {name!r}.")
 
     def terms(self, x: Namespace, p: Namespace) -> list[Any]:
-        """Every column times its weight, for arrays or `Dual`s.
-
-        Args:
-            x (`Namespace`): Variables, arrays that broadcast together.
-            p (`Namespace`): Parameters; numbers, arrays or `Dual`s that broadcast with them.
-
-        Returns:
-            `list`: One term per linear parameter.
-        """
+        """Return every column times its weight; `x` and `p` hold arrays or `Dual`s."""
         columns = self.columns(x, p)
         return [
             self.weight(parameter.name, p) * column
@@ -281,29 +261,27 @@ class Law:
         ]
 
     def weight(self, name: str, p: Namespace) -> Any:
-        """What a linear parameter's column is multiplied by."""
+        """Return the factor of a linear parameter's column."""
         value = getattr(p, name)
         return self.links[name].weight(value, p) if name in self.links else value
 
     def evaluate(self, x: Namespace, p: Namespace) -> Any:
-        """The loss, for arrays or `Dual`s; see `terms`. Nothing is checked."""
-        first, *rest = self.terms(x, p)
-        total = first
+        """Return the loss for arrays or `Dual`s; nothing is checked."""
+        total, *rest = self.terms(x, p)
         for term in rest:
             total = total + term
         return total if self.outer is None else self.outer.apply(total, x, p)
 
     def predict(self, values: Mapping[str, Any], **variables: Any) -> np.ndarray:
-        """The loss at given values of the parameters and variables.
+        """Return the loss at given values of the parameters and variables.
 
         Args:
             values (`Mapping[str, float]`): Every parameter by name; arrays broadcast with the
-                variables, so a cloud of values of shape (draws, 1) gives (draws, rows).
+                variables, so values of shape (draws, 1) give (draws, rows).
             variables (`float` or array): Every variable by name, in its unit.
 
         Returns:
-            `np.ndarray`: In the unit of `target` (nats per token for a loss), of the shape the
-            variables broadcast to.
+            `np.ndarray`: In the unit of `target` (nats per token for a loss).
 
         Raises:
             MissingColumnError: If a variable is missing.
@@ -313,35 +291,20 @@ class Law:
             >>> law = get_law("hoffmann")
             >>> law.predict(law.published["hoffmann"].values, N=70e9, D=1.4e12)
         """
-        x, p = self._namespaces(values, variables)
-        shape = np.broadcast_shapes(*(np.shape(v) for v in [*vars(x).values(), *vars(p).values()]))
-        result = np.broadcast_to(value_of(self.evaluate(x, p)), shape)
-        return np.array(result, dtype=np.float64)
+        x, p, shape = self._namespaces(values, variables)
+        return np.array(np.broadcast_to(value_of(self.evaluate(x, p)), shape), dtype=np.float64)
 
     def gradient(self, values: Mapping[str, Any], **variables: Any) -> np.ndarray:
-        """Derivatives of `predict` with respect to every parameter.
-
-        Args:
-            values (`Mapping[str, float]`): Every parameter by name.
-            variables (`float` or array): Every variable by name.
-
-        Returns:
-            `np.ndarray`: Of the shape of `predict`'s result with one more axis at the end, of
-            size `len(names)` and in their order.
-
-        Raises:
-            MissingColumnError: If a variable is missing.
-            ScalingError: If a parameter is missing.
-        """
-        x, p = self._namespaces(values, variables)
-        shape = np.broadcast_shapes(*(np.shape(v) for v in [*vars(x).values(), *vars(p).values()]))
+        """Return the derivatives of `predict` by every parameter: one more axis, as `names`."""
+        x, p, shape = self._namespaces(values, variables)
         duals = {name: Dual(value, {name: 1.0}) for name, value in vars(p).items()}
         grad = grad_of(self.evaluate(x, Namespace(**duals)))
         return np.stack([np.broadcast_to(grad.get(name, 0.0), shape) for name in self.names], -1)
 
     def _namespaces(
         self, values: Mapping[str, Any], variables: Mapping[str, Any]
-    ) -> tuple[Namespace, Namespace]:
+    ) -> tuple[Namespace, Namespace, tuple[int, ...]]:
+        """Check and convert the arguments of `predict`; the shape is what they broadcast to."""
         missing = tuple(name for name in self.variable_names if name not in variables)
         if missing:
             raise MissingColumnError(
@@ -355,4 +318,5 @@ class Law:
             )
         x = {name: np.asarray(variables[name], np.float64) for name in self.variable_names}
         p = {name: np.asarray(values[name], np.float64) for name in self.names}
-        return Namespace(**x), Namespace(**p)
+        shape = np.broadcast_shapes(*(np.shape(v) for v in [*x.values(), *p.values()]))
+        return Namespace(**x), Namespace(**p), shape

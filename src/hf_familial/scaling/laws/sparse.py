@@ -9,32 +9,30 @@ from typing import Any
 import numpy as np
 
 from ._parts import (
+    ALPHA,
+    BETA,
     EXPERT_GRANULARITY,
     EXPERTS,
+    FEW_ALPHA,
+    FEW_BETA,
     FEW_EXPONENTS,
     D,
     N,
     S,
+    exp,
     exponent,
     factor,
     floor,
+    log,
     power_link,
 )
 from .law import Domain, Law, Namespace, Outer, Parameter, Published
 
 
-# --- Abnar ------------------------------------------------------------------------------------
-
-
 def _abnar(x: Namespace, p: Namespace) -> Sequence[Any]:
     dense = 1 - x.S
-    return (
-        1.0,
-        x.N**-p.alpha,
-        x.D**-p.beta,
-        dense**-p.lambda_,
-        dense**-p.delta * x.N**-p.gamma,
-    )
+    both = dense**-p.delta * x.N**-p.gamma
+    return 1.0, x.N**-p.alpha, x.D**-p.beta, dense**-p.lambda_, both
 
 
 ABNAR = Law(
@@ -57,13 +55,10 @@ ABNAR = Law(
     ),
     columns=_abnar,
     published={
-        "abnar": Published(
-            {
-                "e": 0.94, "a": 16612.50, "b": 5455.67, "c": 0.4598, "d": 17.26,
-                "alpha": 0.5962, "beta": 0.3954, "lambda_": -0.1666, "delta": 0.1603,
-                "gamma": 0.1595,
-            },
+        "abnar": Published.of(
             "arXiv 2501.12370, table 3",
+            e=0.94, a=16612.50, b=5455.67, c=0.4598, d=17.26, alpha=0.5962, beta=0.3954,
+            lambda_=-0.1666, delta=0.1603, gamma=0.1595,
         )
     },
     domain=Domain(
@@ -76,9 +71,6 @@ ABNAR = Law(
     ),
     family="sparse",
 )  # fmt: skip
-
-
-# --- Frantar ----------------------------------------------------------------------------------
 
 
 def _frantar(x: Namespace, p: Namespace) -> Sequence[Any]:
@@ -107,13 +99,10 @@ FRANTAR = Law(
     columns=_frantar,
     links={"a_D": power_link(_b_d)},
     published={
-        "t5_c4": Published(
-            {
-                "c": 0.651, "a_S": 16.8, "c_S": 45.0, "a_D": 6.9e8,
-                "b_S": 0.722, "b_N": 0.245, "b_D": 0.203,
-            },
+        "t5_c4": Published.of(
             "arXiv 2309.08520, table 2, T5/C4",
             "Read in the code of arXiv 2508.06617, which has them as defaults.",
+            c=0.651, a_S=16.8, c_S=45.0, a_D=6.9e8, b_S=0.722, b_N=0.245, b_D=0.203,
         )
     },
     domain=Domain(
@@ -124,9 +113,6 @@ FRANTAR = Law(
     ),
     family="sparse",
 )  # fmt: skip
-
-
-# --- Hossain ----------------------------------------------------------------------------------
 
 
 def _hossain(x: Namespace, p: Namespace) -> Sequence[Any]:
@@ -144,19 +130,16 @@ HOSSAIN = Law(
     variables=(N, D, S),
     linear=(floor("e"), factor("a"), factor("c"), factor("b")),
     nonlinear=(
-        exponent("alpha", meaning="exponent of size"),
-        exponent("beta", meaning="exponent of data"),
+        ALPHA,
+        BETA,
         exponent("gamma", meaning="of the floor", starts=(0.0, 0.05, 0.2), bounds=(-2.0, 2.0)),
     ),
     columns=_hossain,
     published={
-        "hossain": Published(
-            {
-                "e": 1.69, "a": 406.4, "c": 93.45, "b": 410.7,
-                "alpha": 0.34, "beta": 0.28, "gamma": 0.001,
-            },
+        "hossain": Published.of(
             "The authors' tuning script",
             "Dense values are those of arXiv 2203.15556; the tables of v3 could not be read.",
+            e=1.69, a=406.4, c=93.45, b=410.7, alpha=0.34, beta=0.28, gamma=0.001,
         )
     },
     domain=Domain(
@@ -184,26 +167,17 @@ def _log_effective_experts(x: Namespace, p: Namespace) -> Any:
     return -np.log(1 / (x.E - 1 + 1 / (1 / p.E_start - most)) + most)
 
 
-# --- Clark ------------------------------------------------------------------------------------
-
-
 def _clark(x: Namespace, p: Namespace) -> Sequence[Any]:
     size, experts = np.log(x.N), _log_effective_experts(x, p)
     return size, experts, size * experts, 1.0
 
 
-def _exp(total: Any, x: Namespace, p: Namespace) -> Any:
-    return np.exp(total)
-
-
-def _log(loss: Any, x: Namespace, p: Namespace) -> Any:
-    return np.log(loss)
-
-
 def _clark_values(a: float, b: float, c: float, d: float, start: float, most: float) -> Published:
-    values = {"a": a, "b": b, "c": c / LN10, "d": d * LN10, "E_start": start, "E_max": most}
-    note = "Printed for logs to base 10: c and d are converted to natural logs."
-    return Published(values, "arXiv 2202.01169, table 3", note)
+    return Published.of(
+        "arXiv 2202.01169, table 3",
+        "Printed for logs to base 10: c and d are converted to natural logs.",
+        a=a, b=b, c=c / LN10, d=d * LN10, E_start=start, E_max=most,
+    )  # fmt: skip
 
 
 CLARK = Law(
@@ -232,7 +206,7 @@ CLARK = Law(
         )
     ),
     columns=_clark,
-    outer=Outer(_exp, _log),
+    outer=Outer(exp, log),
     published={
         "s_base": _clark_values(-0.082, -0.108, 0.009, 1.104, 1.847, 314.478),
         "rl_r": _clark_values(-0.083, -0.126, 0.012, 1.111, 1.880, 469.982),
@@ -251,9 +225,6 @@ CLARK = Law(
 )  # fmt: skip
 
 
-# --- Krajewski --------------------------------------------------------------------------------
-
-
 def _krajewski(x: Namespace, p: Namespace) -> Sequence[Any]:
     size = x.N**-p.alpha
     return 1.0, size, x.G_expert**-p.gamma * size, x.D**-p.beta
@@ -268,18 +239,15 @@ KRAJEWSKI = Law(
     variables=(N, D, EXPERT_GRANULARITY),
     linear=(floor("c"), factor("a"), factor("g"), factor("b")),
     nonlinear=(
-        exponent("alpha", meaning="exponent of size", starts=FEW_EXPONENTS),
-        exponent("beta", meaning="exponent of data", starts=FEW_EXPONENTS),
+        FEW_ALPHA,
+        FEW_BETA,
         exponent("gamma", meaning="exponent of expert granularity", starts=(0.2, 0.5, 1.0, 1.5)),
     ),
     columns=_krajewski,
     published={
-        "krajewski": Published(
-            {
-                "c": 0.47, "a": 18.1, "g": 2.1, "b": 30.8,
-                "alpha": 0.115, "beta": 0.147, "gamma": 0.58,
-            },
+        "krajewski": Published.of(
             "arXiv 2402.07871, table 1",
+            c=0.47, a=18.1, g=2.1, b=30.8, alpha=0.115, beta=0.147, gamma=0.58,
         )
     },
     domain=Domain(
@@ -291,9 +259,6 @@ KRAJEWSKI = Law(
     notes="Its G is the granularity of experts, not that of a familial model.",
     family="sparse",
 )  # fmt: skip
-
-
-# --- Ludziejewski -----------------------------------------------------------------------------
 
 
 def _ludziejewski(x: Namespace, p: Namespace) -> Sequence[Any]:
@@ -328,13 +293,10 @@ LUDZIEJEWSKI = Law(
     ),
     columns=_ludziejewski,
     published={
-        "ludziejewski": Published(
-            {
-                "c": 1.3637, "a": 35.91, "b": 35.98,
-                "alpha": -0.1889, "beta": -0.1775, "gamma": 0.0098, "delta": -0.2285,
-                "zeta": -0.0259, "omega": 0.5529, "E_start": 2.0732, "E_max": 290.4521,
-            },
+        "ludziejewski": Published.of(
             "arXiv 2502.05172, table of fitted coefficients",
+            c=1.3637, a=35.91, b=35.98, alpha=-0.1889, beta=-0.1775, gamma=0.0098, delta=-0.2285,
+            zeta=-0.0259, omega=0.5529, E_start=2.0732, E_max=290.4521,
         )
     },
     domain=Domain(

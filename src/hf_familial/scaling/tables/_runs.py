@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from .._cells import is_missing
 from ._names import find, plain
 
 
-RunsAre = Literal["", "checkpoints", "independent"]
 RUNS_ARE = ("checkpoints", "independent")
 
 # names of columns that may name a run, or a size, or an architecture; the first that fits counts
@@ -35,7 +34,11 @@ SAME = ("N", "G", "S", "E", "seed", "lr")  # what the checkpoints of one run sha
 
 @dataclass(frozen=True)
 class Runs:
-    """The run of every row."""
+    """The run of every row: rows of one label are of one run.
+
+    `column` names the runs and is empty if each row is a run of its own; `named` says that it
+    names runs and nothing else.
+    """
 
     labels: list[str]
     column: str = ""
@@ -44,14 +47,14 @@ class Runs:
 
 
 def named_runs(
-    columns: Sequence[str], cells: Mapping[str, Sequence[Any]], own: Sequence[str], asked: str
+    columns: Sequence[str], cells: Callable[[str], Sequence[Any]], own: Sequence[str], asked: str
 ) -> Runs:
     """Return the runs that a column such as `run_id` names."""
     found = find(columns, "run_id")
     column = asked or (found.column if found else "")
     if not column:
         return Runs(list(own))
-    names = cells[column]
+    names = cells(column)
     empty = [is_missing(name) for name in names]
     if all(empty):
         return Runs(list(own), "", (f"{column!r} is empty: each row is a run of its own.",))
@@ -66,7 +69,7 @@ def named_runs(
 
 
 def split_by_size(runs: Runs, values: Mapping[str, np.ndarray]) -> Runs:
-    """Return runs of one N each: a name that stands with several is of a sweep, not of a run."""
+    """Split runs by N: a name with several N is of a sweep, not of a run."""
     sizes = values.get("N")
     if sizes is None:
         return runs
@@ -91,12 +94,17 @@ def split_by_size(runs: Runs, values: Mapping[str, np.ndarray]) -> Runs:
 
 def guessed_runs(
     columns: Sequence[str],
-    cells: Mapping[str, Sequence[Any]],
+    cells: Callable[[str], Sequence[Any]],
     own: Sequence[str],
     values: Mapping[str, np.ndarray],
-    runs_are: RunsAre,
+    runs_are: str,
 ) -> Runs:
-    """Return the runs of rows that no column names for certain."""
+    """Return the runs of rows that no column names for certain.
+
+    A column such as `model` names runs if its rows look like checkpoints: each of its names has
+    one N and several D. Sizes that were trained several times look alike, so the note says what
+    was taken and how to say otherwise.
+    """
     if runs_are == "independent" or not {"N", "D"} <= set(values):
         return Runs(list(own))
     settings = _settings(values)
@@ -104,13 +112,14 @@ def guessed_runs(
         column = next((c for c in columns if plain(c) == name), "")
         if not column:
             continue
-        labels = _labels(cells[column], own)
+        labels = _labels(cells(column), own)
         if runs_are == "checkpoints" or _look_like_checkpoints(labels, settings, values):
             if len(set(labels)) == len(labels):
                 continue
             together = [f"{label} {i}" for label, i in zip(labels, settings, strict=True)]
-            names = _distinct(labels, together)
-            count = len(set(names))
+            count = len(set(together))
+            # the plain names where they tell the runs apart, else names with the setting
+            names = labels if len(set(labels)) == count else together
             note = f"{len(names)} rows of {count} {column!r} count as checkpoints of {count} runs"
             if not runs_are:
                 note += " (the same N at several D); if not, `--runs-are independent`"
@@ -122,22 +131,18 @@ def guessed_runs(
     return Runs(list(own), "", _curves(settings, values))
 
 
-def check_runs_are(word: str) -> RunsAre:
-    """Return the word if it is one of `RUNS_ARE` or empty."""
+def check_runs_are(word: str) -> None:
+    """Raise `TableError` unless the word is one of `RUNS_ARE` or empty."""
     if word not in ("", *RUNS_ARE):
         raise TableError(f"`--runs-are` is one of {', '.join(RUNS_ARE)}, got {word!r}.")
-    return word  # type: ignore[return-value]
 
 
 def last_of_each(labels: Sequence[str], tokens: np.ndarray, parts: Sequence[int]) -> np.ndarray:
     """Return which rows are the last of their run, by tokens."""
     last: dict[tuple[str, int], int] = {}
     for i, key in enumerate(zip(labels, parts, strict=True)):
-        if (
-            key not in last
-            or tokens[i] >= tokens[last[key]]
-            or tokens[last[key]] != tokens[last[key]]
-        ):
+        old = last.get(key)
+        if old is None or tokens[i] >= tokens[old] or np.isnan(tokens[old]):
             last[key] = i
     keep = np.zeros(len(labels), bool)
     keep[list(last.values())] = True
@@ -145,7 +150,7 @@ def last_of_each(labels: Sequence[str], tokens: np.ndarray, parts: Sequence[int]
 
 
 def _labels(cells: Sequence[Any], own: Sequence[str]) -> list[str]:
-    """Names without the step of a checkpoint; rows without a name are runs of their own."""
+    """Cut the step of a checkpoint off names; rows without a name are runs of their own."""
     return [
         line if is_missing(cell) else STEP.sub("", str(cell).strip()) or str(cell).strip()
         for cell, line in zip(cells, own, strict=True)
@@ -153,7 +158,7 @@ def _labels(cells: Sequence[Any], own: Sequence[str]) -> list[str]:
 
 
 def _settings(values: Mapping[str, np.ndarray]) -> list[int]:
-    """A number for each combination of what the checkpoints of one run share."""
+    """Return a number for each combination of what the checkpoints of one run share."""
     table = np.column_stack([values[name] for name in SAME if name in values])
     return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1).tolist()
 
@@ -174,13 +179,8 @@ def _look_like_checkpoints(
     return bool(alike) and 2 * sum(map(len, alike)) >= sum(map(len, several))
 
 
-def _distinct(labels: Sequence[str], together: Sequence[str]) -> list[str]:
-    """The plain names where they tell the runs apart, else names with the setting."""
-    return list(labels) if len(set(labels)) == len(set(together)) else list(together)
-
-
 def _curves(settings: Sequence[int], values: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """A note where rows without names come like the curves of a log: D grows row by row."""
+    """Return a note where rows without names come like a log: D grows row by row."""
     tokens = values["D"]
     same = [i for i in range(1, len(settings)) if settings[i] == settings[i - 1]]
     grows = sum(tokens[i] > tokens[i - 1] for i in same)

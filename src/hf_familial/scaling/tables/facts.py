@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,24 @@ from ..flop_models import HeadFlops, PowerWidth, six_nd
 from ._files import Table, some
 
 
-COUNTED = ("", "6ND", "heads")
+MEANINGS = {"vocab_size": "vocabularies", "data": "data", "seq_len": "lengths of sequences"}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the runs of a fit share, as far as their file tells it."""
+    """Facts that the runs of a fit share, as far as their file tells them.
+
+    Attributes:
+        loss (`str`): Which loss was fitted: its column, or the variable and exit.
+        size (`str`): What N counts: `"total"`, `"non_embedding"`, `"active"`, or empty.
+        data (`str`): What the runs were trained on.
+        vocab_size (`int`): Rows of the token embedding and of every head; 0 if unknown.
+        seq_len (`int`): Tokens of a sequence; 0 if unknown.
+        flops (`str`): How C was counted: `"heads"` if it is nearer to 6ND and the heads of every
+            exit than to 6ND, else `"6ND"`; empty if unknown.
+        width (`tuple[float, float]`, *optional*): `width[0] * N ** width[1]` of N parameters.
+        dense (`bool`): Whether every run has one exit: its mean loss is its final loss.
+    """
 
     loss: str = ""
     size: str = ""
@@ -41,13 +53,12 @@ class Facts:
         if not rows:
             return None
         inside = 1 if self.size in ("total", "active") else 0
-        if self.width is None:
-            return HeadFlops(rows, inside)
-        return HeadFlops(rows, inside, PowerWidth(*self.width))
+        width = () if self.width is None else (PowerWidth(*self.width),)
+        return HeadFlops(rows, inside, *width)
 
     @property
     def words(self) -> str:
-        """What is known, in one line; empty if nothing is."""
+        """The known facts in one line; empty if there are none."""
         parts = [f"trained on {self.data}"] if self.data else []
         parts += [f"vocabulary of {self.vocab_size:,}"] if self.vocab_size else []
         parts += [f"sequences of {self.seq_len:,} tokens"] if self.seq_len else []
@@ -74,21 +85,16 @@ def facts_of(
                 f"The runs have several {meaning} ({some(found, 4)}): their losses do not compare; "
                 f"choose by `--where '{name} == {next(iter(found))}'`."
             )
-    vocab = shared.get("vocab_size", 0)
+    counts = {name: shared.get(name, 0) for name in ("vocab_size", "seq_len")}
     facts = Facts(
         loss,
         size,
         str(shared.get("data", "")),
-        int(vocab) if isinstance(vocab, (int, float)) else 0,
-        int(shared["seq_len"]) if isinstance(shared.get("seq_len"), (int, float)) else 0,
-        "",
-        _width(table, rows, values.get("N")),
-        "G" not in values or bool(np.all(values["G"] == 1)),
+        **{name: count if isinstance(count, int) else 0 for name, count in counts.items()},
+        width=_width(table, rows, values.get("N")),
+        dense="G" not in values or bool(np.all(values["G"] == 1)),
     )
-    return _counted(facts, values), notes
-
-
-MEANINGS = {"vocab_size": "vocabularies", "data": "data", "seq_len": "lengths of sequences"}
+    return replace(facts, flops=_counted(facts, values)), notes
 
 
 def _plain(cell: Any) -> Any:
@@ -97,7 +103,7 @@ def _plain(cell: Any) -> Any:
 
 
 def _width(table: Table, rows: list[int], N: np.ndarray | None) -> tuple[float, float] | None:
-    """Width as a power of N, from runs that tell theirs."""
+    """Fit the width as a power of N, from runs that tell theirs."""
     backbones = table.columns.get("backbone", ())
     if N is None or not len(backbones):
         return None
@@ -113,17 +119,16 @@ def _width(table: Table, rows: list[int], N: np.ndarray | None) -> tuple[float, 
     return float(np.exp(y.mean() - slope * x.mean())), slope
 
 
-def _counted(facts: Facts, values: Mapping[str, np.ndarray]) -> Facts:
-    """The facts with how C was counted, where N, D and C tell."""
+def _counted(facts: Facts, values: Mapping[str, np.ndarray]) -> str:
+    """Return how C was counted, where N, D and C tell."""
     if not {"N", "D", "C"} <= set(values):
-        return facts
+        return ""
     N, D, C = (values[name] for name in "NDC")
     G = values.get("G", np.ones_like(N))
     plain = _distance(C, six_nd(N, D))
     model = facts.cost()
     heads = np.inf if model is None else _distance(C, model(N, D, G))
-    flops = "heads" if heads < plain - 1e-9 else "6ND"
-    return Facts(**{**vars(facts), "flops": flops})
+    return "heads" if heads < plain - 1e-9 else "6ND"
 
 
 def _distance(C: np.ndarray, model: np.ndarray) -> float:

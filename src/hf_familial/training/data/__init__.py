@@ -1,12 +1,5 @@
-"""From a corpus to packed token blocks: documents, tokenizer, packing, one door `prepare_data`."""
+"""From a corpus to packed blocks of tokens, in one call: `prepare_data`."""
 
-from ...errors import (
-    DataError,
-    EmptyCorpusError,
-    TextColumnError,
-    TokenizerError,
-    UnknownFileTypeError,
-)
 from .arguments import DataArguments
 from .corpus import Corpus, load_corpus
 from .packing import PackedDocuments, pack_documents
@@ -17,13 +10,8 @@ from .tokenization import count_text_bytes, load_or_train_tokenizer
 __all__ = [
     "Corpus",
     "DataArguments",
-    "DataError",
-    "EmptyCorpusError",
     "PackedData",
     "PackedDocuments",
-    "TextColumnError",
-    "TokenizerError",
-    "UnknownFileTypeError",
     "count_text_bytes",
     "load_corpus",
     "load_or_train_tokenizer",

@@ -1,8 +1,9 @@
-"""What a user may choose about the training data, and the errors that name a bad choice."""
+"""The choices of a user about the training data, checked before anything is read."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...errors import DataError
+from ..args import argument
 
 
 # the 256 bytes and the end-of-text token: a byte-level vocabulary cannot be smaller
@@ -11,7 +12,7 @@ MIN_VOCAB_SIZE = 257
 
 @dataclass
 class DataArguments:
-    """Where the text comes from and how it is cut into blocks; parsed by `HfArgumentParser`.
+    """The text and how it is cut into blocks; parsed by `HfArgumentParser`.
 
     With neither `dataset_name` nor `train_files` the corpus is the source code of the running
     Python's standard library: about 30 MB of real text that is on every machine.
@@ -20,78 +21,45 @@ class DataArguments:
         DataError: If a value is out of range or two choices contradict each other.
     """
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Name of a dataset on the Hub, or a folder `datasets` reads."},
+    dataset_name: str | None = argument(
+        None, "Name of a dataset on the Hub, or a folder `datasets` reads."
     )
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of `dataset_name`."}
+    dataset_config_name: str | None = argument(None, "Configuration of `dataset_name`.")
+    dataset_train_split: str = argument("train", "Split of `dataset_name` to train on.")
+    dataset_eval_split: str | None = argument(
+        None, "Split of `dataset_name` to evaluate on; by default some of the train split."
     )
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Split of `dataset_name` to train on."}
+    streaming: bool = argument(False, "Read the corpus lazily, in constant memory.")
+    stream_eval_documents: int = argument(
+        500, "Documents held out of the head of a stream without an eval split."
     )
-    dataset_eval_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "Split of `dataset_name` to evaluate on; by default some of the train split."
-        },
+    train_files: list[str] | None = argument(
+        None, "Text, jsonl or parquet files (.gz too), or folders of them, to train on."
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the corpus lazily, in constant memory."}
+    eval_files: list[str] | None = argument(
+        None, "Files or folders to evaluate on; by default some of `train_files`."
     )
-    stream_eval_documents: int = field(
-        default=500,
-        metadata={"help": "Documents held out of the head of a stream without an eval split."},
+    text_column: str = argument("text", "Column that holds the text of a document.")
+    tokenizer_name: str | None = argument(
+        None, "Pretrained tokenizer; by default one is trained on the corpus."
     )
-    train_files: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Text, jsonl or parquet files (.gz too), or folders of them, to train on."
-        },
+    vocab_size: int = argument(4096, "Size of a trained vocabulary, at least 257.")
+    seq_length: int = argument(256, "Tokens in one block, at least 2.")
+    eval_fraction: float = argument(
+        0.02,
+        "Share of the documents held out, strictly within (0, 1); of a single one, of its text.",
     )
-    eval_files: list[str] | None = field(
-        default=None,
-        metadata={"help": "Files or folders to evaluate on; by default some of `train_files`."},
+    max_train_bytes: int | None = argument(
+        None, "Train on the first documents that fit in these UTF-8 bytes."
     )
-    text_column: str = field(
-        default="text", metadata={"help": "Column that holds the text of a document."}
+    max_eval_tokens: int | None = argument(1_048_576, "Most tokens to evaluate on.")
+    cache_dir: str | None = argument(
+        None, "Folder for tokenizers and blocks; by default `$HF_HOME/hf_familial`."
     )
-    tokenizer_name: str | None = field(
-        default=None,
-        metadata={"help": "Pretrained tokenizer; by default one is trained on the corpus."},
-    )
-    vocab_size: int = field(
-        default=4096, metadata={"help": "Size of a trained vocabulary, at least 257."}
-    )
-    seq_length: int = field(default=256, metadata={"help": "Tokens in one block, at least 2."})
-    eval_fraction: float = field(
-        default=0.02,
-        metadata={
-            "help": "Share of the documents held out, strictly within (0, 1); of a single one, of "
-            "its text."
-        },
-    )
-    max_train_bytes: int | None = field(
-        default=None,
-        metadata={"help": "Train on the first documents that fit in these UTF-8 bytes."},
-    )
-    max_eval_tokens: int | None = field(
-        default=1_048_576, metadata={"help": "Most tokens to evaluate on."}
-    )
-    cache_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder for tokenizers and blocks; by default `$HF_HOME/hf_familial`."},
-    )
-    tokenizer_seed: int = field(
-        default=0, metadata={"help": "Seed of the sample that a tokenizer is trained on."}
-    )
+    tokenizer_seed: int = argument(0, "Seed of the sample that a tokenizer is trained on.")
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, before anything is read or written."""
-        self._check_ranges()
-        self._check_sources()
-
-    def _check_ranges(self) -> None:
+        """Check the values, before anything is read or written."""
         if not 0 < self.eval_fraction < 1:
             raise DataError(
                 f"`eval_fraction` must lie strictly between 0 and 1, got {self.eval_fraction}."
@@ -103,8 +71,6 @@ class DataArguments:
             if value is not None and value < minimum:
                 reason = " (one block of `seq_length`)" if name == "max_eval_tokens" else ""
                 raise DataError(f"`{name}` must be at least {minimum}{reason}, got {value}.")
-
-    def _check_sources(self) -> None:
         if self.dataset_name is not None and (self.train_files or self.eval_files):
             raise DataError(
                 "`dataset_name` and `train_files` / `eval_files` are two sources, choose one; got "

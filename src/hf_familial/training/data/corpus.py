@@ -1,23 +1,41 @@
-"""The corpus: train and eval documents from the Hub, from files, or from Python itself."""
+"""The corpus: train and eval documents from the Hub, from files, or from Python itself.
 
+Documents are datasets with one column, `text`.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
 import hashlib
+import logging
+import os
 import platform
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
-from ...errors import EmptyCorpusError
+from ...errors import DataError, EmptyCorpusError, TextColumnError, UnknownFileTypeError
+from ...paths import near_path
+from ._cache import first_process_first
 from .arguments import DataArguments
-from .cache import first_process_first
-from .documents import (
-    TEXT_FEATURES,
-    Documents,
-    as_documents,
-    datasets_cache_dir,
-    read_files,
+
+
+logger = logging.getLogger(__name__)
+
+Documents: TypeAlias = Dataset | IterableDataset
+
+TEXT_FEATURES = Features({"text": Value("string")})
+TABLE_FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+TEXT_SUFFIXES = frozenset(
+    ".txt .text .md .rst .tex .html .css .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .js .ts "
+    ".jl .r .rb .lua .sh .sql".split()
 )
 
 
@@ -55,10 +73,8 @@ def load_corpus(args: DataArguments) -> Corpus:
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UnknownFileTypeError: If a file is neither text nor a table.
-        TextColumnError: If there is no `args.text_column`.
-        EmptyCorpusError: If a split has no document.
-        DataError: If a file is damaged or not UTF-8.
+        DataError: If a file is damaged, not UTF-8 or of unknown type, a column is missing
+            (`TextColumnError`), or a split has no document (`EmptyCorpusError`).
     """
     with first_process_first():
         if args.dataset_name is not None:
@@ -77,9 +93,9 @@ def _from_dataset(args: DataArguments, dataset_name: str) -> Corpus:
             args.dataset_config_name,
             split=split,
             streaming=args.streaming,
-            cache_dir=datasets_cache_dir(args),
+            cache_dir=_datasets_cache(args),
         )
-        return as_documents(dataset, args.text_column, f"{dataset_name!r}, split {split!r}")
+        return _as_documents(dataset, args.text_column, f"{dataset_name!r}, split {split!r}")
 
     train = load(args.dataset_train_split)
     held_out = None if args.dataset_eval_split is None else load(args.dataset_eval_split)
@@ -89,9 +105,9 @@ def _from_dataset(args: DataArguments, dataset_name: str) -> Corpus:
 
 
 def _from_files(args: DataArguments, train_files: list[str]) -> Corpus:
-    documents = read_files(train_files, args)
+    documents = _read_files(train_files, args)
     if args.eval_files:
-        train, held_out = documents, read_files(args.eval_files, args)
+        train, held_out = documents, _read_files(args.eval_files, args)
     else:
         train, held_out = _split(documents, args)
     names = [Path(name).name for name in train_files]
@@ -118,14 +134,7 @@ def _from_stdlib(args: DataArguments) -> Corpus:
 
 
 def stdlib_files(root: Path) -> Iterator[Path]:
-    """Find the source files of Python's standard library.
-
-    Args:
-        root (`pathlib.Path`): Its folder.
-
-    Yields:
-        `pathlib.Path`: Each file, installed packages aside.
-    """
+    """Find the source files of Python's standard library below `root`, installed packages aside."""
     for path in root.rglob("*.py"):
         parts = path.relative_to(root).parts
         if not {"site-packages", "dist-packages", "__pycache__"}.intersection(parts):
@@ -152,7 +161,7 @@ def _split(documents: Documents, args: DataArguments) -> tuple[Documents, Docume
 
 
 def _split_by_lines(text: str, eval_fraction: float) -> tuple[Dataset, Dataset]:
-    """One document as two: what stands before the end of a line, and what is held out after it."""
+    """Split one document in two at the end of a line."""
     if not text.strip():
         raise EmptyCorpusError("A corpus must hold text, got one document, which is empty.")
     last = min(round(len(text) * (1 - eval_fraction)), len(text) - 1)
@@ -220,3 +229,155 @@ def _within_bytes(documents: Documents, max_bytes: int) -> Iterator[dict[str, st
         if size > max_bytes:
             return
         yield {"text": text}
+
+
+def iter_texts(documents: Documents, batch_size: int = 1) -> Iterator[list[str]]:
+    """Walk over the texts of a dataset, lazily; missing texts are left out."""
+    for batch in documents.iter(batch_size):
+        yield [text for text in batch["text"] if text is not None]
+
+
+def _read_files(names: list[str], args: DataArguments) -> Documents:
+    """Read text, jsonl and parquet files, or folders of them: first texts, then tables.
+
+    A text file is one document, byte for byte; a row of a table is one document.
+    """
+    by_format: dict[str, list[str]] = {"text": [], "json": [], "parquet": []}
+    for path in find_files(names):
+        by_format[_format_of(path)].append(str(path.resolve()))
+    parts = [_read_format(name, paths, args) for name, paths in by_format.items() if paths]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def find_files(names: list[str]) -> Iterator[Path]:
+    """Find files: those named, and of named folders those of a known type, in sorted order."""
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            yield from _files_of(path)
+        elif path.is_file():
+            yield path
+        else:
+            near = near_path(name)
+            hint = f" Did you mean {near!r}?" if near else ""
+            hint = hint or (" Several are separated by spaces." if "," in name else "")
+            raise FileNotFoundError(
+                f"`train_files` and `eval_files` must exist, got {name!r}.{hint}"
+            )
+
+
+def _files_of(folder: Path) -> list[Path]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    visible = [path for path in files if not _is_hidden(path.relative_to(folder))]
+    known = [path for path in visible if _suffix_of(path) in TEXT_SUFFIXES | TABLE_FORMATS.keys()]
+    if not known:
+        raise EmptyCorpusError(
+            f"The folder `{folder}` must hold text, jsonl or parquet files, "
+            f"got {len(files)} others."
+        )
+    if unknown := len(visible) - len(known):
+        logger.warning("%d files of `%s` are of unknown type and left out.", unknown, folder)
+    return known
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+
+
+def _suffix_of(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def _format_of(path: Path) -> str:
+    suffix = _suffix_of(path)
+    if suffix not in TEXT_SUFFIXES | TABLE_FORMATS.keys():
+        raise UnknownFileTypeError(
+            f"A file's extension must be one of {sorted(TEXT_SUFFIXES | TABLE_FORMATS.keys())}, "
+            f"`.gz` after it or not, got {path.name!r}."
+        )
+    return TABLE_FORMATS.get(suffix, "text")
+
+
+def _read_format(name: str, paths: list[str], args: DataArguments) -> Documents:
+    try:
+        if name == "text":
+            return _read_text_files(paths, args)
+        table = load_dataset(
+            name,
+            # datasets takes names for patterns: brackets in one would match nothing
+            data_files=[glob.escape(path) for path in paths],
+            split="train",
+            streaming=args.streaming,
+            cache_dir=_datasets_cache(args),
+        )
+    except StopIteration:
+        raise EmptyCorpusError(
+            f"The {name} files must hold documents, got empty {paths}."
+        ) from None
+    except DatasetGenerationError as error:
+        # datasets wraps what a reader raises; ours is the better message
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from None
+        raise DataError(f"These {name} files could not be read: {paths}.") from error
+    return _as_documents(table, args.text_column, f"the {name} files")
+
+
+def _datasets_cache(args: DataArguments) -> str | None:
+    return None if args.cache_dir is None else str(Path(args.cache_dir).expanduser() / "datasets")
+
+
+def _read_text_files(paths: list[str], args: DataArguments) -> Documents:
+    if args.streaming:
+        return IterableDataset.from_generator(
+            _stream_text_files, features=TEXT_FEATURES, gen_kwargs={"paths": paths}
+        )
+    # sizes and times enter the key of datasets' cache, so an edited file is read again
+    stamps = [(os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    return Dataset.from_generator(
+        _stream_text_files,
+        features=TEXT_FEATURES,
+        cache_dir=_datasets_cache(args),
+        gen_kwargs={"paths": tuple(paths), "stamps": tuple(stamps)},
+    )
+
+
+def _stream_text_files(paths: Iterable[str], stamps: object = None) -> Iterator[dict[str, str]]:
+    for path in paths:
+        with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
+            data: bytes = file.read()
+        try:
+            yield {"text": data.decode()}
+        except UnicodeDecodeError as error:
+            raise DataError(f"A text file must be UTF-8, got `{path}`: {error}.") from None
+
+
+def _as_documents(dataset: Documents, text_column: str, origin: str) -> Documents:
+    """Keep the text column alone and call it `text`; `origin` names the dataset in errors."""
+    types = _column_types(dataset, origin)
+    if text_column not in types:
+        close = get_close_matches(text_column, list(types), 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise TextColumnError(
+            f"`text_column` must name a column of {origin}, got {text_column!r}; "
+            f"its columns are {sorted(types)}.{hint}"
+        )
+    if types[text_column] not in {"str", "string", "large_string", "null"}:
+        raise TextColumnError(
+            f"`text_column` must hold strings, got {text_column!r} of {origin}, "
+            f"which holds {types[text_column]}."
+        )
+    dataset = dataset.select_columns([text_column])
+    if text_column != "text":
+        dataset = dataset.rename_column(text_column, "text")
+    return dataset.cast(TEXT_FEATURES) if dataset.features != TEXT_FEATURES else dataset
+
+
+def _column_types(dataset: Documents, origin: str) -> dict[str, str]:
+    if dataset.features is not None:
+        features: dict[str, Any] = dataset.features
+        return {name: str(getattr(feature, "dtype", feature)) for name, feature in features.items()}
+    row = next(iter(dataset), None)
+    if row is None:
+        raise EmptyCorpusError(f"{origin} must hold at least one document, got an empty stream.")
+    # a missing text says nothing of its column's type
+    return {name: "null" if value is None else type(value).__name__ for name, value in row.items()}

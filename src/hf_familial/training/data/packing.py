@@ -7,19 +7,12 @@ from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
-from datasets import (
-    Dataset,
-    Features,
-    IterableDataset,
-    List,
-    Value,
-    concatenate_datasets,
-)
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import DataError, EmptyCorpusError
-from .cache import cached_folder, digest
-from .documents import Documents, iter_texts
+from ._cache import cached_folder, digest
+from .corpus import Documents, iter_texts
 from .tokenization import check_end_of_text, count_text_bytes, make_encoder, plain_backend
 
 
@@ -35,7 +28,7 @@ SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32())})
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """Blocks of one split, and what they hold; the counts are None for a lazy one.
+    """Blocks of one split, and their counts, which are None for a lazy one.
 
     Args:
         blocks (`datasets.Dataset` or `datasets.IterableDataset`): Columns `input_ids` and `labels`,
@@ -82,18 +75,6 @@ def pack_documents(
         EmptyCorpusError: If the documents do not fill one block; from the iteration when lazy.
     """
     lazy = isinstance(documents, IterableDataset) if lazy is None else lazy
-    _check_lengths(seq_length, max_tokens, lazy)
-    check_end_of_text(tokenizer)
-    if lazy:
-        return PackedDocuments(_pack_lazily(documents, tokenizer, seq_length))
-    if cache_dir is None or isinstance(documents, IterableDataset):
-        sink = pa.BufferOutputStream()
-        totals = _write_blocks(documents, tokenizer, seq_length, max_tokens, sink)
-        return PackedDocuments(_with_labels(Dataset.from_buffer(sink.getvalue())), **totals)
-    return _pack_cached(documents, tokenizer, seq_length, max_tokens, cache_dir)
-
-
-def _check_lengths(seq_length: int, max_tokens: int | None, lazy: bool) -> None:
     if seq_length < 2:
         raise DataError(f"`seq_length` must be at least 2, got {seq_length}.")
     if max_tokens is not None and lazy:
@@ -102,17 +83,20 @@ def _check_lengths(seq_length: int, max_tokens: int | None, lazy: bool) -> None:
         raise DataError(
             f"`max_tokens` must be at least `seq_length` ({seq_length}), got {max_tokens}."
         )
-
-
-def _pack_lazily(
-    documents: Documents, tokenizer: PreTrainedTokenizerBase, seq_length: int
-) -> IterableDataset:
-    tokens = List(Value("int32"))
-    return IterableDataset.from_generator(
-        _stream_blocks,
-        features=Features({"input_ids": tokens, "labels": tokens}),
-        gen_kwargs={"documents": documents, "tokenizer": tokenizer, "seq_length": seq_length},
-    )
+    check_end_of_text(tokenizer)
+    if lazy:
+        tokens = List(Value("int32"))
+        blocks = IterableDataset.from_generator(
+            _stream_blocks,
+            features=Features({"input_ids": tokens, "labels": tokens}),
+            gen_kwargs={"documents": documents, "tokenizer": tokenizer, "seq_length": seq_length},
+        )
+        return PackedDocuments(blocks)
+    if cache_dir is None or isinstance(documents, IterableDataset):
+        sink = pa.BufferOutputStream()
+        totals = _write_blocks(documents, tokenizer, seq_length, max_tokens, sink)
+        return PackedDocuments(_with_labels(Dataset.from_buffer(sink.getvalue())), **totals)
+    return _pack_cached(documents, tokenizer, seq_length, max_tokens, cache_dir)
 
 
 def _stream_blocks(
@@ -131,8 +115,7 @@ def _pack_cached(
     max_tokens: int | None,
     cache_dir: Path,
 ) -> PackedDocuments:
-    # not datasets' fingerprint: it hashes a pickle of the tokenizer, which changes with use, and
-    # it would not keep the counts
+    # datasets' own cache would hash a pickle of the tokenizer, which changes with use
     texts = chain.from_iterable(iter_texts(documents, 1000))
     choices = [RECIPE, _identify(tokenizer), str(seq_length), str(max_tokens)]
     folder = cache_dir / "blocks" / digest(chain(choices, texts))

@@ -1,4 +1,4 @@
-"""The one door: from the user's arguments to blocks ready for a Trainer."""
+"""From the user's arguments to blocks ready for a Trainer."""
 
 import logging
 from dataclasses import dataclass
@@ -9,10 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import DataError
 from ...paths import check_model_place, check_output_folder, is_local, no_such_path
+from ._cache import resolve_cache_dir
 from .arguments import DataArguments
-from .cache import resolve_cache_dir
-from .corpus import load_corpus
-from .documents import Documents, find_files
+from .corpus import Documents, find_files, load_corpus
 from .packing import pack_documents
 from .tokenization import load_or_train_tokenizer
 
@@ -56,20 +55,19 @@ def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBa
     corpus once in a single process, or stream it.
 
     Args:
-        args (`DataArguments`): What the user chose.
+        args (`DataArguments`): Source, tokenizer and sizes.
 
     Returns:
         `tuple` of `PackedData` and the tokenizer.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UnknownFileTypeError: If a file is neither text nor a table.
-        TextColumnError: If there is no `args.text_column`.
-        TokenizerError: If the tokenizer has no end-of-text token.
-        EmptyCorpusError: If a split has no document or does not fill one block.
-        DataError: If a file is damaged or not UTF-8.
+        DataError: If a file is damaged, not UTF-8 or of unknown type (`UnknownFileTypeError`), a
+            column is missing (`TextColumnError`), a split has no document or does not fill one
+            block (`EmptyCorpusError`), or the tokenizer has no end-of-text token
+            (`TokenizerError`).
     """
-    check_places(args)
+    _check_places(args)
     logger.info("Preparing the text, which is kept for the next run; the first time takes a while.")
     corpus = load_corpus(args)
     tokenizer = load_or_train_tokenizer(corpus, args)
@@ -84,6 +82,7 @@ def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBa
         cache_dir=cache_dir,
     )
     assert isinstance(held_out.blocks, Dataset)
+    # a pack that is not lazy has its counts
     assert held_out.num_tokens is not None
     assert held_out.dropped_tokens is not None
     assert held_out.num_bytes is not None
@@ -97,21 +96,21 @@ def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBa
         held_out.num_bytes / held_out.num_tokens,
         corpus.name,
     )
-    _report(data)
+    logger.info(
+        "Corpus %s: %s train tokens (%s dropped), %d eval tokens (%d dropped), "
+        "%.3f bytes per eval token.",
+        data.name,
+        data.train_tokens,
+        data.train_dropped_tokens,
+        data.eval_tokens,
+        data.eval_dropped_tokens,
+        data.eval_bytes_per_token,
+    )
     return data, tokenizer
 
 
-def check_places(args: DataArguments) -> None:
-    """Check every place that the arguments name, before anything is read or downloaded.
-
-    Args:
-        args (`DataArguments`): What the user chose.
-
-    Raises:
-        FileNotFoundError: If a file, a folder or a tokenizer does not exist.
-        EmptyCorpusError: If a folder holds no file that can be read.
-        OSError: If the cache cannot be written.
-    """
+def _check_places(args: DataArguments) -> None:
+    """Check every place that the arguments name, before anything is read or downloaded."""
     for names in (args.train_files, args.eval_files):
         for _ in find_files(names or []):
             pass
@@ -123,16 +122,3 @@ def check_places(args: DataArguments) -> None:
     if name is not None and not Path(name).exists() and is_local(name):
         raise FileNotFoundError(f"`dataset_name`: {no_such_path(name, 'folder')}")
     check_output_folder("cache_dir", resolve_cache_dir(args.cache_dir))
-
-
-def _report(data: PackedData) -> None:
-    logger.info(
-        "Corpus %s: %s train tokens (%s dropped), %d eval tokens (%d dropped), "
-        "%.3f bytes per eval token.",
-        data.name,
-        data.train_tokens,
-        data.train_dropped_tokens,
-        data.eval_tokens,
-        data.eval_dropped_tokens,
-        data.eval_bytes_per_token,
-    )

@@ -9,10 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ...errors import EmptyCorpusError, TokenizerError
+from ._cache import cached_folder, digest, first_process_first, resolve_cache_dir
 from .arguments import DataArguments
-from .cache import cached_folder, digest, first_process_first, resolve_cache_dir
-from .corpus import Corpus
-from .documents import Documents, iter_texts
+from .corpus import Corpus, Documents, iter_texts
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -63,17 +62,7 @@ def load_or_train_tokenizer(corpus: Corpus, args: DataArguments) -> PreTrainedTo
 
 
 def check_end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Give the id that ends a document.
-
-    Args:
-        tokenizer (`transformers.PreTrainedTokenizerBase`): Any tokenizer.
-
-    Returns:
-        `int`, its `eos_token_id`.
-
-    Raises:
-        TokenizerError: If it has none.
-    """
+    """Return the id that ends a document, the tokenizer's `eos_token_id`."""
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
             "The tokenizer must have an `eos_token` to end each document, got None for "
@@ -84,14 +73,7 @@ def check_end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
-    """Give a function from texts to token ids that adds no special token and finds none in a text.
-
-    Args:
-        tokenizer (`transformers.PreTrainedTokenizerBase`): Left as it is.
-
-    Returns:
-        A function from `list[str]` to one `list[int]` per text.
-    """
+    """Return a function from texts to token ids, without special tokens."""
     if tokenizer.is_fast:
         backend = plain_backend(tokenizer)
         # a third faster than the call, which also builds masks and offsets
@@ -104,14 +86,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], li
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Copy the Rust tokenizer of a fast one, without padding, truncation or special tokens in text.
-
-    Args:
-        tokenizer (`transformers.PreTrainedTokenizerBase`): A fast one; left as it is.
-
-    Returns:
-        `tokenizers.Tokenizer`.
-    """
+    """Copy the Rust tokenizer, without padding, truncation or special tokens in texts."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()

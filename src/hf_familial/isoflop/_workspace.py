@@ -1,0 +1,137 @@
+"""The folder that one run trains in: checkpoints near the worker, whole ones in the sweep's."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ._folder import POINTER, RECORD, RUN_POINTS, SweepFolder
+
+
+MODEL = "model"
+
+
+class Workspace:
+    """A folder on this machine's disk that a run trains in.
+
+    In a sweep on a disk it is the run's own folder there. Behind a URL it is a temporary one, and
+    what matters is sent to the URL. A checkpoint counts once the pointer beside it names it, so a
+    break while one is written, or sent, leaves the one before. What is sent has a name of its own,
+    so a worker that was given up, and lives on, does not write into what another one reads.
+    """
+
+    def __init__(self, folder: SweepFolder, run_id: str) -> None:
+        self.folder, self.run_id = folder, run_id
+        self.path = Path(folder.path("runs", run_id)) if folder.local else Path()
+
+    @contextmanager
+    def open(self) -> Iterator[Path | None]:
+        """Make the folder; yield the checkpoint to resume from, if there is one."""
+        if self.folder.local:
+            self.path.mkdir(parents=True, exist_ok=True)
+            yield self._restored()
+            return
+        with tempfile.TemporaryDirectory(prefix=f"{self.run_id}-") as path:
+            self.path = Path(path)
+            yield self._restored()
+
+    def _restored(self) -> Path | None:
+        step = self.folder.steps_saved(self.run_id)
+        if not self.folder.local and step:
+            step = self._fetched()
+        for path in self.path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if path.name != _name(step):
+                shutil.rmtree(path)
+        found = self.path / _name(step)
+        return found if step and found.is_dir() else None
+
+    def commit(self, step: int) -> None:
+        """Make the checkpoint of a step, whole on this disk, the one to resume from."""
+        pointer: dict[str, Any] = {"step": step, "name": _name(step)}
+        if self.folder.local:
+            _fsync_files(self.path / _name(step))
+        else:
+            pointer["name"] = f"{_name(step)}-{uuid.uuid4().hex[:8]}"
+            self._send(_name(step), pointer["name"])
+        before = self._pointed()
+        self.folder.write(json.dumps(pointer), "runs", self.run_id, POINTER)
+        if before["step"] and before["name"] != pointer["name"]:
+            self.folder.remove("runs", self.run_id, before["name"])
+
+    def _pointed(self) -> dict[str, Any]:
+        pointer = self.folder.read_json("runs", self.run_id, POINTER)
+        step = pointer.get("step", 0)
+        return {"step": step, "name": _name(step)} | pointer
+
+    def _fetched(self) -> int:
+        """Bring the newest checkpoint to this disk; return its step, 0 if it is gone."""
+        while True:
+            pointer = self._pointed()
+            here = self.path / _name(pointer["step"])
+            self.folder.refresh()
+            try:
+                self.folder.fs.get(self._remote(pointer["name"]), str(here), recursive=True)
+                return int(pointer["step"])
+            except FileNotFoundError:
+                shutil.rmtree(here, ignore_errors=True)
+                # another worker may have put a newer one in its place just now
+                if self._pointed() == pointer:
+                    return 0
+
+    def finish(self, keep_model: bool) -> None:
+        """Bring the results of the run to the sweep's folder, its record last of all."""
+        if self.folder.local:
+            return
+        if keep_model:
+            self._send(MODEL, MODEL)
+        for name in (RUN_POINTS, RECORD):
+            if (self.path / name).exists():
+                text = (self.path / name).read_text(encoding="utf-8")
+                self.folder.write(text, "runs", self.run_id, name)
+
+    def _send(self, name: str, to: str) -> None:
+        self.folder.remove("runs", self.run_id, to)
+        top = self.path / name
+        paths = sorted(path for path in top.rglob("*") if path.is_file())
+        targets = [f"{self._remote(to)}/{path.relative_to(top).as_posix()}" for path in paths]
+        self.folder.send(paths, targets)
+
+    def _remote(self, name: str) -> str:
+        return self.folder.path("runs", self.run_id, name)
+
+
+def clear_run(folder: SweepFolder, run_id: str) -> None:
+    """Remove the files of a run whose row is written; a kept model stays."""
+    top = folder.path("runs", run_id)
+    folder.refresh()
+    if not folder.fs.exists(top):
+        return
+    paths = folder.fs.ls(top, detail=False)
+    names = [re.split(r"[\\/]", str(path).rstrip("/"))[-1] for path in paths]
+    if MODEL not in names:
+        names.append("")  # the folder itself
+    for name in names:
+        if name != MODEL:
+            folder.remove("runs", run_id, *filter(None, [name]))
+
+
+def _fsync_files(folder: Path) -> None:
+    """Wait until the files of a folder are on disk, but for code, which is not read again."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix != ".py":
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+
+
+def _name(step: int) -> str:
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"

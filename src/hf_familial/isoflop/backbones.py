@@ -1,0 +1,191 @@
+"""The width and depth of a backbone of N parameters, and the config of its host."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ..errors import DesignError
+from ._fields import check_fields, near, positive
+
+
+MAX_DEPTH = 512
+
+
+@dataclass(frozen=True)
+class BackboneTemplate:
+    """How the backbones of a design grow: any decoder of transformers, at any size.
+
+    Attributes:
+        model_type (`str`): Architecture.
+        aspect (`float`): Width for each layer of depth.
+        head_dim (`int`): Width of an attention head.
+        multiple (`int`): Widths are multiples of it; itself one of `head_dim`.
+        mlp_ratio (`float`): Inner width of the MLP over the width, rounded to `multiple`.
+        kv_heads (`int`, *optional*): Heads of keys and values, or the largest number below it that
+            divides the heads of queries; by default as many as these.
+        tie_word_embeddings (`bool`): Whether the output head is the token embedding.
+        scaled (`Mapping[str, float]`): Further fields of the host's config that grow with the
+            width: `{name: share of the width}`, rounded to `multiple`, such as
+            `moe_intermediate_size`.
+        fields (`Mapping[str, Any]`): Further fields of the host's config, as they are.
+    """
+
+    model_type: str = "llama"
+    aspect: float = 32.0
+    head_dim: int = 32
+    multiple: int = 32
+    mlp_ratio: float = 8 / 3
+    kv_heads: int | None = None
+    tie_word_embeddings: bool = True
+    scaled: Mapping[str, float] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        positive(self, "aspect", "head_dim", "multiple", "mlp_ratio", "kv_heads")
+        if self.multiple % self.head_dim:
+            raise DesignError(
+                f"`multiple` must be a multiple of `head_dim` ({self.head_dim}), got "
+                f"{self.multiple}.",
+                "multiple",
+            )
+        if self.model_type not in CONFIG_MAPPING:
+            hint = near(self.model_type, CONFIG_MAPPING.keys())
+            raise DesignError(f"`model_type` {self.model_type!r} is unknown{hint}", "model_type")
+        known = self._known()
+        for group in ("scaled", "fields"):
+            for name in getattr(self, group):
+                if name not in known:
+                    raise DesignError(
+                        f"`{group}.{name}` is no field of `{self.model_type}`{near(name, known)}",
+                        f"{group}.{name}",
+                    )
+
+    def width(self, depth: int) -> int:
+        """Return the width that belongs to a depth."""
+        return self._rounded(self.aspect * depth)
+
+    def config_fields(
+        self, width: int, depth: int, vocab_size: int, seq_length: int
+    ) -> dict[str, Any]:
+        """Return the fields of the host's config that differ from its own defaults.
+
+        Raises:
+            DesignError: If the width is no multiple of `head_dim`.
+        """
+        heads = width // self.head_dim
+        if width % self.head_dim or not heads:
+            raise DesignError(
+                f"`sizes` must have widths that are multiples of `head_dim` ({self.head_dim}), got "
+                f"{width}.",
+                "sizes",
+            )
+        kv_heads = min(self.kv_heads or heads, heads)
+        kv_heads = max(n for n in range(1, kv_heads + 1) if heads % n == 0)
+        usual: dict[str, Any] = {
+            "hidden_size": width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self._rounded(self.mlp_ratio * width),
+            "vocab_size": vocab_size,
+            "max_position_embeddings": seq_length,
+            "tie_word_embeddings": self.tie_word_embeddings,
+        }
+        known = self._known()
+        usual = {name: value for name, value in usual.items() if name in known}
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            default = known.get(name)
+            if isinstance(default, int) and default >= vocab_size:
+                usual[name] = None
+        scaled = {name: self._rounded(share * width) for name, share in self.scaled.items()}
+        return usual | scaled | dict(self.fields)
+
+    def text_config(self, fields: Mapping[str, Any]) -> Any:
+        """Return the host's config of such fields."""
+        return AutoConfig.for_model(self.model_type, **fields)
+
+    def shape(self, size: float, count: Callable[[int, int], int]) -> tuple[int, int]:
+        """Return the width and depth whose number of parameters is nearest to a size.
+
+        Two depths follow from `aspect`. Their widths move by multiples while that comes nearer.
+
+        Args:
+            size (`float`): Parameters.
+            count (`Callable[[int, int], int]`): Parameters of a width and a depth.
+
+        Raises:
+            DesignError: If even the smallest backbone is more than twice the size, or none is large
+                enough.
+        """
+        low, high = 1, max(1, round((size / (12 * self.aspect**2)) ** (1 / 3)))
+        if high > 2 * MAX_DEPTH:  # not even counted: that alone would take minutes
+            raise DesignError(
+                f"`sizes` must be reachable: {size:.4g} parameters would take some {high:,} layers "
+                f"at `aspect` {self.aspect:g}; raise `aspect`, or give fewer parameters.",
+                "sizes",
+            )
+        while count(self.width(high), high) < size:
+            low, high = high, 2 * high
+            if high > MAX_DEPTH:
+                raise DesignError(f"`sizes`: none of {MAX_DEPTH} layers has {size:.4g}.", "sizes")
+        while high - low > 1:
+            middle = (low + high) // 2
+            if count(self.width(middle), middle) < size:
+                low = middle
+            else:
+                high = middle
+
+        def miss(shape: tuple[int, int]) -> float:
+            found = count(*shape)
+            return max(found / size, size / found)
+
+        def nearest(depth: int) -> tuple[int, int]:
+            width = self.width(depth)
+            for step in (-self.multiple, self.multiple):
+                while width + step > 0 and miss((width + step, depth)) < miss((width, depth)):
+                    width += step
+            return width, depth
+
+        best = min(map(nearest, (low, high)), key=miss)
+        if miss(best) > 2:
+            raise DesignError(
+                f"`sizes` must be reachable with `multiple` {self.multiple}: the nearest to "
+                f"{size:.4g} is {best[0]}x{best[1]} of {count(*best):,} parameters.",
+                "sizes",
+            )
+        return best
+
+    def _rounded(self, width: float) -> int:
+        return max(1, round(width / self.multiple)) * self.multiple
+
+    def _known(self) -> dict[str, Any]:
+        """Return defaults of the host's config, by its own names and by the usual ones."""
+        cls: Any = CONFIG_MAPPING[self.model_type]
+        known = {entry.name: entry.default for entry in dataclasses.fields(cls)}
+        known = {name: value for name, value in known.items() if not name.startswith("_")}
+        return known | {name: known.get(own) for name, own in cls.attribute_map.items()}
+
+
+def read_size(size: float | str) -> float | tuple[int, int]:
+    """Return a number of parameters, or width and depth of words such as `"64x4"`."""
+    if isinstance(size, str):
+        found = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", size)
+        if not found or not int(found[1]) * int(found[2]):
+            raise DesignError(
+                "`sizes` must be numbers of parameters or `width x depth` such as `64x4`, got "
+                f"{size!r}.",
+                "sizes",
+            )
+        return int(found[1]), int(found[2])
+    if size <= 0:
+        raise DesignError(f"`sizes` must be positive, got {size}.", "sizes")
+    return size

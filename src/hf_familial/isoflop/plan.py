@@ -1,0 +1,174 @@
+"""One run of a design: its model, its length, and the id that follows from its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from transformers import AutoConfig
+
+from ..flops import ParameterCount
+from ..models.familial import FamilialConfig
+from ._fields import check_fields, plain, read
+from .rules import Rule
+
+
+TOLERANCE = 0.005  # share of the budget by which a run may miss it
+MOVE = 0.2  # share by which a batch that is not fixed may move so that whole steps meet the budget
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run, with every number that decides its result.
+
+    Attributes:
+        id (`str`): Hash of the content that decides the result, 16 hexadecimal digits.
+        budget (`float`): Planned FLOPs.
+        flops (`float`): FLOPs that it takes, within 0.5 % of the budget.
+        flops_per_token (`float`): FLOPs of training on one token, every exit and head counted.
+        exact (`bool`): Whether the FLOPs were counted; otherwise they are estimated.
+        N (`int`): Parameters by the design's convention.
+        sizes ([`ParameterCount`]): Parameters of the whole family by every convention.
+        width (`int`): Hidden size of the backbone.
+        depth (`int`): Layers of the backbone.
+        exits (`tuple[int, ...]`): Depth of every exit.
+        tokens (`int`): Training tokens D.
+        steps (`int`): Optimiser steps.
+        batch_sequences (`int`): Sequences of one step.
+        seq_length (`int`): Tokens of a sequence.
+        lr (`float`): Peak learning rate.
+        seed (`int`): Seed of weights and order of data; the same for every G, so that runs pair up.
+        data (`str`): The training data.
+        model_type (`str`): Architecture of the backbone.
+        backbone (`Mapping[str, Any]`): Fields of its config.
+        family (`Mapping[str, Any]`): `num_exit_layers`, `exit_norm`, `exit_head`.
+        training (`Mapping[str, Any]`): Further training arguments.
+    """
+
+    id: str
+    budget: float
+    flops: float
+    flops_per_token: float
+    exact: bool
+    N: int
+    sizes: ParameterCount
+    width: int
+    depth: int
+    exits: tuple[int, ...]
+    tokens: int
+    steps: int
+    batch_sequences: int
+    seq_length: int
+    lr: float
+    seed: int
+    data: str
+    model_type: str
+    backbone: Mapping[str, Any]
+    family: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def G(self) -> int:
+        """Number of exits."""
+        return len(self.exits)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one optimiser step."""
+        return self.batch_sequences * self.seq_length
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        """D / N, by the design's convention."""
+        return self.tokens / self.N
+
+    @property
+    def six_nd_error(self) -> float:
+        """Relative error of the usual approximation, `6ND / flops - 1`."""
+        return 6 * self.N * self.tokens / self.flops - 1
+
+    def config(self) -> FamilialConfig:
+        """Return the family's config."""
+        text_config = AutoConfig.for_model(self.model_type, **self.backbone)
+        return FamilialConfig(text_config=text_config, exits=list(self.exits), **self.family)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON and YAML have them."""
+        return plain(self)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> RunPlan:
+        """Return the plan that `to_dict` wrote.
+
+        Raises:
+            DesignError: If a field is unknown, missing or wrong.
+        """
+        return read(cls, row)
+
+
+@dataclass(frozen=True)
+class InfeasibleRun:
+    """A point of the grid that has no run.
+
+    Attributes:
+        budget (`float`): FLOPs asked for.
+        width (`int`): Hidden size of its backbone.
+        depth (`int`): Layers of its backbone.
+        G (`int`): Number of its exits.
+        reason (`str`): Why there is no run, and what would fit.
+        fits (`tuple[float, ...]`): Budgets nearby that would fit.
+    """
+
+    budget: float
+    width: int
+    depth: int
+    G: int
+    reason: str
+    fits: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.depth}, G = {self.G}, C = {self.budget:.3g}: {self.reason}"
+
+
+class Schedule(NamedTuple):
+    """Whole optimiser steps that meet a budget."""
+
+    steps: int
+    batch_sequences: int
+    lr: float
+
+
+def fit_budget(
+    budget: float, flops_per_sequence: float, seq_length: int, N: int, rule: Rule
+) -> Schedule | tuple[float, ...]:
+    """Return steps whose FLOPs are within 0.5 % of a budget, or else the nearest budgets that fit.
+
+    A batch that the rule does not fix moves by up to a fifth, to the nearest that fits. `N` counts
+    parameters without embeddings, as the rule asks for.
+    """
+    sequences = budget / flops_per_sequence
+    lr, batch_tokens = rule.at(N, sequences * seq_length)
+    batch = max(1, round(batch_tokens / seq_length))
+    reach = max(1, int(MOVE * batch)) if rule.adjustable else 0
+    nearby = sorted(range(max(1, batch - reach), batch + reach + 1), key=lambda b: abs(b - batch))
+    for size in nearby:
+        steps = round(sequences / size)
+        if steps and abs(steps * size / sequences - 1) <= TOLERANCE:
+            # digits that machines may disagree on must not enter the id
+            return Schedule(steps, size, float(f"{lr:.6g}"))
+    step = batch * flops_per_sequence
+    nearest = {math.floor(budget / step) * step, math.ceil(budget / step) * step}
+    return tuple(sorted(nearest - {0.0}))
+
+
+def content_id(content: Mapping[str, Any]) -> str:
+    """Return a hash of what decides the result of a run."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

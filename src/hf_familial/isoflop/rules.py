@@ -1,0 +1,169 @@
+"""Rules for the learning rate and the batch of a run, and the law of expected losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+
+from ..errors import DesignError
+from ._fields import check_fields, near, positive, read
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same learning rate and batch for every run.
+
+    Attributes:
+        lr (`float`): Peak learning rate.
+        batch_tokens (`int`): Tokens of one optimiser step.
+    """
+
+    lr: float
+    batch_tokens: int
+    kind: str = "fixed"
+    # the batch may move a little so that whole steps meet the budget
+    adjustable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        positive(self, "lr", "batch_tokens")
+
+    def at(self, N: float, D: float) -> tuple[float, float]:
+        """Return the learning rate and the tokens of a step for N parameters and D tokens."""
+        return self.lr, float(self.batch_tokens)
+
+
+@dataclass(frozen=True)
+class StepLaw:
+    """The Step Law, `lr = 1.79 N^-0.713 D^0.307`, `batch = 0.58 D^0.571` tokens.
+
+    N is without embeddings. The law was fitted on models of 6e7 parameters and more. Far below, it
+    asks for too high a learning rate, which `lr_scale` corrects.
+
+    Attributes:
+        lr_scale (`float`): Multiplies the learning rate.
+        batch_scale (`float`): Multiplies the batch.
+
+    Reference: Li et al. 2025, "Predictable Scale: Part I", arXiv:2503.04715.
+    """
+
+    lr_scale: float = 1.0
+    batch_scale: float = 1.0
+    kind: str = "step_law"
+    adjustable: ClassVar[bool] = True
+    smallest: ClassVar[float] = 6e7  # parameters
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        positive(self, "lr_scale", "batch_scale")
+
+    def at(self, N: float, D: float) -> tuple[float, float]:
+        """Return the learning rate and the tokens of a step for N parameters and D tokens."""
+        return self.lr_scale * 1.79 * N**-0.713 * D**0.307, self.batch_scale * 0.58 * D**0.571
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """The best setting that a sweep of proxies found at one point.
+
+    Attributes:
+        N (`float`): Parameters without embeddings.
+        D (`float`): Training tokens.
+        lr (`float`): Peak learning rate.
+        batch_tokens (`float`): Tokens of one optimiser step.
+    """
+
+    N: float
+    D: float
+    lr: float
+    batch_tokens: float
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        positive(self, "N", "D", "lr", "batch_tokens")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Power laws in N and D through a table of measured best settings.
+
+    They are least squares of the logarithms. Along a direction in which the table does not vary,
+    the setting does not either. Beyond the table's range the nearest value in it is used.
+
+    Attributes:
+        table (`tuple[MeasuredRow, ...]`): At least one row.
+    """
+
+    table: tuple[MeasuredRow, ...]
+    kind: str = "measured"
+    adjustable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.table:
+            raise DesignError("`table` must hold at least one row, got none.", "table")
+
+    def at(self, N: float, D: float) -> tuple[float, float]:
+        """Return the learning rate and the tokens of a step for N parameters and D tokens."""
+        known = np.log([[row.N, row.D] for row in self.table])
+        best = np.log([[row.lr, row.batch_tokens] for row in self.table])
+        centre, level = known.mean(axis=0), best.mean(axis=0)
+        # the solution of least norm is flat where the table is
+        slopes = np.linalg.lstsq(known - centre, best - level, rcond=1e-6)[0]
+        point = np.clip(np.log([N, D]), known.min(axis=0), known.max(axis=0))
+        lr, batch = np.exp(level + (point - centre) @ slopes)
+        return float(lr), float(batch)
+
+
+Rule: TypeAlias = Fixed | StepLaw | Measured
+RULES: dict[str, type[Rule]] = {"fixed": Fixed, "step_law": StepLaw, "measured": Measured}
+
+
+def read_rule(row: Any) -> Rule:
+    """Return the rule that a mapping with `kind` describes."""
+    rule: Any = row
+    if not isinstance(row, tuple(RULES.values())):
+        kind = row.get("kind") if isinstance(row, dict) else row
+        if not isinstance(kind, str) or kind not in RULES:
+            hint = near(kind, RULES)
+            raise DesignError(f"`rule.kind` {kind!r} is unknown{hint}", "rule.kind")
+        rule = read(RULES[kind], row if isinstance(row, dict) else {}, "rule")
+    if RULES.get(rule.kind) is not type(rule):
+        raise DesignError(f"`rule.kind` does not match its rule, got {rule.kind!r}.", "rule.kind")
+    return rule
+
+
+@dataclass(frozen=True)
+class ExpectedLaw:
+    """The law `E + A N^-alpha + B D^-beta` that losses are expected to obey, to place the sizes.
+
+    Attributes:
+        A (`float`): Coefficient of N.
+        alpha (`float`): Exponent of N.
+        B (`float`): Coefficient of D.
+        beta (`float`): Exponent of D.
+
+    Reference: form of Hoffmann et al. 2022, arXiv:2203.15556; the defaults are the refit of its
+    data by Besiroglu et al. 2024, arXiv:2404.10102, table 1. Other tokenizers and data move them.
+    """
+
+    A: float = 482.01
+    alpha: float = 0.3478
+    B: float = 2085.43
+    beta: float = 0.3658
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        positive(self, "A", "alpha", "B", "beta")
+
+    def reducible(self, N: float, D: float) -> float:
+        """Return the expected loss above E, nats per token; G would only scale it."""
+        return self.A * N**-self.alpha + self.B * D**-self.beta
+
+    def optimum(self, budget: float) -> tuple[float, float]:
+        """Return the best N and D for a budget if C = 6ND (arXiv:2203.15556, equation 4)."""
+        ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        N = ratio * (budget / 6) ** (self.beta / (self.alpha + self.beta))
+        return N, budget / (6 * N)
