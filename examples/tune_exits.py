@@ -35,10 +35,11 @@ from hf_familial import (
     FamilialTrainingArguments,
     evaluate_exits,
 )
-from hf_familial.evaluation import ExitEvaluation
-from hf_familial.models.familial.config_checks import check_choice
+from hf_familial.evaluation import ExitEvaluation, plot_exits
+from hf_familial.models.familial.configuration_familial import check_choice
 from hf_familial.paths import check_output_folder
-from hf_familial.scripts import arguments, console, loading, run, toy_decoder
+from hf_familial.scripts import arguments, console, loading, run
+from hf_familial.toy import toy_decoder
 from hf_familial.training.budget import tokens_per_step
 from hf_familial.training.data import DataArguments, PackedData, prepare_data
 from hf_familial.training.tuning import train_exits_only
@@ -207,7 +208,7 @@ def tune(tuning: TuningArguments, data_args: TuningData, args: TuneTrainingArgum
         show(before, after)
         result = {"before": before.to_dict(), "after": after.to_dict(), "training": training}
         (folder / "exits.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        after.plot(folder / "exits.png")
+        plot_exits(after, folder / "exits.png")
         console().print(f"Family, exits.json and exits.png are in {folder}", soft_wrap=True)
     trainer.end()
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import HandoffError, NoExitFitsError
-    from .evaluation import evaluate_exits
-    from .evaluation.relay_calibration import calibrate
+    from .evaluation import calibrate, evaluate_exits
     from .handoff import DeviceSide, HandoffState, server_side
     from .hub.choose import ExitChoice, choose_exit
     from .hub.description import FamilyDescription, describe
@@ -48,7 +47,7 @@ __version__ = "0.1.0.dev0"
 
 _LAZY = {
     "BackboneReport": ".models.verification",
-    "calibrate": ".evaluation.relay_calibration",
+    "calibrate": ".evaluation",
     "choose_exit": ".hub.choose",
     "ConfidenceRelay": ".models.policies",
     "describe": ".hub.description",

@@ -20,7 +20,7 @@ from ..checkpoints.family_files import FamilyFiles
 from ..checkpoints.member_models import merged_family, weights_of
 from ..models import is_family
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from ..models.familial.config_checks import check_choice
+from ..models.familial.configuration_familial import check_choice
 from ._cards import RepoRevision, family_card, index_card, member_card
 from ._client import Retry
 from ._repositories import Hub
