@@ -28,7 +28,7 @@ from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import hf_familial as hff
-from hf_familial.models.familial.config_checks import check_choice
+from hf_familial.models.familial.configuration_familial import check_choice
 from hf_familial.paths import no_such_path
 from hf_familial.scripts import arguments, console, loading, progress, run
 from hf_familial.toy import toy_family

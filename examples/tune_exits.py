@@ -36,7 +36,7 @@ from hf_familial import (
     evaluate_exits,
 )
 from hf_familial.evaluation import ExitEvaluation, plot_exits
-from hf_familial.models.familial.config_checks import check_choice
+from hf_familial.models.familial.configuration_familial import check_choice
 from hf_familial.paths import check_output_folder
 from hf_familial.scripts import arguments, console, loading, run
 from hf_familial.toy import toy_decoder

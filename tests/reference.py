@@ -82,7 +82,7 @@ def endless(model: Any) -> Any:
 def agreeing(family: FamilialForCausalLM, share: float = 0.5) -> FamilialForCausalLM:
     """Let exits agree with the deepest now and then: the layers above the first say less."""
     with torch.no_grad():
-        for layer in family.model.members.layers[family.config.exits[0] :]:
+        for layer in family.model.decoder.layers[family.config.exits[0] :]:
             for parameter in layer.parameters():
                 if parameter.dim() > 1:
                     parameter.mul_(share)

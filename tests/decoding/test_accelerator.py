@@ -11,7 +11,7 @@ from hf_familial.decoding._accelerator import ModelAccelerator
 from hf_familial.decoding._growing_cache import GrowingLayer
 from hf_familial.decoding._learned import LearnedDecoder
 from hf_familial.models.familial.relay import GeneratedText
-from hf_familial.models.familial.speculation import SpeculativeDecoder
+from hf_familial.models.familial.relay_policies import SpeculativeDecoder
 
 
 GREEDY = {"max_new_tokens": 24, "do_sample": False, "return_dict_in_generate": True}

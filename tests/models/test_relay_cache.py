@@ -133,7 +133,7 @@ def layer_positions(family):
 
         return hook
 
-    for index, layer in enumerate(family.model.members.layers):
+    for index, layer in enumerate(family.model.decoder.layers):
         layer.register_forward_pre_hook(count(index), with_kwargs=True)
     return counts
 

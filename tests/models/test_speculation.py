@@ -9,7 +9,7 @@ from relays import ASKED, DRAFTS, EXITS, family_of, untrained
 
 from hf_familial import ConfidenceRelay, FamilialConfig, FamilialForCausalLM, SpeculativeRelay
 from hf_familial.models.familial.configuration_familial import Accelerator
-from hf_familial.models.familial.speculation import DraftedTokens, SpeculativeDecoder
+from hf_familial.models.familial.relay_policies import DraftedTokens, SpeculativeDecoder
 
 
 def test_shallow_layers_see_the_prompt_once():
@@ -38,7 +38,7 @@ def test_the_draft_exit_that_pays_is_found():
     family, ids = endless(tiny_family("llama", [1, 2, 8], depth=8)), token_ids(1, 12)
     agreeing(family, share=1.0)
     with torch.no_grad():
-        for layer in family.model.members.layers[2:]:
+        for layer in family.model.decoder.layers[2:]:
             for parameter in layer.parameters():
                 parameter.mul_(float(parameter.dim() < 2))
     # sampled at next to no temperature: costs are counted in layers then, not by a clock

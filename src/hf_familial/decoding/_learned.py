@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 
-from ..models.familial.members import matrix_sizes
-from ..models.familial.relay_policies import NewTokens, RelayDecoder
-from ..models.familial.speculation import DraftedTokens, SpeculativeDecoder
+from ..models.familial.relay_policies import (
+    DraftedTokens,
+    NewTokens,
+    RelayDecoder,
+    SpeculativeDecoder,
+    matrix_sizes,
+)
 from ._draft_length import DRAFTED, LONGEST, PLAIN, WATCHED, DraftLength
 
 

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..models.familial.contract import logit_ops
-from ..models.familial.exits import read_out
-from ..models.familial.linear_loss import chunk_rows
-from ..models.familial.losses import IGNORE_INDEX
+from ..models.familial.backbones import LogitTransform
+from ..models.familial.losses import IGNORE_INDEX, chunk_rows
 from ._batches import model_inputs, shifted_labels
 
 
@@ -60,7 +58,7 @@ def predict_batches(
     model: Any, batches: Iterable[Mapping[str, Any]], measure: Measure | None = None
 ) -> Iterator[BatchPredictions]:
     """Run each batch through the backbone once and read every exit; without targets, skip it."""
-    ops = logit_ops(model.config.text_config)
+    transform = LogitTransform.of(model.config.text_config)
     for batch in batches:
         inputs, labels = model_inputs(batch, model.device), shifted_labels(batch)
         num_sequences, seq_length = inputs["input_ids"].shape
@@ -71,7 +69,9 @@ def predict_batches(
             positions = rows * seq_length + columns
             outputs = model.model(**inputs, use_cache=False, output_exits=True)
             exits = tuple(
-                _predictions(states.flatten(0, 1), model.head(k), ops, positions, targets, measure)
+                _predictions(
+                    states.flatten(0, 1), model.head(k), transform, positions, targets, measure
+                )
                 for k, states in enumerate(outputs.exit_hidden_states)
             )
         yield BatchPredictions(
@@ -86,7 +86,7 @@ def predict_batches(
 def _predictions(
     hidden_states: torch.Tensor,
     head: nn.Module,
-    ops: tuple[tuple[str, float], ...],
+    transform: LogitTransform,
     positions: torch.Tensor,
     targets: torch.Tensor,
     measure: Measure | None,
@@ -96,7 +96,7 @@ def _predictions(
     rows = chunk_rows(head.out_features, device)  # type: ignore[arg-type]
     chunks = zip(positions.to(device).split(rows), targets.split(rows), strict=True)
     read = [
-        _read_chunk(read_out(hidden_states[at], head, ops), wanted, measure)
+        _read_chunk(transform.read(hidden_states[at], head), wanted, measure)
         for at, wanted in chunks
     ]
     return Predictions(*(np.concatenate(part) for part in zip(*read, strict=True)))

@@ -14,7 +14,7 @@ import torch
 from ..flops import measure_flops_per_token
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.config_checks import check_choice
+from ..models.familial.configuration_familial import check_choice
 from ..models.policies import ConfidenceRelay, confidence
 from ._batches import Collator, Row, iter_batches
 from ._predictions import predict_batches

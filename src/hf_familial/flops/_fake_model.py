@@ -130,7 +130,7 @@ def flops_by_module(
     early: Any = family.model.exits
     private = [layer for e in early for layer in e.layers]
     heads = [family.head(k) for k in range(family.config.num_exits)]
-    modules = {id(m): m for m in (*family.model.members.layers, *private, *heads)}
+    modules = {id(m): m for m in (*family.model.decoder.layers, *private, *heads)}
 
     def enter(module: nn.Module, *_: Any) -> None:
         tally.place = id(module)

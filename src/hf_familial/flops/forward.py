@@ -161,7 +161,7 @@ def _count(keyed: Keyed[FamilialConfig], tokens: int, past: int) -> ForwardFlops
     config = keyed.value
     with torch.inference_mode(False), torch.no_grad():
         family = fake_model(config).eval()
-        if past and not family.model.contract.cache:
+        if past and not family.model.spec.cache:
             raise ValueError(
                 f"`past` must be 0: a `{config.text_config.model_type}` has no cache, got {past}."
             )
@@ -211,7 +211,7 @@ def estimated(family: FamilialForCausalLM, tokens: int, past: int) -> ForwardFlo
         return round(sum(2 * tokens * p.numel() * shares[i][1] for i, p in found.items()))
 
     early: Any = family.model.exits
-    layers = [*family.model.members.layers, *(layer for e in early for layer in e.layers)]
+    layers = [*family.model.decoder.layers, *(layer for e in early for layer in e.layers)]
     found: dict[int | None, Flops] = {id(m): Flops(matmul(m, tables), attention) for m in layers}
     # a tied head is a matrix all the same
     readers = [family.head(k) for k in range(family.config.num_exits)]
@@ -240,7 +240,7 @@ def _result(
         depths=tuple(config.exits),
         num_exit_layers=config.num_exit_layers,
         entry=found[None],
-        layers=tuple(found[id(m)] for m in family.model.members.layers),
+        layers=tuple(found[id(m)] for m in family.model.decoder.layers),
         private=(*private, Flops()),
         heads=tuple(Flops(found[i].matmul // times[i]) for i in readers),
         exact=exact,

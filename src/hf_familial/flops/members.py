@@ -136,7 +136,7 @@ def _measure(
     config = keyed.value
     with torch.inference_mode(False), torch.no_grad():
         family = fake_model(config).to(dtype).eval()
-        if not family.model.contract.cache:
+        if not family.model.spec.cache:
             return None
         slots = [family.model.members.slots(k) for k in range(config.num_exits)]
         try:

@@ -136,19 +136,19 @@ def _count(keyed: Keyed[FamilialConfig]) -> FamilyParameters:
             shares,
             shares,
             _outer(family, exits),
-            _size([*members.layers, *private]) + heads[-1],
+            _size([*members.decoder.layers, *private]) + heads[-1],
         ),
         members=tuple(
             _parameter_count(
                 [id(p) for p in family.member_parameters(k)],
                 shares,
                 _outer(family, [k]),
-                _size(members.whole(k).layers) + heads[k],
+                _size(members.member_segment(k).layers) + heads[k],
             )
             for k in exits
         ),
         segments=tuple(
-            _size(members.layers[a:b]) for a, b in zip(starts, config.exits, strict=False)
+            _size(members.decoder.layers[a:b]) for a, b in zip(starts, config.exits, strict=False)
         ),
         exits=(*owned, 0),
         head_flops=sum(2 * p.numel() for p in family.head(-1).parameters() if p.ndim > 1),

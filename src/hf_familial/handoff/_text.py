@@ -9,13 +9,8 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMode
 
 from ..errors import HandoffError
-from ..models.familial.contract import logit_ops
-from ..models.familial.relay import (
-    ASSISTED,
-    UNUSED,
-    GeneratedText,
-    processors_with_memory,
-)
+from ..models.familial.backbones import LogitTransform
+from ..models.familial.relay import ASSISTED, UNUSED, GeneratedText, processors_with_memory
 
 
 # arguments of `generate` beside the fields of `GenerationConfig`
@@ -80,9 +75,8 @@ class PortableText(GeneratedText):
             generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
         self.generator = generator
         # of the logits: some hosts drop the last ones
-        ops = logit_ops(model.config.text_config)
-        kept = [int(number) for kind, number in ops if kind == "keep"]
-        self._width = min([model.config.vocab_size, *kept])
+        size = model.config.vocab_size
+        self._width = min(size, LogitTransform.of(model.config.text_config).vocab_size or size)
 
     @property
     def memory(self) -> list[str]:

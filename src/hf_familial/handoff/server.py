@@ -267,8 +267,8 @@ class ServerText(HandoffText):
     def _recompute(self) -> None:
         """Compute keys and values of the layers below the exit for all columns."""
         inner, depth, seen = self.side.model.model, self.side.depth, self.relay.length
-        segment = inner.members.trunk(0, depth)
-        below = SegmentRunner(inner.backbone, inner.contract, segment, self.relay.cache)
+        segment = inner.members.segment(0, depth)
+        below = SegmentRunner(inner.decoder, segment, self.relay.cache)
         began = time.perf_counter()
         with FlopTally() as tally:
             taps = below(input_ids=self.tokens[:, :seen], **self._inputs())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .familial.config_checks import check_choice
+from .familial.configuration_familial import check_choice
 from .familial.relay_cache import RelayCache
 from .familial.relay_policies import NewTokens, RelayDecoder, RelayPolicy
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...models.familial.config_checks import check_choice
+from ...models.familial.configuration_familial import check_choice
 
 
 def metric_path(name: str) -> str:

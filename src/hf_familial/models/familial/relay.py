@@ -14,10 +14,16 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, logits_process
 
-from .members import matrix_sizes
 from .relay_cache import RelayCache, check_positions, check_relay
-from .relay_policies import FixedExit, NewTokens, RelayDecoder, RelayPolicy, check_chain
-from .speculation import SpeculativeRelay
+from .relay_policies import (
+    FixedExit,
+    NewTokens,
+    RelayDecoder,
+    RelayPolicy,
+    SpeculativeRelay,
+    check_chain,
+    matrix_sizes,
+)
 
 
 # logits processors of transformers whose answer depends on their two arguments alone
@@ -415,11 +421,7 @@ class RelayStats:
 
 @dataclass
 class RelayOutput(GenerateDecoderOnlyOutput):
-    """What `generate` returns, with the report of the relay.
-
-    Args:
-        relay_stats ([`RelayStats`]): Exit of every token, acceptance, layer passes, FLOPs, time.
-    """
+    """What `generate` returns, with the report of the relay, a [`RelayStats`]."""
 
     relay_stats: RelayStats | None = None
 

@@ -20,9 +20,8 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from .contract import logit_ops
-from .exits import read_out
-from .segments import SegmentRunner
+from .backbones import LogitTransform
+from .segments import SegmentRunner, cache_lengths
 
 
 class RelayCache:
@@ -74,12 +73,13 @@ class RelayCache:
         self._runners: dict[tuple[int, int], SegmentRunner] = {}
         early = config.num_exits - 1 if config.num_exit_layers else 0  # exits with private layers
         self._branches = [
-            self._segment_runner(members.private(k)) if k < early else None for k in self.exits
+            self._segment_runner(members.private_segment(k)) if k < early else None
+            for k in self.exits
         ]
         self._index = {k: i for i, k in enumerate(self.exits)}
         self._index |= {k - config.num_exits: i for k, i in self._index.items()}
         self._embed = model.get_input_embeddings()
-        self._ops = logit_ops(config.text_config)
+        self._transform = LogitTransform.of(config.text_config)
         if fused_weights is not False:
             self.accelerator.prepare(self, fused_weights)
         self.first = self._seen = past_positions(self.cache)  # or those of the prompt, which follow
@@ -115,8 +115,7 @@ class RelayCache:
         return self.accelerator.cache(cache)
 
     def _segment_runner(self, segment: Any) -> SegmentRunner:
-        model = self.model.model
-        return SegmentRunner(model.backbone, model.contract, segment, self.cache)
+        return SegmentRunner(self.model.model.decoder, segment, self.cache)
 
     @property
     def length(self) -> int:
@@ -186,7 +185,7 @@ class RelayCache:
         """Return the logits that an exit's head reads from normed states `(..., seq, hidden)`."""
         i = self._at(exit_idx)
         self.reads[i] += states.shape[-2]
-        return read_out(states, self.heads[i], self._ops)
+        return self._transform.read(states, self.heads[i])
 
     def states(self, exit_idx: int, last: int) -> torch.Tensor:
         """Return states after an exit's private layers and norm, shape `(batch, last, hidden)`."""
@@ -280,7 +279,7 @@ class RelayCache:
         """Return the host's pass through consecutive segments, given their indices."""
         if (first, last) not in self._runners:
             members = self.model.model.members
-            segment = members.trunk(self.depths[first], self.depths[last + 1])
+            segment = members.segment(self.depths[first], self.depths[last + 1])
             self._runners[first, last] = self._segment_runner(segment)
         return self._runners[first, last]
 
@@ -383,7 +382,7 @@ def crop(layers: Iterable[Any], excess: int) -> None:
 
 def past_positions(cache: DynamicCache) -> int:
     """Return the number of positions that every layer of a cache has seen; raise if they differ."""
-    lengths = {la.get_seq_length() for la in cache.layers if isinstance(la, CacheLayerMixin)}
+    lengths = cache_lengths(cache.layers)
     if len(lengths) > 1:
         raise ValueError(
             "a relay can go on from `past_key_values` only if every layer holds the same number of "
@@ -394,8 +393,8 @@ def past_positions(cache: DynamicCache) -> int:
 
 def check_relay(model: Any) -> None:
     """Raise for a host whose layers cannot go on from a tap."""
-    contract, name = model.model.contract, model.config.text_config.model_type
-    reason = contract.whole or ("" if contract.cache else "it has no cache of transformers' kinds")
+    spec, name = model.model.spec, model.config.text_config.model_type
+    reason = spec.whole or ("" if spec.cache else "it has no cache of transformers' kinds")
     if reason:
         raise ValueError(
             f"`{name}` cannot be relayed: {reason}. `generate(exit_idx=...)` runs one member of it."
