@@ -45,9 +45,9 @@ def plan(
 ) -> None:
     """What would run: sizes, tokens, FLOPs, times, and what to worry about. Nothing is trained."""
     check_file(design)
+    from .._wording import duration
     from ..isoflop import IsoFlopDesign, calibrate_rate, print_runs
     from ..isoflop._arguments import check_design
-    from ..isoflop._fields import words_of_time
 
     found = IsoFlopDesign.from_yaml(design)
     check_design(found)
@@ -61,7 +61,7 @@ def plan(
         rate = calibrate_rate(runs, seconds)
     print_runs(found, rate)
     if rate is not None and workers > 1:
-        each = words_of_time(rate.total(runs) / workers)
+        each = duration(rate.total(runs) / workers)
         typer.echo(f"{each} with {workers} runs at once, if each is as fast as one alone")
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .._wording import known_words
 from ..errors import DesignError
-from ._fields import check_fields, near, positive
+from ._fields import FIELDS, check_positive
 
 
 MAX_DEPTH = 512
@@ -48,8 +49,8 @@ class BackboneTemplate:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        positive(self, "aspect", "head_dim", "multiple", "mlp_ratio", "kv_heads")
+        FIELDS.check(self)
+        check_positive(self, "aspect", "head_dim", "multiple", "mlp_ratio", "kv_heads")
         if self.multiple % self.head_dim:
             raise DesignError(
                 f"`multiple` must be a multiple of `head_dim` ({self.head_dim}), got "
@@ -57,14 +58,15 @@ class BackboneTemplate:
                 "multiple",
             )
         if self.model_type not in CONFIG_MAPPING:
-            hint = near(self.model_type, CONFIG_MAPPING.keys())
+            hint = known_words(self.model_type, CONFIG_MAPPING.keys())
             raise DesignError(f"`model_type` {self.model_type!r} is unknown{hint}", "model_type")
         known = self._known()
         for group in ("scaled", "fields"):
             for name in getattr(self, group):
                 if name not in known:
+                    hint = known_words(name, known)
                     raise DesignError(
-                        f"`{group}.{name}` is no field of `{self.model_type}`{near(name, known)}",
+                        f"`{group}.{name}` is no field of `{self.model_type}`{hint}",
                         f"{group}.{name}",
                     )
 
