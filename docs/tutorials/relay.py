@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from transformers import AutoTokenizer
 
 import hf_familial as hff
-from hf_familial.training.data import DataArguments, prepare_data
+from hf_familial.training import DataArguments, prepare_data
 
 
 # %%
