@@ -126,11 +126,7 @@ class SweepFolder:
         self.write(design, "designs", f"{name}.yaml")
 
     def rows(self) -> dict[str, RunRecord]:
-        """Return every run that ended, by its id.
-
-        Raises:
-            RunRecordError: Naming file, line and field, if a row is wrong.
-        """
+        """Return every run that ended, by its id; a `RunRecordError` names a wrong row."""
         if self.local:
             path = Path(self.path(ROWS))
             found = read_runs(path) if path.exists() else []
@@ -197,12 +193,7 @@ class SweepFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other sweeps off the folder.
-
-        Raises:
-            SweepLockedError: If another sweep holds it.
-            OSError: If the folder cannot be written to.
-        """
+        """Keep other sweeps off the folder; a `SweepLockedError` if one holds it."""
         if not self.local:
             self._lease = _Lease(self)
             with self._lease.hold():
@@ -225,11 +216,7 @@ class SweepFolder:
 
     @contextmanager
     def hold_run(self, run_id: str) -> Iterator[None]:
-        """Keep a worker that was given up, and may still live, out of a run's folder.
-
-        Raises:
-            SweepLockedError: If it does not end.
-        """
+        """Keep a worker that was given up, and may still live, out of a run's folder."""
         if not self.local:
             yield
             return

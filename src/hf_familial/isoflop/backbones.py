@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,11 +78,7 @@ class BackboneTemplate:
     def config_fields(
         self, width: int, depth: int, vocab_size: int, seq_length: int
     ) -> dict[str, Any]:
-        """Return the fields of the host's config that differ from its own defaults.
-
-        Raises:
-            DesignError: If the width is no multiple of `head_dim`.
-        """
+        """Return the fields of the host's config that differ from its own defaults."""
         heads = width // self.head_dim
         if width % self.head_dim or not heads:
             raise DesignError(
@@ -119,14 +116,8 @@ class BackboneTemplate:
         """Return the width and depth whose number of parameters is nearest to a size.
 
         Two depths follow from `aspect`. Their widths move by multiples while that comes nearer.
-
-        Args:
-            size (`float`): Parameters.
-            count (`Callable[[int, int], int]`): Parameters of a width and a depth.
-
-        Raises:
-            DesignError: If even the smallest backbone is more than twice the size, or none is large
-                enough.
+        `count` returns the parameters of a width and a depth. A `DesignError` says if even the
+        smallest backbone is more than twice the size, or none is large enough.
         """
         low, high = 1, max(1, round((size / (12 * self.aspect**2)) ** (1 / 3)))
         if high > 2 * MAX_DEPTH:  # not even counted: that alone would take minutes
@@ -139,12 +130,9 @@ class BackboneTemplate:
             low, high = high, 2 * high
             if high > MAX_DEPTH:
                 raise DesignError(f"`sizes`: none of {MAX_DEPTH} layers has {size:.4g}.", "sizes")
-        while high - low > 1:
-            middle = (low + high) // 2
-            if count(self.width(middle), middle) < size:
-                low = middle
-            else:
-                high = middle
+        if high - low > 1:
+            high = bisect_left(range(high), size, low + 1, key=lambda d: count(self.width(d), d))
+            low = high - 1
 
         def miss(shape: tuple[int, int]) -> float:
             found = count(*shape)

@@ -163,11 +163,7 @@ class IsoFlopDesign:
             )
 
     def layout(self) -> tuple[tuple[RunPlan, ...], tuple[InfeasibleRun, ...]]:
-        """Return the runs, and the points of the grid that have none, with what would fit.
-
-        Raises:
-            DesignError: If a backbone cannot be built.
-        """
+        """Return the runs, and the points of the grid that have none, with what would fit."""
         plans = tuple(_plan_runs(self))
         runs = tuple(plan for plan in plans if isinstance(plan, RunPlan))
         return runs, tuple(plan for plan in plans if isinstance(plan, InfeasibleRun))
@@ -190,11 +186,7 @@ class IsoFlopDesign:
 
     @classmethod
     def from_dict(cls, row: Any) -> IsoFlopDesign:
-        """Return the design of a mapping, as YAML has it.
-
-        Raises:
-            DesignError: If a field is unknown, missing or wrong.
-        """
+        """Return the design of a mapping, as YAML has it; errors as in `from_yaml`."""
         try:
             return FIELDS.read(cls, row)
         except RecursionError:

@@ -82,11 +82,7 @@ class RunPlan:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> RunPlan:
-        """Return the plan that `to_dict` wrote.
-
-        Raises:
-            DesignError: If a field is unknown, missing or wrong.
-        """
+        """Return the plan that `to_dict` wrote; a `DesignError` if a field is wrong."""
         return FIELDS.read(cls, row)
 
 

@@ -127,11 +127,7 @@ class Sweep:
         return SweepOutcome(records, failed, current.done, time.monotonic() - start)
 
     def retry(self) -> int:
-        """Forget the failures, so that `run` tries these runs again; return how many there were.
-
-        Raises:
-            SweepLockedError: If a sweep holds the folder.
-        """
+        """Forget the failures, so that `run` tries these runs again; return how many there were."""
         folder, count = SweepFolder(self.folder), 0
         with folder.hold():
             for state in run_states(folder, self.design.runs(), self.retries):
