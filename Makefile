@@ -54,10 +54,10 @@ $(DOCS): $(INSTALLED)
 	@touch $@
 
 test: $(INSTALLED)  ## run the fast tests
-	$(PYTEST) -n $(WORKERS) -m "not slow" $(ARGS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow" --durations 20 $(ARGS)
 
 test-slow: $(INSTALLED)  ## run all tests, the slow ones too
-	$(PYTEST) -n $(WORKERS) $(ARGS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile --durations 20 $(ARGS)
 
 # each in a folder of its own, with what it depends on; torch is the environment's
 $(VENV)/old/%: $(INSTALLED)

@@ -21,11 +21,9 @@ import numpy as np
 from rich.table import Table
 
 from hf_familial._wording import MISSING, count, estimate, scientific, significant
-from hf_familial.scaling import fit, get_law
+from hf_familial.scaling import ColumnChoice, Plan, fit, get_law, load_runs, plan
 from hf_familial.scaling.optima import best
-from hf_familial.scaling.planning import Plan, plan
 from hf_familial.scaling.report import Analysis, DataSource, analyse, write_analysis, write_report
-from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 from hf_familial.scripts import arguments, console, run
 
 

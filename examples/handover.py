@@ -39,8 +39,9 @@ from hf_familial.handoff import (
     server_side,
 )
 from hf_familial.hub.export import export_exit
-from hf_familial.models.familial.config_checks import check_choice
-from hf_familial.scripts import arguments, console, loading, progress, run, toy_family
+from hf_familial.models.familial.configuration_familial import check_choice
+from hf_familial.scripts import arguments, console, loading, progress, run
+from hf_familial.toy import toy_family
 
 
 @dataclass

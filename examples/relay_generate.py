@@ -28,9 +28,10 @@ from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import hf_familial as hff
-from hf_familial.models.familial.config_checks import check_choice
+from hf_familial.models.familial.configuration_familial import check_choice
 from hf_familial.paths import no_such_path
-from hf_familial.scripts import arguments, console, loading, progress, run, toy_family
+from hf_familial.scripts import arguments, console, loading, progress, run
+from hf_familial.toy import toy_family
 
 
 # from the shallowest exit to the deepest; told apart in either theme, and without red and green
@@ -98,7 +99,7 @@ def smoke(folder: Path) -> dict[str, Any]:
 
 def relay_of(
     args: RelayArguments, model: hff.FamilialForCausalLM, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Any, hff.RelayPolicy | hff.SpeculativeRelay]:
+) -> tuple[Any, hff.RelayPolicy]:
     """The policy, and the calibration that it came from, if any."""
     if args.relay == "speculative":
         length: Any = "auto" if args.draft_length == "auto" else int(args.draft_length)

@@ -35,9 +35,10 @@ from hf_familial import (
     FamilialTrainingArguments,
     evaluate_exits,
 )
-from hf_familial.evaluation import ExitEvaluation
+from hf_familial.evaluation import ExitEvaluation, plot_exits
 from hf_familial.paths import check_output_folder
-from hf_familial.scripts import arguments, console, loading, run, toy_decoder
+from hf_familial.scripts import arguments, console, loading, run
+from hf_familial.toy import toy_decoder
 from hf_familial.training import DataArguments, PackedData, prepare_data, train_exits_only
 
 
@@ -208,7 +209,7 @@ def tune(tuning: TuningArguments, data_args: TuningData, args: TuneTrainingArgum
         show(before, after)
         result = {"before": before.to_dict(), "after": after.to_dict(), "training": training}
         (folder / "exits.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        after.plot(folder / "exits.png")
+        plot_exits(after, folder / "exits.png")
         console().print(f"Family, exits.json and exits.png are in {folder}", soft_wrap=True)
     trainer.end()
 

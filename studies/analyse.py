@@ -18,7 +18,7 @@ import measure
 from tell import draw_costs, draw_gammas, shown, write_tables
 
 from hf_familial import __version__
-from hf_familial.scaling import Fit, get_law
+from hf_familial.scaling import ColumnChoice, Fit, get_law, load_runs
 from hf_familial.scaling.report import (
     DataSource,
     analyse,
@@ -26,7 +26,6 @@ from hf_familial.scaling.report import (
     write_figures,
     write_report,
 )
-from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 
 
 RIVALS = ("familial", "familial_e_inside", "familial_n_only", "hoffmann")

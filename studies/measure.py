@@ -16,6 +16,7 @@ from scipy.optimize import least_squares
 
 from hf_familial.scaling import (
     BiasWarning,
+    ColumnChoice,
     DerivedQuantity,
     Fit,
     RunTable,
@@ -25,13 +26,13 @@ from hf_familial.scaling import (
     get_law,
     granularity_compute,
     intervals,
+    load_runs,
     loss_leverage,
     parabolas,
     seed_noise,
     size_exponent,
 )
 from hf_familial.scaling.leverage import even_members
-from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 
 
 LOSSES = ("eval_mean", "eval_final")

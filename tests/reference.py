@@ -7,16 +7,19 @@ that its checkpoint gives them, and nothing else.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from backbones import tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
-from hf_familial.flops import training
+from hf_familial.flops import family_parameters, training, training_flops_per_token
 
 
 # model_type -> where its causal LM keeps the layers and the final norm
@@ -79,7 +82,7 @@ def endless(model: Any) -> Any:
 def agreeing(family: FamilialForCausalLM, share: float = 0.5) -> FamilialForCausalLM:
     """Let exits agree with the deepest now and then: the layers above the first say less."""
     with torch.no_grad():
-        for layer in family.model.members.layers[family.config.exits[0] :]:
+        for layer in family.model.decoder.layers[family.config.exits[0] :]:
             for parameter in layer.parameters():
                 if parameter.dim() > 1:
                     parameter.mul_(share)
@@ -219,6 +222,46 @@ def gradients(model: nn.Module) -> Mapping[str, torch.Tensor]:
 def copy_of(model: nn.Module) -> Any:
     """A deep copy, for a model that something is about to take over."""
     return copy.deepcopy(model)
+
+
+def without_kept_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count training FLOPs anew until the end of a test."""
+    fresh = functools.cache(training._kept_counts.__wrapped__)
+    monkeypatch.setattr(training, "_kept_counts", fresh)
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """FLOPs of a run by C = 6ND, beside the exact count."""
+
+    flops: float
+    exact_flops: float
+    convention: str
+
+    @property
+    def relative_error(self) -> float:
+        """Negative where 6ND says too little."""
+        return self.flops / self.exact_flops - 1
+
+    def __str__(self) -> str:
+        return (
+            f"6ND = {self.flops:.3e} FLOPs with N = {self.convention}, {self.relative_error:+.1%} "
+            f"against {self.exact_flops:.3e} counted"
+        )
+
+
+def approximate_training_flops(
+    config: FamilialConfig, tokens: float, seq_length: int, convention: str = "non_embedding"
+) -> Approximation:
+    """Return the usual C = 6ND (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
+
+    Attention and heads are left out (or, if N counts them, the head once and the embedding, which
+    is no matmul, as one): at small widths that is most of the cost, and it grows with the number
+    of exits.
+    """
+    size = getattr(family_parameters(config).family, convention)
+    exact = training_flops_per_token(config, seq_length).per_token * tokens
+    return Approximation(6.0 * size * tokens, exact, convention)
 
 
 def counted_training_flops(config: FamilialConfig, length: int, train: Any = "all") -> int:

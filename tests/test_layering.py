@@ -51,7 +51,6 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "isoflop",
         "results",
         "_problem",
-        "_starts",
         "_search",
         "fitting",
         "bias",

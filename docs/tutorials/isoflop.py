@@ -30,10 +30,9 @@ from hf_familial.isoflop import (
     Sweep,
     print_runs,
 )
-from hf_familial.scaling import HeadFlops, ScalingError, fit, get_law, plan
+from hf_familial.scaling import ColumnChoice, HeadFlops, ScalingError, fit, get_law, load_runs, plan
 from hf_familial.scaling.flop_models import aspect_width
 from hf_familial.scaling.report import DataSource, analyse, write_analysis, write_report
-from hf_familial.scaling.tables.load import ColumnChoice, load_runs
 
 
 # %% [markdown]

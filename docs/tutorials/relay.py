@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from transformers import AutoTokenizer
 
 import hf_familial as hff
+from hf_familial.evaluation import plot_trade_offs
 from hf_familial.training import DataArguments, prepare_data
 
 
@@ -167,7 +168,7 @@ calibration = hff.calibrate(model, data.eval, target=0.95)
 chosen = calibration.chosen
 print("thresholds", {k: round(x, 2) for k, x in chosen.thresholds.items()})
 print(f"agreement {chosen.agreement:.3f}, {chosen.layers_per_token:.2f} layers per token of 8")
-calibration.plot("trade_off.png")
+plot_trade_offs(calibration, "trade_off.png")
 
 # %% [markdown]
 # ![Agreement with the deepest exit against layers per token](relay_files/trade_off.png)

@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator, set_seed
 
 import hf_familial as hff
+from hf_familial.evaluation import plot_exits
 from hf_familial.training import DataArguments, prepare_data, train_exits_only
 
 
@@ -142,7 +143,7 @@ for row in trainer.state.log_history:
 # %%
 after = hff.evaluate_exits(family, data.eval, batch_size=2)
 print(after.to_pandas()[columns].round(3).to_string(index=False))
-after.plot("tuned.png")
+plot_exits(after, "tuned.png")
 
 # %% [markdown]
 # ![Loss and agreement of each exit after tuning](tune_files/tuned.png)

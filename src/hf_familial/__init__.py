@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import HandoffError, NoExitFitsError
-    from .evaluation import evaluate_exits
-    from .evaluation.relay_calibration import calibrate
+    from .evaluation import calibrate, evaluate_exits
     from .handoff import DeviceSide, HandoffState, server_side
     from .hub.choose import ExitChoice, choose_exit
     from .hub.describe import FamilyDescription, describe
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
         evenly_spaced_exits,
         relay_decode,
     )
-    from .models.policies import ConfidenceRelay, HandoffRelay
+    from .models.policies import ConfidenceRelay, EarlyExitRelay, HandoffRelay
     from .models.verification import BackboneReport, verify_backbone
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
@@ -48,11 +47,12 @@ __version__ = "0.1.0.dev0"
 
 _LAZY = {
     "BackboneReport": ".models.verification",
-    "calibrate": ".evaluation.relay_calibration",
+    "calibrate": ".evaluation",
     "choose_exit": ".hub.choose",
     "ConfidenceRelay": ".models.policies",
     "describe": ".hub.describe",
     "DeviceSide": ".handoff",
+    "EarlyExitRelay": ".models.policies",
     "evaluate_exits": ".evaluation",
     "ExitChoice": ".hub.choose",
     "export_exit": ".hub.export",
@@ -96,6 +96,7 @@ __all__ = [
     "ConfidenceRelay",
     "DeviceSide",
     "Distillation",
+    "EarlyExitRelay",
     "ExitChoice",
     "FamilialCausalLMOutput",
     "FamilialConfig",

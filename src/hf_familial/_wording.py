@@ -66,11 +66,6 @@ def estimate(value: float, low: float, high: float) -> tuple[str, str]:
     return words[0], f"[{words[1]}, {words[2]}]"
 
 
-def percent(value: float, digits: int = 3) -> str:
-    """Return a share of 1 as a percentage: `7.10%`."""
-    return MISSING if not math.isfinite(value) else f"{significant(100 * value, digits)}%"
-
-
 def metric(number: float | None) -> str:
     """Return a number with three digits and a decimal prefix, `1.23G`; `-` for none."""
     return _scaled(number, ("k", "M", "G", "T", "P", "E"), 1000)

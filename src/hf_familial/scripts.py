@@ -1,4 +1,4 @@
-"""What scripts share: a command line, one line for a mistake, a family to try them on."""
+"""The command line that scripts share, and one line for a mistake."""
 
 from __future__ import annotations
 
@@ -13,38 +13,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import torch
 from rich.console import Console
 from rich.progress import track
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    HfArgumentParser,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import HfArgumentParser
 
-from .models.familial import FamilialForCausalLM
 from .paths import TRACEBACK, check_model_place, words_of
 
 
 Item = TypeVar("Item")
 
-END_OF_TEXT = "<|endoftext|>"
-TOY_SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-}
-TOY_EXITS = (1, 2, 4)
-
 
 class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """The description as it is written, and the defaults that say something."""
+    """Help that keeps the description's lines and shows the defaults that say something."""
 
     def _get_help_string(self, action: Action) -> str | None:
         if action.default is None or action.default is False:
@@ -53,7 +33,7 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 
 
 class _Parser(HfArgumentParser):
-    """The host's parser; of a wrong choice it names the nearest one."""
+    """The host's parser, which also names the choice nearest to a wrong one."""
 
     def error(self, message: str) -> NoReturn:
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
@@ -75,17 +55,17 @@ def arguments(
 ) -> Iterator[tuple[Any, ...]]:
     """Parse the command line of a script, which always has `--smoke`.
 
-    With `--smoke` a script does what it always does, in seconds: `smoke` makes the little that it
-    needs and answers with other defaults, over which the words of the user still win.
+    With `--smoke` a script does in seconds what it always does: `smoke` makes the little that it
+    needs and returns other defaults. Options of the user still win over them.
 
     Args:
         description (`str`): The script's docstring; `--help` shows it as it is.
-        classes (`Sequence[type]`): Dataclasses, as for `HfArgumentParser`. One with an
+        classes (`Sequence[type]`): Dataclasses, as for `HfArgumentParser`. A class with an
             `_argument_group_name` is a group of its own in `--help`.
-        smoke (`Callable`): Given a temporary folder, which lasts as long as the context; returns
-            defaults by name.
-        positional (`Mapping[str, str]`, *optional*): Arguments without a dash and their help. They
-            are needed, except with `--smoke`.
+        smoke (`Callable`): Takes a temporary folder, which lasts as long as the context, and
+            returns defaults by name.
+        positional (`Mapping[str, str]`, *optional*): Arguments without a dash and their help,
+            required except with `--smoke`.
         argv (`Sequence[str]`, *optional*): The words; those of this process by default.
 
     Yields:
@@ -94,7 +74,7 @@ def arguments(
 
     Raises:
         SystemExit: With code 2 for words that cannot be parsed, 0 after `--help`.
-        ValueError: What the dataclasses themselves refuse.
+        ValueError: If a dataclass rejects a value.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     trying = "--smoke" in words
@@ -123,7 +103,7 @@ def arguments(
 
 
 def _apart(words: Sequence[str], parser: Any) -> list[str]:
-    """Take numbers between commas apart after an option that takes several: `--exits 2,4,8`."""
+    """Split numbers at commas after an option that takes several, as `--exits 2,4,8`."""
     several = {
         name
         for action in parser._actions
@@ -147,12 +127,7 @@ def _apart(words: Sequence[str], parser: Any) -> list[str]:
 def run(main: Callable[[], None]) -> None:
     """Run a script; what a user can get wrong ends in one line and exit code 1.
 
-    Args:
-        main (`Callable`): The script.
-
-    Raises:
-        SystemExit: With the line, where `main` raised something; with `HF_FAMILIAL_TRACEBACK=1` in
-            the environment the error itself is raised.
+    With `HF_FAMILIAL_TRACEBACK=1` in the environment the error itself is raised.
     """
     try:
         main()
@@ -167,17 +142,7 @@ def run(main: Callable[[], None]) -> None:
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Begin the message of an `OSError` with what could not be had; the host's often lack a name.
-
-    Args:
-        what (`str`): Such as "`--model me/family`".
-
-    Yields:
-        `None`
-
-    Raises:
-        OSError: With `what` and the first message.
-    """
+    """Begin the message of an `OSError` with `what`, such as "`--model me/family`"."""
     try:
         yield
     except OSError as error:
@@ -186,14 +151,7 @@ def naming(what: str) -> Iterator[None]:
 
 @contextmanager
 def loading(option: str, place: str) -> Iterator[None]:
-    """Check a model's place before it is loaded, and name it where it cannot be.
-
-    Args:
-        option (`str`): Name of the option that says where the model is.
-        place (`str`): Folder, or repository on the Hub, which is said before it is waited for.
-
-    Yields:
-        `None`
+    """Check a model's folder or repository before it is loaded, and name it if that fails.
 
     Raises:
         OSError: If there is no such folder or repository.
@@ -206,82 +164,15 @@ def loading(option: str, place: str) -> Iterator[None]:
 
 
 def console() -> Console:
-    """Where tables go: as wide as the terminal or `COLUMNS`, 100 columns where there is neither."""
+    """Return a console as wide as the terminal or `COLUMNS`, else of 100 columns."""
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if known else 100, highlight=False)
 
 
 def progress(items: Sequence[Item], name: str) -> Iterable[Item]:
-    """Go through items with a bar on standard error, where that is a terminal.
-
-    Args:
-        items (`Sequence`): What to go through.
-        name (`str`): Said beside the bar.
-
-    Returns:
-        `Iterable`: The items.
-    """
+    """Iterate over items with a named bar on standard error, if that is a terminal."""
     bar = Console(stderr=True)
     return track(items, name, console=bar, transient=True, disable=not bar.is_terminal)
 
 
-def toy_decoder(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A Llama of 4 layers and 58 thousand parameters that learnt nothing; its tokens are bytes.
-
-    Args:
-        seed (`int`): Of the weights.
-
-    Returns:
-        `tuple`: The model, in evaluation mode, and its tokenizer of 257 tokens.
-    """
-    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), END_OF_TEXT]
-    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT)
-    # without an end of text in its config it writes as many tokens as it is asked for
-    ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-    fields = {"model_type": "llama", "vocab_size": len(letters), **TOY_SIZES, **ends}
-    config = AutoConfig.for_model(**fields)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
-    torch.random.set_rng_state(state)
-    return model.eval(), tokenizer
-
-
-def toy_family(
-    exits: Sequence[int] = TOY_EXITS, seed: int = 0
-) -> tuple[FamilialForCausalLM, PreTrainedTokenizerBase]:
-    """The same decoder as a family: nothing to read, but it does all that a family does.
-
-    Args:
-        exits (`Sequence[int]`): Depth of every exit; the last must be 4.
-        seed (`int`): Of the weights.
-
-    Returns:
-        `tuple`: The family, in evaluation mode, and its tokenizer.
-
-    Raises:
-        ValueError: If `exits` are no exits of 4 layers.
-
-    Example:
-        >>> model, tokenizer = toy_family()
-        >>> inputs = tokenizer("import os", return_tensors="pt")
-        >>> tokenizer.decode(model.generate(**inputs, exit_idx=0, max_new_tokens=8)[0])
-    """
-    decoder, tokenizer = toy_decoder(seed)
-    family = FamilialForCausalLM.from_backbone(decoder, exits=list(exits))
-    return family.eval(), tokenizer
-
-
-__all__ = [
-    "arguments",
-    "console",
-    "loading",
-    "naming",
-    "progress",
-    "run",
-    "toy_decoder",
-    "toy_family",
-]
+__all__ = ["arguments", "console", "loading", "naming", "progress", "run"]

@@ -25,7 +25,7 @@ from hf_familial.checkpoints.plain import FILE_NAMES
 from hf_familial.checkpoints.safetensors_file import read_header
 from hf_familial.errors import CutError
 from hf_familial.hub import export_exit
-from hf_familial.models.familial.families import ROWS
+from hf_familial.models.familial.backbones import HOSTS
 from hf_familial.models.verification import VERIFIED
 
 
@@ -174,7 +174,7 @@ def refused(config, exit_idx):
 
 def check_type(model_type, tmp_path):
     """Members from files: logits of the exit, names and config as the host itself writes them."""
-    whole = model_type in ROWS and bool(ROWS[model_type].whole)
+    whole = model_type in HOSTS and bool(HOSTS[model_type].whole)
     shapes = [
         ([2, 3, 6], {"num_exit_layers": 1, "exit_head": "own"}),
         ([2, 5, 6], {"num_exit_layers": 2, "exit_norm": "shared"}),

@@ -15,9 +15,8 @@ from transformers.cache_utils import DynamicLayer
 from hf_familial.decoding._fused import FusedPasses
 from hf_familial.decoding._fused_pass import causal_mask
 from hf_familial.decoding._growing_cache import ROOM, GrowingLayer, growing
-from hf_familial.models.familial.contract import find_contract, logit_ops
-from hf_familial.models.familial.exits import read_out
-from hf_familial.models.familial.segments import Segment, grow_cache, run_segment
+from hf_familial.models.familial.backbones import LogitTransform
+from hf_familial.models.familial.segments import HostDecoder, Segment, grow_cache
 
 
 FULL = {"layer_types": ["full_attention"] * 4}
@@ -50,13 +49,13 @@ class Host:
     def __init__(self, model_type="llama", dtype=torch.float32, **fields):
         self.model = tiny_model(model_type, **fields).to(dtype)
         self.backbone = self.model.base_model
-        self.contract = find_contract(self.backbone)
+        self.decoder = HostDecoder(self.backbone)
         self.fused = FusedPasses()
         self.cache = growing(DynamicCache(config=self.backbone.config))
 
     @property
     def layers(self):
-        return self.contract.parts(self.backbone)[0]
+        return self.decoder.layers
 
     def segment(self, start=0, stop=4):
         return Segment(self.layers[start:stop], start, None, range(start, stop))
@@ -64,14 +63,12 @@ class Host:
     def runner(self, start=0, stop=4, cache=None):
         segment = self.segment(start, stop)
         layers = (self.cache if cache is None else cache).layers[start:stop]
-        return self.fused.runner(self.backbone, self.contract, segment, layers)
+        return self.fused.runner(self.decoder, segment, layers)
 
     def host(self, taps, start=0, stop=4, cache=None, first=0):
         """The host's own pass over taps; without a cache, over all positions at once."""
         positions = torch.arange(first, first + taps.shape[1]).expand(taps.shape[:2])
-        return run_segment(
-            self.backbone,
-            self.contract,
+        return self.decoder.run(
             self.segment(start, stop),
             cache,
             inputs_embeds=taps,
@@ -475,16 +472,16 @@ def test_copies_start_empty(copied):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3)])
 def test_a_head_is_the_hosts(model_type, shape):
     host = Host(model_type)
-    norm, head = host.contract.parts(host.backbone)[1], host.model.get_output_embeddings()
-    ops = logit_ops(host.model.config)
+    norm, head = host.decoder.norm, host.model.get_output_embeddings()
+    transform = LogitTransform.of(host.model.config)
     fused, fused_norm = host.fused.head(head), host.fused.norm(norm)
     # of another kind: a norm with a mean, a weight counted from 1
     assert (fused_norm is None) == (model_type in ("cohere2", "gemma2"))
     taps = torch.randn((*shape, 32), generator=torch.Generator().manual_seed(3))
     for factor in (1, 2):
         head.weight.mul_(factor)
-        found = read_out((fused_norm or norm)(taps), fused, ops)
-        assert worst(found, read_out(norm(taps), head, ops)) <= 1e-5
+        found = transform.read((fused_norm or norm)(taps), fused)
+        assert worst(found, transform.read(norm(taps), head)) <= 1e-5
         assert found.shape == (*shape, 128)
 
 

@@ -18,7 +18,7 @@ from hf_familial import FamilialForCausalLM, FamilialTrainingArguments
 from hf_familial.scaling import fit, get_law
 from hf_familial.scaling.report import analyse, write_analysis
 from hf_familial.scaling.simulation import isoflop_design, simulate
-from hf_familial.scripts import toy_decoder
+from hf_familial.toy import toy_decoder
 
 
 # what pages call a decoder or a family on the Hub

@@ -10,7 +10,7 @@ from backbones import tiny_model
 from reference import tiny_family
 
 from hf_familial import FamilialForCausalLM
-from hf_familial.evaluation import evaluate_exits, reading
+from hf_familial.evaluation import _predictions, evaluate_exits
 from hf_familial.flops import measure_flops_per_token
 
 
@@ -79,7 +79,7 @@ def calibration(confidences, correct, num_bins):
 @pytest.mark.parametrize(("model_type", "fields"), FAMILIES.values(), ids=FAMILIES)
 def test_every_measure_is_the_oracles(model_type, fields, monkeypatch):
     # several chunks to a batch
-    monkeypatch.setattr(reading, "chunk_rows", lambda vocab_size, device: 7)
+    monkeypatch.setattr(_predictions, "chunk_rows", lambda vocab_size, device: 7)
     model, rows = tiny_family(model_type, [1, 2, 4], **fields), ragged_rows()
     found = evaluate_exits(model, rows, batch_size=2, bytes_per_token=3.5, num_bins=10)
     expected, num_tokens = oracle(model, rows, num_bins=10)
@@ -162,7 +162,7 @@ def test_on_a_gpu():
 
 
 def test_one_backbone_pass_and_a_chunk_of_logits_at_a_time(monkeypatch, free_flops):
-    monkeypatch.setattr(reading, "chunk_rows", lambda vocab_size, device: 8)
+    monkeypatch.setattr(_predictions, "chunk_rows", lambda vocab_size, device: 8)
     model = tiny_family("llama", [1, 2, 3, 4], exit_head="own")
     passes, rows, modes = [], [], set()
     model.model.backbone.register_forward_hook(lambda *_: passes.append(1))

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from reference import agreeing, logits, tiny_family, token_ids
 
 from hf_familial import ConfidenceRelay, calibrate
+from hf_familial.evaluation import plot_trade_offs
 from hf_familial.evaluation._thresholds import (
     Costs,
-    Readings,
+    ExitPredictions,
     measure,
     risk_curves,
     thresholds_at,
@@ -29,25 +30,27 @@ def simulated(tokens=4_000, texts=40, seed=0):
     confidence = np.clip(1 - hard * [[0.9, 0.6]] + 0.1 * rng.normal(size=(tokens, 2)), 0.01, 1)
     agrees = np.column_stack([rng.uniform(size=(tokens, 2)) < confidence, np.ones(tokens, bool)])
     loss = np.where(agrees, 1.0, 3.0)
-    return Readings(np.sort(rng.integers(0, texts, tokens)), confidence, agrees, loss)
+    return ExitPredictions(np.sort(rng.integers(0, texts, tokens)), confidence, agrees, loss)
 
 
-def slow_measure(readings, thresholds, costs):
+def slow_measure(predictions, thresholds, costs):
     """The oracle, token by token."""
-    tokens, last = len(readings.sequence), len(costs.depths) - 1
+    tokens, last = len(predictions.sequence), len(costs.depths) - 1
     taken, flops, layers, agreed, lost = [], 0.0, 0, 0, 0.0
     for t in range(tokens):
         exit_idx = next(
-            (k for k in sorted(thresholds) if readings.confidence[t, k] >= thresholds[k]), last
+            (k for k in sorted(thresholds) if predictions.confidence[t, k] >= thresholds[k]), last
         )
         taken.append(exit_idx)
         flops += sum(costs.read_flops[k] for k in sorted(thresholds) if k < exit_idx)
         flops += costs.read_flops[exit_idx]
         layers += costs.depths[exit_idx]
-        agreed += readings.agrees[t, exit_idx]
-        lost += readings.loss[t, exit_idx] - readings.loss[t, last]
+        agreed += predictions.agrees[t, exit_idx]
+        lost += predictions.loss[t, exit_idx] - predictions.loss[t, last]
     for t in range(tokens):
-        later = [taken[u] for u in range(t, tokens) if readings.sequence[u] == readings.sequence[t]]
+        later = [
+            taken[u] for u in range(t, tokens) if predictions.sequence[u] == predictions.sequence[t]
+        ]
         flops += costs.layer_flops * costs.depths[max(later)]
     return np.array([agreed, lost, layers, flops]) / tokens
 
@@ -55,13 +58,13 @@ def slow_measure(readings, thresholds, costs):
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 99), low=st.floats(0.1, 1.1), high=st.floats(0.1, 1.1))
 def test_what_thresholds_do(seed, low, high):
-    readings = simulated(tokens=60, texts=4, seed=seed)
+    predictions = simulated(tokens=60, texts=4, seed=seed)
     for thresholds in ({0: low, 1: high}, {1: high}, {}):
-        found = measure(readings, thresholds, COSTS)
+        found = measure(predictions, thresholds, COSTS)
         figures = [
             found.agreement, found.loss_increase, found.layers_per_token, found.flops_per_token,
         ]  # fmt: skip
-        assert np.allclose(figures, slow_measure(readings, thresholds, COSTS))
+        assert np.allclose(figures, slow_measure(predictions, thresholds, COSTS))
         assert sum(found.shares) == pytest.approx(1.0)
 
 
@@ -79,8 +82,8 @@ def test_risk_never_rises_with_confidence(goal):
 
 
 def test_the_same_risk_for_a_layer_saved():
-    readings = simulated(40_000)
-    found = thresholds_at(risk_curves(readings, "agreement"), 0.2, COSTS)
+    predictions = simulated(40_000)
+    found = thresholds_at(risk_curves(predictions, "agreement"), 0.2, COSTS)
     # exits are right as often as they are sure: risk is 1 - confidence
     assert found[0] == pytest.approx(1 - 0.2 * 6 / 8, abs=0.05)
     assert found[1] == pytest.approx(1 - 0.2 * 4 / 8, abs=0.05)
@@ -116,7 +119,7 @@ def test_a_family_is_calibrated(tmp_path):
     assert table["chosen"].sum() == 1
     assert table["layers_per_token"].is_monotonic_decreasing
     assert table["layers_per_token"].iloc[0] == 4
-    found.plot(tmp_path / "trade_off.png")
+    plot_trade_offs(found, tmp_path / "trade_off.png")
     assert (tmp_path / "trade_off.png").stat().st_size > 10_000
 
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from hf_familial.evaluation import ExitEvaluation, ExitRow, expected_calibration_error
-from hf_familial.evaluation.plots import spread
+from hf_familial.evaluation import ExitEvaluation, ExitRow, expected_calibration_error, plot_exits
+from hf_familial.evaluation._plots import spread
 
 
 def evaluation(flops, bits_per_byte=1.0):
@@ -90,7 +90,7 @@ def test_dict_survives_json():
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_plot_is_written(tmp_path, suffix):
     path = tmp_path / f"exits.{suffix}"
-    evaluation([1e6, 2e6]).plot(path)
+    plot_exits(evaluation([1e6, 2e6]), path)
     assert path.stat().st_size > 1000
 
 
@@ -104,7 +104,7 @@ def test_plot_is_written(tmp_path, suffix):
     ],
 )
 def test_no_label_lies_on_another(flops):
-    figure = evaluation(flops).plot()
+    figure = plot_exits(evaluation(flops))
     figure.set_dpi(150)  # as it is saved
     figure.draw_without_rendering()
     names = [axes.yaxis.label for axes in figure.axes]

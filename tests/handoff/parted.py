@@ -56,7 +56,7 @@ class Passes:
 
     def __init__(self, model: Any) -> None:
         self.ran: dict[int, list[int]] = {}
-        self._layers = model.model.members.layers
+        self._layers = model.model.decoder.layers
 
     def __enter__(self) -> dict[int, list[int]]:
         self._handles = [

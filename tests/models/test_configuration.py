@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, BartConfig, Gemma3Config, GPT2Config, LlamaConfig
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
-from hf_familial.models.familial.config_checks import check_exits
+from hf_familial.models.familial.configuration_familial import check_exits
 
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 4}

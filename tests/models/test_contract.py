@@ -21,8 +21,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, verify_backbone
-from hf_familial.models.familial.contract import find_contract
-from hf_familial.models.familial.families import REFUSED
+from hf_familial.models.familial.backbones import UNSUPPORTED, find_backbone_spec
+from hf_familial.models.familial.segments import HostDecoder
 from hf_familial.models.verification import VERIFIED
 
 
@@ -82,7 +82,7 @@ def test_a_backbone_that_cannot_go_on_from_a_tap_has_exits_still(model_type):
 
 @pytest.mark.parametrize(
     "model_type",
-    sorted(REFUSED),
+    sorted(UNSUPPORTED),
 )
 def test_a_known_misfit_is_refused_with_its_reason(model_type):
     host = tiny_model(model_type)
@@ -90,7 +90,7 @@ def test_a_known_misfit_is_refused_with_its_reason(model_type):
     with pytest.raises(ValueError, match=SUPPORTED) as raised:
         FamilialForCausalLM.from_backbone(host, exits=exits)
     assert f"`{model_type}` cannot be the backbone of a family" in str(raised.value)
-    assert REFUSED[model_type] in str(raised.value)
+    assert UNSUPPORTED[model_type] in str(raised.value)
     with pytest.raises(ValueError, match=SUPPORTED):
         FamilialConfig(text_config=host.config, exits=exits)
 
@@ -104,7 +104,7 @@ def test_an_encoder_is_refused(model_type):
 
 
 def test_no_type_is_both():
-    assert not VERIFIED & REFUSED.keys()
+    assert not VERIFIED & UNSUPPORTED.keys()
 
 
 @pytest.mark.parametrize(
@@ -119,11 +119,12 @@ def test_no_type_is_both():
 )
 def test_parts_are_found_by_their_names(model_type, owner, layers, norm):
     backbone = AutoModel.from_config(tiny_config(model_type))
-    contract = find_contract(backbone)
-    assert (contract.owner, contract.layers, contract.norm) == (owner, layers, norm)
-    found, final = contract.parts(backbone)
-    assert len(found) == 4
-    assert isinstance(final, nn.Module)
+    spec = find_backbone_spec(backbone)
+    assert (spec.owner, spec.layers, spec.norm) == (owner, layers, norm)
+    decoder = HostDecoder(backbone)
+    assert decoder.spec == spec
+    assert len(decoder.layers) == 4
+    assert isinstance(decoder.norm, nn.Module)
 
 
 # strangers: decoders that transformers does not know

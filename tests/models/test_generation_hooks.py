@@ -26,10 +26,10 @@ from hf_familial import (
     SpeculativeRelay,
 )
 from hf_familial.handoff.device import DeviceSide
-from hf_familial.models.familial import generation_familial
-from hf_familial.models.familial.contract import TRAITS
-from hf_familial.models.familial.generation_familial import KNOWN_HOOKS, check_healing, check_hooks
-from hf_familial.models.verification import VERIFIED
+from hf_familial.models import verification
+from hf_familial.models.familial.backbones import TRAITS
+from hf_familial.models.familial.relay import check_healing
+from hf_familial.models.verification import KNOWN_HOOKS, VERIFIED, check_hooks
 
 
 EXITS = [1, 3, 4]
@@ -232,7 +232,7 @@ def test_a_host_that_generates_in_its_own_way_is_refused(monkeypatch):
         def _update_model_kwargs_for_generation(self, *args, **kwargs):
             return {}
 
-    monkeypatch.setattr(generation_familial, "host_class", lambda config: Odd)
+    monkeypatch.setattr(verification, "host_class", lambda config: Odd)
     with pytest.raises(ValueError, match="overrides `_update_model_kwargs_for_generation`"):
         tiny_family("llama", EXITS)
 

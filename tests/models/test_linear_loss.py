@@ -8,26 +8,27 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_familial import Distillation
-from hf_familial.models.familial import linear_loss
-from hf_familial.models.familial.exits import read_out
-from hf_familial.models.familial.linear_loss import linear_cross_entropy
+from hf_familial.models.familial import losses
+from hf_familial.models.familial.backbones import LogitTransform
+from hf_familial.models.familial.losses import linear_cross_entropy
 
 
 ROWS, WIDTH, VOCAB, EXITS = 90, 16, 50, 3
 WEIGHTS = (0.2, 0.3, 0.5)
-OPS = {
-    "plain": (),
-    "divide": (("divide", 3.0),),
-    "softcap": (("softcap", 5.0),),
-    "multiply+softcap": (("multiply", 0.5), ("softcap", 4.0)),
-    "scaled+keep": (("scale_hidden", 2.0), ("keep", 45.0)),
+PLAIN = LogitTransform()
+TRANSFORMS = {
+    "plain": PLAIN,
+    "divisor": LogitTransform(divisor=3.0),
+    "softcap": LogitTransform(softcap=5.0),
+    "multiplier+softcap": LogitTransform(multiplier=0.5, float_softcap=4.0),
+    "hidden_divisor+vocab_size": LogitTransform(hidden_divisor=2.0, vocab_size=45),
 }
 
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small chunks, so that every test crosses their borders."""
-    monkeypatch.setattr(linear_loss, "chunk_rows", lambda vocab_size, device: 32)
+    monkeypatch.setattr(losses, "chunk_rows", lambda vocab_size, device: 32)
 
 
 def make_case(own_heads: bool = False, bias: bool = False, dtype: torch.dtype = torch.float32):
@@ -43,11 +44,10 @@ def make_case(own_heads: bool = False, bias: bool = False, dtype: torch.dtype = 
     return hidden, heads, targets, (targets != -100).sum().float()
 
 
-def naive(hidden, heads, targets, denominator, ops=(), row_weights=None, distillation=None):
+def naive(hidden, heads, targets, denominator, transform=PLAIN, distillation=None):
     """The same from whole logits."""
-    kept, losses, total = (targets != -100).float(), [], 0.0
-    weights = kept if row_weights is None else kept * row_weights
-    logits = [read_out(h, head, ops).float() for h, head in zip(hidden, heads, strict=True)]
+    weights, losses, total = (targets != -100).float(), [], 0.0
+    logits = [transform.read(h, head).float() for h, head in zip(hidden, heads, strict=True)]
     for k, z in enumerate(logits):
         loss = F.cross_entropy(z, targets, ignore_index=-100, reduction="none")
         objective = loss
@@ -74,31 +74,21 @@ def assert_same(hidden, heads, expected, found, tolerance: float) -> None:
 
 @pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
 @pytest.mark.parametrize("own_heads", [False, True], ids=["shared", "own"])
-@pytest.mark.parametrize("ops", OPS.values(), ids=OPS)
-def test_equals_whole_logits(ops, own_heads: bool, bias: bool) -> None:
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_equals_whole_logits(transform, own_heads: bool, bias: bool) -> None:
     hidden, heads, targets, denominator = make_case(own_heads, bias)
-    expected = naive(hidden, heads, targets, denominator, ops)
-    found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, ops)
+    expected = naive(hidden, heads, targets, denominator, transform)
+    found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, transform)
     assert_same(hidden, heads, expected, found, 1e-6)
 
 
-def test_row_weights() -> None:
-    hidden, heads, targets, denominator = make_case()
-    row_weights = torch.rand(ROWS)
-    expected = naive(hidden, heads, targets, denominator, row_weights=row_weights)
-    found = linear_cross_entropy(
-        hidden, heads, targets, denominator, WEIGHTS, row_weights=row_weights
-    )
-    assert_same(hidden, heads, expected, found, 1e-6)
-
-
-@pytest.mark.parametrize("ops", OPS.values(), ids=OPS)
-def test_distillation(ops) -> None:
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_distillation(transform) -> None:
     hidden, heads, targets, denominator = make_case()
     how = Distillation(weight=0.7, temperature=2.0)
-    expected = naive(hidden, heads, targets, denominator, ops, distillation=how)
+    expected = naive(hidden, heads, targets, denominator, transform, distillation=how)
     found = linear_cross_entropy(
-        hidden, heads, targets, denominator, WEIGHTS, ops, distillation=how
+        hidden, heads, targets, denominator, WEIGHTS, transform, distillation=how
     )
     assert_same(hidden, heads, expected, found, 1e-6)
 
@@ -107,7 +97,7 @@ def test_extreme_logits_stay_finite() -> None:
     hidden, heads, targets, denominator = make_case()
     hidden = [(h.detach() * 1e3).requires_grad_() for h in hidden]
     expected = naive(hidden, heads, targets, denominator)
-    found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, PLAIN)
     assert_same(hidden, heads, expected, found, 1e-5)
 
 
@@ -117,7 +107,7 @@ def test_rows_without_target_are_never_read() -> None:
     for h in poisoned:
         h[targets == -100] = float("nan")
         h.requires_grad_()
-    total, _ = linear_cross_entropy(poisoned, heads, targets, denominator, WEIGHTS)
+    total, _ = linear_cross_entropy(poisoned, heads, targets, denominator, WEIGHTS, PLAIN)
     total.backward()
     assert torch.isfinite(total)
     assert torch.isfinite(heads[0].weight.grad).all()
@@ -131,7 +121,7 @@ def test_few_rows(rows: int) -> None:
     kept[:rows] = 3
     denominator = torch.tensor(8.0)
     expected = naive(hidden, heads, kept, denominator)
-    found = linear_cross_entropy(hidden, heads, kept, denominator, WEIGHTS)
+    found = linear_cross_entropy(hidden, heads, kept, denominator, WEIGHTS, PLAIN)
     assert_same(hidden, heads, expected, found, 1e-6)
 
 
@@ -140,7 +130,7 @@ def test_empty_batch(how) -> None:
     _, heads, targets, _ = make_case()
     hidden = [torch.zeros(0, WIDTH, requires_grad=True) for _ in range(EXITS)]
     total, losses = linear_cross_entropy(
-        hidden, heads, targets[:0], torch.tensor(8.0), WEIGHTS, distillation=how
+        hidden, heads, targets[:0], torch.tensor(8.0), WEIGHTS, PLAIN, distillation=how
     )
     total.backward()
     assert total == 0
@@ -150,11 +140,10 @@ def test_empty_batch(how) -> None:
 
 
 @pytest.mark.parametrize("how", [None, Distillation(1.0, 2.0)], ids=["plain", "distillation"])
-@pytest.mark.parametrize("weighted", [False, True], ids=["no-target", "no-weight"])
-def test_no_row_to_learn_from_and_a_denominator_of_zero(how, weighted: bool) -> None:
+def test_no_row_to_learn_from_and_a_denominator_of_zero(how) -> None:
     """The loss is NaN and the gradients are 0, as of torch's mean over nothing."""
     hidden, heads, targets, _ = make_case(own_heads=True, bias=True)
-    targets = targets if weighted else torch.full_like(targets, -100)
+    targets = torch.full_like(targets, -100)
     none = torch.tensor(0.0)
     total, losses = linear_cross_entropy(
         hidden,
@@ -162,7 +151,7 @@ def test_no_row_to_learn_from_and_a_denominator_of_zero(how, weighted: bool) -> 
         targets,
         none,
         WEIGHTS,
-        row_weights=torch.zeros(ROWS) if weighted else None,
+        PLAIN,
         distillation=how,
     )
     total.backward()
@@ -177,7 +166,7 @@ def test_no_row_to_learn_from_and_a_denominator_of_zero(how, weighted: bool) -> 
 
 def test_a_denominator_of_zero_with_targets_is_no_number() -> None:
     hidden, heads, targets, _ = make_case()
-    total, _ = linear_cross_entropy(hidden, heads, targets, torch.tensor(0.0), WEIGHTS)
+    total, _ = linear_cross_entropy(hidden, heads, targets, torch.tensor(0.0), WEIGHTS, PLAIN)
     total.backward()
     assert total.isinf()
     assert not heads[0].weight.grad.isfinite().any()
@@ -187,7 +176,7 @@ def test_a_broken_exit_breaks_its_own_states_only() -> None:
     hidden, heads, targets, denominator = make_case(own_heads=True)
     with torch.no_grad():
         hidden[1][targets != -100] = float("nan")
-    total, losses = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    total, losses = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, PLAIN)
     total.backward()
     assert losses.isnan().tolist() == [False, True, False]
     # the memory that exits share carries nothing over
@@ -197,7 +186,9 @@ def test_a_broken_exit_breaks_its_own_states_only() -> None:
 
 def test_exit_of_weight_zero_costs_no_gradient_but_has_one() -> None:
     hidden, heads, targets, denominator = make_case(own_heads=True)
-    total, losses = linear_cross_entropy(hidden, heads, targets, denominator, (0.0, 0.5, 0.5))
+    total, losses = linear_cross_entropy(
+        hidden, heads, targets, denominator, (0.0, 0.5, 0.5), PLAIN
+    )
     total.backward()
     assert losses[0] > 0
     assert (heads[0].weight.grad == 0).all()
@@ -208,7 +199,7 @@ def test_frozen_head_and_states_get_none() -> None:
     hidden, heads, targets, denominator = make_case()
     heads[0].weight.requires_grad_(False)
     total, _ = linear_cross_entropy(
-        [hidden[0].detach(), *hidden[1:]], heads, targets, denominator, WEIGHTS
+        [hidden[0].detach(), *hidden[1:]], heads, targets, denominator, WEIGHTS, PLAIN
     )
     total.backward()
     assert heads[0].weight.grad is None
@@ -219,7 +210,7 @@ def test_frozen_head_and_states_get_none() -> None:
 def test_without_gradients() -> None:
     hidden, heads, targets, denominator = make_case()
     with torch.no_grad():
-        found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+        found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, PLAIN)
     expected = naive(hidden, heads, targets, denominator)
     torch.testing.assert_close(found[1], expected[1])
 
@@ -227,19 +218,19 @@ def test_without_gradients() -> None:
 def test_autocast_and_half_parameters() -> None:
     hidden, heads, targets, denominator = make_case()
     with torch.autocast("cpu", torch.bfloat16):
-        found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+        found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, PLAIN)
     assert_same(hidden, heads, naive(hidden, heads, targets, denominator), found, 3e-2)
     hidden, heads, targets, denominator = make_case(dtype=torch.bfloat16)
-    found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    found = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, PLAIN)
     assert_same(hidden, heads, naive(hidden, heads, targets, denominator), found, 3e-2)
     assert found[0].dtype == torch.float32
 
 
 def test_upstream_gradient_scales_and_second_backward_is_refused() -> None:
     hidden, heads, targets, denominator = make_case()
-    once, _ = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    once, _ = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, PLAIN)
     (gradient,) = torch.autograd.grad(once, hidden[:1])
-    total, _ = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS)
+    total, _ = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, PLAIN)
     (tripled,) = torch.autograd.grad(3 * total, hidden[:1], retain_graph=True)
     torch.testing.assert_close(tripled, 3 * gradient)
     with pytest.raises(RuntimeError, match="compute the loss again"):

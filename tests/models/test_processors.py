@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from reference import token_ids, truncated_host
-from test_relay import DEEPEST, DRAFTS, family_of
+from relays import DEEPEST, DRAFTS, family_of
 from transformers import (
     GenerationConfig,
     GenerationMixin,

@@ -1,12 +1,11 @@
 """A relay writes what `generate` writes, and says truly how."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 import torch
-from reference import agreeing, endless, logits, tiny_family, token_ids
+from reference import logits, token_ids
+from relays import ASKED, DEEPEST, DRAFTS, NEW, family_of, padding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     DynamicCache,
@@ -19,52 +18,17 @@ from transformers import (
 
 from hf_familial import (
     ConfidenceRelay,
-    FamilialConfig,
-    FamilialForCausalLM,
     FixedExit,
     HandoffRelay,
     RelayOutput,
-    RelayPolicy,
     RelayStats,
     SpeculativeRelay,
     relay_decode,
 )
 from hf_familial.decoding import _fused
-from hf_familial.models.familial.speculation import DraftedTokens, SpeculativeDecoder
-from hf_familial.models.policies import confidence
 
 
-EXITS = [1, 3, 4]
-NEW = 14
-ASKED = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True}
 FAMILIES = ("llama", "gemma2", "qwen3_moe", "gpt2")
-
-DRAFTS = {
-    "one": SpeculativeRelay(0, draft_length=1),
-    "three": SpeculativeRelay(0, draft_length=3),
-    "auto": SpeculativeRelay(0),
-    "any-exit": SpeculativeRelay("auto"),
-    "middle": SpeculativeRelay(1, draft_length=4),
-    "chain": SpeculativeRelay((0, 1), draft_length=2),
-    "shallow": SpeculativeRelay(0, draft_length=2, exit_idx=1),
-}
-DEEPEST = {
-    **{name: relay for name, relay in DRAFTS.items() if name != "shallow"},
-    "never-sure": ConfidenceRelay(1.1),
-    "fixed": FixedExit(),
-    "at-once": HandoffRelay(after=0),
-}
-
-
-def family_of(model_type="llama", **fields):
-    return endless(agreeing(tiny_family(model_type, EXITS, **fields)))
-
-
-def padding(ids):
-    mask = torch.ones_like(ids)
-    for row in range(ids.shape[0]):
-        mask[row, : (3 * row) % 5] = 0
-    return mask
 
 
 @pytest.mark.parametrize("relay", DEEPEST.values(), ids=DEEPEST)
@@ -117,171 +81,6 @@ def test_half_precision_draws_no_other_text_but_at_ties():
     assert (scores.amax(-1) - chosen).max() <= 0.02 * scores.abs().max()
 
 
-# --- per-row decisions
-
-
-@pytest.mark.parametrize(
-    "relay",
-    [
-        ConfidenceRelay(0.05),
-        ConfidenceRelay({0: 0.03, 1: 0.06}),
-        ConfidenceRelay({1: 0.05}, measure="margin"),
-        ConfidenceRelay(0.2, measure="entropy"),
-        HandoffRelay(below=0.06, window=3),
-        HandoffRelay(from_exit=1, after=5),
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "falcon_h1"])
-def test_one_row_never_decides_for_another(model_type, relay):
-    """Rows of a batch write what each writes alone: no exit is forced on any."""
-    family, ids = family_of(model_type), token_ids(4, 12)
-    together = family.relay_generate(ids, relay=relay, **ASKED)
-    for row in range(4):
-        alone = family.relay_generate(ids[row : row + 1], relay=relay, **ASKED)
-        assert torch.equal(together.sequences[row], alone.sequences[0])
-        mixed, own = together.relay_stats.token_exits[row], alone.relay_stats.token_exits[0]
-        assert torch.equal(mixed, own)
-
-
-def slow_confidence_relay(family, ids, thresholds, steps):
-    """The oracle: every token from uncached passes, row by row, exit by exit."""
-    texts, exits = [], []
-    for row in ids:
-        text, taken = row[None], []
-        for _ in range(steps):
-            for k in range(len(EXITS)):
-                scores = logits(family, text, exit_idx=k)[0, -1]
-                if k == len(EXITS) - 1 or scores.softmax(-1).max() >= thresholds[k]:
-                    break
-            text = torch.cat([text, scores.argmax()[None, None]], 1)
-            taken.append(k)
-        texts.append(text[0])
-        exits.append(taken)
-    return torch.stack(texts), torch.tensor(exits)
-
-
-@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
-@pytest.mark.parametrize("private", [0, 1])
-def test_confidence_is_the_oracles(model_type, private):
-    family, ids = family_of(model_type, num_exit_layers=private), token_ids(3, 12)
-    thresholds = {
-        k: logits(family, ids, exit_idx=k).softmax(-1).amax(-1).quantile(0.61).item()
-        for k in (0, 1)
-    }
-    found = family.relay_generate(ids, relay=ConfidenceRelay(thresholds), **ASKED)
-    texts, exits = slow_confidence_relay(family, ids, thresholds, NEW)
-    assert torch.equal(found.sequences, texts)
-    assert torch.equal(found.relay_stats.token_exits, exits)
-    assert exits.unique().tolist() == [0, 1, 2]  # or nothing was tried
-
-
-def test_a_confident_relay_saves_layers():
-    family, ids = family_of(), token_ids(1, 12)
-    stats = family.relay_generate(ids, relay=ConfidenceRelay(0.0), **ASKED).relay_stats
-    assert stats.positions == (25, 0, 0)
-    assert (stats.layer_passes, stats.plain_layer_passes) == (25, 100)
-    assert 0.5 < stats.flops_saved < 1
-    assert stats.token_exits.unique().tolist() == [0]
-
-
-def test_what_is_handed_over_does_not_come_back():
-    family, ids = family_of(), token_ids(3, 12)
-    exits = family.relay_generate(ids, relay=HandoffRelay(after=4), **ASKED).relay_stats.token_exits
-    assert exits[:, :4].unique().tolist() == [0]
-    assert exits[:, 4:].unique().tolist() == [2]
-
-
-@dataclass(frozen=True)
-class EveryOther(RelayPolicy):
-    """A policy of a user's own: shallow and deep in turn."""
-
-    def exits(self, num_exits):
-        return 0, -1
-
-    def new_state(self, batch_size):
-        return {"count": 0}
-
-    def leaves(self, exit_idx, logits, state):
-        state["count"] += 1
-        return torch.full((len(logits),), state["count"] % 2 == 1)
-
-
-def test_a_policy_of_ones_own():
-    family, ids = family_of(), token_ids(2, 12)
-    exits = family.relay_generate(ids, relay=EveryOther(), **ASKED).relay_stats.token_exits
-    assert exits.tolist() == [[0, 2] * 7] * 2
-
-
-# --- the numbers of speculation
-
-
-def test_shallow_layers_see_the_prompt_once():
-    """The bound of the field's slow way: 218 positions for 100 + 8 tokens; here 107 and drafts."""
-    family, ids = family_of(), token_ids(1, 100)
-    for relay in (SpeculativeRelay(0, draft_length=3), SpeculativeRelay(0)):
-        stats = family.relay_generate(ids, relay=relay, **ASKED | {"max_new_tokens": 8}).relay_stats
-        rejected = stats.drafted - stats.accepted
-        assert stats.positions[0] <= 107 + rejected
-        assert stats.positions[1] <= 107 + rejected
-
-
-def test_drafts_that_agree_are_all_accepted():
-    family, ids = endless(tiny_family("llama", EXITS)), token_ids(1, 12)
-    agreeing(family, share=0.0)  # the layers above the first exit say nothing
-    relay = SpeculativeRelay(0, draft_length=4)
-    stats = family.relay_generate(ids, relay=relay, **ASKED | {"max_new_tokens": 15}).relay_stats
-    assert (stats.rounds, stats.drafted, stats.accepted) == (3, 12, 12)
-    assert (stats.acceptance, stats.tokens_per_round) == (1.0, 5.0)
-    assert stats.token_exits[0].tolist() == [0, 0, 0, 0, 2] * 3
-    assert stats.positions == (26, 26)
-
-
-def test_the_draft_exit_that_pays_is_found():
-    """Exit 0 is never right, exit 1 always: after a trial of both, the second drafts."""
-    family, ids = endless(tiny_family("llama", [1, 2, 8], depth=8)), token_ids(1, 12)
-    agreeing(family, share=1.0)
-    with torch.no_grad():
-        for layer in family.model.members.layers[2:]:
-            for parameter in layer.parameters():
-                parameter.mul_(float(parameter.dim() < 2))
-    # sampled at next to no temperature: costs are counted in layers then, not by a clock
-    asked = ASKED | {"max_new_tokens": 100, "do_sample": True, "temperature": 1e-3}
-    stats = family.relay_generate(ids, relay=SpeculativeRelay("auto"), **asked).relay_stats
-    late = stats.token_exits[0, 50:]
-    assert (late == 1).sum() > 0.5 * len(late)
-    assert (late == 0).sum() < 0.1 * len(late)
-
-
-def test_auto_stops_drafting_what_is_never_accepted():
-    family, ids = endless(tiny_family("llama", EXITS)), token_ids(1, 12)
-    asked = ASKED | {"max_new_tokens": 80}
-    auto = family.relay_generate(ids, relay=SpeculativeRelay(0), **asked).relay_stats
-    fixed = family.relay_generate(ids, relay=SpeculativeRelay(0, draft_length=4), **asked)
-    assert auto.acceptance < 0.5
-    assert auto.drafted <= 0.2 * fixed.relay_stats.drafted
-
-
-@pytest.mark.parametrize("new", [8, 32, 128])
-@pytest.mark.parametrize("model_type", ["llama", "mistral"])
-def test_a_first_text_runs_no_layer_for_drafts_that_would_be_wrong(model_type, new):
-    """The draft exit of a family is read a few times, in the pass of the head that runs anyway."""
-    family, ids = untrained(model_type), token_ids(1, 12)
-    asked = ASKED | {"max_new_tokens": new}
-    for _ in range(2):
-        stats = family.relay_generate(ids, **asked).relay_stats
-        assert stats.drafted == 0
-        assert stats.layer_passes == stats.plain_layer_passes
-
-
-def untrained(model_type):
-    """A family whose first exit never agrees with the deepest."""
-    family = endless(tiny_family(model_type, EXITS))
-    with torch.no_grad():
-        family.model.members.norm(0).weight.neg_()
-    return family
-
-
 def test_drafts_are_prepared_ahead(monkeypatch):
     family, ids = family_of(), token_ids(1, 12)
     with pytest.raises(ValueError, match="call `eval\\(\\)`"):
@@ -290,123 +89,6 @@ def test_drafts_are_prepared_ahead(monkeypatch):
     monkeypatch.setattr(_fused, "_agrees", None)  # to compare again would fail
     plain = family.generate(ids, max_new_tokens=NEW, do_sample=False)
     assert torch.equal(family.relay_generate(ids, max_new_tokens=NEW, do_sample=False), plain)
-
-
-# --- sampling
-
-DRAWS, TOKENS = 20_000, 16
-
-
-def small_vocabulary():
-    config = {
-        "model_type": "llama", "vocab_size": TOKENS, "hidden_size": 16, "intermediate_size": 16,
-        "num_hidden_layers": 3, "num_attention_heads": 2, "initializer_range": 0.6,
-        "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    family = FamilialForCausalLM(FamilialConfig(text_config=config, exits=[1, 2, 3])).eval()
-    return endless(family)
-
-
-def chi_square(found, chances, draws):
-    """Statistic over its mean under the hypothesis, for expected counts of five or more."""
-    expected = chances * draws
-    kept = expected >= 5
-    found = torch.cat([found[kept], found[~kept].sum()[None]])
-    expected = torch.cat([expected[kept], expected[~kept].sum()[None]])
-    kept = expected > 0
-    return ((found - expected)[kept] ** 2 / expected[kept]).sum().item(), int(kept.sum()) - 1
-
-
-TWO, CHAIN = SpeculativeRelay(0, draft_length=2), SpeculativeRelay((0, 1), draft_length=1)
-slow = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "warp", [{"top_k": 0}, {"temperature": 0.7, "top_k": 6}], ids=["plain", "top-k"]
-)
-@pytest.mark.parametrize(
-    ("relay", "draws", "batch"),
-    [
-        pytest.param(TWO, 20_000, 500, id="two"),
-        # few rows, so that several drafts in a row are accepted
-        pytest.param(TWO, 6_000, 2, id="two-rows", marks=slow),
-        pytest.param(TWO, 5_000, 1, id="one-row", marks=slow),
-        pytest.param(CHAIN, 6_000, 2, id="chain", marks=slow),
-        pytest.param(SpeculativeRelay(0), 5_000, 1, id="auto", marks=slow),
-    ],
-)
-@torch.no_grad()
-def test_sampled_text_has_the_deepest_exits_distribution(relay, draws, batch, warp):
-    """The second and third token after a prompt: counts against exact chances."""
-    family, ids = small_vocabulary(), torch.tensor([[3, 1, 4]])
-
-    def chances(texts):
-        scores = logits(family, texts)[:, -1] / warp.get("temperature", 1.0)
-        if warp["top_k"]:
-            floor = scores.topk(warp["top_k"]).values[:, -1:]
-            scores = scores.masked_fill(scores < floor, float("-inf"))
-        return scores.softmax(-1)
-
-    def longer(texts):
-        count = len(texts)
-        ends = torch.arange(TOKENS).repeat(count)[:, None]
-        return torch.cat([texts.repeat_interleave(TOKENS, 0), ends], 1)
-
-    ones, twos = longer(ids), longer(longer(ids))
-    pairs = chances(ids).flatten()[:, None] * chances(ones)
-    triples = (pairs.flatten()[:, None] * chances(twos)).view(TOKENS, TOKENS, TOKENS)
-    torch.manual_seed(1)
-    counts = torch.zeros(TOKENS * TOKENS)
-    prompt = ids.expand(batch, -1)
-    for _ in range(draws // batch):
-        text = family.relay_generate(prompt, relay=relay, max_new_tokens=4, do_sample=True, **warp)
-        counts += torch.bincount(text[:, 4] * TOKENS + text[:, 5], minlength=TOKENS * TOKENS)
-    statistic, freedom = chi_square(counts, triples.sum(0).flatten(), draws)
-    assert statistic <= freedom + 4.5 * (2 * freedom) ** 0.5
-
-
-@pytest.mark.parametrize("ran", [True, False])
-@pytest.mark.parametrize("batch", [1, 2])
-@torch.no_grad()
-def test_a_check_keeps_the_distribution_at_every_place(batch, ran):
-    """Drafts of one distribution, checked against another that does not depend on the text."""
-    torch.manual_seed(3)
-    wanted = torch.randn(3 if ran else 2, TOKENS).mul(1.5)
-    given = wanted[:2] + torch.randn(2, TOKENS)  # close enough to be accepted now and then
-    rows = torch.ones(batch, dtype=torch.bool)
-    text = SimpleNamespace(do_sample=True, unfinished=rows, kept_rows=rows)
-    text.draw = lambda chances, column: torch.multinomial(chances, 1)
-    text.uniform = lambda drafts, column: torch.rand(drafts.shape)
-    check = SpeculativeDecoder._accept
-    me = SimpleNamespace(text=text)
-    me._fewest = lambda right: SpeculativeDecoder._fewest(me, right)
-    me._drawn = lambda *args: SpeculativeDecoder._drawn(me, *args)
-    counts, rounds = torch.zeros(len(wanted), TOKENS), 6_000 // batch
-    drafts = torch.stack([torch.multinomial(q.softmax(-1), rounds * batch, True) for q in given], 1)
-    scores = list(given[:, None].expand(-1, batch, -1))
-    for tokens in drafts.split(batch):
-        drafted = DraftedTokens(tokens, scores, torch.zeros_like(tokens), ran)
-        found, _, _ = check(me, 0, drafted, wanted.expand(batch, -1, -1))
-        for place in range(found.shape[1]):
-            counts[place] += torch.bincount(found[:, place], minlength=TOKENS)
-    assert counts[0].sum() == rounds * batch
-    assert counts.sum(1).min() > 300
-    for place, row in enumerate(counts):
-        statistic, freedom = chi_square(row, wanted[place].softmax(-1), row.sum())
-        assert statistic <= freedom + 4.5 * (2 * freedom) ** 0.5, place
-
-
-@pytest.mark.parametrize(
-    "relay", [SpeculativeRelay(0), ConfidenceRelay(0.05)], ids=["draft", "sure"]
-)
-def test_a_seed_repeats_a_sampled_text(relay):
-    family, ids = family_of(), token_ids(2, 12)
-    texts = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        texts.append(family.relay_generate(ids, relay=relay, max_new_tokens=20, do_sample=True))
-    assert torch.equal(*texts)
 
 
 # --- as `generate` does it
@@ -629,15 +311,6 @@ def test_a_prompt_that_the_cache_holds_already():
     family(ids, past_key_values=past)
     with pytest.raises(ValueError, match="must go beyond `past_key_values`, which holds 12"):
         family.relay_generate(ids, past_key_values=past, max_new_tokens=3)
-
-
-@pytest.mark.parametrize("measure", ["max_prob", "margin", "entropy"])
-def test_confidence_lies_between_0_and_1(measure):
-    even, certain = torch.zeros(10), torch.full((10,), -1e4).index_fill(0, torch.tensor(3), 0.0)
-    assert confidence(certain, measure) == pytest.approx(1.0)
-    assert confidence(even, measure) == pytest.approx(0.1 if measure == "max_prob" else 0, abs=1e-6)
-    masked = torch.tensor([0.0, 0.0, float("-inf")])
-    assert 0 <= confidence(masked, measure) <= 1
 
 
 @pytest.mark.parametrize(("flops", "noted"), [(150.0, True), (100.0, False), (40.0, False)])

@@ -9,7 +9,7 @@ from reference import logits, tiny_family, token_ids
 from transformers import DynamicCache, StaticCache
 
 from hf_familial import RelayCache
-from hf_familial.handoff._upper_cache import UpperCache
+from hf_familial.handoff.server import UpperCache
 
 
 EXITS = [1, 3, 4]
@@ -133,7 +133,7 @@ def layer_positions(family):
 
         return hook
 
-    for index, layer in enumerate(family.model.members.layers):
+    for index, layer in enumerate(family.model.decoder.layers):
         layer.register_forward_pre_hook(count(index), with_kwargs=True)
     return counts
 

@@ -27,7 +27,8 @@ from transformers import default_data_collator
 from transformers.distributed import DistributedConfig
 
 from hf_familial import FamilialForCausalLM, export_exit
-from hf_familial.models.familial import Distillation, losses, modeling_familial
+from hf_familial.models.familial import Distillation, losses
+from hf_familial.models.familial.backbones import LogitTransform
 from hf_familial.training.args import FamilialTrainingArguments
 from hf_familial.training.trainer import FamilialTrainer
 from hf_familial.training.tuning import train_exits_only
@@ -209,7 +210,7 @@ def assert_sharded(model: nn.Module) -> None:
 
 def watch_heads() -> None:
     """Fail where the loss in chunks reads a head in shards, or logits of a whole batch are made."""
-    in_chunks, whole_logits = losses.linear_cross_entropy, modeling_familial.read_out
+    in_chunks, whole_logits = losses.linear_cross_entropy, LogitTransform.read
 
     def watched(hidden: Any, heads: Any, *args: Any, **kwargs: Any) -> Any:
         assert not any(isinstance(p, DTensor) for head in heads for p in head.parameters())
@@ -219,7 +220,7 @@ def watch_heads() -> None:
         assert not torch.is_grad_enabled(), "training makes whole logits"
         return whole_logits(*args)
 
-    losses.linear_cross_entropy, modeling_familial.read_out = watched, refused
+    losses.linear_cross_entropy, LogitTransform.read = watched, refused
 
 
 def compare_losses(

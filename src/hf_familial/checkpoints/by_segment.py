@@ -257,9 +257,8 @@ def save_by_segment(
     """
     tensors = dict(model.state_dict() if state_dict is None else state_dict)
     tensors = remove_tied_weights_from_state_dict(tensors, model)
-    contract = model.model.contract
-    owner = f"{contract.owner}." if contract.owner else ""
-    layers, norm = owner + contract.layers, owner + contract.norm if contract.norm else ""
+    spec = model.model.spec
+    layers, norm = spec.path(spec.layers), spec.path(spec.norm)
     groups: list[dict[str, Any]] = [{} for _ in model.config.exits]
     for name, tensor in tensors.items():
         groups[segment_of(name, model.config, layers, norm)][name] = tensor

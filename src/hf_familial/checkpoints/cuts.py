@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from ..errors import CutError
 from ..models.familial import FamilialConfig
-from ..models.familial.contract import can_tie, decoder_of, find_contract
+from ..models.familial.backbones import can_tie, decoder_of, find_backbone_spec
 from ..models.familial.segments import per_layer_lists, slice_config
 from ..models.verification import VERIFIED
 
@@ -97,14 +97,13 @@ def find_layout(text_config: Any) -> Layout:
                 f"built: {error}"
             ) from None
     decoder, head = decoder_of(host), host.get_output_embeddings()
-    contract = find_contract(decoder)
+    spec = find_backbone_spec(decoder)
     paths = {id(module): name for name, module in host.named_modules()}
-    owner = f"{contract.owner}." if contract.owner else ""
     return Layout(
         architecture=type(host).__name__,
         decoder=paths[id(decoder)],
-        layers=owner + contract.layers,
-        norm=owner + contract.norm if contract.norm else "",
+        layers=spec.path(spec.layers),
+        norm=spec.path(spec.norm),
         head=paths[id(head)],
         tensors=frozenset(host.state_dict()),
         routed=_is_routed(decoder),

@@ -1,7 +1,7 @@
 """The command line: `hf-familial`."""
 
-from . import members, scaling, scaling_choose, sweep
+from . import members, planning, scaling, sweep
 from .app import app, main
 
 
-__all__ = ["app", "main", "members", "scaling", "scaling_choose", "sweep"]
+__all__ = ["app", "main", "members", "planning", "scaling", "sweep"]

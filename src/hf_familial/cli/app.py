@@ -17,10 +17,12 @@ from ..paths import TRACEBACK, words_of
 SEVERAL = ("--exit", "--exits", "--members")
 NUMBERS = re.compile(r"-?[\d.]+(,-?[\d.]+)*,?")
 
+# plain help is half as long at 80 columns as help in boxes
 app = typer.Typer(
     name="hf-familial",
     help="Familial models: one training run, many deployable language models.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -39,15 +41,7 @@ def main() -> None:
 
 
 def one_of(option: str, *choices: str) -> Callable[[str | None], str | None]:
-    """Make the callback of an option that takes one of several names.
-
-    Args:
-        option (`str`): Its name.
-        *choices (`str`): What it takes.
-
-    Returns:
-        `Callable`: Gives the value back, or raises a `ValueError` that suggests the nearest name.
-    """
+    """Make the callback of an option that takes one of several names, and suggests the nearest."""
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in choices:
@@ -62,14 +56,7 @@ def one_of(option: str, *choices: str) -> Callable[[str | None], str | None]:
 
 
 def joined(words: Sequence[str]) -> list[str]:
-    """Join the numbers after an option that takes several: `--exits 0 1` is `--exits 0,1`.
-
-    Args:
-        words (`Sequence[str]`): A command line.
-
-    Returns:
-        `list[str]`
-    """
+    """Join the numbers after an option that takes several: `--exits 0 1` is `--exits 0,1`."""
     found: list[str] = []
     open_list = False
     for word in words:
@@ -86,4 +73,4 @@ def joined(words: Sequence[str]) -> list[str]:
 
 @app.callback()
 def _commands() -> None:
-    """Keeps the application a group of commands, however many there are."""
+    """Keep the application a group of commands, however many there are."""

@@ -4,55 +4,52 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
+from .._wording import parse_size
 from ..paths import check_model_place, check_output_folder
 from .app import app, one_of
 
 
 if TYPE_CHECKING:
-    from ..hub.describe import FamilyDescription
     from ..hub.push import Pushed
 
 
-Source = Annotated[str, typer.Argument(metavar="PATH_OR_REPO", help="A family.")]
-Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
-ShardSize = Annotated[str, typer.Option(help="Size of a file of weights, at most.")]
+Source = Annotated[str, Argument(metavar="PATH_OR_REPO", help="A family.")]
+Dtype = Annotated[str | None, Option(help="Weights: float32, bfloat16 or float16.")]
+Format = Annotated[
+    str, Option(help="plain or familial.", callback=one_of("--format", "plain", "familial"))
+]
+Layout = Annotated[
+    str, Option(help="repos or revisions.", callback=one_of("--layout", "repos", "revisions"))
+]
+Revision = Annotated[str | None, Option(help="Branch, tag or commit on the Hub.")]
+ShardSize = Annotated[str, Option(help="Size of a file of weights, at most.")]
 
 
 @app.command()
 def describe(
     path_or_repo: Source,
-    context: Annotated[
-        int | None,
-        typer.Option(help="Tokens of text; by default the backbone's limit, 4096 at most."),
-    ] = None,
+    context: Annotated[int | None, Option(help="Tokens of text; else at most 4096.")] = None,
     dtype: Dtype = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="Say which member fits in it: a number of bytes, or 2GB, 512MiB, ..."),
-    ] = None,
-    flops: Annotated[
-        float | None, typer.Option(help="Say which member needs no more FLOPs per token.")
-    ] = None,
+    memory: Annotated[str | None, Option(help="Which member fits in 2GB, 512MiB, ...?")] = None,
+    flops: Annotated[float | None, Option(help="Which needs no more FLOPs per token?")] = None,
     revision: Revision = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What every member weighs and costs; no weights are downloaded."""
-    from .._wording import parse_size
-
+    """Show what every member weighs and costs; no weights are downloaded."""
     limits = (None if memory is None else parse_size(memory), flops)
     check_family(path_or_repo, revision)
 
     from ..hub.choose import judge_exits, pick_exit
     from ..hub.describe import describe
+    from ..hub.table import text_of
 
     family = describe(path_or_repo, context=context, dtype=dtype, revision=revision)
     verdicts = () if limits == (None, None) else judge_exits(family, *limits)
@@ -61,7 +58,7 @@ def describe(
         extra = {"fits": chosen} if verdicts else {}
         typer.echo(json.dumps(family.to_dict() | extra, indent=2))
         return
-    print_family(family)
+    typer.echo(text_of(family))
     if verdicts:
         choice = pick_exit(family, verdicts)
         typer.echo(f"\n{choice}\n\nThe deepest that fits is exit {choice.exit_idx}.")
@@ -70,20 +67,14 @@ def describe(
 @app.command()
 def export(
     path_or_repo: Source,
-    out: Annotated[str, typer.Argument(help="Folder to write.")],
+    out: Annotated[str, Argument(help="Folder to write.")],
     exit_idx: Annotated[
-        str,
-        typer.Option(
-            "--exit", "--exits", metavar="K,...|all", help="Exits; several get a folder each."
-        ),
+        str, Option("--exit", "--exits", metavar="K,...|all", help="Several get a folder each.")
     ] = "all",
-    format: Annotated[  # noqa: A002
-        str,
-        typer.Option(help="plain or familial.", callback=one_of("--format", "plain", "familial")),
-    ] = "plain",
+    format: Format = "plain",  # noqa: A002
     dtype: Dtype = None,
     max_shard_size: ShardSize = "5GB",
-    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+    overwrite: Annotated[bool, Option(help="Replace what is there.")] = False,
     revision: Revision = None,
 ) -> None:
     """Write members as checkpoints of their own."""
@@ -117,24 +108,15 @@ def export(
 @app.command()
 def push(
     path_or_repo: Source,
-    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the Hub.")],
+    repo_id: Annotated[str, Argument(metavar="REPO", help="user/name on the Hub.")],
     exits: Annotated[
-        str,
-        typer.Option(
-            "--exits",
-            "--exit",
-            metavar="K,...|all|none",
-            help="Members to push, each a plain model.",
-        ),
+        str, Option("--exits", "--exit", metavar="K,...|all|none", help="Members to push.")
     ] = "all",
-    family: Annotated[bool, typer.Option(help="Push the whole family too, to REPO.")] = False,
-    layout: Annotated[
-        str,
-        typer.Option(help="repos or revisions.", callback=one_of("--layout", "repos", "revisions")),
-    ] = "repos",
-    private: Annotated[bool, typer.Option("--private", help="Make new ones private.")] = False,
-    collection: Annotated[bool, typer.Option(help="Gather the members in a collection.")] = True,
-    base_model: Annotated[str | None, typer.Option(help="What the family was made of.")] = None,
+    family: Annotated[bool, Option(help="Push the whole family too, to REPO.")] = False,
+    layout: Layout = "repos",
+    private: Annotated[bool, Option("--private", help="Make new ones private.")] = False,
+    collection: Annotated[bool, Option(help="Gather the members in a collection.")] = True,
+    base_model: Annotated[str | None, Option(help="What the family was made of.")] = None,
     dtype: Dtype = None,
     max_shard_size: ShardSize = "5GB",
 ) -> None:
@@ -174,10 +156,6 @@ def check_family(path_or_repo: str, revision: str | None = None) -> None:
     """Check that a family can be where it is said to be, before torch is imported.
 
     A revision says that it is on the Hub.
-
-    Raises:
-        FileNotFoundError: If it can only be a folder, and there is none or it holds no checkpoint.
-        NotADirectoryError: If it is a file.
     """
     folder = Path(path_or_repo)
     if revision is None:
@@ -196,7 +174,7 @@ def check_family(path_or_repo: str, revision: str | None = None) -> None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """An exit that is out of range is the user's error, told in one line."""
+    """Raise an exit that is out of range as a `ValueError`: it is the user's mistake."""
     try:
         yield
     except IndexError as error:
@@ -204,40 +182,9 @@ def plain_errors() -> Iterator[None]:
 
 
 def parse_exits(words: str) -> list[int] | None:
-    """`all` as `None`, else numbers between commas.
-
-    Raises:
-        ValueError: If it is neither.
-    """
+    """Parse `all` as `None`, and numbers between commas."""
     if words == "all":
         return None
     if not re.fullmatch(r"-?\d+(,-?\d+)*", words):
         raise ValueError(f"exits must be `all` or numbers such as 0,-1, got {words!r}.")
     return [int(word) for word in words.split(",")]
-
-
-def print_family(family: FamilyDescription) -> None:
-    """The table: with lines on a terminal, bare where it is piped."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..hub.table import HEADINGS, cells_of, heading, notes
-
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    console.print(heading(family), markup=False, soft_wrap=True)
-    # fits 80 columns
-    table = Table(
-        box=box.SIMPLE_HEAD if sys.stdout.isatty() else None,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        padding=(0, 0 if sys.stdout.isatty() else 1),
-    )
-    for name in HEADINGS:
-        table.add_column(name, justify="right", no_wrap=True)
-    for cells in cells_of(family):
-        table.add_row(*cells)
-    console.print(table)
-    for note in notes(family):
-        console.print(note, soft_wrap=not sys.stdout.isatty())

@@ -1,16 +1,16 @@
-"""Commands of the scaling-law fitter: fit, plan, report."""
+"""Commands of the scaling-law fitter: fit, compare, report."""
 
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from .app import app, one_of
-from .scaling_options import (
+from .._files import check_file_place
+from ._options import (
     AsJson,
     Columns,
     Delta,
@@ -18,101 +18,87 @@ from .scaling_options import (
     Level,
     LossChoice,
     Objective,
+    Resample,
     RunsAre,
     Size,
     Statuses,
     Units,
     Where,
     choice_of,
-    cost_words,
-    facts_of,
-    fit_or_law,
-    head_cost,
     law_of,
-    numbers,
     pairs,
     span,
-    version,
 )
+from ._tables import bold, notes, table, written
+from .app import app
 
 
-@app.command("fit")
-def fit_command(
-    runs: Annotated[
-        Path | None, typer.Argument(help="CSV, JSON lines, a JSON list or parquet.")
-    ] = None,
-    law: Annotated[str, typer.Option(help="Name of a law; `list` prints them all.")] = "familial",
-    out: Annotated[Path | None, typer.Option(help="Where to write the fit, as fit.json.")] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Replicates; 0 for none.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    resample: Annotated[
-        str,
-        typer.Option(
-            help="runs, residuals or wild.",
-            callback=one_of("--resample", "runs", "residuals", "wild"),
-        ),
-    ] = "runs",
-    workers: Annotated[int, typer.Option(min=1, help="Threads of the bootstrap.")] = 1,
-    profiles: Annotated[bool, typer.Option(help="Trace the profile of each coefficient.")] = True,
-    level: Level = 0.95,
-    objective: Objective = "log_huber",
-    delta: Delta = 1e-3,
-    fix: Annotated[
-        list[str] | None, typer.Option(help="Hold a coefficient, as beta=0.28; repeatable.")
-    ] = None,
-    tie: Annotated[
-        list[str] | None, typer.Option(help="Hold two equal, as beta=alpha; repeatable.")
-    ] = None,
-    bound: Annotated[
-        list[str] | None, typer.Option(help="Bounds in place of the law's, as gamma=0:1.")
-    ] = None,
-    drop_largest: Annotated[
-        int, typer.Option(min=0, help="Leave out so many rows of the largest losses.")
-    ] = 0,
-    drop_far: Annotated[
-        float,
-        typer.Option(min=0, help="Leave out rows beyond so many robust standard deviations."),
-    ] = 0.0,
-    size: Size = "total",
+if TYPE_CHECKING:
+    from ..scaling.report import Analysis
+
+
+RUNS = "CSV, JSON lines, a JSON list or parquet."
+FAMILIES = {
+    "familial": "Familial models",
+    "dense": "Dense models",
+    "sparse": "Sparse models and mixtures of experts",
+    "rule": "Rules for settings",
+}
+
+
+@app.command()
+def fit(
+    runs: Annotated[Path | None, Argument(help=RUNS)] = None,
+    law: Annotated[str, Option(help="A law; `list` prints them all.")] = "familial",
     loss: LossChoice = "mean",
+    size: Size = "total",
+    out: Annotated[Path | None, Option(help="Write the fit, as fit.json.")] = None,
+    report: Annotated[Path | None, Option(help="Also write the page.")] = None,
+    against: Annotated[str | None, Option(help="Laws to compare with, as hoffmann,kaplan.")] = None,
+    as_json: AsJson = False,
     column: Columns = None,
     unit: Units = None,
     where: Where = None,
     status: Statuses = "finished",
     runs_are: RunsAre = "",
     last_of_run: LastOfRun = False,
-    against: Annotated[
-        str | None,
-        typer.Option(help="Further laws to compare with, as familial_e_inside,hoffmann."),
-    ] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write the page.")] = None,
-    as_json: AsJson = False,
+    drop_largest: Annotated[int, Option(min=0, help="Drop so many rows of most loss.")] = 0,
+    drop_far: Annotated[float, Option(min=0, help="Drop rows beyond so many deviations.")] = 0.0,
+    fix: Annotated[list[str] | None, Option(help="Fix as beta=0.28.")] = None,
+    tie: Annotated[list[str] | None, Option(help="Tie as beta=alpha.")] = None,
+    bound: Annotated[list[str] | None, Option(help="Bound as gamma=0:1.")] = None,
+    objective: Objective = "log_huber",
+    delta: Delta = 1e-3,
+    level: Level = 0.95,
+    profiles: Annotated[bool, Option(help="Trace the profile of each coefficient.")] = True,
+    bootstrap: Annotated[int, Option(min=0, help="Replicates; 0 for none.")] = 0,
+    resample: Resample = "runs",
+    seed: Annotated[int, Option(help="Seed of the bootstrap.")] = 0,
+    workers: Annotated[int, Option(min=1, help="Threads of the bootstrap.")] = 1,
 ) -> None:
     """Fit a scaling law to training runs."""
-    from . import scaling_views as views
-
     if law == "list":
-        views.show_laws()
+        _show_laws()
         return
     if runs is None:
         raise ValueError("name the file of the runs, as `hf-familial fit runs.jsonl`.")
     if drop_largest and drop_far:
         raise ValueError("use one of `--drop-largest` and `--drop-far`.")
+    from .. import __version__
     from ..scaling import FarResiduals, LargestLosses, fit
     from ..scaling.report import DataSource, analyse, write_analysis, write_report
-    from ..scaling.report.analysis import check_place
     from ..scaling.tables.load import load_runs
 
     for path in filter(None, (out, report)):
-        check_place(path)
+        check_file_place(path)
     form = law_of(law)
     rivals = [law_of(name) for name in against.split(",")] if against else []
     choice = choice_of(size, loss, column, status, unit, where, runs_are, last_of_run)
-    reading = load_runs(runs, (form, *rivals), choice)
+    loaded = load_runs(runs, (form, *rivals), choice)
     far = FarResiduals(drop_far) if drop_far else None
     answer = fit(
         form,
-        reading.data,
+        loaded.data,
         objective=objective,  # type: ignore[arg-type]
         delta=delta,
         fixed=pairs(fix, float, "--fix beta=0.28"),
@@ -122,7 +108,7 @@ def fit_command(
     )
     analysis = analyse(
         answer,
-        DataSource.of(reading),
+        DataSource.of(loaded),
         draws=bootstrap,
         kind=resample,  # type: ignore[arg-type]
         seed=seed,
@@ -130,7 +116,7 @@ def fit_command(
         profiles=profiles,
         level=level,
         rivals=rivals,
-        version=version(),
+        version=__version__,
     )
     if out is not None:
         write_analysis(out, analysis)
@@ -139,102 +125,100 @@ def fit_command(
     if as_json:
         typer.echo(analysis.to_json())
         return
-    views.show_analysis(analysis)
-    views.show_written(path for path in (out, report) if path is not None)
+    _show_analysis(analysis)
+    written(path for path in (out, report) if path is not None)
 
 
-@app.command("plan")
-def plan_command(
-    fit: Annotated[
-        str, typer.Argument(help="A fit.json, or the name of a law for its published values.")
-    ],
-    flops: Annotated[float | None, typer.Option(help="Compute budget, as 1e21.")] = None,
-    granularity: Annotated[int, typer.Option(min=1, help="Number of exits, G.")] = 1,
-    loss: Annotated[
-        float | None, typer.Option(help="Loss to reach with the least FLOPs, instead of a budget.")
-    ] = None,
-    head_flops: Annotated[
-        bool, typer.Option(help="Count the FLOPs of the exit heads; else C = 6ND.")
-    ] = True,
-    vocab: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rows of a head; by default the runs' own, or 50304."),
-    ] = None,
-    tokens: Annotated[float | None, typer.Option(help="Training tokens there are.")] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="For the deployed weights: a number of bytes, or 2GB, 512MiB, ..."),
-    ] = None,
-    bytes_per_parameter: Annotated[float, typer.Option(help="2 for bfloat16.")] = 2.0,
-    deployed: Annotated[
-        float, typer.Option(help="Parameters of the deployed member as a share of N.")
-    ] = 1.0,
-    inference_tokens: Annotated[float, typer.Option(help="Tokens to be served.")] = 0.0,
-    branch: Annotated[
-        str | None, typer.Option(help="Fit of a branch law, for the loss of every exit.")
-    ] = None,
-    members: Annotated[
-        str | None, typer.Option(help="Sizes of the members as shares of N, as 0.25,0.5,1.")
-    ] = None,
-    given: Annotated[
-        list[str] | None, typer.Option("--set", help="A further variable of the law, as S=0.5.")
-    ] = None,
-    level: Level = 0.95,
+@app.command()
+def compare(
+    runs: Annotated[Path, Argument(help=RUNS)],
+    laws: Annotated[str, Option(help="Names of laws, parted by commas.")] = (
+        "familial,familial_e_inside,familial_n_only,hoffmann"
+    ),
+    loss: LossChoice = "mean",
+    size: Size = "total",
     as_json: AsJson = False,
+    column: Columns = None,
+    unit: Units = None,
+    where: Where = None,
+    status: Statuses = "finished",
+    runs_are: RunsAre = "",
+    last_of_run: LastOfRun = False,
+    objective: Objective = "log_huber",
+    delta: Delta = 1e-3,
 ) -> None:
-    """Plan the best run for a budget, or the least budget for a loss."""
-    import math
+    """Fit several laws to the same runs; judge them by the runs they did not see."""
+    from ..scaling.comparison import compare
+    from ..scaling.report.analysis import comparison_tables
+    from ..scaling.report.tables import record_table
+    from ..scaling.tables.load import load_runs
 
-    from .._wording import parse_size
-    from ..errors import DomainWarning
-    from ..scaling.planning import Limits, plan
-    from . import scaling_views as views
-
-    if (flops is None) == (loss is None):
-        both = "give either `--flops` or `--loss`, not both."
-        raise ValueError("give `--flops` or `--loss`." if flops is None else both)
-    source, facts = fit_or_law(fit), facts_of(fit)
-    cost = head_cost(facts, vocab) if head_flops else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DomainWarning)  # the plan's notes say the same
-        answer = plan(
-            source,
-            flops,
-            granularity,
-            loss=loss,
-            head_flops=head_flops,
-            flops=cost,
-            limits=Limits(
-                memory=math.inf if memory is None else parse_size(memory),
-                bytes_per_parameter=bytes_per_parameter,
-                deployed=deployed,
-                tokens=math.inf if tokens is None else tokens,
-                inference_tokens=inference_tokens,
-            ),
-            branch=None if branch is None else fit_or_law(branch),
-            members=None if members is None else numbers(members, "--members 0.25,0.5,1"),
-            level=level,
-            **(pairs(given, float, "--set S=0.5") or {}),
-        )
+    forms = [law_of(name) for name in laws.split(",")]
+    choice = choice_of(size, loss, column, status, unit, where, runs_are, last_of_run)
+    loaded = load_runs(runs, forms, choice)
+    found = compare(loaded.data, forms, objective, delta)  # type: ignore[arg-type]
     if as_json:
-        typer.echo(json.dumps(answer.to_dict(), allow_nan=False))
-    else:
-        views.show_plan(answer, cost_words(facts, cost))
+        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
+        return
+    for title, rows in comparison_tables(found).items():
+        if rows:
+            shown = record_table(title, rows)
+            table(title, shown.head, shown.rows)
+    notes("Reading", loaded.notes)
+    notes("Notes", found.notes, "yellow")
 
 
-@app.command("report")
-def report_command(
-    fit: Annotated[Path, typer.Argument(help="A fit.json.")],
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
-    figures: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures as PNG and SVG.")
-    ] = None,
+@app.command()
+def report(
+    fit: Annotated[Path, Argument(help="A fit.json.")],
+    out: Annotated[Path, Option(help="The page.")] = Path("report.html"),
+    figures: Annotated[Path | None, Option(help="Folder for PNG and SVG pictures.")] = None,
 ) -> None:
     """Write a fit as one page of HTML that needs nothing else."""
     from ..scaling.report import read_analysis, write_figures, write_report
-    from . import scaling_views as views
 
     analysis = read_analysis(fit)
+    check_file_place(out)
     write_report(out, analysis)
-    written = write_figures(figures, analysis) if figures is not None else []
-    views.show_written([out, *written])
+    written([out, *(write_figures(figures, analysis) if figures is not None else [])])
+
+
+def _show_laws() -> None:
+    """Print every law: name, formula, source."""
+    from ..scaling import LAWS
+
+    for family, title in FAMILIES.items():
+        laws = [law for law in LAWS.values() if law.family == family]
+        if laws:
+            bold(f"\n{title}")
+        for law in laws:
+            typer.echo(f"  {law.name}  {law.title}\n      {law.formula_text}")
+            typer.echo(f"      reads {', '.join(law.variable_names)}; {law.source}")
+
+
+def _show_analysis(analysis: Analysis) -> None:
+    """Print a fit: coefficients, optima, what was left out, warnings."""
+    from ..scaling.report.tables import coefficient_words, interval_head, optimum_table
+
+    fit, source = analysis.fit, analysis.source
+    left = f", {analysis.left_out}" if analysis.left_out else ""
+    bold(fit.law.title)
+    typer.echo(
+        f"{fit.law.formula_text}\n{len(fit.data)} rows of {fit.data.runs} runs{left}; "
+        f"{str(fit.status).replace('_', ' ')}, {fit.agreement:.0%} of {fit.starts} starts agree; "
+        f"objective {fit.objective:.6g}\n"
+    )
+    rows = []
+    for name, words, spans in coefficient_words(analysis):
+        state = "" if name in fit.free else "tied" if name in fit.settings.tied else "fixed"
+        rows.append([name, words, *spans, state])
+    table("", ["", "value", *interval_head(analysis), ""], rows)
+    best = optimum_table(analysis)
+    if best is not None:
+        table(best.title, best.head, best.rows)
+        typer.echo(best.note)
+    columns = ", ".join(f"{name} = {column}" for name, column in source.columns.items())
+    told = [f"Columns: {columns}."] if columns else []
+    told += [f"Runs: {source.facts.words}."] if source.facts.words else []
+    notes("Reading", [*told, *source.notes])
+    notes("Warnings", analysis.warnings, "yellow")

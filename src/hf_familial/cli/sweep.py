@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
+from .._wording import duration, plural
 from ..paths import check_output_folder
+from ._tables import table
 from .app import app
 
 
@@ -24,26 +27,19 @@ commands = typer.Typer(
 )
 app.add_typer(commands)
 
-Design = Annotated[Path, typer.Argument(metavar="DESIGN.YAML", help="The design.")]
-Out = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder or URL of the sweep; by default in outputs/sweeps, by the file's name."
-    ),
-]
-Retries = Annotated[int, typer.Option(min=0, help="Times that a failed run is tried again.")]
+Design = Annotated[Path, Argument(metavar="DESIGN.YAML", help="The design.")]
+Out = Annotated[str | None, Option(help="Folder or URL; else outputs/sweeps/<name of the file>.")]
+Retries = Annotated[int, Option(min=0, help="Times that a failed run is tried again.")]
 
 
 @commands.command()
 def plan(
     design: Design,
-    seconds: Annotated[
-        float, typer.Option(min=0, help="Of measuring this machine; 0 leaves out the times.")
-    ] = 20.0,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at once, for the total time.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
+    seconds: Annotated[float, Option(min=0, help="To measure this machine; 0: not.")] = 20.0,
+    workers: Annotated[int, Option(min=1, help="Runs at once, for the total time.")] = 1,
+    as_json: Annotated[bool, Option("--json", help="Print the runs as JSON.")] = False,
 ) -> None:
-    """What would run: sizes, tokens, FLOPs, times, and what to worry about. Nothing is trained."""
+    """Show what would run: sizes, tokens, FLOPs, times, and what to worry about."""
     check_file(design)
     from .._wording import duration
     from ..isoflop import IsoFlopDesign, calibrate_rate, print_runs
@@ -69,40 +65,35 @@ def plan(
 def run(
     design: Design,
     out: Out = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at once; one per accelerator or processor.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of each; the processors shared out.")
-    ] = None,
+    workers: Annotated[int | None, Option(min=1, help="Runs at once; else one a device.")] = None,
+    threads: Annotated[int | None, Option(min=1, help="Of each run; else shared out.")] = None,
     retries: Retries = 2,
-    save_seconds: Annotated[
-        float, typer.Option(min=0, help="Between checkpoints of a run, at least.")
-    ] = 60.0,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Processes, and so accelerators, of one run.")
-    ] = 1,
-    keep_models: Annotated[
-        bool, typer.Option("--keep-models", help="Keep each family, in runs/<id>/model.")
-    ] = False,
-    ray: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster: auto, local, ray://...")
-    ] = None,
-    cpus: Annotated[int, typer.Option(min=1, help="With Ray: processors of one run.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="With Ray: GPUs of one run.")] = 0.0,
+    save_seconds: Annotated[float, Option(min=0, help="Between checkpoints of a run.")] = 60.0,
+    processes: Annotated[int, Option(min=1, help="Processes (accelerators) of a run.")] = 1,
+    keep_models: Annotated[bool, Option("--keep-models", help="Keep runs/<id>/model.")] = False,
+    ray: Annotated[str | None, Option(help="A Ray cluster: auto, local, ray://...")] = None,
+    cpus: Annotated[int, Option(min=1, help="With Ray: processors of one run.")] = 1,
+    gpus: Annotated[float, Option(min=0, help="With Ray: GPUs of one run.")] = 0.0,
 ) -> None:
-    """Do what is left of a design; stop it as you like, it goes on where it was."""
+    """Run what is left of a design; stop it as you like, it goes on where it was."""
     check_file(design)
-    if "://" not in folder_of(design, out):
-        check_output_folder("--out", folder_of(design, out))
-    from ..isoflop import IsoFlopDesign, Sweep, SweepDisplay
+    folder = folder_of(design, out)
+    if "://" not in folder:
+        check_output_folder("--out", folder)
+    from ..isoflop import IsoFlopDesign, LocalExecutor, RayExecutor, Sweep, SweepDisplay
 
-    executor = executor_of(ray, workers, threads, cpus, gpus, processes, folder_of(design, out))
+    if ray is None:
+        log_dir = None if "://" in folder else f"{folder}/logs"
+        executor: Executor = LocalExecutor(workers, threads, log_dir, processes)
+    elif threads is None:
+        executor = RayExecutor(ray, cpus=cpus, gpus=gpus, slots=workers)
+    else:
+        raise ValueError("`--threads` is for this machine; with `--ray` give `--cpus`.")
     checked = IsoFlopDesign.from_yaml(design)
     typer.echo("working out the runs and preparing their data", err=True)
     outcome = Sweep(
         checked,
-        folder_of(design, out),
+        folder,
         executor,
         retries=retries,
         save_seconds=save_seconds,
@@ -111,10 +102,9 @@ def run(
         display=SweepDisplay(),
     ).run()
     diverged = sum(record.status == "diverged" for record in outcome.records)
-    rows = f"; rows are in {folder_of(design, out)}/runs.jsonl" if outcome.records else ""
-    typer.echo(
-        f"{counted(len(outcome.records))} ended ({outcome.done_now} now, {diverged} diverged){rows}"
-    )
+    rows = f"; rows are in {folder}/runs.jsonl" if outcome.records else ""
+    ended = plural(len(outcome.records), "run")
+    typer.echo(f"{ended} ended ({outcome.done_now} now, {diverged} diverged){rows}")
     for run_id, failure in outcome.failed.items():
         typer.echo(failure_line(run_id, failure), err=True)
     if outcome.failed:
@@ -127,9 +117,9 @@ def status(
     design: Design,
     out: Out = None,
     retries: Retries = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """How far every run is; looks only."""
+    """Show how far every run is."""
     check_file(design)
     from ..isoflop import IsoFlopDesign, SweepFolder, run_states
 
@@ -154,71 +144,36 @@ def retry(design: Design, out: Out = None, retries: Retries = 2) -> None:
         return
     verb = "is" if count == 1 else "are"
     go_on = command_of("run", design, out)
-    typer.echo(f"{counted(count)} {verb} forgiven; go on with `{go_on}`.")
+    typer.echo(f"{plural(count, 'run')} {verb} forgiven; go on with `{go_on}`.")
 
 
 def check_file(design: Path) -> None:
-    """Check that a design is YAML, before torch is imported for all other checks.
-
-    Raises:
-        ValueError: If it is not.
-        OSError: If it cannot be read.
-    """
+    """Check that a design is YAML, before torch is imported for all other checks."""
     from ..isoflop._yaml import read_yaml
 
     read_yaml(design)
 
 
-def counted(runs: int) -> str:
-    """A number of runs in words."""
-    return f"{runs} run" if runs == 1 else f"{runs} runs"
-
-
 def command_of(name: str, design: Path, out: str | None) -> str:
-    """What to type for another command on the same sweep."""
+    """Word another command on the same sweep."""
     where = [] if out is None else ["--out", out]
     return shlex.join(["hf-familial", "sweep", name, str(design), *where])
 
 
 def failure_line(run_id: str, failure: Failure) -> str:
-    """Which run failed, how often, and of what."""
+    """Say which run failed, how often, and of what."""
     last = failure.message.strip().splitlines()[-1:] or [""]
     times = "once" if failure.attempts == 1 else f"{failure.attempts} times"
     return f"run {run_id} failed {times}: {last[0]}"
 
 
 def folder_of(design: Path, out: str | None) -> str:
-    """Where a sweep is, if nothing is said."""
+    """Return the folder of a sweep; the default goes by the design's name."""
     return out or f"outputs/sweeps/{design.stem}"
 
 
-def executor_of(
-    ray: str | None,
-    workers: int | None,
-    threads: int | None,
-    cpus: int,
-    gpus: float,
-    processes: int,
-    out: str,
-) -> Executor:
-    """Who does the runs.
-
-    Raises:
-        ValueError: If options of this machine stand beside a cluster.
-        ImportError: If Ray is asked for and not there.
-    """
-    from ..isoflop import LocalExecutor, RayExecutor
-
-    if ray is None:
-        log_dir = None if "://" in out else f"{out}/logs"
-        return LocalExecutor(workers, threads, log_dir, processes)
-    if threads is not None:
-        raise ValueError("`--threads` is for this machine; with `--ray` give `--cpus`.")
-    return RayExecutor(ray, cpus=cpus, gpus=gpus, slots=workers)
-
-
 def row_of(state: RunState) -> dict[str, Any]:
-    """A run's state as JSON has it."""
+    """Return the state of a run for JSON."""
     record, failure = state.record, state.failure
     return {
         "run_id": state.plan.id,
@@ -232,23 +187,14 @@ def row_of(state: RunState) -> dict[str, Any]:
 
 
 def print_states(states: tuple[RunState, ...]) -> None:
-    """A line for each run, then how many are in which state, then why runs failed."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print a line for each run, then how many are in which state, then why runs failed."""
     from ..isoflop.sweep import STATES
 
-    console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for name in ("id", "C", "size", "G", "seed", "state", "steps", "loss"):
-        # losses of many exits go on in the next line
-        table.add_column(name, no_wrap=name != "loss")
-    for state in states:
-        table.add_row(*cells_of(state))
-    console.print(table)
+    head = ("id", "C", "size", "G", "seed", "state", "steps", "loss")
+    table("", head, map(cells_of, states), left=len(head))
     counts = {name: sum(state.state == name for state in states) for name in STATES}
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    console.print(f"{counted(len(states))}: {told}")
+    typer.echo(f"{plural(len(states), 'run')}: {told}")
     for state in states:
         if state.failure is not None:
             # not in the table, of which a long error would leave nothing
@@ -256,7 +202,7 @@ def print_states(states: tuple[RunState, ...]) -> None:
 
 
 def cells_of(state: RunState) -> tuple[str, ...]:
-    """A run's line: its losses are those of the evaluation, or of training while it runs."""
+    """Return the line of a run, with losses of the evaluation, or of training while it runs."""
     plan, record, loss = state.plan, state.record, ""
     if record is not None and record.eval_loss_exits:
         loss = " ".join("nan" if x is None else f"{x:.4f}" for x in record.eval_loss_exits)

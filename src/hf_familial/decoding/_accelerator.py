@@ -40,14 +40,14 @@ class ModelAccelerator(Accelerator):
         """Give a [`RelayCache`] fused passes, norms and heads, where there are some."""
         if not (pays(relay.model) if fused_weights is None else fused_weights):
             return
-        backbone, contract = relay.model.model.backbone, relay.model.model.contract
+        decoder = relay.model.model.decoder
         relay.norms = [self.fused.norm(norm) or norm for norm in relay.norms]
         relay.heads = [self.fused.head(head) or head for head in relay.heads]
         last = len(relay.exits) - 1
 
         def found(*span: int) -> Any:
             runner = relay.runner(*span)
-            return self.fused.runner(backbone, contract, runner.segment, runner.layers)
+            return self.fused.runner(decoder, runner.segment, runner.layers)
 
         whole, spans = found(0, last), [(i, i) for i in range(last + 1)]
         if whole is None:  # some of its segments may do

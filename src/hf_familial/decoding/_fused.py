@@ -17,8 +17,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from ..models.familial.contract import Contract
-from ..models.familial.segments import Segment, run_segment, slice_config
+from ..models.familial.segments import HostDecoder, Segment, slice_config
 from ._fused_layers import (
     Projection,
     RootMeanSquare,
@@ -84,8 +83,7 @@ class FusedPasses:
 
     def runner(
         self,
-        backbone: Any,
-        contract: Contract,
+        decoder: HostDecoder,
         segment: Segment,
         cache_layers: Sequence[Any],
     ) -> FusedPass | None:
@@ -97,18 +95,14 @@ class FusedPasses:
         moved since. A layer's first pass is compared with the host's.
 
         Args:
-            backbone (`PreTrainedModel`): The host's decoder.
-            contract ([`Contract`]): Where it keeps its parts.
+            decoder ([`HostDecoder`]): The backbone.
             segment ([`Segment`]): Its `norm` is not applied.
             cache_layers (`Sequence[DynamicLayer]`): The segment's slots in the cache.
         """
         layers = list(segment.layers)
-        if not _allowed(backbone, contract, segment) or not all(
-            map(is_full_attention, cache_layers)
-        ):
+        if not _allowed(decoder, segment) or not all(map(is_full_attention, cache_layers)):
             return None
-        owner = backbone.get_submodule(contract.owner)
-        rotary: Any = getattr(owner, "rotary_emb", None)
+        rotary: Any = getattr(decoder.owner, "rotary_emb", None)
         if not all(map(is_llama_shaped, layers)) or not _is_rotary(rotary, layers):
             return None
         records = [self._record(layer, read_layer) for layer in layers]
@@ -126,7 +120,7 @@ class FusedPasses:
                 kind = _signature(twin, but="layer_idx")
                 brief = kind in kinds
                 alone = FusedPass([of_twin], table)
-                record.agrees[depth] = _agrees(backbone, contract, twin, depth, alone, brief)
+                record.agrees[depth] = _agrees(decoder, twin, depth, alone, brief)
                 kinds.append(kind)
             if not record.agrees[depth]:
                 return None
@@ -177,8 +171,9 @@ def is_full_attention(cache_layer: Any) -> bool:
     return type(cache_layer) in (DynamicLayer, GrowingLayer)
 
 
-def _allowed(backbone: Any, contract: Contract, segment: Segment) -> bool:
+def _allowed(decoder: HostDecoder, segment: Segment) -> bool:
     """Return whether nothing around the layers asks for the host's own pass."""
+    backbone = decoder.module
     config = slice_config(backbone.config, segment.start, segment.start + len(segment.layers))
     types = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "layer_types", None) is None and getattr(
@@ -192,17 +187,21 @@ def _allowed(backbone: Any, contract: Contract, segment: Segment) -> bool:
         and is_plain(backbone)
         and backbone.device.type != "meta"  # offloaded
         and not _watched(backbone.device.type)
-        and (segment.start > 0 or not _adds_at_entry(backbone, contract))
+        and (segment.start > 0 or not _adds_at_entry(decoder))
     )
 
 
-def _adds_at_entry(backbone: Any, contract: Contract) -> bool:
+def _adds_at_entry(decoder: HostDecoder) -> bool:
     """Return whether something else than the embedding has weights before the first layer."""
-    owner, embedding = backbone.get_submodule(contract.owner), backbone.get_input_embeddings()
+    backbone, owner, embedding = (
+        decoder.module,
+        decoder.owner,
+        decoder.module.get_input_embeddings(),
+    )
     known = {
         embedding,
         owner,
-        *(owner._modules.get(contract.layers), owner._modules.get(contract.norm)),
+        *(owner._modules.get(decoder.spec.layers), owner._modules.get(decoder.spec.norm)),
     }
     others = {*backbone.children(), *owner.children()} - known
     return any(True for module in others for _ in module.parameters()) or any(
@@ -228,8 +227,7 @@ def _is_rotary(rotary: Any, layers: Sequence[Any]) -> bool:
 
 
 def _agrees(
-    backbone: Any,
-    contract: Contract,
+    decoder: HostDecoder,
     layer: nn.Module,
     depth: int,
     fused: FusedPass,
@@ -240,13 +238,13 @@ def _agrees(
     Only one layer at a time tells: over many, rounding alone grows past any tolerance. For a layer
     that is like one compared before, but for its index, one `brief` pass is enough.
     """
-    config, embedding = backbone.config, backbone.get_input_embeddings()
+    config, embedding = decoder.config, decoder.module.get_input_embeddings()
     segment = Segment([layer], depth, None, [0])
     for starts in [[0, _far(config)]] if brief else [[0], [_far(config)]]:
         slots, hosts = [GrowingLayer()], Cache(layers=[DynamicLayer()])
-        firsts = torch.tensor(starts, device=backbone.device)[:, None]
+        firsts = torch.tensor(starts, device=decoder.module.device)[:, None]
         for start, stop in ((0, 3), (3, 4), (4, 6)) if starts == [0] else ((0, 3),):
-            positions = firsts + torch.arange(start, stop, device=backbone.device)
+            positions = firsts + torch.arange(start, stop, device=firsts.device)
             if depth == 0:
                 ids = positions % embedding.num_embeddings
                 taps, entry = embedding(ids), {"input_ids": ids}
@@ -256,7 +254,7 @@ def _agrees(
                 taps = _noise((len(starts), stop - start, config.hidden_size), embedding.weight)
                 entry = {"inputs_embeds": taps}
             entry |= {"position_ids": positions, "use_cache": True}
-            right = run_segment(backbone, contract, segment, hosts, **entry).last_hidden_state
+            right = decoder.run(segment, hosts, **entry).last_hidden_state
             if not _close(fused(taps, slots, None if starts == [0] else positions), right):
                 return False
     return True

@@ -1,4 +1,4 @@
-"""Self-speculation that learns, as a text is written, which exit should draft how many tokens."""
+"""Self-speculation that learns which exit should draft how many tokens, and chains of drafts."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from typing import Any
 
 import torch
 
-from ..models.familial.members import matrix_sizes
-from ..models.familial.relay_policies import NewTokens
-from ..models.familial.speculation import DraftedTokens, SpeculativeDecoder
+from ..models.familial.relay_policies import (
+    DraftedTokens,
+    NewTokens,
+    RelayDecoder,
+    SpeculativeDecoder,
+    matrix_sizes,
+)
 from ._draft_length import DRAFTED, LONGEST, PLAIN, WATCHED, DraftLength
 
 
 # rounds after which all exits are watched again, where several may draft
 AGAIN = 64
+# tokens that an exit in the middle of a chain collects before the next one verifies them
+COLLECTED = 6
 
 
 class LearnedDecoder(SpeculativeDecoder):
     """A speculative decoder that times its passes and learns from every check.
 
     Rounds are plain (no draft), watched (no draft, but the exits that may draft are read beside the
-    deepest one) or drafted.
+    deepest one) or drafted. In a chain each exit verifies the drafts of the one before.
 
     Args:
         plain ([`SpeculativeDecoder`]): What the policy built; of this or another copy of its code.
@@ -33,6 +39,7 @@ class LearnedDecoder(SpeculativeDecoder):
         super().__init__(plain.relay, plain.cache, plain.text)
         cache, text = self.cache, self.text
         self.draft_length = self.fixed or LONGEST
+        self.chain = len(self.exits) > 2 and self.relay.draft_exit != "auto"
         self.drafting = self.exits[:1] if self.chain else self.exits[:-1]
         # a clock would make sampled text depend on the machine's mood
         timed = not text.do_sample
@@ -70,11 +77,34 @@ class LearnedDecoder(SpeculativeDecoder):
 
     def step(self, **inputs: Any) -> NewTokens:
         """Run a round of one of the three kinds."""
-        kind = DRAFTED if self.chain else self._kind()
-        if kind == DRAFTED:
-            return super().step(**inputs)
         self.cache.commit()
-        return self._write_plainly(inputs) if kind == PLAIN else self._watch(inputs)
+        kind = DRAFTED if self.chain else self._kind()
+        if kind == PLAIN:
+            return self._write_plainly(inputs)
+        if kind == WATCHED:
+            return self._watch(inputs)
+        level = len(self.exits) - 2 if self.chain else 0
+        drafts = self._propose(level, self.text.input_ids, inputs, self.text.tokens_left)
+        return self.verify(drafts, self.exits[-1], self.text.wants_scores)
+
+    def _propose(
+        self, level: int, ids: torch.Tensor, inputs: dict[str, Any], tokens_left: int
+    ) -> DraftedTokens:
+        """Return what the exit at a level of the chain proposes; as in `draft`."""
+        if level == 0:
+            return self.draft(ids, inputs, tokens_left)
+        parts: list[NewTokens] = []
+        start = ids.shape[1]
+        while ids.shape[1] - start < min(COLLECTED, tokens_left):
+            left = tokens_left - (ids.shape[1] - start)
+            drafts = self._propose(level - 1, ids, inputs, left)
+            part = self.verify(drafts, self.exits[level], self.text.do_sample)
+            parts.append(part)
+            ids = torch.cat((ids, part.tokens), 1)
+            inputs = {"input_ids": part.tokens[:, -1:]}
+        scores = [scores for part in parts for scores in part.scores]
+        sources = torch.cat([part.sources for part in parts], 1)
+        return DraftedTokens(ids, start, scores, sources, ran=False)
 
     def _kind(self) -> str:
         """Return the kind of the next round, in which the most promising exit drafts, if any."""
@@ -92,8 +122,7 @@ class LearnedDecoder(SpeculativeDecoder):
         """Write one token of the deepest exit, in one pass through all layers."""
         before = self.cache.length
         self._lap()
-        self.cache.feed(**inputs, whole=True)
-        new = self._deepest(self.cache.logits(self.exits[-1])[:, -1])
+        new = RelayDecoder.step(self, **inputs)
         if self.cache.length == before + 1:
             seconds = self._lap()
             for length in self.lengths:
@@ -102,7 +131,7 @@ class LearnedDecoder(SpeculativeDecoder):
 
     def _watch(self, inputs: dict[str, Any]) -> NewTokens:
         """Write one token of the deepest exit, and read the exits that may draft beside it."""
-        before = self.cache.length
+        before, ids = self.cache.length, self.text.input_ids
         self._lap()
         self.cache.feed(**inputs)
         laps = [self._lap()]
@@ -110,14 +139,14 @@ class LearnedDecoder(SpeculativeDecoder):
             self.cache.catch_up(exit_idx)
             laps.append(self._lap())
         *drafts, deep = self._read_beside()
-        new = self._deepest(deep[:, -1])
+        new = self.one_token(deep[:, -1].float(), ids.new_full((len(ids),), self.exits[-1]))
         read = self._lap()
         if self.cache.length == before + 1:
             for i, length in enumerate(self.lengths):
                 length.fed(sum(laps[: i + 1]))
                 length.checked(1, sum(laps[i + 1 :]) + read)
         for length, logits in zip(self.lengths, drafts, strict=True):
-            given = self.text.process(self.text.input_ids, logits[:, -1].float())
+            given = self.text.process(ids, logits[:, -1].float())
             length.read(read)
             length.watched(self._confidence(given), self._agreement(given, new.scores[0]))
         return new
@@ -131,14 +160,6 @@ class LearnedDecoder(SpeculativeDecoder):
             cache.reads[i] += 1
         states = torch.cat([cache.states(k, 1) for k in self.exits])
         return list(cache.read(self.exits[-1], states).chunk(len(self.exits)))
-
-    def _deepest(self, logits: torch.Tensor) -> NewTokens:
-        """Return the token that the deepest exit gives, from logits of shape `(batch, vocab)`."""
-        logits = logits.float()
-        scores = self.text.process(self.text.input_ids, logits)
-        tokens = self.text.choose(scores, self.text.input_ids.shape[1])
-        self.rounds += 1
-        return NewTokens(tokens, torch.full_like(tokens, self.exits[-1]), [scores], [logits])
 
     def _lap(self) -> float:
         """Return the seconds since the last call."""
@@ -167,21 +188,25 @@ class LearnedDecoder(SpeculativeDecoder):
         self.length.read(self._lap())
         return self.length.goes_on(confidence)
 
-    def run_check(self, level: int) -> None:
+    def run_check(self, exit_idx: int) -> None:
         """Run what is pending to the exit that verifies."""
-        self._pending = self.cache.pending(self.exits[level])
+        self._pending = self.cache.pending(exit_idx)
         self._lap()
-        super().run_check(level)
+        super().run_check(exit_idx)
 
-    def learn(self, drafts: DraftedTokens, scores: torch.Tensor, reached: int, new: int) -> None:
-        """Learn the time of the check, and from what it accepted."""
+    def learn(self, drafts: DraftedTokens, exit_idx: int, scores: torch.Tensor, right: int) -> None:
+        """Learn the time of the check of the shallowest drafts, and from what it accepted."""
+        if self.chain and exit_idx != self.exits[1]:
+            return
         seconds, count = self._lap(), drafts.tokens.shape[1]
         columns = count + drafts.ran
         if self._pending == columns:
             self.length.checked(columns, seconds)
-        self.length.finish(count, reached, new)
-        if drafts.undrawn is not None and reached == count:
+        self.length.finish(count, right, right + 1)
+        if drafts.undrawn is not None and right == count:
             self.length.learn_next(self._agreement(drafts.undrawn, scores[:, count]))
+        self.rounds, self.drafted = self.rounds + 1, self.drafted + count
+        self.accepted += right
 
     def _confidence(self, scores: torch.Tensor) -> float:
         """Return the largest probability in the row that is least sure."""

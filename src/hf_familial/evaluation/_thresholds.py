@@ -1,4 +1,4 @@
-"""From what exits said of known tokens to the confidence at which each may let a token leave."""
+"""From the predictions of exits on known tokens to thresholds of confidence for leaving there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRICES = 200
 
 @dataclass(frozen=True)
 class Costs:
-    """What a token costs.
+    """The cost of a token.
 
     Attributes:
         depths (`tuple[int, ...]`): Layers below each exit, the deepest last.
@@ -26,10 +26,14 @@ class Costs:
     layer_flops: float
     read_flops: tuple[float, ...]
 
+    def saved(self, exit_idx: int) -> float:
+        """Return the share of all layers that a token saves by leaving at an exit."""
+        return 1 - self.depths[exit_idx] / self.depths[-1]
+
 
 @dataclass(frozen=True)
-class Readings:
-    """What the exits said of every token of some texts, each after the right text before it.
+class ExitPredictions:
+    """The predictions of all exits for every token of some texts, each after the right text.
 
     Attributes:
         sequence (`numpy.ndarray` of shape `(tokens,)`): Text of each token, in order.
@@ -43,11 +47,11 @@ class Readings:
     agrees: np.ndarray
     loss: np.ndarray
 
-    def half(self, odd: bool) -> Readings:
-        """Every other text."""
+    def half(self, odd: bool) -> ExitPredictions:
+        """Return every other text."""
         order = np.unique(self.sequence, return_inverse=True)[1]
         kept = order % 2 == int(odd)
-        return Readings(
+        return ExitPredictions(
             self.sequence[kept], self.confidence[kept], self.agrees[kept], self.loss[kept]
         )
 
@@ -74,84 +78,63 @@ class TradeOff:
     shares: tuple[float, ...]
 
 
-def risk_curves(readings: Readings, goal: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For every early exit, how much a token is likely to lose by leaving, against its confidence.
+def risk_curves(predictions: ExitPredictions, goal: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return, for every early exit, increasing confidences and the risk of leaving at each.
 
-    Args:
-        readings ([`Readings`]): To learn from.
-        goal (`str`): `"agreement"`, the chance of another token, or `"loss"`, the increase in nats.
-
-    Returns:
-        `list[tuple[numpy.ndarray, numpy.ndarray]]`: Confidences, increasing, and the risk at each,
-        which never increases (isotonic regression).
+    The risk is the chance of another token (`goal="agreement"`) or the increase of the loss in nats
+    (`"loss"`). It never increases with the confidence (isotonic regression).
     """
     curves = []
-    for k in range(readings.confidence.shape[1]):
-        order = np.argsort(readings.confidence[:, k], kind="stable")
+    for k in range(predictions.confidence.shape[1]):
+        order = np.argsort(predictions.confidence[:, k], kind="stable")
         if goal == "agreement":
-            risk = 1.0 - readings.agrees[order, k]
+            risk = 1.0 - predictions.agrees[order, k]
         else:
-            risk = readings.loss[order, k] - readings.loss[order, -1]
+            risk = predictions.loss[order, k] - predictions.loss[order, -1]
         fitted = isotonic_regression(risk, increasing=False).x
-        curves.append((readings.confidence[order, k], np.maximum(fitted, 0.0)))
+        curves.append((predictions.confidence[order, k], np.maximum(fitted, 0.0)))
     return curves
 
 
 def thresholds_at(
     curves: list[tuple[np.ndarray, np.ndarray]], price: float, costs: Costs
 ) -> dict[int, float]:
-    """Let every exit take the same risk for a layer saved.
+    """Return thresholds, by exit, at which every exit takes the same risk for a layer saved.
 
-    Args:
-        curves (`list`): See `risk_curves`.
-        price (`float`): Risk accepted for all layers saved.
-        costs ([`Costs`]): Of the family.
-
-    Returns:
-        `dict[int, float]`: Threshold by index of the exit.
+    `price` is the risk accepted for saving all layers.
     """
     found = {}
     for k, (confidences, risks) in enumerate(curves):
-        saved = 1 - costs.depths[k] / costs.depths[-1]
-        low_enough = np.flatnonzero(risks <= price * saved)
+        low_enough = np.flatnonzero(risks <= price * costs.saved(k))
         if len(low_enough):
             found[k] = float(confidences[low_enough[0]])
     return found
 
 
-def exits_taken(readings: Readings, thresholds: dict[int, float]) -> np.ndarray:
-    """Exit at which each token leaves, shape `(tokens,)`: the first that is sure enough."""
-    taken = np.full(len(readings.sequence), readings.agrees.shape[1] - 1)
+def _exits_taken(predictions: ExitPredictions, thresholds: dict[int, float]) -> np.ndarray:
+    """Return the exit at which each token leaves: the first that is sure enough."""
+    taken = np.full(len(predictions.sequence), predictions.agrees.shape[1] - 1)
     for k in sorted(thresholds, reverse=True):
-        taken[readings.confidence[:, k] >= thresholds[k]] = k
+        taken[predictions.confidence[:, k] >= thresholds[k]] = k
     return taken
 
 
-def measure(readings: Readings, thresholds: dict[int, float], costs: Costs) -> TradeOff:
-    """What thresholds do.
-
-    Args:
-        readings ([`Readings`]): To measure on.
-        thresholds (`dict[int, float]`): By index of the exit.
-        costs ([`Costs`]): Of the family.
-
-    Returns:
-        [`TradeOff`]: Means over the tokens.
-    """
-    taken = exits_taken(readings, thresholds)
+def measure(predictions: ExitPredictions, thresholds: dict[int, float], costs: Costs) -> TradeOff:
+    """Return what thresholds do, as means over the tokens."""
+    taken = _exits_taken(predictions, thresholds)
     rows, depths = np.arange(len(taken)), np.asarray(costs.depths)
+    read = (*sorted(thresholds), len(depths) - 1)
     reads = np.asarray(
         [
-            sum(costs.read_flops[j] for j in (*sorted(thresholds), len(depths) - 1) if j < k)
-            + costs.read_flops[k]
+            sum(costs.read_flops[j] for j in read if j < k) + costs.read_flops[k]
             for k in range(len(depths))
         ]
     )
-    completed = depths[_deepest_to_come(taken, readings.sequence)]
+    completed = depths[_deepest_to_come(taken, predictions.sequence)]
     return TradeOff(
         thresholds=dict(thresholds),
-        agreement=float(readings.agrees[rows, taken].mean()),
-        loss_increase=float((readings.loss[rows, taken] - readings.loss[:, -1]).mean()),
+        agreement=float(predictions.agrees[rows, taken].mean()),
+        loss_increase=float((predictions.loss[rows, taken] - predictions.loss[:, -1]).mean()),
         layers_per_token=float(depths[taken].mean()),
         flops_per_token=float(costs.layer_flops * completed.mean() + reads[taken].mean()),
         shares=tuple(float((taken == k).mean()) for k in range(len(depths))),
@@ -159,7 +142,7 @@ def measure(readings: Readings, thresholds: dict[int, float], costs: Costs) -> T
 
 
 def _deepest_to_come(taken: np.ndarray, sequence: np.ndarray) -> np.ndarray:
-    """For each token, the deepest exit of itself and those after it in its text."""
+    """Return, for each token, the deepest exit of itself and those after it in its text."""
     deepest = taken.copy()
     for i in range(len(taken) - 2, -1, -1):
         if sequence[i] == sequence[i + 1]:
@@ -168,27 +151,16 @@ def _deepest_to_come(taken: np.ndarray, sequence: np.ndarray) -> np.ndarray:
 
 
 def trade_offs(
-    learn: Readings, test: Readings, costs: Costs, goal: str, target: float
+    learn: ExitPredictions, test: ExitPredictions, costs: Costs, goal: str, target: float
 ) -> tuple[list[TradeOff], int | None]:
-    """Thresholds from cautious to bold, and which of them to use.
+    """Return settings from cautious to bold, made from `learn` and measured on `test`.
 
-    Args:
-        learn ([`Readings`]): What thresholds are made from.
-        test ([`Readings`]): What they are measured on.
-        costs ([`Costs`]): Of the family.
-        goal (`str`): `"agreement"` or `"loss"`.
-        target (`float`): Least agreement, or most increase of the loss in nats.
-
-    Returns:
-        `tuple[list[TradeOff], int | None]`: In order of the layers per token, most first; and the
-        index of the boldest that reaches the target on the texts it was made from, `None` if the
-        target asks for more than the deepest exit alone.
+    The index is that of the boldest setting that reaches the target (least agreement, or most
+    increase of the loss in nats) on the texts it was made from. It is `None` if the target asks for
+    more than the deepest exit alone.
     """
     curves = risk_curves(learn, goal)
-    ratios = [
-        risks / max(1e-9, 1 - costs.depths[k] / costs.depths[-1])
-        for k, (_, risks) in enumerate(curves)
-    ]
+    ratios = [risks / max(1e-9, costs.saved(k)) for k, (_, risks) in enumerate(curves)]
     prices = np.unique(np.quantile(np.concatenate(ratios), np.linspace(0, 1, PRICES)))
     settings = [{}, *(thresholds_at(curves, price, costs) for price in prices)]
     distinct = [s for i, s in enumerate(settings) if s not in settings[:i]]

@@ -1,4 +1,4 @@
-"""Whether a model is right as often as it claims to be: expected calibration error."""
+"""Expected calibration error: whether a model is right as often as it claims to be."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from numpy.typing import ArrayLike
 class CalibrationBins:
     """Predictions sorted by their confidence into bins of equal width, a batch at a time.
 
-    Args:
-        num_bins (`int`): Number of bins M; bin m holds confidences in ((m - 1) / M, m / M].
-
-    Raises:
-        ValueError: If `num_bins` is less than 1.
+    Bin m of M holds the confidences in ((m - 1) / M, m / M].
     """
 
     def __init__(self, num_bins: int) -> None:
@@ -25,15 +21,7 @@ class CalibrationBins:
         self._inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
 
     def add(self, confidences: ArrayLike, correct: ArrayLike) -> None:
-        """Sort predictions into the bins.
-
-        Args:
-            confidences (`ArrayLike` of shape `(n,)`): Probability of each prediction, 0 to 1.
-            correct (`ArrayLike` of shape `(n,)`): Whether it was right, `bool`.
-
-        Raises:
-            ValueError: If there is not one confidence per prediction, or one is outside 0 to 1.
-        """
+        """Sort predictions into the bins, by confidences from 0 to 1; both of shape `(n,)`."""
         confidences = np.asarray(confidences, dtype=np.float64)
         correct = np.asarray(correct, dtype=np.float64)
         if confidences.shape != correct.shape or confidences.ndim != 1:
@@ -50,17 +38,7 @@ class CalibrationBins:
         self.correct += np.bincount(bins, weights=correct, minlength=num_bins)
 
     def error(self) -> float:
-        """Distance between accuracy and mean confidence, averaged over the predictions.
-
-        Returns:
-            `float`: Between 0 (calibrated) and 1.
-
-        Raises:
-            ValueError: If the bins are empty.
-
-        Reference: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599,
-        equation 3.
-        """
+        """Return the mean distance between accuracy and confidence, weighted by predictions."""
         if not self.counts.sum():
             raise ValueError("a calibration error needs at least one prediction, got none.")
         # weight n_m / n times |sum / n_m - sum / n_m|: the bin's own count cancels
@@ -70,7 +48,7 @@ class CalibrationBins:
 def expected_calibration_error(
     confidences: ArrayLike, correct: ArrayLike, num_bins: int = 15
 ) -> float:
-    """Expected calibration error of predictions that are all at hand.
+    """Return the expected calibration error of predictions.
 
     Args:
         confidences (`ArrayLike` of shape `(n,)`): Probability of each prediction, 0 to 1.
@@ -87,7 +65,8 @@ def expected_calibration_error(
         >>> expected_calibration_error([0.9, 0.9, 0.6], [True, True, False], num_bins=2)
         0.13333333333333333
 
-    Reference: Guo et al. 2017, arXiv:1706.04599, equation 3.
+    Reference: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599,
+    equation 3.
     """
     bins = CalibrationBins(num_bins)
     bins.add(confidences, correct)

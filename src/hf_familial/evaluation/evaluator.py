@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..flops import measure_flops_per_token
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.contract import logit_ops
 from ..models.familial.losses import IGNORE_INDEX
-from .batches import Collator, Row, iter_batches, model_inputs, shifted_labels
-from .reading import ExitTally, read_predictions
+from ._batches import Collator, Row, iter_batches
+from ._predictions import Predictions, predict_batches
+from .calibration import CalibrationBins
 from .results import ExitEvaluation, ExitRow
 
 
@@ -62,20 +62,34 @@ def evaluate_exits(
     Example:
         >>> evaluation = evaluate_exits(model, [{"input_ids": block} for block in blocks])
         >>> evaluation.to_pandas()[["depth", "loss", "agreement", "flops_per_token"]]
-        >>> evaluation.plot("exits.png")
+        >>> plot_exits(evaluation, "exits.png")
     """
     _check(model, batch_size, max_batches, bytes_per_token)
-    seen = _Seen([ExitTally(num_bins) for _ in model.config.exits])
+    tallies = [_ExitTally(num_bins) for _ in model.config.exits]
+    num_sequences = seq_length = 0
     with evaluation_mode(model), torch.no_grad():
-        for batch in iter_batches(dataset, batch_size, max_batches, data_collator):
-            _evaluate_batch(model, batch, seen)
-        seen.check()
-        rows = tuple(_row(model, k, seen, bytes_per_token) for k in range(model.config.num_exits))
+        batches = iter_batches(dataset, batch_size, max_batches, data_collator)
+        for found in predict_batches(model, batches):
+            num_sequences += found.num_sequences
+            seq_length = max(seq_length, found.seq_length)
+            # a batch without targets has no exits
+            for tally, predictions in zip(tallies, found.exits, strict=False):
+                tally.add(predictions, found.targets, found.exits[-1].tokens)
+        if not num_sequences:
+            raise ValueError("`dataset` is empty: there is nothing to evaluate.")
+        if not tallies[-1].count:
+            raise ValueError(
+                f"`dataset` has no token to predict in {num_sequences} sequences: all labels "
+                f"after the first position are {IGNORE_INDEX}, or no sequence has two tokens."
+            )
+        rows = tuple(
+            tally.row(model, k, seq_length, bytes_per_token) for k, tally in enumerate(tallies)
+        )
     return ExitEvaluation(
         rows=rows,
-        num_tokens=seen.tallies[-1].count,
-        num_sequences=seen.num_sequences,
-        seq_length=seen.seq_length,
+        num_tokens=tallies[-1].count,
+        num_sequences=num_sequences,
+        seq_length=seq_length,
         num_bins=num_bins,
         bytes_per_token=bytes_per_token,
         backbone=model.config.text_config.model_type,
@@ -84,11 +98,7 @@ def evaluate_exits(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each module's own again.
-
-    Args:
-        model (`nn.Module`): With modules in either mode.
-    """
+    """Put a model into evaluation mode, and give each module its own mode back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -98,62 +108,39 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@dataclass
-class _Seen:
-    """What was read so far."""
+class _ExitTally:
+    """Sums over the predictions of one exit, a batch at a time, in float64."""
 
-    tallies: list[ExitTally]
-    num_sequences: int = 0
-    seq_length: int = 0
+    def __init__(self, num_bins: int) -> None:
+        self.count, self.loss, self.correct, self.agreed = 0, 0.0, 0, 0
+        self.bins = CalibrationBins(num_bins)
 
-    def check(self) -> None:
-        """Refuse a dataset that says nothing."""
-        if not self.num_sequences:
-            raise ValueError("`dataset` is empty: there is nothing to evaluate.")
-        if not self.tallies[-1].count:
-            raise ValueError(
-                f"`dataset` has no token to predict in {self.num_sequences} sequences: all labels "
-                f"after the first position are {IGNORE_INDEX}, or no sequence has two tokens."
-            )
+    def add(self, predictions: Predictions, targets: np.ndarray, deepest: np.ndarray) -> None:
+        """Add predictions, given the right tokens and the deepest exit's top tokens."""
+        correct = predictions.tokens == targets
+        self.count += len(targets)
+        self.loss += float(predictions.losses.sum(dtype=np.float64))
+        self.correct += int(correct.sum())
+        self.agreed += int((predictions.tokens == deepest).sum())
+        self.bins.add(predictions.confidences, correct)
 
-
-def _evaluate_batch(model: FamilialForCausalLM, batch: Mapping[str, Any], seen: _Seen) -> None:
-    """Run a batch through the backbone once and read every exit, the deepest first."""
-    inputs = model_inputs(batch, model.device)
-    seen.num_sequences += len(inputs["input_ids"])
-    shifted = shifted_labels(batch).flatten()
-    positions = torch.nonzero(shifted != IGNORE_INDEX).squeeze(1)
-    if not len(positions):
-        return
-    targets = shifted[positions]
-    seen.seq_length = max(seen.seq_length, inputs["input_ids"].shape[1])
-    outputs = model.model(**inputs, use_cache=False, output_exits=True)
-    ops, deepest = logit_ops(model.config.text_config), None
-    for k in reversed(range(model.config.num_exits)):
-        hidden = outputs.exit_hidden_states[k].flatten(0, 1)
-        predictions = read_predictions(hidden, model.head(k), ops, positions, targets)
-        deepest = predictions.tokens if deepest is None else deepest
-        seen.tallies[k].add(predictions, targets.cpu().numpy(), deepest)
-
-
-def _row(
-    model: FamilialForCausalLM, exit_idx: int, seen: _Seen, bytes_per_token: float | None
-) -> ExitRow:
-    """Means of one exit, and its FLOPs."""
-    tally = seen.tallies[exit_idx]
-    loss = tally.loss / tally.count
-    return ExitRow(
-        exit_idx=exit_idx,
-        depth=model.config.exits[exit_idx],
-        flops_per_token=measure_flops_per_token(model, exit_idx, seen.seq_length),
-        loss=loss,
-        # a diverged loss is shown as such rather than as an overflow
-        perplexity=math.inf if loss > 700 else math.exp(loss),
-        bits_per_byte=None if bytes_per_token is None else loss / math.log(2) / bytes_per_token,
-        accuracy=tally.correct / tally.count,
-        agreement=tally.agreed / tally.count,
-        expected_calibration_error=tally.bins.error(),
-    )
+    def row(
+        self, model: Any, exit_idx: int, seq_length: int, bytes_per_token: float | None
+    ) -> ExitRow:
+        """Return the means of the exit, and its FLOPs."""
+        loss = self.loss / self.count
+        return ExitRow(
+            exit_idx=exit_idx,
+            depth=model.config.exits[exit_idx],
+            flops_per_token=measure_flops_per_token(model, exit_idx, seq_length),
+            loss=loss,
+            # a diverged loss is shown as such rather than as an overflow
+            perplexity=math.inf if loss > 700 else math.exp(loss),
+            bits_per_byte=None if bytes_per_token is None else loss / math.log(2) / bytes_per_token,
+            accuracy=self.correct / self.count,
+            agreement=self.agreed / self.count,
+            expected_calibration_error=self.bins.error(),
+        )
 
 
 def _check(

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import torch
 
 from ..flops import measure_flops_per_token
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.config_checks import check_choice
-from ..models.familial.contract import logit_ops
-from ..models.familial.losses import IGNORE_INDEX
+from ..models.familial.configuration_familial import check_choice
 from ..models.policies import ConfidenceRelay, confidence
-from ._thresholds import Costs, Readings, TradeOff, trade_offs
-from .batches import Collator, Row, iter_batches, model_inputs, shifted_labels
+from ._batches import Collator, Row, iter_batches
+from ._predictions import predict_batches
+from ._thresholds import Costs, ExitPredictions, TradeOff, trade_offs
 from .evaluator import evaluation_mode
-from .reading import read_predictions
 
-
-if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
-    from matplotlib.figure import Figure
 
 GOALS = ("agreement", "loss")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds, and what they do to texts that they were not made from.
+    """Thresholds of a relay, and what they do to texts that they were not made from.
 
     Attributes:
         relay ([`ConfidenceRelay`]): Ready for `relay_generate`.
@@ -54,21 +48,17 @@ class Calibration:
     depths: tuple[int, ...]
 
     def to_pandas(self) -> pd.DataFrame:
-        """The trade-off as a table, one row per setting.
+        """Return the trade-off as a table, one row per setting.
 
         Returns:
             `pandas.DataFrame`: Columns as the fields of [`TradeOff`], `threshold_k` and `share_k`
             for exit k, and `chosen`.
         """
-        import pandas as pd
-
+        names = ("agreement", "loss_increase", "layers_per_token", "flops_per_token")
         exits = range(len(self.depths))
         table = [
             {
-                "agreement": row.agreement,
-                "loss_increase": row.loss_increase,
-                "layers_per_token": row.layers_per_token,
-                "flops_per_token": row.flops_per_token,
+                **{name: getattr(row, name) for name in names},
                 **{f"threshold_{k}": row.thresholds.get(k, np.nan) for k in exits[:-1]},
                 **{f"share_{k}": row.shares[k] for k in exits},
                 "chosen": row is self.chosen,
@@ -76,42 +66,6 @@ class Calibration:
             for row in self.rows
         ]
         return pd.DataFrame(table)
-
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw agreement against layers and against FLOPs per token.
-
-        Args:
-            path (`str` or `os.PathLike`, *optional*): Where to save it, by its suffix.
-
-        Returns:
-            `matplotlib.figure.Figure`: One panel for each.
-        """
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter, PercentFormatter
-
-        figure = Figure(figsize=(9, 4), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
-        axis_names = {
-            "layers_per_token": "layers that a token waits for",
-            "flops_per_token": "FLOPs per token, completion included",
-        }
-        for axes, (name, label) in zip(panels, axis_names.items(), strict=True):
-            at = [getattr(row, name) for row in self.rows]
-            axes.plot(at, [row.agreement for row in self.rows], "o-", ms=3, lw=1.2, color="#3b6ea5")
-            axes.plot(
-                getattr(self.chosen, name), self.chosen.agreement, "D", ms=8, color="#c8553d",
-                label=f"chosen for {self.goal} {self.target:g}",
-            )  # fmt: skip
-            axes.set_xlabel(label)
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-        panels[0].set_ylabel("tokens that are the deepest exit's")
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-        panels[1].xaxis.set_major_formatter(EngFormatter(sep=""))
-        panels[0].legend(frameon=False, loc="lower right")
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
 
 
 def calibrate(
@@ -138,14 +92,14 @@ def calibrate(
         target (`float`, *optional*, defaults to 0.99): Least share of tokens that are the deepest
             exit's, or with `goal="loss"` the most nats per token that the loss may increase by.
         goal (`str`, *optional*, defaults to `"agreement"`): `"agreement"` or `"loss"`.
-        measure (`str`, *optional*, defaults to `"max_prob"`): Of confidence, see
+        measure (`str`, *optional*, defaults to `"max_prob"`): Measure of confidence, see
             [`ConfidenceRelay`].
         batch_size (`int`, *optional*, defaults to 8): Sequences run at once.
         max_batches (`int`, *optional*): Most batches to read; all by default.
         data_collator (`Callable`, *optional*): As for `evaluate_exits`.
 
     Returns:
-        [`Calibration`]: The relay, the table of trade-offs and its picture.
+        [`Calibration`]: The relay and the table of trade-offs; [`plot_trade_offs`] draws it.
 
     Raises:
         ValueError: If there are not two texts, the family has one exit, or a word or number is out
@@ -158,10 +112,10 @@ def calibrate(
     _check(model, target, goal)
     with evaluation_mode(model), torch.no_grad():
         batches = iter_batches(dataset, batch_size, max_batches, data_collator)
-        readings = _gather(model, batches, measure)
-        seq_length = int(np.bincount(readings.sequence).max()) + 1
+        predictions = _gather(model, batches, measure)
+        seq_length = int(np.bincount(predictions.sequence).max()) + 1
         costs = _costs(model, seq_length)
-    learn, test = readings.half(odd=False), readings.half(odd=True)
+    learn, test = predictions.half(odd=False), predictions.half(odd=True)
     if not len(test.sequence):
         raise ValueError(
             "`dataset` must hold two texts or more: one half finds the thresholds and the other "
@@ -178,43 +132,24 @@ def calibrate(
 
 def _gather(
     model: FamilialForCausalLM, batches: Iterable[Mapping[str, Any]], measure: str
-) -> Readings:
-    """What every exit says of every token that has a target."""
+) -> ExitPredictions:
+    """Return the predictions of every exit for every token that has a target."""
     parts: list[tuple[np.ndarray, ...]] = []
-    ops, sure = logit_ops(model.config.text_config), partial(confidence, measure=measure)
     seen = 0
-    for batch in batches:
-        inputs = model_inputs(batch, model.device)
-        count = len(inputs["input_ids"])
-        targets = shifted_labels(batch)
-        rows, columns = torch.nonzero(targets != IGNORE_INDEX, as_tuple=True)
-        if not len(rows):
-            continue
-        positions = rows * targets.shape[1] + columns
-        states = model.model(**inputs, use_cache=False, output_exits=True).exit_hidden_states
-        read = [
-            read_predictions(
-                states[k].flatten(0, 1), model.head(k), ops, positions, targets[rows, columns], sure
-            )
-            for k in range(model.config.num_exits)
-        ]
-        tokens = np.stack([found.tokens for found in read], 1)
-        parts.append(
-            (
-                (seen + rows).numpy(),
-                np.stack([found.confidences for found in read[:-1]], 1),
-                tokens == tokens[:, -1:],
-                np.stack([found.losses for found in read], 1),
-            )
-        )
-        seen += count
+    for batch in predict_batches(model, batches, partial(confidence, measure=measure)):
+        if batch.exits:
+            tokens = np.stack([found.tokens for found in batch.exits], 1)
+            confidences = np.stack([found.confidences for found in batch.exits[:-1]], 1)
+            losses = np.stack([found.losses for found in batch.exits], 1)
+            parts.append((seen + batch.sequences, confidences, tokens == tokens[:, -1:], losses))
+        seen += batch.num_sequences
     if not parts:
         raise ValueError("`dataset` has no token to predict.")
-    return Readings(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    return ExitPredictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def _costs(model: FamilialForCausalLM, seq_length: int) -> Costs:
-    """FLOPs of a layer and of reading each exit, from running the members."""
+    """Return the FLOPs of a layer and of reading each exit, from running the members."""
     depths = tuple(model.config.exits)
     whole = [measure_flops_per_token(model, k, seq_length) for k in range(len(depths))]
     head = model.head(-1)
@@ -224,7 +159,7 @@ def _costs(model: FamilialForCausalLM, seq_length: int) -> Costs:
     return Costs(depths, layer, tuple(reads))
 
 
-def _check(model: object, target: float, goal: str) -> None:
+def _check(model: Any, target: float, goal: str) -> None:
     if not is_family(model):
         raise TypeError(f"`model` must be a FamilialForCausalLM, got {type(model).__name__}.")
     if model.config.num_exits < 2:

@@ -1,34 +1,32 @@
-"""What an evaluation found: one row per exit, as a table, a dict or a picture."""
+"""The result of an evaluation: one row per exit, as a table or a dict."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from os import PathLike
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
-from matplotlib.figure import Figure
-
-from .plots import draw_exits
 
 
-# headings of the printed table, and the width of each column
-COLUMNS = {
-    "exit": 4,
-    "depth": 5,
-    "loss": 8,
-    "perplexity": 10,
-    "bits/byte": 9,
-    "accuracy": 8,
-    "agreement": 9,
-    "calibration": 11,
-    "FLOPs": 7,
-}
+# the printed table: heading, width and format of each column
+COLUMNS: tuple[tuple[str, int, Callable[[ExitRow], str]], ...] = (
+    ("exit", 4, lambda row: str(row.exit_idx)),
+    ("depth", 5, lambda row: str(row.depth)),
+    ("loss", 8, lambda row: f"{row.loss:.4f}"),
+    ("perplexity", 10, lambda row: f"{row.perplexity:.5g}"),
+    ("bits/byte", 9, lambda row: "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}"),
+    ("accuracy", 8, lambda row: f"{row.accuracy:.1%}"),
+    ("agreement", 9, lambda row: f"{row.agreement:.1%}"),
+    ("calibration", 11, lambda row: f"{row.expected_calibration_error:.3f}"),
+    ("FLOPs", 7, lambda row: re.sub(r"e\+0?", "e", f"{row.flops_per_token:.2e}")),
+)
 
 
 @dataclass(frozen=True)
 class ExitRow:
-    """One exit: how good it is and what it costs.
+    """The quality and cost of one exit.
 
     Attributes:
         exit_idx (`int`): Index into `config.exits`, 0 the shallowest.
@@ -61,7 +59,7 @@ class ExitRow:
 
 @dataclass(frozen=True)
 class ExitEvaluation:
-    """What [`evaluate_exits`] returns.
+    """The quality and cost of every exit; [`evaluate_exits`] returns it.
 
     Attributes:
         rows (`tuple[ExitRow, ...]`): One per exit, shallowest first.
@@ -82,59 +80,31 @@ class ExitEvaluation:
     backbone: str
 
     def __str__(self) -> str:
-        """A table of the exits, for a terminal of 80 columns."""
+        """Return a table of the exits, for a terminal of 80 columns."""
         lines = [
             f"{self.num_tokens:,} tokens of {self.num_sequences:,} sequences, a family on "
             f"{self.backbone}; loss in nats per token",
-            " ".join(f"{name:>{width}}" for name, width in COLUMNS.items()),
+            " ".join(f"{name:>{width}}" for name, width, _ in COLUMNS),
         ]
-        return "\n".join([*lines, *map(_line, self.rows)])
+        lines += [
+            " ".join(f"{cell(row):>{width}}" for _, width, cell in COLUMNS) for row in self.rows
+        ]
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """The same table in a notebook."""
+        """Return the table as HTML, for a notebook."""
         return str(self.to_pandas()._repr_html_())
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain Python values, the rows as a list of dicts."""
+        """Return all fields as plain Python values, the rows as a list of dicts."""
         return asdict(self) | {"rows": [asdict(row) for row in self.rows]}
 
     def to_pandas(self) -> pd.DataFrame:
-        """A table with one line per exit and the fields of [`ExitRow`] as columns.
+        """Return a `pandas.DataFrame` with one line per exit and the fields of [`ExitRow`].
 
-        Returns:
-            `pandas.DataFrame`: `bits_per_byte` is NaN where it is `None`; `attrs` holds the rest.
+        `bits_per_byte` is NaN where it is `None`; `attrs` holds the other fields.
         """
         fields = self.to_dict()
         table = pd.DataFrame(fields.pop("rows")).astype({"bits_per_byte": float})
         table.attrs = fields
         return table
-
-    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Draw quality against FLOPs: loss, agreement and calibration error of every exit.
-
-        Args:
-            path (`str` or `os.PathLike`, *optional*): File to write; its suffix says the format.
-
-        Returns:
-            `matplotlib.figure.Figure`: The picture.
-        """
-        figure = draw_exits(self.rows)
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
-
-
-def _line(row: ExitRow) -> str:
-    """The cells of one exit."""
-    cells = (
-        str(row.exit_idx),
-        str(row.depth),
-        f"{row.loss:.4f}",
-        f"{row.perplexity:.5g}",
-        "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}",
-        f"{row.accuracy:.1%}",
-        f"{row.agreement:.1%}",
-        f"{row.expected_calibration_error:.3f}",
-        f"{row.flops_per_token:.2e}".replace("e+0", "e").replace("e+", "e"),
-    )
-    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))

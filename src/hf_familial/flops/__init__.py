@@ -4,7 +4,7 @@ A multiply-add is two FLOPs; every exit and every head counts; attention counts 
 positions. Nothing is allocated: a family without weights runs once, and its operations are counted.
 """
 
-from .counting import CPU_ATTENTION, FORMULAS, Flops, FlopTally
+from ._counting import Flops
 from .forward import ForwardFlops, forward_flops, measure_flops_per_token
 from .members import CacheSize, MemberFlops, cache_sizes, member_flops
 from .parameters import (
@@ -15,29 +15,18 @@ from .parameters import (
     count_parameters,
     family_parameters,
 )
-from .training import (
-    Approximation,
-    FlopCount,
-    approximate_training_flops,
-    prepare_training_flops,
-    training_flops_per_token,
-)
+from .training import FlopCount, prepare_training_flops, training_flops_per_token
 
 
 __all__ = [
     "CONVENTIONS",
-    "CPU_ATTENTION",
-    "FORMULAS",
-    "Approximation",
     "CacheSize",
     "FamilyParameters",
     "FlopCount",
-    "FlopTally",
     "Flops",
     "ForwardFlops",
     "MemberFlops",
     "ParameterCount",
-    "approximate_training_flops",
     "cache_sizes",
     "count_family",
     "count_parameters",

@@ -1,23 +1,34 @@
-"""FLOPs of a forward pass by place: layers, private layers, heads; and so of members and relays."""
+"""FLOPs of a forward pass by layer, private layer and head, and so of members and relays."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from .booking import filled, tally
-from .counting import Flops, counter
-from .estimate import estimate_forward
-from .phantom import SHORT, config_of, fake, phantom, quadratic, walks
+from ._counting import Flops, counter
+from ._fake_model import (
+    SHORT,
+    Keyed,
+    fake_model,
+    fake_tensors,
+    filled_cache,
+    flops_by_module,
+    is_walked,
+    keyed_config,
+    quadratic,
+)
+from .parameters import active_shares
 
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """FLOPs of one pass over one sequence through every layer and every exit, by place.
+    """FLOPs of one pass over one sequence through every layer and every exit, by module.
 
     Attributes:
         tokens (`int`): Positions that were run.
@@ -44,15 +55,15 @@ class ForwardFlops:
 
     @property
     def all_exits(self) -> Flops:
-        """Every layer once and every exit, as in training."""
+        """FLOPs of every layer once and every exit, as in training."""
         return sum((*self.layers, *self.private, *self.heads), self.entry)
 
     def segment(self, start: int, stop: int) -> Flops:
-        """The backbone's layers `[start, stop)`, from tap to tap."""
+        """Return the FLOPs of the backbone's layers `[start, stop)`, from tap to tap."""
         return sum(self.layers[start:stop], Flops())
 
     def member(self, exit_idx: int) -> Flops:
-        """One member, from the token ids to its logits.
+        """Return the FLOPs of one member, from the token ids to its logits.
 
         Raises:
             IndexError: If there is no such exit.
@@ -60,7 +71,7 @@ class ForwardFlops:
         return self.entry + self.segment(0, self.depths[exit_idx]) + self._exit(exit_idx)
 
     def relay(self, from_exit: int, to_exit: int) -> Flops:
-        """Going deeper: from the taps of one exit to the logits of a deeper one.
+        """Return the FLOPs of going on from the taps of one exit to the logits of a deeper one.
 
         Args:
             from_exit (`int`): Exit whose taps are kept.
@@ -78,7 +89,7 @@ class ForwardFlops:
         return self.segment(start, stop) + self._exit(to_exit)
 
     def layer_passes(self, exit_idx: int, from_exit: int | None = None) -> int:
-        """Positions times layers that they run through, private ones among them.
+        """Return positions times layers that they run through, private ones among them.
 
         Args:
             exit_idx (`int`): Exit that is read.
@@ -91,9 +102,6 @@ class ForwardFlops:
 
     def _exit(self, exit_idx: int) -> Flops:
         return self.private[exit_idx] + self.heads[exit_idx]
-
-
-_PASSES: dict[tuple[str, int, int], ForwardFlops] = {}
 
 
 def forward_flops(
@@ -122,15 +130,12 @@ def forward_flops(
         >>> prefill = forward_flops(config, tokens=1024)
         >>> prefill.member(0).total, prefill.relay(0, -1).total  # draft; then verify all of them
     """
-    config = config_of(model_or_config)
+    config = keyed_config(model_or_config)
     if tokens < 1:
         raise ValueError(f"`tokens` must be 1 or more, got {tokens}.")
     if past < 0:
         raise ValueError(f"`past` must be 0 or more, got {past}.")
-    key = (config.to_json_string(use_diff=False), tokens, past)
-    if key not in _PASSES:
-        _PASSES[key] = _count(config, tokens, past)
-    return _PASSES[key]
+    return _count(config, tokens, past)
 
 
 def measure_flops_per_token(model: FamilialForCausalLM, exit_idx: int, seq_length: int) -> float:
@@ -151,58 +156,92 @@ def measure_flops_per_token(model: FamilialForCausalLM, exit_idx: int, seq_lengt
     return count.get_total_flops() / seq_length
 
 
-def _count(config: FamilialConfig, tokens: int, past: int) -> ForwardFlops:
+@cache
+def _count(keyed: Keyed[FamilialConfig], tokens: int, past: int) -> ForwardFlops:
+    config = keyed.value
     with torch.inference_mode(False), torch.no_grad():
-        family = phantom(config).eval()
-        if past and not family.model.contract.cache:
+        family = fake_model(config).eval()
+        if past and not family.model.spec.cache:
             raise ValueError(
                 f"`past` must be 0: a `{config.text_config.model_type}` has no cache, got {past}."
             )
         try:
-            with fake(family):
-                return _booked(family, tokens, past, exact=True)
+            with fake_tensors(family):
+                return _counted(family, tokens, past)
         except Exception:
             # whatever a host's forward raises where it wants to look at values
-            return estimated(phantom(config), tokens, past)
+            return estimated(fake_model(config), tokens, past)
+
+
+def _counted(family: FamilialForCausalLM, tokens: int, past: int) -> ForwardFlops:
+    if past or not is_walked(family.config, tokens):
+        cache = filled_cache(family, past) if past else None
+        return _result(family, tokens, past, flops_by_module(family, tokens, cache), exact=True)
+    runs = [flops_by_module(family, length) for length in SHORT]
+    found = {
+        module: Flops(
+            quadratic([run[module].matmul for run in runs], tokens),
+            quadratic([run[module].attention for run in runs], tokens),
+        )
+        for module in runs[0]
+    }
+    return _result(family, tokens, past, found, exact=True)
 
 
 def estimated(family: FamilialForCausalLM, tokens: int, past: int) -> ForwardFlops:
-    """The same from the sizes of matrices and full attention."""
-    return _by_place(family, tokens, past, estimate_forward(family, tokens, past), exact=False)
+    """Return the FLOPs that follow from the sizes of matrices, for hosts that need data to run.
 
-
-def _booked(family: FamilialForCausalLM, tokens: int, past: int, exact: bool) -> ForwardFlops:
-    if past or not walks(family.config, tokens):
-        places = tally(family, tokens, filled(family, past) if past else None)
-        return _by_place(family, tokens, past, places, exact)
-    runs = [tally(family, length) for length in SHORT]
-    places = {
-        place: Flops(
-            quadratic([run[place].matmul for run in runs], tokens),
-            quadratic([run[place].attention for run in runs], tokens),
-        )
-        for place in runs[0]
+    Two for each active entry of a matrix and each token (Kaplan et al. 2020, arXiv:2001.08361,
+    table 1); attention in every layer over all positions, `4 tokens (past + tokens) heads width`
+    (Hoffmann et al. 2022, arXiv:2203.15556, appendix F).
+    """
+    config = family.config.text_config
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    attention = 4 * tokens * (past + tokens) * heads * width
+    shares = active_shares(family)
+    tables = {
+        id(p) for m in family.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
-    return _by_place(family, tokens, past, places, exact)
+    seen: set[int] = set()
+
+    def matmul(module: nn.Module, left_out: set[int]) -> int:
+        found = {id(p): p for p in module.parameters() if p.ndim > 1 and id(p) not in left_out}
+        seen.update(found)
+        return round(sum(2 * tokens * p.numel() * shares[i][1] for i, p in found.items()))
+
+    early: Any = family.model.exits
+    layers = [*family.model.decoder.layers, *(layer for e in early for layer in e.layers)]
+    found: dict[int | None, Flops] = {id(m): Flops(matmul(m, tables), attention) for m in layers}
+    # a tied head is a matrix all the same
+    readers = [family.head(k) for k in range(family.config.num_exits)]
+    found |= {id(head): Flops(matmul(head, set())) for head in readers}
+    found[None] = Flops(matmul(family, tables | seen))
+    return _result(family, tokens, past, found, exact=False)
 
 
-def _by_place(
-    family: FamilialForCausalLM, tokens: int, past: int, places: dict[Any, Flops], exact: bool
+def _result(
+    family: FamilialForCausalLM,
+    tokens: int,
+    past: int,
+    found: dict[int | None, Flops],
+    exact: bool,
 ) -> ForwardFlops:
+    """Sort the FLOPs of modules, by identity, into layers, private layers and heads."""
     config = family.config
     readers = [id(family.head(k)) for k in range(config.num_exits)]
+    # a shared head was counted once for every exit that reads it, and estimated once
     times = Counter(readers) if exact else Counter(set(readers))
     early: Any = family.model.exits
-    private = [sum((places[id(m)] for m in e.layers), Flops()) for e in early]
+    private = [sum((found[id(m)] for m in e.layers), Flops()) for e in early]
     return ForwardFlops(
         tokens=tokens,
         past=past,
         depths=tuple(config.exits),
         num_exit_layers=config.num_exit_layers,
-        entry=places[None],
-        layers=tuple(places[id(m)] for m in family.model.members.layers),
+        entry=found[None],
+        layers=tuple(found[id(m)] for m in family.model.decoder.layers),
         private=(*private, Flops()),
-        # a shared head was booked once for every exit that reads it
-        heads=tuple(Flops(places[i].matmul // times[i]) for i in readers),
+        heads=tuple(Flops(found[i].matmul // times[i]) for i in readers),
         exact=exact,
     )

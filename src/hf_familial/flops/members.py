@@ -1,17 +1,24 @@
-"""What running one member costs: FLOPs of reading and of writing a token, and the cache."""
+"""The cost of running one member: FLOPs of reading and of writing a token, and the cache."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from .booking import filled
+from ._fake_model import (
+    Keyed,
+    config_of,
+    fake_model,
+    fake_tensors,
+    filled_cache,
+    keyed_config,
+)
 from .forward import ForwardFlops, forward_flops
 from .parameters import ParameterCount, family_parameters
-from .phantom import config_of, fake, phantom
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,6 @@ class MemberFlops:
     decode_flops_per_token: float | None
     cache: CacheSize | None
     exact: bool
-
-
-_CACHES: dict[tuple[str, int, torch.dtype], tuple[CacheSize, ...] | None] = {}
 
 
 def member_flops(
@@ -101,7 +105,7 @@ def cache_sizes(
     context: int,
     dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[CacheSize, ...] | None:
-    """Bytes of every member's cache after a text, for a batch of one, from the config alone.
+    """Return the size of every member's cache after a text, for one row, from the config alone.
 
     What the host's own cache keeps is looked at: the last tokens of a sliding window, latent keys
     and values, states of recurrent layers. With full attention that is `2 kv_heads head_dim` values
@@ -120,24 +124,25 @@ def cache_sizes(
         TypeError: If it is not a family.
         ValueError: If `context` is not positive.
     """
-    config = config_of(model_or_config)
+    config = keyed_config(model_or_config)
     if context < 1:
         raise ValueError(f"`context` must be 1 or more, got {context}.")
-    key = (config.to_json_string(use_diff=False), context, dtype)
-    if key not in _CACHES:
-        _CACHES[key] = _look(config, context, dtype)
-    return _CACHES[key]
+    return _measure(config, context, dtype)
 
 
-def _look(config: FamilialConfig, context: int, dtype: torch.dtype) -> tuple[CacheSize, ...] | None:
+@cache
+def _measure(
+    keyed: Keyed[FamilialConfig], context: int, dtype: torch.dtype
+) -> tuple[CacheSize, ...] | None:
+    config = keyed.value
     with torch.inference_mode(False), torch.no_grad():
-        family = phantom(config).to(dtype).eval()
-        if not family.model.contract.cache:
+        family = fake_model(config).to(dtype).eval()
+        if not family.model.spec.cache:
             return None
         slots = [family.model.members.slots(k) for k in range(config.num_exits)]
         try:
-            with fake(family):
-                cache = filled(family, context)
+            with fake_tensors(family):
+                cache = filled_cache(family, context)
                 if cache is None:
                     return None
                 before = [_bytes_of(vars(layer)) for layer in cache.layers]
@@ -152,7 +157,7 @@ def _look(config: FamilialConfig, context: int, dtype: torch.dtype) -> tuple[Cac
 
 
 def _bytes_of(value: Any) -> int:
-    """Bytes of all floating-point tensors in nested containers."""
+    """Return the bytes of all floating-point tensors in nested containers."""
     if isinstance(value, torch.Tensor):
         return value.nbytes if value.is_floating_point() else 0
     if isinstance(value, dict):
@@ -163,7 +168,7 @@ def _bytes_of(value: Any) -> int:
 def _estimate(
     config: FamilialConfig, context: int, dtype: torch.dtype, layers: list[int]
 ) -> tuple[CacheSize, ...]:
-    """Keys and values of every layer in full."""
+    """Return the size of keys and values of every layer in full."""
     sizes = config.text_config
     heads = getattr(sizes, "num_attention_heads", None) or 1
     width = getattr(sizes, "head_dim", None) or sizes.hidden_size // heads

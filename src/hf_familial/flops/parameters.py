@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from .phantom import config_of, phantom
+from ._fake_model import Keyed, fake_model, keyed_config
 
 
 # Names under which configs keep the number of routed experts, and how many a token is sent to.
@@ -43,7 +44,7 @@ CONVENTIONS = tuple(ParameterCount.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class FamilyParameters:
-    """Where the parameters of a family are.
+    """The parameters of a family by member, segment and exit.
 
     Attributes:
         family ([`ParameterCount`]): Of the whole; `layers_and_head` counts all private layers.
@@ -59,9 +60,6 @@ class FamilyParameters:
     segments: tuple[int, ...]
     exits: tuple[int, ...]
     head_flops: int
-
-
-_SIZES: dict[str, FamilyParameters] = {}
 
 
 def family_parameters(model_or_config: FamilialForCausalLM | FamilialConfig) -> FamilyParameters:
@@ -81,11 +79,7 @@ def family_parameters(model_or_config: FamilialForCausalLM | FamilialConfig) -> 
     Example:
         >>> family_parameters(config).members[0].layers_and_head
     """
-    config = config_of(model_or_config)
-    key = config.to_json_string(use_diff=False)
-    if key not in _SIZES:
-        _SIZES[key] = _count(phantom(config))
-    return _SIZES[key]
+    return _count(keyed_config(model_or_config))
 
 
 def count_family(model_or_config: FamilialForCausalLM | FamilialConfig) -> dict[str, int]:
@@ -126,7 +120,9 @@ def count_parameters(model: FamilialForCausalLM, exit_idx: int) -> dict[str, int
     return {"total": total, "non_embedding": total - sum(parts[i] for i in outer)}
 
 
-def _count(family: FamilialForCausalLM) -> FamilyParameters:
+@cache
+def _count(keyed: Keyed[FamilialConfig]) -> FamilyParameters:
+    family = fake_model(keyed.value)
     config, members = family.config, family.model.members
     shares = active_shares(family)
     exits = range(config.num_exits)
@@ -142,19 +138,19 @@ def _count(family: FamilialForCausalLM) -> FamilyParameters:
             shares,
             shares,
             _outer(family, exits),
-            _size([*members.layers, *private]) + heads[-1],
+            _size([*members.decoder.layers, *private]) + heads[-1],
         ),
         members=tuple(
             _parameter_count(
                 [id(p) for p in family.member_parameters(k)],
                 shares,
                 _outer(family, [k]),
-                _size(members.whole(k).layers) + heads[k],
+                _size(members.member_segment(k).layers) + heads[k],
             )
             for k in exits
         ),
         segments=tuple(
-            _size(members.layers[a:b]) for a, b in zip(starts, config.exits, strict=False)
+            _size(members.decoder.layers[a:b]) for a, b in zip(starts, config.exits, strict=False)
         ),
         exits=(*owned, 0),
         head_flops=sum(2 * p.numel() for p in family.head(-1).parameters() if p.ndim > 1),
@@ -177,18 +173,18 @@ def _parameter_count(
 
 
 def _size(modules: Iterable[nn.Module]) -> int:
-    """Parameters of modules, each shared one once."""
+    """Count the parameters of modules, each shared one once."""
     return sum({id(p): p.numel() for m in modules for p in m.parameters()}.values())
 
 
 def _outer(family: FamilialForCausalLM, exits: Iterable[int]) -> set[int]:
-    """Identities of the parameters of the token embedding and of output heads."""
+    """Return the identities of the parameters of the token embedding and of output heads."""
     ends = [family.get_input_embeddings(), *(family.head(k) for k in exits)]
     return {id(p) for module in ends for p in module.parameters()}
 
 
 def active_shares(family: FamilialForCausalLM) -> dict[int, tuple[nn.Parameter, float]]:
-    """Each parameter once, and what part of it meets a token: less than 1 of routed experts."""
+    """Return each parameter and the share of it that meets a token: less than 1 for experts."""
     config = family.config.text_config
     holders = (config, getattr(config, "ffn_config", None))
     count = _first(holders, NUM_EXPERTS)
@@ -200,12 +196,12 @@ def active_shares(family: FamilialForCausalLM) -> dict[int, tuple[nn.Parameter, 
 
 
 def _first(holders: Iterable[Any], names: Iterable[str]) -> int | None:
-    """The first of several attributes that some holder has."""
+    """Return the first of several attributes that some holder has."""
     found = (getattr(holder, name, None) for holder in holders for name in names)
     return next((value for value in found if value), None)
 
 
 def _is_experts(name: str, parameter: nn.Parameter, count: int) -> bool:
-    """Whether a parameter holds the weights of all routed experts."""
+    """Return whether a parameter holds the weights of all routed experts."""
     stacked = parameter.ndim == 3 and parameter.shape[0] == count
     return stacked or ("experts" in name.split(".") and parameter.shape[0] % count == 0)

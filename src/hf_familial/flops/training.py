@@ -5,24 +5,24 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from ..models.familial.config_checks import check_choice
-from .counting import counter
+from ._counting import counter
+from ._fake_model import Keyed, config_of, fake_model, fake_tensors, keyed_config
+from ._lengths import LengthCounts
 from .forward import estimated
-from .lengths import LengthCounts
-from .parameters import CONVENTIONS, family_parameters
-from .phantom import config_of, fake, phantom
+from .parameters import family_parameters
 
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-# what learns, apart from adapters
+# values of `train`, apart from adapters
 TRAINED = ("all", "exits")
 
 
@@ -38,35 +38,6 @@ class FlopCount:
 
     per_token: float
     exact: bool
-
-
-@dataclass(frozen=True)
-class Approximation:
-    """FLOPs of a run by C = 6ND, beside the exact count.
-
-    Attributes:
-        flops (`float`): 6ND.
-        exact_flops (`float`): What the run costs.
-        convention (`str`): How N was counted; see [`ParameterCount`].
-    """
-
-    flops: float
-    exact_flops: float
-    convention: str
-
-    @property
-    def relative_error(self) -> float:
-        """`flops / exact_flops - 1`: negative where 6ND says too little."""
-        return self.flops / self.exact_flops - 1
-
-    def __str__(self) -> str:
-        return (
-            f"6ND = {self.flops:.3e} FLOPs with N = {self.convention}, {self.relative_error:+.1%} "
-            f"against {self.exact_flops:.3e} counted"
-        )
-
-
-_COUNTS: dict[tuple[str, str], _Counts] = {}
 
 
 def training_flops_per_token(
@@ -133,41 +104,6 @@ def prepare_training_flops(
     _counts_of(config_of(model_or_config), train)[0].lengths.prepare()
 
 
-def approximate_training_flops(
-    model_or_config: FamilialForCausalLM | FamilialConfig,
-    tokens: float,
-    seq_length: int,
-    convention: str = "non_embedding",
-) -> Approximation:
-    """The usual C = 6ND, and how far it is from the count.
-
-    Attention and heads are left out (or, if N counts them, the head once and the embedding, which
-    is no matmul, as one): at small widths that is most of the cost, and it grows with the number
-    of exits.
-
-    Args:
-        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
-        tokens (`float`): Training tokens D.
-        seq_length (`int`): Tokens in a sequence, for the exact count.
-        convention (`str`, *optional*, defaults to `"non_embedding"`): How N is counted: a field of
-            [`ParameterCount`].
-
-    Returns:
-        [`Approximation`]: It prints with its error.
-
-    Raises:
-        ValueError: If `convention` is unknown or `tokens` is not positive.
-
-    Reference: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
-    """
-    check_choice("convention", convention, CONVENTIONS)
-    if not tokens > 0:
-        raise ValueError(f"`tokens` must be positive, got {tokens}.")
-    size = getattr(family_parameters(model_or_config).family, convention)
-    exact = training_flops_per_token(model_or_config, seq_length).per_token * tokens
-    return Approximation(6.0 * size * tokens, exact, convention)
-
-
 def _check_train(train: Any) -> None:
     right = f"`train` must be one of {', '.join(TRAINED)}, or a peft LoraConfig"
     if not isinstance(train, str) and getattr(train, "peft_type", None) != "LORA":
@@ -176,23 +112,18 @@ def _check_train(train: Any) -> None:
         raise ValueError(f"{right}, got {train!r}.")
 
 
-def _key(train: str | LoraConfig) -> str:
+def _keyed_train(train: str | LoraConfig) -> Keyed[str | LoraConfig]:
     if isinstance(train, str):
-        return train
+        return Keyed(train, train)
     # sets have no order of their own
-    return json.dumps(train.to_dict(), sort_keys=True, default=lambda v: sorted(map(str, v)))
+    fields = json.dumps(train.to_dict(), sort_keys=True, default=lambda v: sorted(map(str, v)))
+    return Keyed(fields, train)
 
 
 def _dense(config: FamilialConfig) -> FamilialConfig:
-    """The family of the deepest exit alone, on the same backbone."""
+    """Return the family of the deepest exit alone, on the same backbone."""
     fields = {"exits": [config.num_hidden_layers], "exit_head": "shared", "default_exit": -1}
     return FamilialConfig.from_dict(config.to_dict() | fields)
-
-
-def _head(config: FamilialConfig) -> int:
-    """FLOPs per token of a head, forward and for both gradients."""
-    sizes = family_parameters(_dense(config))
-    return 3 * sizes.head_flops
 
 
 class _Counts:
@@ -205,9 +136,9 @@ class _Counts:
     def _count(self, seq_length: int) -> int:
         # the caller may be evaluating
         with torch.inference_mode(False), torch.enable_grad():
-            family: Any = _learning(phantom(self.config), self.train)
+            family: Any = _learning(fake_model(self.config), self.train)
             try:
-                with fake(family):
+                with fake_tensors(family):
                     return _run(family, seq_length)
             except Exception:
                 # whatever a host's forward raises where it wants to look at values
@@ -215,22 +146,26 @@ class _Counts:
                 return _estimate(self.config, seq_length, self.train)
 
 
+@cache
+def _kept_counts(config: Keyed[FamilialConfig], train: Keyed[str | LoraConfig]) -> _Counts:
+    # the caller may change its config
+    return _Counts(copy.deepcopy(config.value), copy.deepcopy(train.value))
+
+
 def _counts_of(config: FamilialConfig, train: str | LoraConfig) -> tuple[_Counts, int]:
-    """Counts of the same backbone, and FLOPs per token of the heads that these leave out."""
+    """Return counts of the same backbone, and FLOPs per token of the heads they leave out."""
     _check_train(train)
     heads = 0
     if train == "all" and config.num_exits > 1 and not config.num_exit_layers:
-        # exits without layers cost a head each: families on one backbone are counted once
-        config, heads = _dense(config), (config.num_exits - 1) * _head(config)
-    key = (config.to_json_string(use_diff=False), _key(train))
-    if key not in _COUNTS:
-        # the caller may change its config
-        _COUNTS[key] = _Counts(copy.deepcopy(config), copy.deepcopy(train))
-    return _COUNTS[key], heads
+        # Exits without layers cost a head each, forward and for both gradients. So families on one
+        # backbone are counted once.
+        num_heads, config = config.num_exits - 1, _dense(config)
+        heads = num_heads * 3 * family_parameters(config).head_flops
+    return _kept_counts(keyed_config(config), _keyed_train(train)), heads
 
 
 def _learning(family: FamilialForCausalLM, train: str | LoraConfig) -> FamilialForCausalLM:
-    """The same family; of its parameters those that learn require a gradient."""
+    """Return the same family, of which only the parameters that learn require a gradient."""
     if not isinstance(train, str):
         from peft import inject_adapter_in_model  # takes a second to import
 
@@ -252,7 +187,7 @@ def _learning(family: FamilialForCausalLM, train: str | LoraConfig) -> FamilialF
 
 
 def _run(family: FamilialForCausalLM, seq_length: int) -> int:
-    """FLOPs of forward and backward through every exit's logits, for one sequence."""
+    """Count forward and backward through every exit's logits, for one sequence."""
     ids = torch.zeros((1, seq_length), dtype=torch.long)
     with counter() as count:
         outputs = family(
@@ -266,8 +201,8 @@ def _run(family: FamilialForCausalLM, seq_length: int) -> int:
 
 
 def _estimate(config: FamilialConfig, seq_length: int, train: str | LoraConfig) -> int:
-    """Forward, and as much again for each kind of gradient."""
-    forward = estimated(phantom(config), seq_length, 0)
+    """Estimate forward, and as much again for each kind of gradient."""
+    forward = estimated(fake_model(config), seq_length, 0)
     if train == "all":
         return 3 * forward.all_exits.total
     if train == "exits":

@@ -9,8 +9,8 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMode
 
 from ..errors import HandoffError
-from ..models.familial.contract import logit_ops
-from ..models.familial.relay import ASSISTED, UNUSED, processors_with_memory
+from ..models.familial.backbones import LogitTransform
+from ..models.familial.relay import ASSISTED, UNUSED, GeneratedText, processors_with_memory
 
 
 # arguments of `generate` beside the fields of `GenerationConfig`
@@ -35,16 +35,11 @@ LEFT_OUT = {
 }
 
 
-class PortableText:
-    """Tokens chosen as `generate` chooses them, with a random stream that can travel.
+class PortableText(GeneratedText):
+    """A text that grows by the rules of `generate`, with a random stream that can travel.
 
     The host's own `generate` prepares the logits processors and stopping criteria, from its
     arguments, streamers and beams apart. Sampling draws on the CPU, with a CPU generator.
-
-    Attributes:
-        tokens (`torch.LongTensor` of shape `(batch, seq)`): The text, grown by each call.
-        finished (`torch.Tensor` of shape `(batch,)`): 1 for rows that have ended.
-        done (`bool`): Whether the stopping criteria end the text.
     """
 
     def __init__(
@@ -66,56 +61,47 @@ class PortableText:
             custom_generate=_as_prepared,
             **settings,
         )
-        self._processors, self._criteria, self._config = prepared
-        mode, copies = self._config.get_generation_mode(), self._config.num_return_sequences
+        super().__init__(tokens, *prepared)
+        mode, copies = self.config.get_generation_mode(), self.config.num_return_sequences
         if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or copies > 1:
             raise ValueError(
                 "a hand-off writes one text per row, greedily or by sampling, got generation mode "
                 f"`{mode.value}` and `num_return_sequences={copies}`: leave out what asks for it."
             )
-        self.tokens, self.done = tokens, False
-        self.finished = tokens.new_zeros(len(tokens)) if finished is None else finished.to(tokens)
-        if generator is None and self._config.do_sample:
-            seed = int(torch.randint(1 << 62, ()))
-            generator = torch.Generator().manual_seed(seed)
+        self.scores = self.logits = None
+        if finished is not None:
+            self.unfinished = finished.to(tokens) == 0
+        if generator is None and self.do_sample:
+            generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
         self.generator = generator
         # of the logits: some hosts drop the last ones
-        ops = logit_ops(model.config.text_config)
-        kept = [int(number) for kind, number in ops if kind == "keep"]
-        self._width = min([model.config.vocab_size, *kept])
+        size = model.config.vocab_size
+        self._width = min(size, LogitTransform.of(model.config.text_config).vocab_size or size)
 
     @property
     def memory(self) -> list[str]:
         """Names of the logits processors that may remember tokens, which does not travel."""
-        return processors_with_memory(self._processors)
+        return processors_with_memory(self.processors)
 
-    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+    def choose_next(self, logits: torch.Tensor) -> torch.Tensor:
         """Append the next token of every row, shape `(batch, 1)`, given logits `(batch, vocab)`."""
-        scores = self._processors(self.tokens, logits.float())
-        chosen = self._drawn(scores) if self._config.do_sample else scores.argmax(-1, keepdim=True)
-        if any(hasattr(criterion, "eos_token_id") for criterion in self._criteria):
-            ended = self.finished[:, None] > 0
-            chosen = torch.where(ended, self._config._pad_token_tensor, chosen)
-        self._append(chosen)
-        return chosen
+        scores = self.process(self.input_ids, logits.float())
+        token = self.choose(scores, self.input_ids.shape[1])
+        return self.append(token[:, 0])[:, None]
+
+    def draw(self, chances: torch.Tensor, column: int) -> torch.Tensor:
+        """Draw a token for every row on the CPU, so that the stream goes on elsewhere."""
+        drawn = torch.multinomial(chances.cpu(), 1, generator=self.generator)
+        return drawn.to(self.input_ids.device)
 
     def follow(self, tokens: torch.Tensor) -> None:
         """Append tokens of shape `(batch, 1)` that the other side chose by the same settings."""
-        if self._config.do_sample:
-            # a draw uses up as much of the stream whatever the scores: it stays abreast
-            self._drawn(torch.zeros((len(tokens), self._width)))
-        self._append(tokens.to(self.tokens))
-
-    def _drawn(self, scores: torch.Tensor) -> torch.Tensor:
-        # on the CPU whatever computed the logits, so that the stream goes on elsewhere
-        shares = scores.softmax(-1).cpu()
-        return torch.multinomial(shares, 1, generator=self.generator).to(self.tokens.device)
-
-    def _append(self, tokens: torch.Tensor) -> None:
-        self.tokens = torch.cat((self.tokens, tokens), 1)
-        stopped: Any = self._criteria(self.tokens, None)
-        self.finished = self.finished | stopped.long()
-        self.done = bool(self.finished.all())
+        if self.do_sample:
+            # a draw uses up as much of the stream whatever the chances: it stays abreast
+            self.draw(torch.ones((len(tokens), self._width)), self.input_ids.shape[1])
+        pads, self.pads = self.pads, False  # the other side has padded
+        self.append(tokens[:, 0].to(self.input_ids))
+        self.pads = pads
 
 
 def _check_options(settings: dict[str, Any]) -> None:
@@ -180,12 +166,12 @@ class HandoffText:
     def __init__(self, text: PortableText) -> None:
         self._text = text
         # of the columns that ran
-        self._mask = self._positions = text.tokens[:, :0]
+        self._mask = self._positions = text.input_ids[:, :0]
 
     @property
     def tokens(self) -> torch.Tensor:
         """The text so far, shape `(batch, seq)`."""
-        return self._text.tokens
+        return self._text.input_ids
 
     @property
     def done(self) -> bool:

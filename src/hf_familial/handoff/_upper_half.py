@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from ..models.familial.exits import Exit
+from ..models.familial.modeling_base import Exit
+from ..models.familial.segments import shallow_copy
 
 
 class MissingModule(nn.Module):
@@ -31,14 +32,13 @@ def without_lower_layers(model: Any, exit_idx: int) -> Any:
     below the exit, and norm, private layers and head of every exit up to it. An output head that is
     tied to the embedding is kept, for it is the head. The given family is left as it is.
     """
-    config, contract = model.config, model.model.contract
+    config, spec = model.config, model.model.spec
     depth, backbone = config.exits[exit_idx], model.model.backbone
-    owner = f"{contract.owner}." if contract.owner else ""
     embedding = model.get_input_embeddings()
     dropped = [name for name, module in backbone.named_modules() if module is embedding]
-    parts = backbone.get_submodule(contract.owner)._modules
-    dropped += [owner + name for name in contract.once if parts.get(name) is not None]
-    dropped += [f"{owner}{contract.layers}.{i}" for i in range(depth)]
+    parts = backbone.get_submodule(spec.owner)._modules
+    dropped += [spec.path(name) for name in spec.entry_only if parts.get(name) is not None]
+    dropped += [f"{spec.path(spec.layers)}.{i}" for i in range(depth)]
     new: dict[str, nn.Module] = {
         f"model.backbone.{name}": MissingModule(f"`{name}`", depth) for name in dropped
     }
@@ -61,25 +61,14 @@ def _missing_exit(own: Any, exit_idx: int, depth: int) -> Exit:
 
 def _replaced(root: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
     """Return a model that shares all modules but the new ones, given by path."""
-    copies = {"": _shallow(root)}
+    copies: dict[str, Any] = {"": shallow_copy(root)}
     for path, module in new.items():
         parent, *names = "", *path.split(".")
         for name in names[:-1]:
             child = f"{parent}.{name}".lstrip(".")
             if child not in copies:
-                copies[child] = _shallow(copies[parent].get_submodule(name))
+                copies[child] = shallow_copy(copies[parent].get_submodule(name))
                 copies[parent]._modules[name] = copies[child]
             parent = child
         copies[parent]._modules[names[-1]] = module
     return copies[""]
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    """Return a module of the same class that shares everything but its list of submodules."""
-    copied: nn.Module = object.__new__(type(module))
-    copied.__dict__.update(module.__dict__)
-    copied.__dict__["_modules"] = dict(module._modules)
-    # accelerate binds `forward` to the original module
-    for name in ("forward", "_hf_hook", "_old_forward"):
-        copied.__dict__.pop(name, None)
-    return copied

@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..checkpoints.cuts import truncated_config
-from ..models.familial.segments import segment_view
 
 
 WORD = 8  # bytes summed at a time
@@ -63,11 +62,10 @@ def _config(model: Any, depth: int) -> dict[str, Any]:
 
 def _weights(model: Any, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the parameters and saved buffers of the backbone up to a depth, without its norm."""
-    contract = model.model.contract
-    trunk = model.model.members.trunk(0, depth)
-    norm = ".".join(filter(None, (contract.owner, contract.norm))) + "."
-    for name, tensor in segment_view(model.model.backbone, contract, trunk).state_dict().items():
-        if not name.startswith(norm) or contract.norm is None:
+    decoder, segment = model.model.decoder, model.model.members.segment(0, depth)
+    norm = decoder.spec.path(decoder.spec.norm)
+    for name, tensor in decoder.view(segment).state_dict().items():
+        if not norm or not name.startswith(f"{norm}."):
             yield name, tensor
 
 

@@ -11,12 +11,10 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from ..errors import HandoffError
-from ..models.familial.contract import logit_ops
-from ..models.familial.exits import read_out
+from ..models.familial.backbones import LogitTransform
 from ..models.familial.relay_cache import check_positions, check_relay
 from ..models.familial.segments import Segment, SegmentRunner
-from ._cache_layers import capture
-from ._probe import probe_layers
+from ._cache_layers import capture, probe_layers
 from ._settings import check_length, check_settings, remaining
 from ._text import HandoffText, PortableText, generator_state
 from ._weights_digest import weights_digest
@@ -121,14 +119,14 @@ class DeviceText(HandoffText):
         )
         generator_state(generator)  # an accelerator's is refused before anything runs
         inner = model.model
-        backbone, contract, members = inner.backbone, inner.contract, inner.members
-        self._cache = DynamicCache(config=backbone.config)
+        decoder, members = inner.decoder, inner.members
+        self._cache = DynamicCache(config=decoder.config)
         members.grow(self._cache, [side.answer_idx])
-        whole = members.whole(side.answer_idx)
+        whole = members.member_segment(side.answer_idx)
         rest = Segment(whole.layers[depth:], depth, whole.norm, whole.slots[depth:])
         self._norm = whole.norm
-        self._below = SegmentRunner(backbone, contract, members.trunk(0, depth), self._cache)
-        self._above = SegmentRunner(backbone, contract, rest, self._cache) if rest.layers else None
+        self._below = SegmentRunner(decoder, members.segment(0, depth), self._cache)
+        self._above = SegmentRunner(decoder, rest, self._cache) if rest.layers else None
         self._taps: list[torch.Tensor] = []
         self._answered = 0  # columns that the layers above the tap have run
         self._run(mask)
@@ -174,7 +172,7 @@ class DeviceText(HandoffText):
         for _ in range(max_new_tokens):
             if self.done:
                 break
-            tokens = self._text.choose(self._logits())
+            tokens = self._text.choose_next(self._logits())
             self._run(torch.ones_like(tokens))
         return self.tokens
 
@@ -186,8 +184,8 @@ class DeviceText(HandoffText):
         else:
             states = self._above(inputs_embeds=self._tap(start), **self._inputs(start))[:, -1:]
         model = self.side.model
-        ops = logit_ops(model.config.text_config)
-        return read_out(states, model.head(self.side.answer_idx), ops)[:, -1]
+        transform = LogitTransform.of(model.config.text_config)
+        return transform.read(states, model.head(self.side.answer_idx))[:, -1]
 
     @torch.no_grad()
     def take(self, tokens: torch.Tensor) -> None:
@@ -229,10 +227,11 @@ class DeviceText(HandoffText):
             raise HandoffError(f"all {columns} columns were sent: there is nothing new.")
         if self.done:
             raise HandoffError("the text has ended on this side: there is nothing left to say.")
-        depth, whole = self.side.depth, {}
+        depth = self.side.depth
+        whole: dict[str, Any] = {}
         if start == 0:
             whole = {
-                "finished": self._text.finished.cpu(),
+                "finished": (~self._text.unfinished).long().cpu(),
                 "settings": remaining(self.settings, columns - self._prompt_length),
                 "generator": generator_state(self._text.generator),
             }

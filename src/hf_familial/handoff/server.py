@@ -10,14 +10,12 @@ from typing import Any
 import torch
 
 from ..errors import HandoffError
-from ..flops.counting import FlopTally
-from ..models.familial.relay_cache import check_relay
+from ..flops._counting import FlopTally
+from ..models.familial.relay_cache import RelayCache, check_relay
 from ..models.familial.segments import SegmentRunner
-from ._cache_layers import LayerState, check_against_model, restore
-from ._probe import probe_layers
+from ._cache_layers import LayerState, check_against_model, probe_layers, restore
 from ._settings import check_length, largest_id
 from ._text import HandoffText, PortableText, restored_generator
-from ._upper_cache import UpperCache
 from ._upper_half import without_lower_layers
 from ._weights_digest import weights_digest
 from .state import HandoffState, check_finite
@@ -198,7 +196,7 @@ class ServerText(HandoffText):
         logits = self.relay.logits(-1)[:, -1]
         # a host may mean minus infinity
         check_finite("the logits row", logits.clamp(min=0))
-        return self._text.choose(logits)
+        return self._text.choose_next(logits)
 
     @torch.no_grad()
     def take(self, state: HandoffState) -> None:
@@ -269,8 +267,8 @@ class ServerText(HandoffText):
     def _recompute(self) -> None:
         """Compute keys and values of the layers below the exit for all columns."""
         inner, depth, seen = self.side.model.model, self.side.depth, self.relay.length
-        segment = inner.members.trunk(0, depth)
-        below = SegmentRunner(inner.backbone, inner.contract, segment, self.relay.cache)
+        segment = inner.members.segment(0, depth)
+        below = SegmentRunner(inner.decoder, segment, self.relay.cache)
         began = time.perf_counter()
         with FlopTally() as tally:
             taps = below(input_ids=self.tokens[:, :seen], **self._inputs())
@@ -314,3 +312,23 @@ class ServerText(HandoffText):
         largest = max(int(state.tokens.max()), largest_id(state.settings))
         if largest >= vocab:
             raise HandoffError(f"token ids must be below {vocab}, got {largest}.")
+
+
+class UpperCache(RelayCache):
+    """A relay cache from an exit, which is not read here, to the deepest exit."""
+
+    def __init__(self, model: Any, exit_idx: int) -> None:
+        super().__init__(model, [exit_idx, -1])
+        self._branches[0] = None  # nobody reads that exit, so its private layers need not run
+
+    def push(
+        self, taps: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
+    ) -> None:
+        """Take taps of new columns, `(batch, new, hidden)`; they become pending.
+
+        The first segment never runs for them, and its keys and values stay empty. `positions` and
+        `mask` have the shape `(batch, new)`; by default positions count on and nothing is padding.
+        """
+        new = self._extend(taps, positions, mask)
+        self._keep(0, taps)
+        self._done[0] += new

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .._files import write_whole
 from ..errors import HandoffError
 from ._cache_layers import BY_POSITION, LayerState
 from ._message import DTYPES, NAMES, decode, encode
@@ -182,15 +182,7 @@ class HandoffState:
         Raises:
             OSError: If it cannot be written.
         """
-        payload, path = self.to_bytes(), Path(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(payload)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_whole(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HandoffState:

@@ -26,7 +26,7 @@ from ..checkpoints.plain import add_old_names, plain_config, plain_tensors
 from ..checkpoints.safetensors_file import FLOATS, TensorCopy, read_header
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.config_checks import check_choice
+from ..models.familial.configuration_familial import check_choice
 from ._source import open_family, origin_of
 
 

@@ -22,7 +22,7 @@ from ..checkpoints.index import own_file
 from ..checkpoints.member_models import merged_family, weights_of
 from ..models import is_family
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from ..models.familial.config_checks import check_choice
+from ..models.familial.configuration_familial import check_choice
 from ._source import open_family
 from .cards import family_card, index_card, member_card
 from .client import Hub
@@ -290,7 +290,7 @@ def _workplace() -> Iterator[Path]:
         yield Path(folder) / "checkpoint"
 
 
-def _open(model_or_path: Model, token: str | None) -> FamilialForCausalLM | FamilyFiles:
+def _open(model_or_path: Any, token: str | None) -> FamilialForCausalLM | FamilyFiles:
     """A family that has weights to push."""
     model_or_path = merged_family(model_or_path)
     if is_family(model_or_path):

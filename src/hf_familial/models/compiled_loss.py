@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .familial.linear_loss import Distillation, LossPlan, chunk_rows, sum_losses
+from .familial.backbones import LogitTransform
+from .familial.losses import Distillation, LossPlan, chunk_rows, sum_losses
 
 
 NAME = "hf_familial::linear_cross_entropy"
+FIELDS = tuple(LogitTransform.__dataclass_fields__)
 SCHEMA = (
     "(Tensor[] tensors, bool[] needs, Tensor targets, Tensor denominator, int[] heads, "
-    "float[] weights, str ops, ScalarType dtype, int ignore_index, float? teaching, "
+    "float[] weights, float[] transform, ScalarType dtype, int ignore_index, float? teaching, "
     "float temperature) -> (Tensor, Tensor, Tensor[])"
 )
 
@@ -25,7 +27,7 @@ def compiled_cross_entropy(
     targets: torch.Tensor,
     denominator: torch.Tensor,
     weights: Sequence[float],
-    ops: tuple[tuple[str, float], ...] = (),
+    transform: LogitTransform,
     ignore_index: int = -100,
     distillation: Distillation | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,7 +48,8 @@ def compiled_cross_entropy(
         denominator,
         [i for head in heads for i, other in enumerate(unique) if other is head],
         [float(weight) for weight in weights],
-        ",".join(f"{kind}={number}" for kind, number in ops),
+        # a number for each field, 0 where there is none
+        [float(getattr(transform, name) or 0.0) for name in FIELDS],
         torch.get_autocast_dtype(device_type) if autocast else unique[0].weight.dtype,
         ignore_index,
         distillation.weight if distillation else None,
@@ -63,18 +66,20 @@ def _operator(
     denominator: Any,
     heads: Any,
     weights: Any,
-    ops: Any,
+    transform: Any,
     dtype: Any,
     ignore_index: Any,
     teaching: Any,
     temperature: Any,
 ) -> Any:
     count = len(heads)
-    pairs = [pair.split("=") for pair in ops.split(",") if pair]
+    numbers = dict(zip(FIELDS, (number or None for number in transform), strict=True))
+    if numbers["vocab_size"]:
+        numbers["vocab_size"] = int(numbers["vocab_size"])
     plan = LossPlan(
         heads=tuple(heads),
         weights=tuple(weights),
-        ops=tuple((kind, float(number)) for kind, number in pairs),
+        transform=LogitTransform(**numbers),
         rows=chunk_rows(tensors[count].shape[0], targets.device),
         dtype=dtype,
         distillation=None if teaching is None else Distillation(teaching, temperature),
@@ -83,7 +88,7 @@ def _operator(
     # a list of an operator holds tensors only: an empty one stands for none
     given = [t if i < count or t.numel() else None for i, t in enumerate(tensors)]
     with torch.autocast(targets.device.type, enabled=False):
-        sums, gradients = sum_losses(plan, kept, targets[kept], None, given, needs)
+        sums, gradients = sum_losses(plan, kept, targets[kept], given, needs)
     cross_entropies, objectives = sums / denominator
     loss = (objectives * objectives.new_tensor(plan.weights)).sum()
     empty = targets.new_empty

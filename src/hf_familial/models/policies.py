@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from .familial.config_checks import check_choice
-from .familial.relay_policies import RelayPolicy
+from .familial.configuration_familial import check_choice
+from .familial.relay_cache import RelayCache
+from .familial.relay_policies import NewTokens, RelayDecoder, RelayPolicy
 
 
 def _max_prob(logits: torch.Tensor) -> torch.Tensor:
@@ -55,8 +56,86 @@ def confidence(logits: torch.Tensor, measure: str) -> torch.Tensor:
     return MEASURES[measure](logits)
 
 
+class EarlyExitRelay(RelayPolicy):
+    """The base of policies that let tokens leave at early exits.
+
+    A subclass gives `exits` and `leaves`. What it must remember between tokens it keeps in what
+    `new_state` returns.
+
+    Example:
+        >>> class SpacesLeave(EarlyExitRelay):
+        ...     def exits(self, num_exits):
+        ...         return 0, -1  # at the last one every token leaves
+        ...     def leaves(self, exit_idx, logits, state):
+        ...         return logits.argmax(-1) == 220
+    """
+
+    def decoder(self, cache: RelayCache, text: Any) -> RelayDecoder:
+        """Build an [`EarlyExitDecoder`]."""
+        return EarlyExitDecoder(self, cache, text)
+
+    def new_state(self, batch_size: int) -> Any:
+        """Return what `leaves` remembers, for a batch of new texts."""
+        return None
+
+    def reads(self, exit_idx: int, state: Any) -> bool:
+        """Return whether to read this exit for the next token. If not, `leaves` is not called.
+
+        Args:
+            exit_idx (`int`): Index of the exit, not negative.
+            state: From `new_state`.
+        """
+        return True
+
+    def leaves(self, exit_idx: int, logits: torch.Tensor, state: Any) -> torch.Tensor:
+        """Return which rows take their next token from this exit.
+
+        Args:
+            exit_idx (`int`): Index of the exit, not negative.
+            logits (`torch.Tensor` of shape `(batch, vocab)`): Float32, before any logits processor.
+            state: From `new_state`; may be changed.
+
+        Returns:
+            `torch.Tensor` of shape `(batch,)`: Boolean. One row never decides for another. The
+            answer for rows that left at a shallower exit is ignored.
+        """
+        raise NotImplementedError
+
+
+class EarlyExitDecoder(RelayDecoder):
+    """A decoder that makes each token at the first exit where the policy lets it leave."""
+
+    def __init__(self, relay: EarlyExitRelay, cache: RelayCache, text: Any) -> None:
+        super().__init__(cache, text)
+        self.relay, self.state = relay, relay.new_state(len(text.input_ids))
+
+    def step(self, **inputs: Any) -> NewTokens:
+        """Make one token for every row."""
+        self.cache.feed(**inputs)
+        open_rows, last = self.text.kept_rows, self.exits[-1]
+        logits = sources = None
+        for k in self.exits:
+            if k != last and not self.relay.reads(k, self.state):
+                continue
+            self.cache.catch_up(k)
+            here = self.cache.logits(k)[:, -1].float()
+            leaving = open_rows
+            if k != last:
+                leaving = open_rows & self.relay.leaves(k, here, self.state)
+            if logits is None or sources is None:
+                logits, sources = here, torch.full_like(leaving, k, dtype=torch.long)
+            else:
+                logits = torch.where(leaving[:, None], here, logits)
+                sources = sources.masked_fill(leaving, k)
+            if k == last or not (open_rows := open_rows & ~leaving).any():
+                break
+        assert logits is not None
+        assert sources is not None
+        return self.one_token(logits, sources)
+
+
 @dataclass(frozen=True)
-class ConfidenceRelay(RelayPolicy):
+class ConfidenceRelay(EarlyExitRelay):
     """A token leaves at the first exit that is sure enough.
 
     Keys and values of the layers above are completed later, exactly, when a token needs them.
@@ -107,7 +186,7 @@ class ConfidenceRelay(RelayPolicy):
 
 
 @dataclass(frozen=True)
-class HandoffRelay(RelayPolicy):
+class HandoffRelay(EarlyExitRelay):
     """A shallow member answers until a rule says "too hard"; a deeper one writes on from there.
 
     Decided for each row; what was handed over does not come back.

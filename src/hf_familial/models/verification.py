@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from .familial.contract import decoder_of, find_contract, logit_ops, refusal
-from .familial.exits import read_out
-from .familial.segments import Segment, grow_cache, run_segment
+from .familial.backbones import LogitTransform, decoder_of, host_class, unsupported_backbone
+from .familial.segments import HostDecoder, Segment, grow_cache
 
 
 # Types that passed `verify_backbone` at tiny size (scripts/list_backbones.py); others are checked
@@ -37,6 +36,15 @@ VERIFIED: frozenset[str] = frozenset(
     qwen3_5_text qwen3_moe qwen3_next recurrent_gemma seed_oss smollm3 solar_open stablelm
     starcoder2 vaultgemma xglm xlstm youtu zamba zamba2 zaya
     """.split()
+)
+
+# Hooks of the host that a family runs (`prepare_inputs_for_generation`) or does not need.
+KNOWN_HOOKS = frozenset(
+    {
+        "prepare_inputs_for_generation",
+        # the backbone makes its masks itself, for the slots of the member that runs (`own_mask`)
+        "create_masks_for_generate",
+    }
 )
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -148,13 +156,38 @@ def check_unverified(host: PreTrainedModel, private_layers: bool) -> None:
     report = verify_backbone(host)
     if not (report.continues if private_layers else report.ok):
         reason = report.failure("logits", "taps", "steps", "segments")
-        raise refusal(text_config.model_type, reason)
+        raise unsupported_backbone(text_config.model_type, reason)
 
 
 def check_family(family: Any) -> None:
-    """Raise `ValueError` if the backbone of a family fails the checks that it needs."""
+    """Raise `ValueError` if the backbone of a family fails the checks that it needs.
+
+    On the meta device, as in `from_pretrained`, weights come later.
+    """
+    check_hooks(family.config.text_config)
+    if family.device.type == "meta":
+        return
     if family.config.text_config.model_type not in VERIFIED:
         check_unverified(as_host(family), private_layers=bool(family.config.num_exit_layers))
+
+
+def check_hooks(text_config: Any) -> None:
+    """Raise for a host whose class overrides a method of `GenerationMixin` that no family calls."""
+    host = host_class(text_config)
+    own = [
+        name
+        for base in GenerationMixin.__mro__
+        for name in vars(base)
+        if callable(getattr(base, name)) and not name.startswith("__")
+        if name not in KNOWN_HOOKS and _function(host, name) is not _function(base, name)
+    ]
+    if own and issubclass(host, GenerationMixin):
+        raise unsupported_backbone(text_config.model_type, f"its causal LM overrides `{own[0]}`")
+
+
+def _function(owner: Any, name: str) -> Any:
+    method = getattr(owner, name, None)
+    return getattr(method, "__func__", method)
 
 
 def as_host(family: Any) -> PreTrainedModel:
@@ -182,8 +215,8 @@ class _Probe:
 
     def __init__(self, model: PreTrainedModel, backbone: Any, depth: int) -> None:
         self.model, self.backbone, self.depth = model, backbone, depth
-        self.contract = find_contract(backbone)
-        layers, self.norm = self.contract.parts(backbone)
+        self.decoder = HostDecoder(backbone)
+        self.spec, layers, self.norm = self.decoder.spec, self.decoder.layers, self.decoder.norm
         self.num_layers = len(layers)
         self.lower = Segment(list(layers[:depth]), 0, None, range(depth))
         self.member = replace(self.lower, norm=self.norm)
@@ -199,32 +232,32 @@ class _Probe:
 
     def logits(self, ids: torch.Tensor) -> float:
         hidden = self.whole(ids).last_hidden_state
-        ops = logit_ops(self.backbone.config)
-        found = read_out(hidden, self.model.get_output_embeddings(), ops)
+        transform = LogitTransform.of(self.backbone.config)
+        found = transform.read(hidden, self.model.get_output_embeddings())
         return _difference(found, self.model(input_ids=ids, use_cache=False).logits)
 
     def taps(self, ids: torch.Tensor) -> float:
-        index = self.depth + self.contract.tap_shift
+        index = self.depth + self.spec.host.tap_shift
         tap = self.whole(ids, output_hidden_states=[index]).hidden_states[index]
         return _difference(self.run(self.member, input_ids=ids), self.norm(tap))
 
     def steps(self, ids: torch.Tensor) -> float:
-        if not self.contract.cache:
+        if not self.spec.cache:
             return 0.0
         starts = [0, *range(ids.shape[1] // 3, ids.shape[1])]
         found = self.in_pieces(self.member, "input_ids", ids, starts, self.new_cache())
         return _difference(found, self.run(self.member, input_ids=ids))
 
     def segments(self, ids: torch.Tensor) -> float:
-        if self.contract.whole:
-            raise ValueError(self.contract.whole)
+        if self.spec.whole:
+            raise ValueError(self.spec.whole)
         tap = self.run(self.lower, input_ids=ids)
         found = self.run(self.upper, inputs_embeds=tap, position_ids=_positions(ids))
         return _difference(found, self.whole(ids).last_hidden_state)
 
     def relay(self, ids: torch.Tensor) -> float:
-        if self.contract.whole or not self.contract.cache:
-            raise ValueError(self.contract.whole or "it has no cache of transformers' kinds")
+        if self.spec.whole or not self.spec.cache:
+            raise ValueError(self.spec.whole or "it has no cache of transformers' kinds")
         cache, length = self.new_cache(), ids.shape[1]
         starts, chunks = [0, *range(length // 3, length)], [0, *range(length // 3, length, 5)]
         taps = self.in_pieces(self.lower, "input_ids", ids, starts, cache)
@@ -260,13 +293,10 @@ class _Probe:
         return torch.cat(outputs, dim=1)
 
     def whole(self, ids: torch.Tensor, **kwargs: Any) -> Any:
-        return self.backbone(
-            **self.contract.accepted({"use_cache": False, **kwargs}), input_ids=ids
-        )
+        return self.backbone(**self.spec.accepted({"use_cache": False, **kwargs}), input_ids=ids)
 
     def run(self, segment: Segment, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
-        outputs = run_segment(self.backbone, self.contract, segment, use_cache=use_cache, **inputs)
-        return outputs.last_hidden_state
+        return self.decoder.run(segment, use_cache=use_cache, **inputs).last_hidden_state
 
 
 def _positions(values: torch.Tensor) -> torch.Tensor:

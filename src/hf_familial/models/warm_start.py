@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from . import is_family_config
+from .familial.backbones import can_tie, decoder_of, unsupported_backbone
 from .familial.configuration_familial import evenly_spaced_exits
-from .familial.contract import can_tie, decoder_of, refusal
 from .verification import check_unverified
 
 
@@ -55,7 +55,9 @@ def load_host(backbone: Any, **kwargs: Any) -> PreTrainedModel:
     if is_family_config(host.config):
         raise ValueError("`backbone` is a family already; load it with `from_pretrained`.")
     if host.get_output_embeddings() is None:
-        raise refusal(host.config.model_type, f"{type(host).__name__} has no language-model head")
+        raise unsupported_backbone(
+            host.config.model_type, f"{type(host).__name__} has no language-model head"
+        )
     return host
 
 
@@ -109,7 +111,7 @@ def family_of(
     family.exit_heads = family.build_exit_heads(keep=True)
     if host.can_generate():
         family.generation_config = copy.deepcopy(host.generation_config)
-        if not model.contract.cache:
+        if not model.spec.cache:
             family.generation_config.use_cache = False
     # `text_config` names the decoder. A name of the family itself would be taken for its
     # checkpoint, by adapters above all, and there is none yet.

@@ -1,4 +1,7 @@
-"""Scaling laws: every form on one core; numpy and scipy only."""
+"""Scaling laws: fit them to training runs, with honest intervals, and plan runs by them.
+
+Numpy and scipy suffice; nothing here imports torch.
+"""
 
 from ..errors import (
     BadRowsError,
@@ -13,19 +16,19 @@ from ..errors import (
     UnknownLawError,
 )
 from ._covariance import CoefficientCovariance
-from .advice import advise
+from .advice import Advice, advise
 from .bias import parabola_bias
 from .candidates import Candidate
-from .comparison import compare
-from .confidence import Estimate, intervals, seed_noise
+from .comparison import Comparison, compare
+from .confidence import Estimate, SeedNoise, intervals, seed_noise
 from .data import DroppedRow, RunTable
 from .fitting import Refits, fit, refit
 from .flop_models import HeadFlops, LifetimeFlops
-from .isoflop import envelope, parabolas
+from .isoflop import IsoFlop, envelope, parabolas
 from .laws import LAWS, get_law
 from .laws.law import LOSS, Domain, Law, Link, Outer, Parameter, Published, Variable
 from .leverage import compute_leverage, loss_leverage
-from .planning import Limits, plan
+from .planning import Limits, Plan, plan
 from .prediction import PublishedFit, predict
 from .quantities import (
     DerivedQuantity,
@@ -36,17 +39,23 @@ from .quantities import (
     optimal,
     size_exponent,
 )
-from .resampling import bootstrap
+from .resampling import Bootstrap, bootstrap
 from .results import FarResiduals, Fit, FitStatus, LargestLosses, Settings
+from .simulation import isoflop_design, simulate
+from .tables.load import ColumnChoice, LoadedRuns, load_runs
 
 
 __all__ = [
     "LAWS",
     "LOSS",
+    "Advice",
     "BadRowsError",
     "BiasWarning",
+    "Bootstrap",
     "Candidate",
     "CoefficientCovariance",
+    "ColumnChoice",
+    "Comparison",
     "DerivedQuantity",
     "Domain",
     "DomainWarning",
@@ -57,22 +66,26 @@ __all__ = [
     "FitStatus",
     "HeadFlops",
     "Interval",
+    "IsoFlop",
     "LargestLosses",
     "Law",
     "LifetimeFlops",
     "Limits",
     "Link",
+    "LoadedRuns",
     "MissingColumnError",
     "NoMinimumError",
     "NoOptimumError",
     "NotIdentifiedError",
     "Outer",
     "Parameter",
+    "Plan",
     "Published",
     "PublishedFit",
     "Refits",
     "RunTable",
     "ScalingError",
+    "SeedNoise",
     "Settings",
     "TooFewError",
     "UnknownLawError",
@@ -87,6 +100,8 @@ __all__ = [
     "get_law",
     "granularity_compute",
     "intervals",
+    "isoflop_design",
+    "load_runs",
     "loss_at",
     "loss_leverage",
     "optimal",
@@ -96,5 +111,6 @@ __all__ = [
     "predict",
     "refit",
     "seed_noise",
+    "simulate",
     "size_exponent",
 ]

@@ -31,7 +31,7 @@ POWER = r"(?:\^|\*\*)\s*\(?([-+]?\d+)\)?"
 
 _NUMBER = re.compile(
     rf"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(?:(?:x|\*)\s*10{POWER})?\s*"
-    rf"([a-z]*?)\s*({WORDS}|)(?:\s*(?:/|per)\s*token)?",
+    rf"([a-z]*?)\s*({WORDS}|)(?:\s*(?:/|per)\s*token)?"
 )
 _POWER = re.compile(rf"([-+]?\d+){POWER}\s*{WORDS}?")
 _FLOPS = re.compile(r"(.+?)\s*([kmgtpezy])\s*f(?:lops?)?")

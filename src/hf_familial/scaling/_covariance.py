@@ -27,19 +27,12 @@ STEPS = 60  # most steps to a point of a profile
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """How the least objective rises as a quantity is moved.
+    """How the least objective rises as a quantity is moved."""
 
-    Attributes:
-        values (`np.ndarray`): The quantity, rising, (points,).
-        rise (`np.ndarray`): Objective above its optimum, (points,).
-        threshold (`float`): Rise at the ends of the interval.
-        interval ([`Interval`]): Where the rise stays below; open where it never reaches it.
-    """
-
-    values: np.ndarray
-    rise: np.ndarray
-    threshold: float
-    interval: Interval
+    values: np.ndarray  # the quantity, rising, (points,)
+    rise: np.ndarray  # objective above its optimum, (points,)
+    threshold: float  # rise at the ends of the interval
+    interval: Interval  # where the rise stays below; open where it never reaches it
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,11 +303,7 @@ def _inverse(matrix: np.ndarray, problem: Problem, inside: list[bool]) -> np.nda
 
 
 def _raised_scores(
-    pull: np.ndarray,
-    slopes: np.ndarray,
-    plain: np.ndarray,
-    weight: np.ndarray,
-    run_id: np.ndarray,
+    pull: np.ndarray, slopes: np.ndarray, plain: np.ndarray, weight: np.ndarray, run_id: np.ndarray
 ) -> np.ndarray:
     """Return scores of runs, (runs, free), raised by leverage: `J' (I - H)^-1 pull` of each."""
     runs = int(run_id.max()) + 1

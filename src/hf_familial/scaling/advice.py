@@ -1,4 +1,4 @@
-"""Which architecture to train, how sure that is, and what would change the answer."""
+"""Advice on which architecture to train, how sure that is, and what would change the answer."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ ASSUMPTIONS: Mapping[str, tuple[float, ...]] = {
 class Sensitivity:
     """The answer under one other assumption."""
 
-    assumption: str
-    factor: float
-    winner: str
-    losses: Mapping[str, float]
-    changes: bool
-    turns_at: float | None
+    assumption: str  # what is changed
+    factor: float  # what it is multiplied by
+    winner: str  # the best option then
+    losses: Mapping[str, float]  # by option, mean loss over the devices
+    changes: bool  # whether the winner is another
+    turns_at: float | None  # the factor, nearest to 1, at which it becomes another
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,18 @@ class Advice:
     """What to train.
 
     Attributes:
-        winner (`str`): Name of the option of least loss; empty if the losses of some candidates do
-            not compare.
+        winner (`str`): Name of the option of least loss; empty if some losses do not compare.
         confidence (`float`, *optional*): Share of draws in which it is the best, given what is
-            uncertain in the laws; no more than the inputs bear. `None` without a winner.
+            uncertain in the laws. `None` without a winner.
         options (`tuple[Option, ...]`): All of them; those that compare stand together, the best
             of them first.
         chances (`Mapping[str, float]`): By option, the share of draws in which it is the best of
             those that it compares with.
         sensitivity (`tuple[Sensitivity, ...]`): How the answer moves with each assumption; empty
             without a winner.
-        incomparable (`tuple[str, ...]`): Why there is no winner, one sentence each.
         situation ([`Situation`]): What was asked.
         notes (`tuple[str, ...]`): What makes the advice doubtful, one sentence each.
+        incomparable (`tuple[str, ...]`): Why there is no winner, one sentence each.
     """
 
     winner: str
@@ -91,7 +90,7 @@ class Advice:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return {
             "winner": self.winner or None,
             "confidence": self.confidence,
@@ -131,37 +130,30 @@ def advise(
     """Compare architectures for a situation under their laws.
 
     Every candidate is planned for the same FLOPs, tokens and devices. A dense or sparse one is
-    tried as one model for all devices, as large as the smallest allows, and as several models that
-    share the FLOPs evenly, each for some of the devices; a familial one as one run with a member
-    per device. The best has the least loss, averaged over the devices.
+    tried as one model for all devices and as several models that share the FLOPs evenly; a
+    familial one as one run with a member per device. The best has the least loss, averaged over
+    the devices. Laws are ranked only if their losses compare: they are fitted to runs of one
+    table, or of the same data, vocabulary and kind of loss (`Candidate.facts`); or their
+    coefficients come from one publication.
 
-    Laws are ranked only if their losses compare: they are fitted to runs of one table, or of the
-    same data, vocabulary and kind of loss (`Candidate.facts`); or their coefficients come from one
-    publication. Otherwise there is no winner, and the advice says why.
-
-    How sure that is comes from draws of what is uncertain: the coefficients, by the covariance of
-    a fit; and the law itself, by `Candidate.error`. That is by default the fit's own error, at
-    least what its residuals show, or 2% for published coefficients, whose data, tokeniser and
-    counting of parameters are others; it grows by itself with every decade of compute beyond the
-    runs fitted, and by 2% for a family whose members' losses no branch law tells.
+    How sure that is comes from draws of the coefficients, by the covariance of a fit, and of the
+    law's own error, `Candidate.error`. That is by default what the fit's residuals show, or 2% for
+    published coefficients; it grows by itself with every decade of compute beyond the runs fitted,
+    and by 2% for a family whose members' losses no branch law tells.
 
     Args:
         unique_tokens (`float`): Different training tokens.
         training_flops (`float`): FLOPs; with `inference_tokens` they pay for serving as well.
-        candidates (`Sequence[Candidate | Fit | Known]`): At least two, or one of which there are
-            several ways to use it.
+        candidates (`Sequence[Candidate | Fit | PublishedFit]`): At least two, or one of which
+            there are several ways to use it.
         memory (`Sequence[float]`): Bytes for weights on each target device.
-        inference_tokens (`float`, *optional*, defaults to 0): Tokens to be served, per device.
-        epochs (`float`, *optional*, defaults to 4): How often a token may be seen.
-        bytes_per_parameter (`float`, *optional*, defaults to 2): 2 for bfloat16.
+        inference_tokens (`float`): Tokens to be served, per device.
+        epochs (`float`): How often a token may be seen.
+        bytes_per_parameter (`float`): 2 for bfloat16.
         flops (`Callable`, *optional*): `flops(N, D, G)` of N active parameters; without it as the
             runs of each candidate counted, or [`HeadFlops`].
-        seed (`int`, *optional*, defaults to 0): Of the draws.
-        losses_compare (`bool`, *optional*, defaults to `False`): Take it that the losses of all
-            candidates compare, whatever is known of their runs.
-
-    Returns:
-        [`Advice`].
+        seed (`int`): Of the draws.
+        losses_compare (`bool`): Take it that the losses of all candidates compare.
 
     Raises:
         ScalingError: If an argument is out of range, or there is nothing to choose from.
@@ -193,8 +185,7 @@ def advise(
     chances: dict[str, float] = {}
     notes: list[str] = []
     for options_of in ranked:
-        shares, more = _chances(options_of, situation, seed)
-        chances, notes = chances | shares, notes + more
+        chances |= _chances(options_of, situation, seed, notes)
     winner = "" if reasons else found[0].name
     turns = () if reasons else tuple(_sensitivity(known, situation, flops, winner))
     return Advice(
@@ -215,10 +206,12 @@ def _ranked(known: Sequence[Candidate], situation: Situation, flops: Flops | Non
 
 
 def _chances(
-    found: Sequence[Option], situation: Situation, seed: int
-) -> tuple[dict[str, float], list[str]]:
-    """How often each option is the best; the options of one candidate share its draws."""
-    notes: list[str] = []
+    found: Sequence[Option], situation: Situation, seed: int, notes: list[str]
+) -> dict[str, float]:
+    """Return the share of draws in which each option has the lowest loss.
+
+    The options of one candidate share its draws.
+    """
     cloud, drawn, shifts = [], {}, {}
     generator = np.random.default_rng(seed)
     for option in found:
@@ -230,11 +223,11 @@ def _chances(
         cloud.append(mean * np.exp(_error(option) * shifts[candidate.name]))
     best = np.argmin(np.array(cloud), axis=0)
     counts = np.bincount(best, minlength=len(found)) / DRAWS
-    return {option.name: float(share) for option, share in zip(found, counts, strict=True)}, notes
+    return {option.name: float(share) for option, share in zip(found, counts, strict=True)}
 
 
 def _coefficients(candidate: Candidate, seed: int, notes: list[str]) -> Mapping[str, Any]:
-    """Draws of a fit's coefficients; the values themselves where there is no covariance."""
+    """Draw a fit's coefficients; return the values themselves where there is no covariance."""
     source = candidate.source
     if isinstance(source, PublishedFit):
         notes.append(
@@ -244,13 +237,13 @@ def _coefficients(candidate: Candidate, seed: int, notes: list[str]) -> Mapping[
         return source.values
     try:
         return CoefficientCovariance.of(source).draws(DRAWS, seed)
-    except (TooFewError, NotIdentifiedError) as refusal:
-        notes.append(f"the uncertainty of {candidate.name!r} is not known: {refusal}")
+    except (TooFewError, NotIdentifiedError) as error:
+        notes.append(f"the uncertainty of {candidate.name!r} is not known: {error}")
         return source.values
 
 
 def _error(option: Option) -> float:
-    """Error of a law's log loss where the option stands."""
+    """Return the error of a law's log loss at an option's runs."""
     candidate, source = option.candidate, option.candidate.source
     error = UNKNOWN if candidate.error is None else candidate.error
     if isinstance(source, Fit):
@@ -297,7 +290,7 @@ def _otherwise(situation: Situation, assumption: str, factor: float) -> Situatio
 
 
 def _turn(ranked: Callable[[float], list[Option]], factor: float, winner: str) -> float:
-    """The factor at which the winner becomes another, by bisection from 1."""
+    """Return the factor at which the winner becomes another, by bisection from 1."""
     near, far = 1.0, factor
     for _ in range(TURNS):
         middle = math.sqrt(near * far) if far > 0 else (near + far) / 2
@@ -312,10 +305,10 @@ def _cautions(found: Sequence[Option], known: Sequence[Candidate]) -> Iterator[s
     yield from (f"{option.name}: {note}" for option in found for note in option.notes)
     law = found[0].candidate.source.law
     yield from (f"known of `{law.name}`: {failure}" for failure in law.domain.failures)
-    tables = {id(c.source.data) for c in known if isinstance(c.source, Fit)}
-    if len(known) > 1 and (
-        len(tables) > 1 or any(isinstance(c.source, PublishedFit) for c in known)
-    ):
+    sources = [candidate.source for candidate in known]
+    tables = {id(source.data) for source in sources if isinstance(source, Fit)}
+    given = any(isinstance(source, PublishedFit) for source in sources)
+    if len(known) > 1 and (len(tables) > 1 or given):
         yield (
             "the laws were not all fitted to one table of runs: losses compare only if data, "
             "tokeniser, evaluation and the counting of N are the same."

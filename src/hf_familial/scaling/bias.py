@@ -19,21 +19,13 @@ from .optima import powers
 
 @dataclass(frozen=True)
 class Bias:
-    """Error of approach 2 without any noise.
+    """Error of approach 2 without any noise."""
 
-    Attributes:
-        C (`tuple[float, ...]`): FLOPs.
-        N (`tuple[float, ...]`): Relative error of N* at each; 0.05 is 5% too many parameters.
-        D (`tuple[float, ...]`): Relative error of D* at each.
-        N_exponent (`float`): Error of the exponent of N*.
-        surface (`dict[str, float]`): Coefficients of the surface it was measured on.
-    """
-
-    C: tuple[float, ...]
-    N: tuple[float, ...]
-    D: tuple[float, ...]
-    N_exponent: float
-    surface: dict[str, float]
+    C: tuple[float, ...]  # FLOPs
+    N: tuple[float, ...]  # relative error of N* at each; 0.05 is 5% too many parameters
+    D: tuple[float, ...]  # relative error of D* at each
+    N_exponent: float  # error of the exponent of N*
+    surface: dict[str, float]  # coefficients of the surface it was measured on
 
 
 def parabola_bias(

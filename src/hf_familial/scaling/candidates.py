@@ -31,23 +31,28 @@ ELSEWHERE = {
     "D_unique": "leave D_unique out, it is `unique_tokens`",
 }
 MOST_DEVICES = 5  # of which every grouping is tried
+COMMON = 0.5  # share of the smaller table's rows that two fits of one study have in common
+MEANINGS = {"data": "data", "vocab_size": "vocabularies"}
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What there is, and what is asked for."""
+    """What there is, and what is asked for; see `advise`.
+
+    `memory` holds bytes on each device, rising. `epochs` says how often a token may be seen: to
+    about 4 repeated tokens are worth nearly as much as new ones (arXiv:2305.16264); a law of
+    `D_unique` counts repetition itself.
+    """
 
     unique_tokens: float
     flops: float
     inference_tokens: float
     memory: tuple[float, ...]
-    epochs: float = 4.0  # repeated tokens are worth nearly new ones to here (arXiv:2305.16264)
+    epochs: float = 4.0
     bytes_per_parameter: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.memory or any(
-            b < a for a, b in zip(self.memory, self.memory[1:], strict=False)
-        ):
+        if not self.memory or list(self.memory) != sorted(self.memory):
             raise ScalingError(f"`memory` must be one or more sizes, rising, got {self.memory}.")
         positive = {
             "unique_tokens": self.unique_tokens,
@@ -96,7 +101,7 @@ class Candidate:
 
     def __post_init__(self) -> None:
         law = self.source.law
-        if self.architecture not in ("dense", "sparse", "familial"):
+        if self.architecture not in KINSHIP:
             raise ScalingError(
                 f"`kind` must be dense, sparse or familial, got {self.architecture!r}."
             )
@@ -105,18 +110,15 @@ class Candidate:
             raise ScalingError(f"a candidate needs a law of N and D; `{law.name}` lacks {missing}.")
         own = set(law.variable_names) - {"N", "D", "G", "D_unique"}
         if own != set(self.given):
-            raise ScalingError(self._wrong(own))
+            absent, more = sorted(own - set(self.given)), sorted(set(self.given) - own)
+            words = [f"must give {absent} of `{law.name}`"] if absent else []
+            words += [ELSEWHERE.get(name, f"`{name}` is no variable of its law") for name in more]
+            takes = f"{', '.join(sorted(own)) or 'no variable'}, besides stored, active and error"
+            raise ScalingError(
+                f"candidate {self.name!r}: {'; '.join(words)}. One of `{law.name}` takes {takes}."
+            )
         if self.architecture == "familial" and "G" not in law.variable_names:
             raise ScalingError(f"{self.name!r} is familial; its law `{law.name}` reads no G.")
-
-    def _wrong(self, own: set[str]) -> str:
-        """What `given` should hold, and where the other numbers come from."""
-        missing, more = sorted(own - set(self.given)), sorted(set(self.given) - own)
-        words = [f"must give {missing} of `{self.source.law.name}`"] if missing else []
-        words += [ELSEWHERE.get(name, f"`{name}` is no variable of its law") for name in more]
-        takes = f"{', '.join(sorted(own)) or 'no variable'}, besides stored, active and error"
-        law = self.source.law.name
-        return f"candidate {self.name!r}: {'; '.join(words)}. One of `{law}` takes {takes}."
 
     @property
     def architecture(self) -> str:
@@ -126,7 +128,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of an option."""
+    """One training run of an option: parameters as the law counts them, tokens, exits, FLOPs.
+
+    `members` are the sizes of the member on each device, as shares of N; 1 unless it is a family.
+    """
 
     N: float
     D: float
@@ -139,12 +144,12 @@ class Run:
 class Option:
     """A candidate put to use in one way."""
 
-    name: str
-    candidate: Candidate
-    runs: tuple[Run, ...]
-    serves: tuple[int, ...]
-    losses: tuple[float, ...]
-    notes: tuple[str, ...]
+    name: str  # the candidate and the way
+    candidate: Candidate  # the candidate
+    runs: tuple[Run, ...]  # what would be trained
+    serves: tuple[int, ...]  # the run that serves each device
+    losses: tuple[float, ...]  # loss on each device, in nats per token
+    notes: tuple[str, ...]  # what makes it doubtful
 
     @property
     def loss(self) -> float:
@@ -153,27 +158,24 @@ class Option:
 
 
 def options(candidate: Candidate, situation: Situation, flops: Flops | None) -> Iterator[Option]:
-    """The ways to use a candidate: one model for all devices, several, or one family."""
-    own = candidate.facts.cost() if candidate.facts is not None else None
-    cost = flops or own or HeadFlops()
+    """Yield the ways to use a candidate: one model for all devices, several, or one family."""
+    uses = _Uses(candidate, situation, flops)
     if candidate.architecture == "familial":
-        yield _family(candidate, situation, cost)
+        yield uses.family()
         return
     several = []
     for groups in _groupings(situation.memory):
-        runs = tuple(_group(candidate, situation, cost, group, len(groups)) for group in groups)
-        serves = tuple(number for number, group in enumerate(groups) for _ in group)
+        option = uses.models(groups)
         if len(groups) == 1:
-            yield _option(f"{candidate.name}, one for all", candidate, situation, runs, serves)
+            yield option
         else:
-            name = f"{candidate.name}, several models"
-            several.append(_option(name, candidate, situation, runs, serves))
+            several.append(option)
     if several:
         yield min(several, key=lambda option: option.loss)
 
 
 def losses(option: Option, situation: Situation, values: Mapping[str, Any]) -> np.ndarray:
-    """Loss on each device, (devices,) or (devices, draws) for coefficients of shape (draws,)."""
+    """Return the loss on each device, (devices,), or (devices, draws) for draws of `values`."""
     candidate, found = option.candidate, []
     for device, number in enumerate(option.serves):
         run = option.runs[number]
@@ -190,8 +192,16 @@ def losses(option: Option, situation: Situation, values: Mapping[str, Any]) -> n
     return np.array(found)
 
 
+def uneven(candidate: Candidate, run: Run) -> bool:
+    """Return whether a family's mean loss is not its devices', and no branch law tells more."""
+    if candidate.branch is not None or run.G == 1:
+        return False
+    even = even_members(run.G)
+    return len(run.members) != run.G or not np.allclose(sorted(run.members), even, rtol=0.05)
+
+
 def _groupings(memory: tuple[float, ...]) -> Iterator[list[tuple[float, ...]]]:
-    """The ways to part devices, smallest first, into neighbours that share a model."""
+    """Yield the ways to part devices, smallest first, into neighbours that share a model."""
     count = len(memory)
     ways = range(2 ** (count - 1)) if count <= MOST_DEVICES else (0, 2 ** (count - 1) - 1)
     for way in ways:
@@ -207,112 +217,93 @@ def _given(candidate: Candidate, situation: Situation, G: int) -> dict[str, floa
     return {**candidate.given, **{name: more[name] for name in ("G", "D_unique") if name in names}}
 
 
-def _group(
-    candidate: Candidate,
-    situation: Situation,
-    cost: Flops,
-    group: tuple[float, ...],
-    models: int,
-) -> Run:
-    """One of several models that share the FLOPs evenly, for some of the devices."""
-    served = situation.inference_tokens * len(group)
-    run = _run(candidate, situation, cost, 1, group[0], situation.flops / models, served)
-    return replace(run, members=(1.0,) * len(situation.memory))
+class _Uses:
+    """The runs of a candidate in a situation, at their cost."""
 
+    def __init__(self, candidate: Candidate, situation: Situation, flops: Flops | None) -> None:
+        self.candidate, self.situation = candidate, situation
+        own = candidate.facts.cost() if candidate.facts is not None else None
+        self.cost = flops or own or HeadFlops()
 
-def _run(
-    candidate: Candidate,
-    situation: Situation,
-    cost: Flops,
-    G: int,
-    room: float,
-    flops: float,
-    served: float,
-) -> Run:
-    """The best run for `flops` whose whole fits into `room` bytes and serves tokens."""
-    source, active = candidate.source, candidate.active
+    def models(self, groups: list[tuple[float, ...]]) -> Option:
+        """Use one model for each group of devices; they share the FLOPs evenly."""
+        memory, served = self.situation.memory, self.situation.inference_tokens
+        flops = self.situation.flops / len(groups)
+        runs = tuple(
+            replace(
+                self._run(1, group[0], flops, served * len(group)), members=(1.0,) * len(memory)
+            )
+            for group in groups
+        )
+        serves = tuple(number for number, group in enumerate(groups) for _ in group)
+        return self._option("one for all" if len(groups) == 1 else "several models", runs, serves)
 
-    def paid(N: Any, D: Any, _: Any) -> Any:
-        return cost(active * np.asarray(N, float), D, G) + 2 * active * np.asarray(N) * served
-
-    most = room / situation.bytes_per_parameter / candidate.stored
-    given = _given(candidate, situation, G)
-    enough = math.inf if "D_unique" in given else situation.unique_tokens * situation.epochs
-    N, D = best(source.law, source.values, flops, paid, max_N=most, max_D=enough, **given)
-    return Run(float(N), float(D), G, float(paid(N, D, G)), ())
-
-
-def _family(candidate: Candidate, situation: Situation, cost: Flops) -> Option:
-    """One run whose members are as large as each device allows."""
-    memory, flops = situation.memory, situation.flops
-    shares = tuple(room / memory[-1] for room in memory)
-    for _ in memory:
-        G, served = len(set(shares)), situation.inference_tokens * sum(shares)
-        run = _run(candidate, situation, cost, G, memory[-1], flops, served)
+    def family(self) -> Option:
+        """Use one run whose members are as large as each device allows."""
+        situation, candidate, memory = self.situation, self.candidate, self.situation.memory
         room = [size / situation.bytes_per_parameter / candidate.stored for size in memory]
-        shares = tuple(min(1.0, size / run.N) for size in room)
-        if len(set(shares)) == G:
-            break
-        # the whole fits on more than the largest device: fewer members will do
-    run = replace(run, members=shares)
-    name, serves = f"{candidate.name}, one family", (0,) * len(memory)
-    return _option(name, candidate, situation, (run,), serves)
+        shares = tuple(size / memory[-1] for size in memory)
+        for _ in memory:
+            G, served = len(set(shares)), situation.inference_tokens * sum(shares)
+            run = self._run(G, memory[-1], situation.flops, served)
+            shares = tuple(min(1.0, size / run.N) for size in room)
+            if len(set(shares)) == G:
+                break
+            # the whole fits on more than the largest device: fewer members will do
+        return self._option("one family", (replace(run, members=shares),), (0,) * len(memory))
 
+    def _run(self, G: int, room: float, flops: float, served: float) -> Run:
+        """Return the best run for `flops` whose whole fits into `room` bytes and serves tokens."""
+        candidate, situation = self.candidate, self.situation
+        source, active = candidate.source, candidate.active
 
-def _option(
-    name: str,
-    candidate: Candidate,
-    situation: Situation,
-    runs: tuple[Run, ...],
-    serves: tuple[int, ...],
-) -> Option:
-    option = Option(name, candidate, runs, serves, (), tuple(_notes(candidate, situation, runs)))
-    found = losses(option, situation, candidate.source.values)
-    return replace(option, losses=tuple(float(loss) for loss in found))
+        def paid(N: Any, D: Any, _: Any) -> Any:
+            return (
+                self.cost(active * np.asarray(N, float), D, G) + 2 * active * np.asarray(N) * served
+            )
 
+        most = room / situation.bytes_per_parameter / candidate.stored
+        given = _given(candidate, situation, G)
+        enough = math.inf if "D_unique" in given else situation.unique_tokens * situation.epochs
+        N, D = best(source.law, source.values, flops, paid, max_N=most, max_D=enough, **given)
+        return Run(float(N), float(D), G, float(paid(N, D, G)), ())
 
-def _notes(candidate: Candidate, situation: Situation, runs: tuple[Run, ...]) -> Iterator[str]:
-    said: dict[str, None] = {}
-    for run in runs:
-        at = _given(candidate, situation, run.G)
-        said |= dict.fromkeys(outside(candidate.source, N=run.N, D=run.D, **at))
-    yield from said
-    fitted_on = candidate.source.law.domain.architectures
-    if not KINSHIP[candidate.architecture] & set(fitted_on):
-        yield (
-            f"`{candidate.source.law.name}` is a law of {' and '.join(fitted_on)} models, not of "
-            f"{candidate.architecture} ones."
-        )
-    if candidate.architecture == "familial" and runs[0].G == 1:
-        yield "the whole fits on every device: a family is not needed."
-    elif candidate.architecture == "familial" and uneven(candidate, runs[0]):
-        yield (
-            "no branch law: every device is given the family's mean loss, as if its members were "
-            f"{', '.join(f'{share:.0%}' for share in even_members(runs[0].G))} of the whole."
-        )
-    if candidate.architecture == "sparse" and candidate.stored == candidate.active:
-        yield "`stored` and `active` are equal: a mixture of experts holds more than it uses."
+    def _option(self, way: str, runs: tuple[Run, ...], serves: tuple[int, ...]) -> Option:
+        candidate, notes = self.candidate, tuple(self._notes(runs))
+        option = Option(f"{candidate.name}, {way}", candidate, runs, serves, (), notes)
+        found = losses(option, self.situation, candidate.source.values)
+        return replace(option, losses=tuple(float(loss) for loss in found))
 
-
-def uneven(candidate: Candidate, run: Run) -> bool:
-    """Whether a family's mean loss is not that of its devices, and no branch law tells more."""
-    if candidate.branch is not None or run.G == 1:
-        return False
-    even = even_members(run.G)
-    return len(run.members) != run.G or not np.allclose(sorted(run.members), even, rtol=0.05)
-
-
-COMMON = 0.5  # share of the smaller table's rows that two fits of one study have in common
-MEANINGS = {"data": "data", "vocab_size": "vocabularies"}
+    def _notes(self, runs: tuple[Run, ...]) -> Iterator[str]:
+        candidate = self.candidate
+        said: dict[str, None] = {}
+        for run in runs:
+            at = _given(candidate, self.situation, run.G)
+            said |= dict.fromkeys(outside(candidate.source, N=run.N, D=run.D, **at))
+        yield from said
+        law, kind = candidate.source.law, candidate.architecture
+        if not KINSHIP[kind] & set(law.domain.architectures):
+            of = " and ".join(law.domain.architectures)
+            yield f"`{law.name}` is a law of {of} models, not of {kind} ones."
+        if kind == "familial" and runs[0].G == 1:
+            yield "the whole fits on every device: a family is not needed."
+        elif kind == "familial" and uneven(candidate, runs[0]):
+            yield (
+                "no branch law: every device is given the family's mean loss, as if its members "
+                f"were {', '.join(f'{share:.0%}' for share in even_members(runs[0].G))} of the "
+                "whole."
+            )
+        if kind == "sparse" and candidate.stored == candidate.active:
+            yield "`stored` and `active` are equal: a mixture of experts holds more than it uses."
 
 
 def groups_of(candidates: Sequence[Candidate]) -> tuple[list[list[Candidate]], list[str]]:
-    """Return candidates whose losses compare, together, and why others do not, in sentences."""
+    """Group the candidates whose losses compare, and say in sentences why others do not."""
     groups: list[list[Candidate]] = []
     reasons: list[str] = []
     for candidate in candidates:
         for group in groups:
-            reason = difference(group[0], candidate)
+            reason = _difference(group[0], candidate)
             if not reason:
                 group.append(candidate)
                 break
@@ -322,27 +313,25 @@ def groups_of(candidates: Sequence[Candidate]) -> tuple[list[list[Candidate]], l
     return groups, reasons if len(groups) > 1 else []
 
 
-def difference(first: Candidate, second: Candidate) -> str:
+def _difference(first: Candidate, second: Candidate) -> str:
     """Return why the losses of two candidates do not compare; empty if they do."""
-    known = [c.source for c in (first, second) if isinstance(c.source, PublishedFit)]
-    fits = [c.source for c in (first, second) if isinstance(c.source, Fit)]
+    sources = first.source, second.source
+    known = [source for source in sources if isinstance(source, PublishedFit)]
+    fits = [source for source in sources if isinstance(source, Fit)]
     if known and fits:
         return "one is fitted to runs, the coefficients of the other are given"
     if known:
-        one, other = (source.origin for source in known)
-        return (
-            "" if one == other else f"their coefficients are of {one or '?'} and of {other or '?'}"
-        )
-    return _of_fits(fits, first.facts, second.facts)
-
-
-def _of_fits(fits: Sequence[Fit], one: Facts | None, other: Facts | None) -> str:
+        a, b = (source.origin for source in known)
+        return "" if a == b else f"their coefficients are of {a or '?'} and of {b or '?'}"
     rows = [set(zip(f.data.loss.tolist(), f.data.columns["D"].tolist(), strict=True)) for f in fits]
     shared = len(rows[0] & rows[1]) >= COMMON * min(map(len, rows))
+    one, other = first.facts, second.facts
     if one is None or other is None:
         return "" if shared else "nothing is known of the data and the tokenizer of their runs"
-    losses = [_kind(facts, one.dense or other.dense) for facts in (one, other)]
-    if losses[0] != losses[1]:
+    names = [facts.loss.lower() for facts in (one, other)]
+    if one.dense or other.dense:  # where a run has one exit, its mean is its final loss
+        names = [re.sub(r"_(mean|final)$", "", name) for name in names]
+    if names[0] != names[1]:
         return f"one is of the loss {one.loss!r}, the other of {other.loss!r}"
     for name, meaning in MEANINGS.items():
         values = getattr(one, name), getattr(other, name)
@@ -351,9 +340,3 @@ def _of_fits(fits: Sequence[Fit], one: Facts | None, other: Facts | None) -> str
     if shared or all(getattr(f, name) for f in (one, other) for name in MEANINGS):
         return ""
     return "their files do not tell data and tokenizer (`data`, `vocab_size`), and hold other runs"
-
-
-def _kind(facts: Facts, dense: bool) -> str:
-    """A loss by name; where a run has one exit, its mean is its final loss."""
-    words = facts.loss.lower()
-    return re.sub(r"_(mean|final)$", "", words) if dense else words

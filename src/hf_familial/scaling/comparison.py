@@ -1,14 +1,13 @@
-"""Several laws on the same runs: how well each describes them and predicts larger ones."""
+"""Several laws on the same runs: how well each describes them, and predicts larger ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import optimize
 
 from ..errors import ScalingError
 from .data import RunTable
@@ -19,8 +18,24 @@ from .laws.law import Law
 from .results import FarResiduals, Fit, FitStatus, Objective
 
 
+# Difference of AICc up to which the worse law has substantial support: Burnham & Anderson 2004,
+# https://doi.org/10.1177/0049124104268644, section 2.6
+DECISIVE = 2.0
+APART = 0.2  # relative difference of gamma between variants worth a warning
+MANY = 12  # computes beyond which there are no budgets
+SHARES = (0.5, 0.65, 0.8, 0.9)  # of the runs fitted, where compute takes many values
+
+
 def log_likelihood(result: Fit) -> float:
-    """Of a fit, under the density that its objective belongs to."""
+    """Return the log likelihood of a fit, under the density that its objective belongs to.
+
+    That is `exp(-rho(r) / s^2) / Z(s)` with rho Huber's function: normal in the middle, with
+    exponential tails beyond `delta`. Its width s is chosen to make the likelihood largest.
+
+    Reference: Huber 1964, "Robust estimation of a location parameter".
+    """
+    from scipy import optimize
+
     settings, data = result.settings, result.data
     count = float(data.weight.sum())
     # an exact fit has no likeliest width: its residuals are rounding
@@ -42,7 +57,11 @@ def log_likelihood(result: Fit) -> float:
 
 
 def aicc(result: Fit) -> float:
-    """Return Akaike's criterion, corrected for few rows; the noise counts as a coefficient."""
+    """Return Akaike's criterion, corrected for few rows; the noise counts as a coefficient.
+
+    Checkpoints of one run are counted as if they were independent. Reference: Hurvich and Tsai
+    1989, "Regression and time series model selection in small samples".
+    """
     count, free = float(result.data.weight.sum()), len(result.free) + 1
     if count <= free + 1:
         return math.inf
@@ -50,28 +69,31 @@ def aicc(result: Fit) -> float:
     return 2 * free - 2 * log_likelihood(result) + correction
 
 
-# Difference of AICc up to which the worse law has substantial support: Burnham & Anderson 2004,
-# https://doi.org/10.1177/0049124104268644, section 2.6
-DECISIVE = 2.0
-APART = 0.2  # relative difference of gamma between variants worth a warning
-MANY = 12  # computes beyond which there are no budgets
-SHARES = (0.5, 0.65, 0.8, 0.9)  # of the runs fitted, where compute takes many values
-
-
 @dataclass(frozen=True)
 class Split:
-    """Laws fitted to the smaller computes and tried on the larger."""
+    """Laws fitted to the smaller computes and tried on the larger.
 
-    C: float
-    fitted: int
-    held_out: int
+    Attributes:
+        errors: By law, root mean square of the difference of log losses above `C`; `None` where the
+            law could not be fitted.
+        drift: By law, the mean of predicted minus measured log loss there; negative is too hopeful.
+    """
+
+    C: float  # largest compute fitted, in FLOPs
+    fitted: int  # rows at or below it
+    held_out: int  # rows above it
     errors: Mapping[str, float | None]
     drift: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One law in a comparison."""
+    """One law in a comparison; `refusal` says why it could not be fitted.
+
+    `weight` is its Akaike weight among the laws compared, `error` the root mean square of the
+    difference of log losses in sample, `held_out` the same on larger computes, over the splits
+    at which all laws could be fitted.
+    """
 
     law: str
     values: Mapping[str, float]
@@ -87,7 +109,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Laws side by side, the best in AICc first, those refused last.
+    """Laws side by side, the best in AICc first, those that could not be fitted last.
 
     Attributes:
         entries (`tuple[Entry, ...]`): The laws.
@@ -102,18 +124,11 @@ class Comparison:
     notes: tuple[str, ...]
 
     def __getitem__(self, law: str) -> Entry:
-        for entry in self.entries:
-            if entry.law == law:
-                return entry
-        raise KeyError(law)
+        return {entry.law: entry for entry in self.entries}[law]
 
     @property
     def best(self) -> str:
-        """The law of least held-out error; of least AICc where nothing could be held out.
-
-        Raises:
-            ScalingError: If every law was refused.
-        """
+        """The law of least held-out error; of least AICc where nothing could be held out."""
         if self.entries[0].refusal:
             raise ScalingError(f"every law was refused: {self.entries[0].refusal}")
         judged = [entry for entry in self.entries if entry.held_out is not None]
@@ -122,7 +137,7 @@ class Comparison:
         return min(judged, key=lambda entry: (entry.held_out, entry.aicc)).law
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; what is infinite becomes null."""
+        """Return the JSON form; what is infinite becomes null."""
         record = asdict(self)
         for entry in record["entries"]:
             for name in ("objective", "aicc", "error"):
@@ -141,17 +156,14 @@ def compare(
     """Fit several laws to the same runs.
 
     Dense, sparse and familial runs may stand in one table: a law reads the columns it knows of,
-    and one that cannot take every row is refused, since criteria compare on the same rows alone.
+    and one that cannot take every row is not fitted, since criteria compare on the same rows alone.
 
     Args:
         data: Runs, see `RunTable.read`. Computes are in the column `C`, or `6ND`.
         laws (`Sequence[str | Law]`): At least one.
-        objective (`str`, *optional*, defaults to `"log_huber"`): Of every fit.
-        delta (`float`, *optional*, defaults to 1e-3): Of every fit.
+        objective (`str`): Of every fit.
+        delta (`float`): Of every fit.
         settings: Further arguments of every `fit`.
-
-    Returns:
-        [`Comparison`].
 
     Raises:
         ScalingError: If there is no law, or one twice, or outliers are to be left out by a law's
@@ -172,68 +184,57 @@ def compare(
     settings = {"objective": objective, "delta": delta, **settings}
     found = {law.name: _try(law, rows, settings) for law in known}
     fits = {name: result for name, result in found.items() if isinstance(result, Fit)}
-    compute = _compute(rows)
-    splits = [] if compute is None or not fits else list(_rollout(rows, compute, fits, settings))
+    splits = list(_rollout(rows, fits, settings)) if fits else []
     scores = {name: aicc(result) for name, result in fits.items()}
     least = min(scores.values(), default=math.inf)
-    total = sum(math.exp(-0.5 * (score - least)) for score in scores.values())
+    likely = {name: math.exp(-0.5 * (score - least)) for name, score in scores.items()}
     entries = []
-    for law in known:
-        result = found[law.name]
-        if isinstance(result, Fit):
-            entries.append(
-                Entry(
-                    law.name,
-                    dict(result.values),
-                    len(result.free),
-                    result.objective,
-                    scores[law.name],
-                    math.exp(-0.5 * (scores[law.name] - least)) / total,
-                    _rms(result, rows),
-                    _held_out(law.name, splits),
-                    str(result.status),
-                )
-            )
-        else:
+    for name, result in found.items():
+        if isinstance(result, str):
             nothing = (math.inf, math.inf, 0.0, math.inf, None, "refused", result)
-            entries.append(Entry(law.name, {}, 0, *nothing))
+            entries.append(Entry(name, {}, 0, *nothing))
+            continue
+        off = _off(result, rows)
+        entries.append(
+            Entry(
+                name,
+                dict(result.values),
+                len(result.free),
+                result.objective,
+                scores[name],
+                likely[name] / sum(likely.values()),
+                math.sqrt(float(np.average(off**2, weights=rows.weight))),
+                _held_out(name, splits),
+                str(result.status),
+            )
+        )
     entries.sort(key=lambda entry: entry.aicc)
     ordered = Comparison(tuple(entries), tuple(splits), len(rows), ())
-    notes = tuple(_notes(ordered, fits, rows))
-    return Comparison(ordered.entries, ordered.splits, ordered.rows, notes)
+    return replace(ordered, notes=tuple(_notes(ordered, fits, rows)))
 
 
 def _try(law: Law, rows: RunTable, settings: Mapping[str, Any]) -> Fit | str:
-    """The fit, or why it was refused."""
+    """Return the fit, or why there is none."""
     try:
         return fit(law, rows, **settings)
-    except ScalingError as refusal:
-        return str(refusal)
-
-
-def _compute(rows: RunTable) -> np.ndarray | None:
-    if "C" in rows.columns:
-        return rows.columns["C"]
-    if {"N", "D"} <= set(rows.columns):
-        return 6 * rows.columns["N"] * rows.columns["D"]
-    return None
-
-
-def _cuts(compute: np.ndarray) -> list[float]:
-    """Largest computes to fit: two budgets and more, or some shares of the runs."""
-    groups = budgets(compute)
-    if len(groups) <= MANY:
-        return [float(compute[rows].max()) for rows in groups[1:-1] or groups[:-1]]
-    return [float(np.quantile(compute, share)) for share in SHARES]
+    except ScalingError as error:
+        return str(error)
 
 
 def _rollout(
-    rows: RunTable,
-    compute: np.ndarray,
-    fits: Mapping[str, Fit],
-    settings: Mapping[str, Any],
+    rows: RunTable, fits: Mapping[str, Fit], settings: Mapping[str, Any]
 ) -> Iterator[Split]:
-    for cut in _cuts(compute):
+    columns = rows.columns
+    if "C" not in columns and not {"N", "D"} <= set(columns):
+        return
+    compute = columns["C"] if "C" in columns else 6 * columns["N"] * columns["D"]
+    groups = budgets(compute)
+    # the largest computes to fit: two budgets and more, for one alone hardly tells the floor from
+    # the exponents; or some shares of the runs
+    cuts = [float(np.quantile(compute, share)) for share in SHARES]
+    if len(groups) <= MANY:
+        cuts = [float(compute[group].max()) for group in groups[1:-1] or groups[:-1]]
+    for cut in cuts:
         below = compute <= cut
         if not below.any() or below.all():
             continue
@@ -242,27 +243,22 @@ def _rollout(
         drift: dict[str, float | None] = {}
         for name, whole in fits.items():
             result = _try(whole.law, small, settings)
-            usable = isinstance(result, Fit) and result.status is not FitStatus.NOT_CONVERGED
             errors[name] = drift[name] = None
-            if usable:
-                off = _off(result, large)  # type: ignore[arg-type]
+            if isinstance(result, Fit) and result.status is not FitStatus.NOT_CONVERGED:
+                off = _off(result, large)
                 errors[name] = math.sqrt(float(np.average(off**2, weights=large.weight)))
                 drift[name] = float(np.average(off, weights=large.weight))
         yield Split(cut, len(small), len(large), errors, drift)
 
 
 def _off(result: Fit, rows: RunTable) -> np.ndarray:
-    """Predicted minus measured log loss, (rows,)."""
+    """Return predicted minus measured log loss, (rows,)."""
     columns = {name: rows.columns[name] for name in result.law.variable_names}
     return np.log(result.predict(**columns)) - np.log(rows.loss)
 
 
-def _rms(result: Fit, rows: RunTable) -> float:
-    return math.sqrt(float(np.average(_off(result, rows) ** 2, weights=rows.weight)))
-
-
 def _held_out(name: str, splits: Sequence[Split]) -> float | None:
-    """Over the splits at which all laws were fitted; each of their rows counts the same."""
+    """Pool the splits at which all laws were fitted; each of their rows counts the same."""
     fair = [split for split in splits if None not in split.errors.values()]
     if not fair:
         return None
@@ -299,7 +295,7 @@ def _notes(found: Comparison, fits: Mapping[str, Fit], rows: RunTable) -> Iterat
 
 
 def _gammas(found: Comparison, fits: Mapping[str, Fit]) -> Iterator[str]:
-    """The exponent of G means something else in each variant; the wrong one misreads it."""
+    """Yield a note where variants disagree on gamma, which means something else in each."""
     read = {
         name: result.values["gamma"]
         for name, result in fits.items()
@@ -310,18 +306,20 @@ def _gammas(found: Comparison, fits: Mapping[str, Fit]) -> Iterator[str]:
     low, high = min(read.values()), max(read.values())
     if high - low > APART * max(abs(low), abs(high)):
         shown = ", ".join(f"{value:.3f} by `{name}`" for name, value in read.items())
-        doubt = _doubt([entry for entry in found.entries if entry.law in read])
-        best = next(entry.law for entry in found.entries if entry.law in read)
-        verdict = (
-            f"these runs do not tell the variants apart: {doubt}"
-            if doubt
-            else f"these runs speak for `{best}`"
-        )
+        variants = [entry for entry in found.entries if entry.law in read]
+        doubt = _doubt(variants)
+        verdict = f"these runs speak for `{variants[0].law}`"
+        if doubt:
+            verdict = f"these runs do not tell the variants apart: {doubt}"
         yield f"gamma depends on the variant: {shown}. The wrong one biases it; {verdict}."
 
 
 def _doubt(variants: Sequence[Entry]) -> str:
-    """Return why the best law in AICc must not be taken for the true one; empty if it may."""
+    """Return why the best law in AICc must not be taken for the true one; empty if it may.
+
+    It must have converged, have the least error on larger computes too, and a clear distance in
+    AICc to the next (see `DECISIVE`).
+    """
     first, second = variants[:2]
     if first.status != FitStatus.CONVERGED:
         return f"the fit of `{first.law}`, the best in AICc, is {first.status.replace('_', ' ')}"

@@ -11,20 +11,11 @@ import numpy as np
 
 from ..errors import NoOptimumError, NotIdentifiedError, ScalingError, TooFewError
 from ._problem import Problem
-from ._search import Found, minimise
-from ._starts import grid, project, thinned
+from ._search import Found, grid, minimise, project, thinned
 from .data import RunTable, best_of_each, columns_of
 from .laws import get_law
 from .laws.law import LOSS, Law
-from .results import (
-    FarResiduals,
-    Fit,
-    FitStatus,
-    LargestLosses,
-    Objective,
-    Outliers,
-    Settings,
-)
+from .results import FarResiduals, Fit, FitStatus, LargestLosses, Objective, Outliers, Settings
 
 
 OBJECTIVES = ("log_huber", "huber", "mse")

@@ -32,21 +32,13 @@ OFF_CENTRE, DRIFTING, WIDE = 0.25, 0.25, 30.0  # of half the width, of it too, i
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """The line `log y = log coefficient + exponent log x`.
+    """The line `log y = log coefficient + exponent log x`."""
 
-    Attributes:
-        coefficient (`float`): y at x = 1.
-        exponent (`float`): Slope in logarithms.
-        exponent_error (`float`): Standard error of `exponent`, n - 2 degrees of freedom.
-        r2 (`float`): Share of the variance of log y it explains.
-        points (`int`): Pairs it was drawn through.
-    """
-
-    coefficient: float
-    exponent: float
-    exponent_error: float
-    r2: float
-    points: int
+    coefficient: float  # y at x = 1
+    exponent: float  # slope in logarithms
+    exponent_error: float  # standard error of `exponent`, n - 2 degrees of freedom
+    r2: float  # share of the variance of log y it explains
+    points: int  # pairs it was drawn through
 
     def __call__(self, x: ArrayLike) -> np.ndarray:
         """Return the value at `x`, of the same shape."""
@@ -85,25 +77,18 @@ class Curve:
     """The runs of one budget and where their loss is least.
 
     Attributes:
-        budget (`float`): Compute in FLOPs: the geometric mean over its runs.
-        rows (`tuple[int, ...]`): The runs, as rows of the arrays given.
-        N (`float`): Parameters at the minimum.
-        D (`float`): Training tokens at the minimum.
-        loss (`float`): Loss at the minimum, nats per token.
-        curvature (`float`): Second derivative of the scaled loss by log N there; positive.
-        offset (`float`): Where the minimum lies between the smallest run (-1), the geometric
-            middle of the sizes (0) and the largest (1).
-        span (`float`): Ratio of the largest size to the smallest.
+        offset: Where the minimum lies between the smallest run (-1), the geometric middle of the
+            sizes (0) and the largest (1).
     """
 
-    budget: float
-    rows: tuple[int, ...]
-    N: float
-    D: float
-    loss: float
-    curvature: float
+    budget: float  # compute in FLOPs: the geometric mean over its runs
+    rows: tuple[int, ...]  # the runs, as rows of the arrays given
+    N: float  # parameters at the minimum
+    D: float  # training tokens at the minimum
+    loss: float  # loss at the minimum, nats per token
+    curvature: float  # second derivative of the scaled loss by log N there; positive
     offset: float
-    span: float
+    span: float  # ratio of the largest size to the smallest
 
     @property
     def side(self) -> str:
@@ -181,8 +166,8 @@ def draw(
     _need(len(groups), MIN_BUDGETS, "budgets", "approach 2 needs {needed} budgets")
     curves = tuple(_curve(columns, rows, scale, outside) for rows in groups)
     flops = [curve.budget for curve in curves]
-    lines = (power_law(flops, [getattr(curve, name) for curve in curves]) for name in "ND")
-    return IsoFlop(2, *lines, curves, scale, tuple(_doubts(curves)))
+    N, D = (power_law(flops, [getattr(curve, name) for curve in curves]) for name in "ND")
+    return IsoFlop(2, N, D, curves, scale, tuple(_doubts(curves)))
 
 
 def budgets(C: np.ndarray, rtol: float = 0.05) -> list[np.ndarray]:
@@ -335,7 +320,8 @@ def envelope(
         f"{left_out / points:.0%} of the computes were left out: the smallest or the largest size "
         "trained that far leads there."
     )
-    return IsoFlop(1, *laws, (), "loss", (note,) if left_out > 0.5 * points else ())
+    notes = (note,) if left_out > 0.5 * points else ()
+    return IsoFlop(1, laws[0], laws[1], (), "loss", notes)
 
 
 def _columns(C: ArrayLike, N: ArrayLike, loss: ArrayLike, D: ArrayLike | None) -> dict:

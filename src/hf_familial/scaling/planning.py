@@ -1,4 +1,4 @@
-"""From a fit to a run: how large, how long, what loss, and how sure."""
+"""Plan a run: how large, how long, what loss, and how sure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ASKED: tuple[Literal["N", "D", "loss"], ...] = ("N", "D", "loss")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan has to keep to.
+    """Constraints of a plan.
 
     Attributes:
         memory (`float`): Bytes for the weights of the deployed member.
@@ -41,8 +41,7 @@ class Limits:
     inference_tokens: float = 0.0
 
     def __post_init__(self) -> None:
-        positive = ("memory", "bytes_per_parameter", "deployed", "tokens")
-        for name in positive:
+        for name in ("memory", "bytes_per_parameter", "deployed", "tokens"):
             if not getattr(self, name) > 0:
                 raise ScalingError(f"`{name}` must be positive, got {getattr(self, name)}.")
         for name in ("reserve", "inference_tokens"):
@@ -75,8 +74,7 @@ class Plan:
         exits (`tuple[Estimate, ...]`): Loss of every exit, shallowest first; empty without a
             branch law.
         members (`tuple[float, ...]`): Sizes of the members as shares of N.
-        simple (`Mapping[str, float]`): N, D and loss at C = 6ND without limits: what one plans if
-            heads, limits and service are forgotten.
+        simple (`Mapping[str, float]`): N, D and loss at C = 6ND without limits.
         closed_form (`bool`): Whether `simple` has a closed form.
         shift (`float`): `N / simple["N"]`.
         training_flops (`float`): FLOPs of training by the FLOP model.
@@ -110,7 +108,7 @@ class Plan:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, Estimate):
@@ -119,7 +117,7 @@ class Plan:
                 return {key: plain(item) for key, item in value.items()}
             return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
+        return plain(vars(self))
 
 
 def plan(
@@ -136,26 +134,22 @@ def plan(
     level: float = 0.95,
     **given: float,
 ) -> Plan:
-    """The best N and D for a budget, or the least budget for a loss.
+    """Find the best N and D for a budget, or the least budget for a loss.
 
     Args:
         fit ([`Fit`] or [`PublishedFit`]): A law of N and D, and of G if it is a familial one.
         C (`float`, *optional*): FLOPs. Give it or `loss`.
-        G (`int`, *optional*, defaults to 1): Exits.
+        G (`int`): Exits.
         loss (`float`, *optional*): Loss to reach with the least FLOPs, in nats per token.
-        head_flops (`bool`, *optional*, defaults to `True`): Count the exit heads, see
-            [`HeadFlops`]; N is then without embeddings and heads. `False` plans with C = 6ND, in
-            closed form where the law has one.
+        head_flops (`bool`): Count the exit heads, see [`HeadFlops`]; N is then without embeddings
+            and heads. `False` plans with C = 6ND, in closed form where the law has one.
         flops (`Callable`, *optional*): Another model of what a run costs, `flops(N, D, G)`.
         limits ([`Limits`], *optional*): Memory, tokens, inference demand.
         branch ([`Fit`] or [`PublishedFit`], *optional*): A branch law, for the loss of each exit.
         members (`Sequence[float]`, *optional*): Sizes of the members as shares of N; evenly spaced
             without it.
-        level (`float`, *optional*, defaults to 0.95): Confidence of the intervals.
+        level (`float`): Confidence of the intervals.
         given: The law's variables other than N, D and G.
-
-    Returns:
-        [`Plan`].
 
     Raises:
         ScalingError: If arguments are missing or out of range.
@@ -176,23 +170,30 @@ def plan(
     if len(sizes) != G:
         raise ScalingError(f"`members` must give {G} sizes, got {len(sizes)}.")
     training = flops or (HeadFlops() if head_flops else None)
-    task = _Task(Estimator(fit, level), G, training, limits or Limits(), given)
-    C = task.least_budget(float(loss)) if loss is not None else C
+    question = _Question(Estimator(fit, level), G, training, limits or Limits(), given)
+    C = question.least_budget(float(loss)) if loss is not None else C
     if C is None or not 0 < C < math.inf:
         raise ScalingError(f"`C` must be positive and finite, got {C}.")
-    N, D, reached = task.optimum(C)
-    simple = task.simple(C)
+    estimate, law, at = question.estimator, fit.law, question.given
+    N, D, reached = question.optimum(C)
+    simple = question.simple(C)
     exits: tuple[Estimate, ...] = ()
-    beyond = [*outside(fit, **task.given, N=N.value, D=D.value)]
+    beyond = [*outside(fit, **at, N=N.value, D=D.value)]
     if branch is not None:
         exits, more = _exits(branch, G, sizes, N.value, D.value, level)
         beyond += more
     beyond = list(dict.fromkeys(beyond))
     warn_of(beyond)
-    familial = "G" in fit.law.variable_names and G > 1
-    leverage = task.leverage(C, sizes) if familial else {}
+    leverage, granularity, with_heads = {}, None, None
+    if "G" in law.variable_names and G > 1:
+        leverage = {
+            "loss": estimate(loss_leverage(law, C, sizes, flops=training)),
+            "compute": estimate(compute_leverage(law, C, sizes, flops=training)),
+        }
+        granularity = estimate(granularity_compute(law, G, C))
+        with_heads = estimate(granularity_compute(law, G, C, training)) if training else None
     return Plan(
-        law=fit.law.name,
+        law=law.name,
         C=float(C),
         G=G,
         N=N,
@@ -201,20 +202,20 @@ def plan(
         exits=exits,
         members=sizes,
         simple=simple,
-        closed_form=powers(fit.law, fit.values, **task.given) is not None,
+        closed_form=powers(law, fit.values, **at) is not None,
         shift=N.value / simple["N"],
         training_flops=float((training or six_nd)(N.value, D.value, G)),
-        limits_hit=task.limits_hit(N.value, D.value),
-        granularity=task.granularity(C, G, None) if familial else None,
-        granularity_with_heads=task.granularity(C, G, training) if familial and training else None,
+        limits_hit=question.limits_hit(N.value, D.value),
+        granularity=granularity,
+        granularity_with_heads=with_heads,
         leverage=leverage,
         level=level,
-        notes=tuple(dict.fromkeys([*beyond, *task.unspent(C, N, D), *task.estimator.notes])),
+        notes=tuple(dict.fromkeys([*beyond, *question.unspent(C, N, D), *estimate.notes])),
     )
 
 
-class _Task:
-    """What is asked of a law: its variables, what a run costs, what it has to keep to."""
+class _Question:
+    """A planning question: the law's variables, the cost of a run, and the constraints."""
 
     def __init__(
         self,
@@ -224,7 +225,7 @@ class _Task:
         limits: Limits,
         given: Mapping[str, float],
     ) -> None:
-        self.estimator, self.training, self.limits = estimator, training, limits
+        self.estimator, self.limits = estimator, limits
         self.law, self.values = estimator.fit.law, estimator.fit.values
         reads_G = "G" in self.law.variable_names
         self.given: dict[str, Any] = {**given, "G": float(G)} if reads_G else dict(given)
@@ -234,82 +235,60 @@ class _Task:
             paid = LifetimeFlops(training or six_nd, limits.inference_tokens, limits.deployed)
         self.paid = paid if paid is None or reads_G else _with_exits(paid, G)
 
-    def optimum(self, C: float) -> tuple[Estimate, Estimate, Estimate]:
-        """N, D and the loss."""
-        best(self.law, self.values, C, self.paid, **self.edges, **self.given)  # or says why not
-        N, D, loss = (
-            self.estimator(optimal(self.law, C, of, self.paid, **self.edges, **self.given))
-            for of in ASKED
-        )
-        return N, D, loss
+    def optimum(self, C: float) -> tuple[Estimate, ...]:
+        """Return N, D and the loss."""
+        more = {**self.edges, **self.given}
+        best(self.law, self.values, C, self.paid, **more)  # raises where there is none
+        return tuple(self.estimator(optimal(self.law, C, of, self.paid, **more)) for of in ASKED)
 
     def simple(self, C: float) -> dict[str, float]:
-        """N, D and the loss at C = 6ND without limits."""
+        """Return N, D and the loss at C = 6ND without limits."""
         N, D = best(self.law, self.values, C, **self.given)
         loss = self.law.predict(self.values, **self.given, N=N, D=D)
         return {"N": float(N), "D": float(D), "loss": float(loss)}
 
-    def leverage(self, C: float, members: tuple[float, ...]) -> dict[str, Estimate]:
-        """Efficiency Leverage both ways, of training alone."""
-        makers = {"loss": loss_leverage, "compute": compute_leverage}
-        return {
-            name: self.estimator(maker(self.law, C, members, flops=self.training))
-            for name, maker in makers.items()
-        }
-
-    def granularity(self, C: float, G: int, flops: Flops | None) -> Estimate:
-        """What G exits cost as a factor of compute."""
-        return self.estimator(granularity_compute(self.law, G, C, flops))
-
     def limits_hit(self, N: float, D: float) -> tuple[str, ...]:
-        """The limits at which N or D stands."""
+        """Return the limits that hold N or D."""
         pairs = {"memory": (N, self.limits.max_N), "tokens": (D, self.limits.tokens)}
         return tuple(name for name, (at, edge) in pairs.items() if at >= edge * (1 - NEAR))
 
     def unspent(self, C: float, N: Estimate, D: Estimate) -> Iterator[str]:
-        """That the limits leave some of the budget, if they do."""
+        """Yield a note if the limits leave some of the budget."""
         spent = float((self.paid or six_nd)(N.value, D.value, self.given.get("G", 1)))
         if spent < C * (1 - NEAR):
             yield f"{1 - spent / C:.0%} of the budget is not spent: memory and tokens hold the run."
 
     def least_budget(self, loss: float) -> float:
-        """FLOPs of the optimum that has a loss."""
+        """Return the FLOPs of the optimum that has a loss."""
+        N, D = min(self.limits.max_N, BOUNDLESS), min(self.limits.tokens, BOUNDLESS)
+        floor = float(self.law.predict(self.values, **self.given, N=N, D=D))
         more = {**self.edges, **self.given}
         try:
             C = float(compute_for(self.law, self.values, loss, (), self.paid, **more))
         except NoMinimumError:
             # budgets without end are tried for a loss that none has
-            if loss > self.floor():
+            if loss > floor:
                 raise
             C = math.inf
         if math.isinf(C):
             within = " within the limits" if any(map(math.isfinite, self.edges.values())) else ""
             known = f", E is {self.values['E']:.4g}" if "E" in self.values else ""
             raise ScalingError(
-                f"no budget reaches a loss of {loss}{within}: the law leaves "
-                f"{self.floor():.4g} at any size{known}."
+                f"no budget reaches a loss of {loss}{within}: the law leaves {floor:.4g} at any "
+                f"size{known}."
             )
         return C
 
-    def floor(self) -> float:
-        """The loss of a run of all parameters and tokens that the limits allow."""
-        N, D = min(self.limits.max_N, BOUNDLESS), min(self.limits.tokens, BOUNDLESS)
-        return float(self.law.predict(self.values, **self.given, N=N, D=D))
-
 
 def _with_exits(flops: Flops, G: int) -> Flops:
-    """The cost of G exits for a law that knows nothing of them."""
-
-    def cost(N: Any, D: Any, _: Any) -> Any:
-        return flops(N, D, G)
-
-    return cost
+    """Return the cost of G exits for a law that knows nothing of them."""
+    return lambda N, D, _: flops(N, D, G)
 
 
 def _exits(
     branch: Source, G: int, members: Sequence[float], N: float, D: float, level: float
 ) -> tuple[tuple[Estimate, ...], list[str]]:
-    """Loss of every exit under a branch law, and where it leaves the law's domain."""
+    """Return the loss of every exit under a branch law, and where it leaves the law's domain."""
     if not {"U", "V"} <= set(branch.law.variable_names):
         raise ScalingError(
             f"`branch` must be a law of `U` and `V` such as `branch`, got `{branch.law.name}`."

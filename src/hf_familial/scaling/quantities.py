@@ -102,10 +102,7 @@ def loss_at(law: Law, **variables: float) -> DerivedQuantity:
     """Return the loss that a law predicts at all its variables, in the unit of its target."""
     where = ", ".join(f"{name}={value:.4g}" for name, value in variables.items())
     return DerivedQuantity(
-        f"loss at {where}",
-        lambda values: law.predict(values, **variables),
-        "log",
-        law.target.unit,
+        f"loss at {where}", lambda values: law.predict(values, **variables), "log", law.target.unit
     )
 
 

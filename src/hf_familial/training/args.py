@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from ..models.familial import Distillation
-from ..models.familial.config_checks import check_choice
+from ..models.familial.configuration_familial import check_choice
 from .schedules import SCHEDULES, SCHEMES, ExitSchedule, exit_weights
 
 

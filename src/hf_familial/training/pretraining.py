@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ..models.familial import FamilialForCausalLM
-from ..models.familial.config_checks import check_choice
+from ..models.familial.configuration_familial import check_choice
 from .args import FamilialTrainingArguments, argument
 from .data import DataArguments, PackedData
 from .trainer import FamilialTrainer

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..models.familial.config_checks import check_choice
+from ..models.familial.configuration_familial import check_choice
 
 
 # Weight of an exit before normalisation, from its depth in layers.

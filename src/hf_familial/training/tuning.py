@@ -63,7 +63,7 @@ def lora_targets(model: FamilialForCausalLM) -> str | list[str]:
 
     model_type = model.config.text_config.model_type
     if model_type not in DEFAULTS:
-        layers = model.model.members.layers
+        layers = model.model.decoder.layers
         linear = {n.split(".")[-1] for n, m in layers.named_modules() if isinstance(m, nn.Linear)}
         raise ValueError(
             f"peft has no default targets for a `{model_type}`: choose `target_modules` among the "

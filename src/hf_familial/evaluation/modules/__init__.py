@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ...models.familial.config_checks import check_choice
+from ...models.familial.configuration_familial import check_choice
 
 
 def metric_path(name: str) -> str:
-    """Where the package keeps a module of the `evaluate` library.
+    """Return the path of one of the package's modules for the `evaluate` library.
 
     Args:
         name (`str`): `"exit_agreement"`, `"expected_calibration_error"` or `"exit_quality"`.

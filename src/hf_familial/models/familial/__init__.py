@@ -7,14 +7,12 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .configuration_familial import FamilialConfig, evenly_spaced_exits
-from .linear_loss import Distillation
-from .modeling_base import FamilialModel, FamilialPreTrainedModel
-from .modeling_familial import FamilialForCausalLM
-from .outputs import FamilialCausalLMOutput, FamilialModelOutput
+from .losses import Distillation
+from .modeling_base import FamilialModel, FamilialModelOutput, FamilialPreTrainedModel
+from .modeling_familial import FamilialCausalLMOutput, FamilialForCausalLM
 from .relay import RelayOutput, RelayStats, relay_decode
 from .relay_cache import RelayCache
-from .relay_policies import FixedExit, RelayPolicy
-from .speculation import SpeculativeRelay
+from .relay_policies import FixedExit, RelayPolicy, SpeculativeRelay
 
 
 AutoConfig.register(FamilialConfig.model_type, FamilialConfig)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from numbers import Integral
 from typing import Any, ClassVar
 
 from transformers import AutoConfig
@@ -16,8 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 from transformers.utils.versions import require_version
 
-from .config_checks import MAX_LAYERS, check_choice, check_exits, check_layers, is_int, plain
-from .families import REFUSED, ROWS, refusal
+from .backbones import HOSTS, UNSUPPORTED, unsupported_backbone
 
 
 try:
@@ -31,9 +31,9 @@ logger = logging.get_logger(__name__)
 # count the embedding, and `DummyLayer`, of this version on.
 TRANSFORMERS = "5.23"
 
-
-EXIT_NORMS = ("own", "shared")
-EXIT_HEADS = ("shared", "own")
+# The most layers, private ones counted: a config may come from anywhere, and building it takes time
+# for every layer. The deepest decoders of transformers have some 130.
+MAX_LAYERS = 4096
 
 # What a process without this package needs to load a checkpoint with `trust_remote_code=True`.
 AUTO_MAP = {
@@ -44,17 +44,7 @@ AUTO_MAP = {
 
 
 def evenly_spaced_exits(num_hidden_layers: int, num_exits: int) -> list[int]:
-    """Place `num_exits` exits at equal distances, the last one at the full depth.
-
-    Args:
-        num_hidden_layers (`int`): Depth of the backbone, in layers.
-        num_exits (`int`): Granularity G, the deepest exit counted.
-
-    Returns:
-        `list[int]`: Strictly increasing depths that end at `num_hidden_layers`.
-
-    Raises:
-        ValueError: If `num_exits` is not between 1 and `num_hidden_layers`.
+    """Return the depths of `num_exits` exits at equal distances, the last one at the full depth.
 
     Example:
         >>> evenly_spaced_exits(28, 4)
@@ -68,6 +58,46 @@ def evenly_spaced_exits(num_hidden_layers: int, num_exits: int) -> list[int]:
             f"got {num_exits}."
         )
     return [round(num_hidden_layers * (k + 1) / num_exits) for k in range(num_exits)]
+
+
+def is_int(value: object) -> bool:
+    """Return whether a value is an integer, which a boolean is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise `ValueError`, with the nearest name, if an option is none of the `choices`."""
+    known = list(choices)
+    if value not in known:
+        close = get_close_matches(str(value).lower(), known, 2)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        several = ", ".join(known[:12]) + (" or another" if len(known) > 12 else "")
+        raise ValueError(f"`{name}` must be one of {several}, got {value!r}.{hint}")
+
+
+def check_exits(exits: Sequence[int], num_hidden_layers: int) -> None:
+    """Raise `ValueError` unless depths are integers that increase from 1 up to the full depth."""
+    right = (
+        f"strictly increasing depths from 1 up, ending at `num_hidden_layers` ({num_hidden_layers})"
+    )
+    if not exits:
+        raise ValueError(f"`exits` must be {right}, got none.")
+    wrong = [depth for depth in exits if not is_int(depth)]
+    if wrong:
+        raise ValueError(f"`exits` must be integers, {right}, got {wrong[0]!r} in {list(exits)}.")
+    increasing = all(a < b for a, b in zip(exits, exits[1:], strict=False))
+    if exits[0] < 1 or not increasing or exits[-1] != num_hidden_layers:
+        raise ValueError(f"`exits` must be {right}, got {list(exits)}.")
+
+
+def check_layers(text_config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a backbone has too many layers, before anything counts them."""
+    kind: Any = CONFIG_MAPPING[text_config["model_type"]]
+    name = kind.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    for field in {name, "num_hidden_layers"}:
+        count = text_config.get(field, 0)
+        if is_int(count) and count > MAX_LAYERS:
+            raise ValueError(f"`{field}` must be {MAX_LAYERS} at most, got {count}.")
 
 
 def _of_text_config(name: str) -> property:
@@ -107,20 +137,16 @@ class FamilialConfig(PreTrainedConfig):
             Config of the backbone. A dict must hold `model_type`.
         exits (`list[int]`, *optional*):
             Depth of every exit: the number of backbone layers run before it. Strictly increasing,
-            the last one equal to `num_hidden_layers`. Defaults to 4 evenly spaced exits (or one per
-            layer in a backbone of fewer than 4 layers). `exits=[num_hidden_layers]` is the dense
-            model.
+            the last one equal to `num_hidden_layers`. Defaults to 4 evenly spaced exits, or fewer
+            in a backbone of fewer layers. `exits=[num_hidden_layers]` is the dense model.
         num_exit_layers (`int`, *optional*, defaults to 0):
             Number of private decoder layers of each early exit, run between its tap and its norm.
         exit_norm (`str`, *optional*, defaults to `"own"`):
-            `"own"`: every early exit has its own norm. `"shared"`: it uses the backbone's final
-            norm.
+            `"own"`: early exits have norms of their own; `"shared"`: the backbone's final norm.
         exit_head (`str`, *optional*, defaults to `"shared"`):
-            `"shared"`: every exit uses `lm_head`. `"own"`: every early exit has its own output
-            head.
+            `"shared"`: every exit uses `lm_head`; `"own"`: early exits have heads of their own.
         default_exit (`int`, *optional*, defaults to -1):
-            Exit that `forward` and `generate` use when `exit_idx` is not given; an index into
-            `exits`.
+            Index of the exit that `forward` and `generate` use when `exit_idx` is not given.
         tie_word_embeddings (`bool`, *optional*):
             Whether `lm_head` is the input embedding, in a host that can tie the two. Defaults to
             what `text_config` says. Own heads of early exits are never tied.
@@ -145,12 +171,9 @@ class FamilialConfig(PreTrainedConfig):
         sub_configs_defaults: ClassVar[dict[str, Any]] = {
             "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
         }
-    keys_to_ignore_at_inference: ClassVar[list[str]] = [
-        "past_key_values",
-        "exit_losses",
-        "exit_logits",
-        "exit_hidden_states",
-    ]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = (
+        "past_key_values exit_losses exit_logits exit_hidden_states".split()
+    )
 
     # never `None` once made: `__post_init__` fills both in
     text_config: PreTrainedConfig = None
@@ -222,8 +245,9 @@ class FamilialConfig(PreTrainedConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # numbers of numpy or torch become Python's, which JSON can hold
-        value = [plain(item) for item in value] if isinstance(value, list) else plain(value)
-        super().__setattr__(name, value)
+        if isinstance(value, list):
+            value = [item.tolist() if hasattr(item, "tolist") else item for item in value]
+        super().__setattr__(name, value.tolist() if hasattr(value, "tolist") else value)
 
     def check(self) -> None:
         """Check every field; the models call this again, for a config changed since it was made."""
@@ -242,15 +266,13 @@ class FamilialConfig(PreTrainedConfig):
                 f"a family has {MAX_LAYERS} layers at most, got {depth} and "
                 f"{private} private ones: choose fewer exits or a smaller `num_exit_layers`."
             )
-        check_choice("exit_norm", self.exit_norm, EXIT_NORMS)
-        check_choice("exit_head", self.exit_head, EXIT_HEADS)
-        if (
-            not is_int(self.default_exit)
-            or not -self.num_exits <= self.default_exit < self.num_exits
-        ):
+        check_choice("exit_norm", self.exit_norm, ("own", "shared"))
+        check_choice("exit_head", self.exit_head, ("shared", "own"))
+        count, default = self.num_exits, self.default_exit
+        if not is_int(default) or not -count <= default < count:
             raise ValueError(
-                f"`default_exit` must be between {-self.num_exits} and {self.num_exits - 1} for "
-                f"{self.num_exits} exits, got {self.default_exit}."
+                f"`default_exit` must be between {-count} and {count - 1} for {count} exits, got "
+                f"{default}."
             )
 
     def _check_text_config(self) -> None:
@@ -267,15 +289,15 @@ class FamilialConfig(PreTrainedConfig):
                 f"its language model (`{inner}`) as `text_config`."
             )
         kind = text_config.model_type
-        if kind in REFUSED:
-            raise refusal(kind, REFUSED[kind])
+        if kind in UNSUPPORTED:
+            raise unsupported_backbone(kind, UNSUPPORTED[kind])
         # a stranger may be a decoder; of its own types the host says which are
         known = kind in CONFIG_MAPPING_NAMES and not kind.endswith("_text")
         encoder = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
             getattr(text_config, "is_decoder", True) is False
         )
-        if known and encoder and kind not in ROWS:
-            raise refusal(kind, "it is not a decoder-only language model")
+        if known and encoder and kind not in HOSTS:
+            raise unsupported_backbone(kind, "it is not a decoder-only language model")
 
     @property
     def num_exits(self) -> int:
@@ -283,13 +305,7 @@ class FamilialConfig(PreTrainedConfig):
         return len(self.exits)
 
     def resolve_exit(self, exit_idx: int | None = None) -> int:
-        """Turn an exit index, possibly negative or missing, into one between 0 and G - 1.
-
-        Args:
-            exit_idx (`int`, *optional*): Index into `exits`; `None` means `default_exit`.
-
-        Returns:
-            `int`: The same exit, counted from the shallowest.
+        """Return an exit index, which may be negative or `None`, as one from 0 to G - 1.
 
         Raises:
             IndexError: If there is no such exit.
@@ -341,9 +357,7 @@ def check_model_type(model_type: object) -> None:
         raise ValueError(f"`model_type` {model_type!r} is unknown to transformers; {near}")
 
 
-# --- the seam -------------------------------------------------------------------------------------
-# A family runs from its own files alone. Where the package is installed, it adds what the classes
-# below list. This is the only place that looks for it.
+# --- the seam: a family runs from its own files alone; the package, if installed, adds more -------
 
 PACKAGE = "hf_familial"
 SEAM = 1  # raised with every change of a signature in `Extension` or `Accelerator`
@@ -352,9 +366,8 @@ SEAM = 1  # raised with every change of a signature in `Extension` or `Accelerat
 class Accelerator:
     """Faster ways to decode with one model. This one, used without the package, has none.
 
-    A model asks for its accelerator at its first relay and keeps it. Copies and pickles of the
-    model start with none. Every method may return what it was given, and must return something
-    that computes the same.
+    A model asks for its accelerator at its first relay and keeps it; its copies and pickles start
+    with none. What a method returns must compute what it was given.
     """
 
     def cache(self, cache: Any) -> Any:
@@ -373,11 +386,7 @@ class Accelerator:
         """
 
     def decoder(self, decoder: Any) -> Any:
-        """Return a decoder around the one that a policy built.
-
-        The result may choose other draft lengths, drafts of fewer bits, lengths for each row or
-        another source of noise: it has the given decoder's parts to do so.
-        """
+        """Return a decoder around a policy's, of whose parts it may make other use."""
         return decoder
 
 

@@ -1,4 +1,4 @@
-"""Generation as the host does it, at the exit asked for."""
+"""The host's generation at the exit asked for."""
 
 from __future__ import annotations
 
@@ -10,49 +10,13 @@ from transformers import GenerationMixin
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from transformers.generation import GenerationMode
 
-from .contract import host_class, refusal
-from .families import ROWS, Row
+from .backbones import host_class
 from .relay import check_arguments, check_healing, guided_at, relay_decode
-
-
-# Hooks of the host that a family runs (`prepare_inputs_for_generation`) or does not need.
-KNOWN_HOOKS = frozenset(
-    {
-        "prepare_inputs_for_generation",
-        # the backbone makes its masks itself, for the slots of the member that runs (`own_mask`)
-        "create_masks_for_generate",
-    }
-)
-
-
-def check_hooks(text_config: Any) -> None:
-    """Refuse a host that generates in a way of its own.
-
-    Args:
-        text_config (`PreTrainedConfig`): Config of the backbone.
-
-    Raises:
-        ValueError: If its class overrides a method of `GenerationMixin` that no family calls.
-    """
-    host = host_class(text_config)
-    own = [
-        name
-        for base in GenerationMixin.__mro__
-        for name in vars(base)
-        if callable(getattr(base, name)) and not name.startswith("__")
-        if name not in KNOWN_HOOKS and _function(host, name) is not _function(base, name)
-    ]
-    if own and issubclass(host, GenerationMixin):
-        raise refusal(text_config.model_type, f"its causal LM overrides `{own[0]}`")
-
-
-def _function(owner: Any, name: str) -> Any:
-    method = getattr(owner, name, None)
-    return getattr(method, "__func__", method)
+from .segments import hide_unused
 
 
 class FamilialGenerationMixin(GenerationMixin):
-    """The host's generation for a family: its hooks, and `exit_idx` wherever it can be given."""
+    """The host's generation: its own hooks, and `exit_idx` wherever it can be given."""
 
     _batched_exit: int | None = None  # the one that continuous batching was started with
 
@@ -65,7 +29,7 @@ class FamilialGenerationMixin(GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in the host: by its own class's method, where it has one."""
+        """Prepare inputs as the host's own class does, where it does."""
         given = {
             "next_sequence_length": next_sequence_length,
             "past_key_values": past_key_values,
@@ -86,7 +50,7 @@ class FamilialGenerationMixin(GenerationMixin):
         self, *, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor | None:
         """Leave the mask as it is: only the member that runs knows the lengths of its own slots."""
-        if not ROWS.get(self.config.text_config.model_type, Row()).own_mask:
+        if not self.model.spec.host.own_mask:
             return attention_mask
         make = host_class(self.config.text_config).create_masks_for_generate
         return make(_as_host(self), attention_mask=attention_mask, **kwargs)
@@ -95,11 +59,11 @@ class FamilialGenerationMixin(GenerationMixin):
         self, generation_config: Any, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
         config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        # a config that holds `exit_idx` as an entry of its own also takes that of the caller
+        # a config that has `exit_idx` also takes that of the caller
         if getattr(config, "exit_idx", None) is not None:
             model_kwargs.setdefault("exit_idx", config.exit_idx)
         # without a cache, each step must run the whole text, whatever is asked for
-        config.use_cache = config.use_cache and bool(self.model.contract.cache)
+        config.use_cache = config.use_cache and bool(self.model.spec.cache)
         exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
         check_healing(self.config, config, exit_idx)
         return config, model_kwargs
@@ -109,15 +73,15 @@ class FamilialGenerationMixin(GenerationMixin):
         # not count; one that the first forward makes it does not ask
         layers = DynamicCache(config=self.config.text_config).layers
         counts = any(isinstance(layer, CacheLayerMixin) for layer in layers)
-        return counts and bool(self.model.contract.cache)
+        return counts and bool(self.model.spec.cache)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        if generation_config.use_cache and not self.model.contract.cache:
+        if generation_config.use_cache and not self.model.spec.cache:
             raise ValueError(  # the host switches it on for these
-                f"`{self.config.text_config.model_type}` has no cache of transformers' kinds, and "
-                "without one a text cannot go on from `inputs_embeds`: give `input_ids`."
+                f"`{self.config.text_config.model_type}` has no cache of transformers' kinds, so a "
+                "text cannot go on from `inputs_embeds`: give `input_ids`."
             )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
@@ -126,7 +90,8 @@ class FamilialGenerationMixin(GenerationMixin):
             GenerationMode.ASSISTED_GENERATION in (mode, *args) or generation_config.is_assistant
         ):
             exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
-            self.model.members.show_only(cache, exit_idx)
+            self.model.members.grow(cache, (exit_idx,))
+            hide_unused(cache, self.model.members.slots(exit_idx))
             if generation_config.is_assistant:
                 cache.activate_past_recording()  # of the slots added here too
 
@@ -152,7 +117,8 @@ class FamilialGenerationMixin(GenerationMixin):
         if getattr(custom_generate, "func", custom_generate) is not relay_decode:
             return super()._extract_generation_mode_kwargs(custom_generate, kwargs, *given)
         hook = "prepare_inputs_for_generation"
-        if _function(self, hook) is not getattr(FamilialGenerationMixin, hook):
+        method = getattr(self, hook)
+        if getattr(method, "__func__", method) is not getattr(FamilialGenerationMixin, hook):
             raise ValueError(
                 f"a relay does not call `{hook}`, which is replaced here, as peft does for a "
                 "prompt that it has learned: call `generate(exit_idx=...)` without a relay."
@@ -169,11 +135,7 @@ class FamilialGenerationMixin(GenerationMixin):
         return processors if exit_idx is None else guided_at(processors, self, exit_idx)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the host, at `config.default_exit`.
-
-        Raises:
-            ValueError: If `exit_idx` names another exit, or a relay is asked for.
-        """
+        """Generate as the host does, at `config.default_exit`; raise for another or a relay."""
         if kwargs.pop("relay", None) is not None:
             raise ValueError("continuous batching cannot relay: call `relay_generate`.")
         self._check_batched(kwargs.pop("exit_idx", None))
@@ -182,12 +144,7 @@ class FamilialGenerationMixin(GenerationMixin):
     def init_continuous_batching(
         self, generation_config: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in the host, at `config.default_exit`.
-
-        Raises:
-            ValueError: If the generation config names another exit, or a manager is kept that ran
-                another one.
-        """
+        """Start as the host does, at `config.default_exit`; raise for what runs another exit."""
         config = self.generation_config if generation_config is None else generation_config
         self._check_batched(getattr(config, "exit_idx", None))
         exit_idx = self.config.resolve_exit()
@@ -202,7 +159,6 @@ class FamilialGenerationMixin(GenerationMixin):
         return super().init_continuous_batching(generation_config, *args, **kwargs)
 
     def _check_batched(self, exit_idx: int | None) -> None:
-        """Refuse an exit that the host's batches would not run."""
         if self.config.resolve_exit(exit_idx) != self.config.resolve_exit():
             raise ValueError(
                 "continuous batching runs all requests at `config.default_exit` "
@@ -212,10 +168,7 @@ class FamilialGenerationMixin(GenerationMixin):
 
 
 def _as_host(family: Any) -> Any:
-    """Return the family as an object of the host's class, for the host's own methods.
-
-    It is a view, made anew each time, that shares everything but has the host's config.
-    """
+    """Return a view of the family as an object of the host's class, for the host's own methods."""
     view = object.__new__(host_class(family.config.text_config))
     view.__dict__.update(family.__dict__)
     view.__dict__["config"] = family.config.text_config

@@ -1,76 +1,58 @@
-"""The multi-exit loss: one token-correct cross entropy per exit, and their weighted mean."""
+"""The multi-exit loss: one token-correct cross entropy per exit, and their weighted mean.
+
+Exits are read straight from their hidden states. Logits exist a chunk of rows at a time, and the
+forward pass computes the gradients as well.
+"""
 
 from __future__ import annotations
 
-import inspect
-import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.loss.loss_utils import ForCausalLMLoss
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from .backbones import LogitTransform
 from .configuration_familial import extension
-from .linear_loss import Distillation, linear_cross_entropy
 
 
 IGNORE_INDEX = -100
 
+# logits made at once, rows times vocabulary: a CPU wants them in its caches, a GPU wants more
+CPU_CHUNK, ACCELERATOR_CHUNK = 2**23, 2**27
+MIN_ROWS, MAX_ROWS = 128, 4096
+
 
 @dataclass(frozen=True)
-class Reading:
-    """What an exit predicts from: logits that exist already, or what it takes to make them.
+class Distillation:
+    """Self-distillation: early exits also learn the deepest exit's distribution.
 
-    Attributes:
-        hidden_states (`torch.Tensor` of shape `(batch, seq, hidden)`): After the exit's norm.
-        head (`nn.Module`): Its output head.
-        make_logits (`Callable`): Gives its logits, shape `(batch, seq, vocab)`.
-        wanted (`bool`): Whether the caller wants the logits as well, so that they exist anyway.
+    Adds `weight * temperature**2 * KL(deepest || exit)` to each early exit's loss, summed over the
+    same tokens; the deepest exit gets no gradient from it. `temperature` divides both logits.
+
+    Reference: Hinton et al., arXiv:1503.02531; between exits: Zhang et al., arXiv:1905.08094.
     """
+
+    weight: float
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class ExitStates:
+    """The normed states that an exit predicts from, and its logits if they are made anyway."""
 
     hidden_states: torch.Tensor
     head: nn.Module
-    make_logits: Callable[[], torch.Tensor]
-    wanted: bool
+    logits: torch.Tensor | None
 
     @property
     def linear(self) -> bool:
         """`bool`: Whether the head can be read in chunks."""
         if _is_plain(self.head):
             return True
-        sharded = isinstance(self.head, nn.Linear)
-        return sharded and _gather([self.head], lambda: None) is not None
-
-
-def _gather(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Return `read` as a call in which all heads are whole; `None` if one cannot be gathered."""
-    gathered: Callable[..., Any] | None = read
-    for head in dict.fromkeys(heads):
-        if gathered is not None and not _is_plain(head):
-            gathered = _extension_of_heads().gathered(head, gathered)
-    return gathered
-
-
-@torch.compiler.disable
-def _extension_of_heads() -> Any:
-    return extension()
-
-
-# the loss as one operator that a compiler can trace, where the package has one
-_traceable_loss: Any = None
-
-
-@torch.compiler.assume_constant_result
-def _has_traceable_loss() -> bool:
-    """Look for it at the time of tracing: a compiler cannot enter the import."""
-    global _traceable_loss
-    _traceable_loss = extension().compiled_loss()
-    return _traceable_loss is not None
+        return isinstance(self.head, nn.Linear) and _gathered([self.head], len) is not None
 
 
 def _is_plain(head: Any) -> bool:
@@ -83,79 +65,119 @@ def _is_plain(head: Any) -> bool:
     return whole and not head._forward_hooks and not head._forward_pre_hooks
 
 
+def _gathered(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return `read` as a call in which all heads are whole; `None` if one cannot be gathered."""
+    for head in dict.fromkeys(heads):
+        gathered = read if _is_plain(head) else _extension().gathered(head, read)
+        if gathered is None:
+            return None
+        read = gathered
+    return read
+
+
+_extension = torch.compiler.disable(extension)
+
+_traceable_loss: Any = None  # one operator that a compiler can trace, if the package is there
+
+
+@torch.compiler.assume_constant_result
+def _has_traceable_loss() -> bool:
+    """Look for the operator while tracing: a compiler cannot enter the import."""
+    global _traceable_loss
+    _traceable_loss = extension().compiled_loss()
+    return _traceable_loss is not None
+
+
 def multi_exit_loss(
-    readings: Mapping[int, Reading],
-    ops: tuple[tuple[str, float], ...],
+    exits: Mapping[int, ExitStates],
+    transform: LogitTransform,
     loss_function: Callable[..., torch.Tensor],
     labels: torch.Tensor,
     exit_weights: Sequence[float] | None = None,
     distillation: Distillation | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy of every exit, each over the same tokens and the same denominator.
+    """Compute the cross entropy of every exit, each over the same tokens and denominator.
 
     Without `exit_weights` the loss is their mean, weights 1/G (arXiv:2512.23407). Exits whose
-    logits nobody wants are read in chunks (`linear_loss.py`), the others by the host's loss.
+    logits nobody wants are read in chunks, the others by the host's loss.
+
+    Memory, with T target rows, width H, vocabulary V and R rows in a chunk (`chunk_rows`). Logits
+    of G exits would take 4 * G * T * V bytes, and their gradient as much again. Instead:
+
+    | alive | from, to | bytes |
+    |---|---|---|
+    | logits and slope of one chunk of one exit | the chunk's turn | 4 to 8 * R * V |
+    | gradient of each exit's states | this call, `backward` | 2 or 4 * G * T * H |
+    | gradient of each head, float32, one where it is shared | this call, `backward` | 4 * V * H |
+
+    Only the second row grows with G. Gradients:
+
+    | of | reach the weights |
+    |---|---|
+    | the loss of an early exit | its head, norm and private layers; the backbone below its tap |
+    | the loss of the deepest exit | `lm_head`, the final norm, the whole backbone |
+    | distillation | as the loss of the early exit; the deepest exit is a constant in it |
+    | `aux_loss` | the routers that ran, weighted by the host's coefficient |
 
     Args:
-        readings (`Mapping[int, Reading]`): By index of the exit, shallowest first.
-        ops (`tuple[tuple[str, float], ...]`): What the host does around its head, see `logit_ops`.
-        loss_function (`Callable`): The host's causal-LM loss.
+        exits (`Mapping[int, ExitStates]`): By index of the exit, shallowest first.
+        transform, loss_function: Of the host's causal LM.
         labels (`torch.Tensor` of shape `(batch, seq)`): Token ids, -100 where there is no target;
             shifted here unless `shift_labels` is among `kwargs`.
-        exit_weights (`Sequence[float]`, *optional*): Weight of each exit's loss in the sum.
-        distillation ([`Distillation`], *optional*): What the deepest exit teaches the others.
+        exit_weights, distillation: As in [`FamilialForCausalLM.forward`].
         **kwargs: For the loss function: `num_items_in_batch`, the number of targets over all
             accumulated batches, `shift_labels`, `ignore_index`.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The loss, of shape `()`, and the loss of every exit, of
-        shape `(len(readings),)` and without a graph; both in nats per token.
+        shape `(len(exits),)` and without a graph; both in nats per token.
 
     Raises:
-        ValueError: If the targets have another shape than the states, `num_items_in_batch` cannot
-            be a number of targets, there is not one weight per exit, or distillation is asked for
-            with heads that cannot be read in chunks.
+        ValueError: If an argument does not fit, or distillation is asked for with heads that cannot
+            be read in chunks.
     """
-    for reading in readings.values():
-        _check_shape(reading.hidden_states.shape[:-1], labels, **kwargs)
+    name, given = "labels", labels
+    if kwargs.get("shift_labels") is not None:
+        name, given = "shift_labels", kwargs["shift_labels"]
+    shape = next(iter(exits.values())).hidden_states.shape[:-1]
+    if given.shape != shape:  # in chunks the rows are flat
+        raise ValueError(
+            f"`{name}` must have the shape of the positions that the loss reads, {tuple(shape)} "
+            f"(batch, positions), got {tuple(given.shape)}. Give -100 where there is no target; "
+            "with `logits_to_keep`, give the labels of the kept positions."
+        )
     targets, denominator, ignore_index = _targets(labels, **kwargs)
     if isinstance(count := kwargs.get("num_items_in_batch"), torch.Tensor):
         # of shape `(1, 1)` in a replica of DataParallel
         kwargs["num_items_in_batch"] = count.reshape(())
-    if exit_weights is None:
-        exit_weights = [1 / len(readings)] * len(readings)
-    if len(exit_weights) != len(readings):
+    exit_weights = [1 / len(exits)] * len(exits) if exit_weights is None else exit_weights
+    if len(exit_weights) != len(exits):
         raise ValueError(
-            f"`exit_weights` must hold one weight for each of {len(readings)} exits, got "
+            f"`exit_weights` must hold one weight for each of {len(exits)} exits, got "
             f"{list(exit_weights)}."
         )
-    weights = dict(zip(readings, exit_weights, strict=True))
+    weights = dict(zip(exits, exit_weights, strict=True))
     traced = torch.compiler.is_compiling()
     plain = loss_function is ForCausalLMLoss and (not traced or _has_traceable_loss())
     # a teacher and its students are read together, whoever wants their logits as well
-    whole = distillation is not None and len(readings) > 1
-    fused = [
-        k
-        for k, reading in readings.items()
-        if plain and reading.linear and (whole or not reading.wanted)
-    ]
-    if whole and len(fused) < len(readings):
+    teaches = distillation is not None and len(exits) > 1
+    chunked = [k for k, e in exits.items() if plain and e.linear and (teaches or e.logits is None)]
+    if teaches and len(chunked) < len(exits):
         raise ValueError(
             "distillation needs plain linear heads, whole in each process, and the host's own loss "
             "function."
         )
     losses: dict[int, torch.Tensor] = {}
     total: Any = 0.0
-    for k, reading in readings.items():
-        if k not in fused:
-            logits = reading.make_logits()
-            loss = loss_function(
-                logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs
-            )
-            total, losses[k] = total + weights[k] * loss, loss.detach()
-    if fused:
-        heads: list[Any] = [readings[k].head for k in fused]
+    for k in (k for k in exits if k not in chunked):
+        logits = exits[k].logits
+        if logits is None:
+            logits = transform.read(exits[k].hidden_states, exits[k].head)
+        loss = loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        total, losses[k] = total + weights[k] * loss, loss.detach()
+    if chunked:
+        heads: list[Any] = [exits[k].head for k in chunked]
 
         def read(*hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             cross_entropy = _traceable_loss if traced else linear_cross_entropy
@@ -164,32 +186,17 @@ def multi_exit_loss(
                 heads,
                 targets,
                 denominator,
-                [weights[k] for k in fused],
-                ops,
+                [weights[k] for k in chunked],
+                transform,
                 ignore_index,
-                distillation=distillation if whole else None,
+                distillation=distillation if teaches else None,
             )
 
-        hidden_states = [readings[k].hidden_states.flatten(0, -2) for k in fused]
-        gathered = _gather(heads, read)
-        assert gathered is not None
-        loss, exit_losses = gathered(*hidden_states)
+        whole: Any = _gathered(heads, read)
+        loss, exit_losses = whole(*(exits[k].hidden_states.flatten(0, -2) for k in chunked))
         total = total + loss
-        losses |= dict(zip(fused, exit_losses, strict=True))
-    return total, torch.stack([losses[k].float() for k in readings])
-
-
-def _check_shape(
-    shape: torch.Size, labels: torch.Tensor, shift_labels: torch.Tensor | None = None, **_: Any
-) -> None:
-    """Raise if the targets are not one for each position; in chunks the rows are flat."""
-    name, given = ("labels", labels) if shift_labels is None else ("shift_labels", shift_labels)
-    if given.shape != shape:
-        raise ValueError(
-            f"`{name}` must have the shape of the positions that the loss reads, {tuple(shape)} "
-            f"(batch, positions), got {tuple(given.shape)}. Give -100 where there is no target; "
-            "with `logits_to_keep`, give the labels of the kept positions."
-        )
+        losses |= dict(zip(chunked, exit_losses, strict=True))
+    return total, torch.stack([losses[k].float() for k in exits])
 
 
 def _targets(
@@ -199,7 +206,7 @@ def _targets(
     ignore_index: int = IGNORE_INDEX,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Flat targets and what their summed losses are divided by, as the host's loss has them."""
+    """Return flat targets, what their summed losses are divided by, and `ignore_index`."""
     if shift_labels is None:
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     targets = shift_labels.reshape(-1)
@@ -220,82 +227,223 @@ def _targets(
 
 
 def target_share(labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    """Return the share of the accumulated batch's targets that this batch has, of shape `()`.
-
-    It is 1 where the batch is the whole, and 0 where it has no target. Over the batches that are
-    accumulated, in all processes, the shares sum to 1.
-
-    Args:
-        labels (`torch.Tensor` of shape `(batch, seq)`): As in [`multi_exit_loss`].
-        **kwargs: As there: `num_items_in_batch`, `shift_labels`, `ignore_index`.
-    """
+    """Return the share of the accumulated batch's targets that this batch has, of shape `()`."""
     targets, denominator, ignore_index = _targets(labels, **kwargs)
     count = (targets != ignore_index).sum()
     return torch.where(count > 0, count / denominator, 0.0)
 
 
-# under which names hosts keep the number of experts, of those chosen, and the weight of the loss
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-CHOSEN = ("num_experts_per_tok", "moe_top_k")
-WEIGHT = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
-
-
-def balances(config: Any, router_logits: Sequence[torch.Tensor] | None) -> bool:
-    """Return whether there is a load-balancing loss: the host has one, and routers ran.
-
-    Args:
-        config (`PreTrainedConfig`): Config of the backbone.
-        router_logits (`Sequence[torch.Tensor]`, *optional*): Empty where all layers are dense.
-
-    Returns:
-        `bool`: Also `True` for a host that transformers does not know.
-    """
-    return bool(router_logits) and _balance_function(config) is not None
-
-
-def _balance_function(config: Any) -> Callable[..., torch.Tensor] | None:
-    """The host's own function, in the module of its causal LM; `None` where it has none."""
-    host = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if host is None:
-        return load_balancing_loss_func
-    return getattr(sys.modules[host.__module__], "load_balancing_loss_func", None)
-
-
-def _field(config: Any, names: Sequence[str]) -> Any:
-    """The first of these that a config has, or the config of its experts."""
-    configs = (config, getattr(config, "ffn_config", None))
-    found = (getattr(c, name, None) for c in configs for name in names)
-    return next((value for value in found if value is not None), None)
-
-
-def balance_loss(
-    config: Any, router_logits: Sequence[torch.Tensor], attention_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, float]:
-    """Load-balancing loss of a mixture of experts, as the hosts compute it, and its weight.
-
-    Args:
-        config (`PreTrainedConfig`): Config of the backbone.
-        router_logits (`Sequence[torch.Tensor]`, each of shape `(batch * seq, experts)`): Per layer.
-        attention_mask (`torch.Tensor` of shape `(batch, seq)`, *optional*): 0 for padding.
-
-    Returns:
-        `tuple[torch.Tensor, float]`: The loss, of shape `()`, and the coefficient it enters with.
-
-    Reference: Switch Transformers, arXiv:2101.03961, equations 4 to 6.
-    """
-    num_experts = _field(config, EXPERTS)
-    if num_experts is None:
-        raise ValueError(
-            f"`{config.model_type}` has router logits but none of {EXPERTS} in its config: train "
-            "it with `output_router_logits=False`."
+def linear_cross_entropy(
+    hidden_states: Sequence[torch.Tensor],
+    heads: Sequence[Any],
+    targets: torch.Tensor,
+    denominator: torch.Tensor,
+    weights: Sequence[float],
+    transform: LogitTransform,
+    ignore_index: int = IGNORE_INDEX,
+    distillation: Distillation | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute what `multi_exit_loss` does, of states `(rows, hidden)` and shifted `targets`."""
+    kept = torch.nonzero(targets != ignore_index).squeeze(1)
+    unique = list(dict.fromkeys(heads))
+    device = hidden_states[0].device
+    dtype = unique[0].weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    plan = LossPlan(
+        heads=tuple(unique.index(head) for head in heads),
+        weights=tuple(float(weight) for weight in weights),
+        transform=transform,
+        rows=chunk_rows(unique[0].weight.shape[0], device),
+        dtype=dtype,
+        distillation=distillation,
+    )
+    parameters = [p for head in unique for p in (head.weight, head.bias)]
+    with torch.autocast(device.type, enabled=False):
+        return _LinearCrossEntropy.apply(
+            plan, kept, targets[kept], denominator, *hidden_states, *parameters
         )
-    function = _balance_function(config) or load_balancing_loss_func
-    known = {
-        "num_experts": num_experts,
-        "num_keys": math.isqrt(num_experts),  # of doge, which finds experts by two keys
-        "top_k": _field(config, CHOSEN),
-        "attention_mask": attention_mask,
-    }
-    taken = inspect.signature(function).parameters.keys()
-    loss = function(tuple(router_logits), **{n: v for n, v in known.items() if n in taken})
-    return loss, _field(config, WEIGHT) or 0.0
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Return the number of rows of logits to make at once on a device."""
+    chunk = CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
+    return min(MAX_ROWS, max(MIN_ROWS, chunk // vocab_size))
+
+
+@dataclass(frozen=True)
+class LossPlan:
+    """The fixed facts of one loss: heads by index, `rows` of logits made at once, matmul dtype."""
+
+    heads: tuple[int, ...]
+    weights: tuple[float, ...]
+    transform: LogitTransform
+    rows: int
+    dtype: torch.dtype
+    distillation: Distillation | None
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: LossPlan,
+        kept: torch.Tensor,
+        targets: torch.Tensor,
+        denominator: torch.Tensor,
+        *tensors: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        sums, gradients = sum_losses(plan, kept, targets, tensors, ctx.needs_input_grad[4:])
+        # of the summed, not the mean loss: in half precision the mean's would vanish
+        ctx.gradients = gradients
+        # of no rows, both may be 0, and 0 / 0 would be NaN in every weight
+        ctx.denominator = denominator if len(kept) else torch.ones_like(denominator)
+        ctx.dtypes = [None if t is None else t.dtype for t in tensors]
+        cross_entropies, objectives = sums / denominator
+        ctx.mark_non_differentiable(cross_entropies)
+        return (objectives * objectives.new_tensor(plan.weights)).sum(), cross_entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the multi-exit loss frees its gradients in the first `backward`; compute the loss "
+                "again to call it a second time."
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        scale = grad_outputs[0] / ctx.denominator
+        scaled = [
+            None if g is None else g.mul_(scale).to(dtype)
+            for g, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (None,) * 4 + tuple(scaled)
+
+
+def sum_losses(
+    plan: LossPlan,
+    kept: torch.Tensor,
+    targets: torch.Tensor,
+    tensors: Sequence[Any],
+    needs: Sequence[bool],
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Sum cross entropies and objectives of the kept rows, shape `(2, exits)`, with gradients.
+
+    `tensors` are the states of every exit, then weight and bias, or `None`, of every head.
+    """
+    count = len(plan.heads)
+    gradients: list[torch.Tensor | None] = [None] * len(tensors)
+    for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True)):
+        if need and tensor is not None:
+            gradients[i] = torch.zeros_like(tensor, dtype=torch.float32 if i >= count else None)
+    heads: list[Any] = [None if p is None else p.to(plan.dtype) for p in tensors[count:]]
+    pairs = [slice(2 * head, 2 * head + 2) for head in plan.heads]
+    scratch = _Scratch(heads[0], plan, min(plan.rows, len(kept)))
+    sums = torch.zeros((2, count), device=kept.device)
+    for first in range(0, len(kept), plan.rows):
+        chunk = slice(first, first + plan.rows)
+        rows = _Rows(plan, scratch, kept[chunk], targets[chunk])
+        # the deepest first, for it teaches
+        for k in reversed(range(count)):
+            wanted = [gradients[k], *gradients[count:][pairs[k]]]
+            head, bias = heads[pairs[k]]
+            sums[:, k] += rows.run(tensors[k], head, bias, wanted, plan.weights[k])
+    return sums, gradients
+
+
+class _Scratch:
+    """Memory that all chunks of all exits use in turn; new memory costs a page fault a page."""
+
+    def __init__(self, weight: torch.Tensor, plan: LossPlan, rows: int) -> None:
+        self.product = self.logits = weight.new_empty(rows, weight.shape[0])
+        if self.product.dtype != torch.float32:
+            self.logits = torch.empty_like(self.product, dtype=torch.float32)
+        # whether logits are read again, so that slopes cannot be written over them
+        again = plan.distillation is not None or plan.transform.capped
+        self.slope = torch.empty_like(plan.transform.tokens(self.logits)) if again else None
+        self._update: torch.Tensor | None = None
+
+    def logits_of(self, inputs: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
+        """Return float32 outputs of a head for inputs of shape `(rows, hidden)`."""
+        made = self.product[: len(inputs)]
+        if bias is None:
+            torch.mm(inputs, weight.T, out=made)
+        else:
+            torch.addmm(bias, inputs, weight.T, out=made)
+        logits = self.logits[: len(inputs)]
+        return logits if logits.dtype == made.dtype else logits.copy_(made)
+
+    def add_product(
+        self, into: torch.Tensor, slope: torch.Tensor, inputs: torch.Tensor, weight: float
+    ) -> None:
+        """Add one chunk's part to the float32 gradient of a head."""
+        if slope.dtype == into.dtype:
+            into.addmm_(slope.T, inputs, alpha=weight)
+            return
+        if self._update is None:
+            self._update = slope.new_empty(into.shape)
+        into.add_(torch.mm(slope.T, inputs, out=self._update), alpha=weight)
+
+
+@dataclass
+class _Rows:
+    """One chunk of rows, read by one exit after the other, the deepest first."""
+
+    plan: LossPlan
+    scratch: _Scratch
+    kept: torch.Tensor
+    targets: torch.Tensor
+    teacher: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def run(
+        self,
+        states: torch.Tensor,
+        head: torch.Tensor,
+        bias: torch.Tensor | None,
+        wanted: Sequence[torch.Tensor | None],
+        weight: float,
+    ) -> torch.Tensor:
+        """Return summed cross entropy and objective, of shape `(2,)`; gradients go to `wanted`."""
+        transform, scratch = self.plan.transform, self.scratch
+        inputs = transform.hidden(states[self.kept].to(self.plan.dtype))
+        logits = transform.logits_(scratch.logits_of(inputs, head, bias))
+        slope = logits if scratch.slope is None else scratch.slope[: len(logits)].copy_(logits)
+        loss = _softmax_loss(slope, self.targets)
+        objective = self.distil(logits, loss, slope)
+        if weight and any(g is not None for g in wanted):
+            slope = transform.slope_(slope, logits)
+            rows, columns = slope.shape
+            of_states, of_head, of_bias = wanted
+            if slope.dtype != scratch.product.dtype:
+                slope = scratch.product[:rows, :columns].copy_(slope)
+            if of_states is not None:
+                into = transform.hidden(slope @ head[:columns])
+                of_states[self.kept] = into.to(of_states.dtype).mul_(weight)
+            if of_head is not None:
+                scratch.add_product(of_head[:columns], slope, inputs, weight)
+            if of_bias is not None:
+                of_bias[:columns].add_(slope.sum(0, dtype=torch.float32), alpha=weight)
+        return torch.stack((loss.sum(), objective.sum()))
+
+    def distil(self, logits: torch.Tensor, loss: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        """Add the divergence from the deepest exit to loss and slope; the first call is its own."""
+        how = self.plan.distillation
+        if how is None:
+            return loss
+        cold = torch.log_softmax(logits / how.temperature, dim=1)
+        if self.teacher is None:
+            self.teacher = cold, cold.exp()
+            return loss
+        teacher, probabilities = self.teacher
+        divergence = (teacher - cold).mul_(probabilities).sum(1)
+        slope.add_(cold.exp_().sub_(probabilities), alpha=how.weight * how.temperature)
+        return loss + how.weight * how.temperature**2 * divergence
+
+
+def _softmax_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return every row's loss; overwrite logits with their slope, softmax - onehot."""
+    at = targets.unsqueeze(1)
+    target_logits = logits.gather(1, at)
+    largest = logits.amax(dim=1, keepdim=True)
+    normaliser = logits.sub_(largest).exp_().sum(dim=1, keepdim=True)
+    logits.div_(normaliser).scatter_add_(1, at, logits.new_full(at.shape, -1.0))
+    return (largest - target_logits + normaliser.log()).squeeze(1)

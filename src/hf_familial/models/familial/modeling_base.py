@@ -5,33 +5,92 @@ from .configuration_familial import FamilialConfig, check_transformers, extensio
 
 check_transformers()  # before the imports that an older one lacks
 
+import copy
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import resolve_hidden_states_indices
 
-from .contract import find_contract, host_traits, refusal
-from .exits import build_exits
-from .members import Members
-from .outputs import FamilialModelOutput
-from .segments import (
-    as_list,
-    check_lengths,
-    hook_backbone,
-    hook_private_layers,
-    is_recurrent,
-    past_length,
-    run_segment,
-    segment_view,
-)
+from .backbones import find_backbone_spec, host_traits, unsupported_backbone
+from .segments import HostDecoder, Members, is_recurrent
+
+
+_SHOWN = ("output_hidden_states", "output_attentions")
+
+
+@dataclass
+class FamilialModelOutput(MoeModelOutputWithPast):
+    """Output of [`FamilialModel`]: the host's own fields, and the states of every exit.
+
+    Args:
+        exit_hidden_states (`tuple[torch.FloatTensor]`, *optional*): With `output_exits=True`: G
+            tensors of shape `(batch, seq, hidden)`, after each exit's norm, shallowest first.
+            `last_hidden_state` is that of the deepest exit that ran.
+    """
+
+    exit_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class Exit(nn.Module):
+    """The modules of one early exit: its private layers and its norm, `None` where it is shared."""
+
+    def __init__(self, norm: nn.Module | None, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+
+def copy_module(module: nn.Module, keep: bool) -> nn.Module:
+    """Return a deep copy of a host's module, with its values or to be initialised anew."""
+    # the config stays shared: what is set on the model must reach the copies too
+    configs = [part.config for part in module.modules() if hasattr(part, "config")]
+    copied = copy.deepcopy(module, {id(config): config for config in configs})
+    if not keep:
+        for part in copied.modules():
+            part.__dict__.pop("_is_hf_initialized", None)
+    return copied
+
+
+def _private_layer(layers: nn.ModuleList, index: int, keep: bool) -> nn.Module:
+    """Return a decoder layer like the one at `index`; beyond the last, like the last."""
+    source = min(index, len(layers) - 1)
+    layer: Any = copy_module(layers[source], keep)
+    for part in layer.modules():
+        if getattr(part, "layer_idx", None) == source:
+            part.layer_idx = index
+    return layer
+
+
+def build_head(text_config: Any) -> nn.Linear:
+    """Build the output head of the host's causal LM, as the host shapes it.
+
+    Raises:
+        ValueError: If the host has no causal LM, or its head is not one linear map.
+    """
+    # a host on the meta device costs no memory, and knows its head better than any table
+    with torch.device("meta"):
+        try:
+            host = AutoModelForCausalLM.from_config(copy.deepcopy(text_config))
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
+            reason = "it has no causal language model"
+            raise unsupported_backbone(text_config.model_type, reason) from None
+    head = host.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        reason = f"its output head is {type(head).__name__}, not a Linear"
+        raise unsupported_backbone(text_config.model_type, reason)
+    return nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
 
 
 class FamilialPreTrainedModel(PreTrainedModel):
@@ -66,21 +125,17 @@ class FamilialPreTrainedModel(PreTrainedModel):
         max_exit: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in the host; with `max_exit`, the family cut at that exit.
+        """Load as in the host; with `max_exit`, the family cut at that exit.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Folder, or id of a repository.
             *model_args: As in the host.
             max_exit (`int`, *optional*): Exit that becomes the deepest one. Only the tensors of the
-                exits up to it are read, and of a repository only the files that hold them.
+                exits up to it are read, and only their files fetched. It needs the package.
             **kwargs: As in the host.
-
-        Returns:
-            [`FamilialPreTrainedModel`]
 
         Raises:
             IndexError: If there is no exit `max_exit`.
-            OSError: If there is no such checkpoint.
             ValueError: If the family cannot be cut at `max_exit`.
         """
         load = super().from_pretrained
@@ -96,38 +151,27 @@ class FamilialPreTrainedModel(PreTrainedModel):
         by_segment: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """As in the host, with one group of files for each segment.
+        """Save as in the host, with one group of files for each segment.
 
-        The checkpoint that the folder held lasts until the new one is whole, and is then replaced:
-        its weights go, whatever form they had. Weights of another `variant` stay if the config is
-        the same.
+        The checkpoint that the folder held, its code too, lasts until the new one is whole and is
+        then replaced. Weights of another `variant` stay if the config is the same.
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder.
             *args: As in the host.
             by_segment (`bool`, *optional*): Whether the weights of each segment and its exit go
                 into files of their own, so that a shallow member needs only the first ones.
-                Defaults to doing so from 100 MB of weights on; adapters, variants, distributed
-                checkpoints and quantised models are never split so.
+                Defaults to doing so from 100 MB of weights on. Adapters, variants, distributed
+                checkpoints and quantised models are never split. It needs the package.
             **kwargs: As in the host.
-
-        Raises:
-            OSError: If something cannot be written.
         """
         save = super().save_pretrained
         extension().save(save, self, save_directory, *args, by_segment=by_segment, **kwargs)
 
     def freeze_weights(self, frozen: bool = True) -> None:
-        """Promise that no weight changes from now on, so that calls need not look for changes.
+        """Promise that no weight changes from now on: relays then do not look for changes.
 
-        A relay, and each side of a hand-over, looks at the weights before every text, which a
-        server may spare itself. `freeze_weights(False)` or `train()` ends the promise.
-
-        Args:
-            frozen (`bool`, *optional*, defaults to `True`): Whether the promise holds.
-
-        Raises:
-            ValueError: If the model is in training mode.
+        `freeze_weights(False)` or `train()` ends the promise; in training mode it raises.
 
         Example:
             >>> model.eval().freeze_weights()
@@ -138,7 +182,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """No: the host does not trust custom code to initialise buffers; ours is the host's."""
+        """Say no: the host distrusts buffers of custom code, and ours are the host's."""
         return False
 
 
@@ -159,12 +203,12 @@ class FamilialModel(FamilialPreTrainedModel):
         config.check()  # it may have been changed since it was made
         # the default dtype, not the sub-config's: heads and exits are made in it too
         self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
-        self.contract = find_contract(self.backbone)
+        self.spec = find_backbone_spec(self.backbone)
         self.frozen = False
-        if config.num_exit_layers and self.contract.whole:
-            raise refusal(
+        if config.num_exit_layers and self.spec.whole:
+            raise unsupported_backbone(
                 config.text_config.model_type,
-                f"with private layers, for {self.contract.whole}; `num_exit_layers` must be 0, got "
+                f"with private layers, for {self.spec.whole}; `num_exit_layers` must be 0, got "
                 f"{config.num_exit_layers}",
             )
         self.exits = self.build_exits(keep=False)
@@ -172,24 +216,37 @@ class FamilialModel(FamilialPreTrainedModel):
         self.post_init()
 
     def build_exits(self, keep: bool) -> nn.ModuleList:
-        """Build the modules of the early exits, with the backbone's values or to be initialised."""
-        return build_exits(self.config, self.backbone, self.contract, keep)
+        """Build the modules of every early exit from copies of the backbone's.
+
+        The copies keep the backbone's values, or the host's own initialisation draws new ones.
+        """
+        config, decoder = self.config, self.decoder
+        return nn.ModuleList(
+            Exit(
+                copy_module(decoder.norm, keep) if config.exit_norm == "own" else None,
+                [
+                    _private_layer(decoder.layers, d + j, keep)
+                    for j in range(config.num_exit_layers)
+                ],
+            )
+            for d in config.exits[:-1]
+        )
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self and self.config.num_exit_layers:
             # some hosts initialise layers from the model that holds them: here, a view does
             for exit_idx in range(len(self.exits)):
-                private = self.members.private(exit_idx)
-                self.backbone._init_weights(segment_view(self.backbone, self.contract, private))
+                private = self.members.private_segment(exit_idx)
+                self.backbone._init_weights(self.decoder.view(private))
 
     def train(self, mode: bool = True) -> "FamilialModel":
-        """As in the host; training ends the promise of `freeze_weights`."""
+        """Set the mode as in the host; training ends the promise of `freeze_weights`."""
         self.frozen = self.frozen and not mode
         return super().train(mode)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The backbone's token embedding."""
+        """Return the backbone's token embedding."""
         return self.backbone.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -212,15 +269,9 @@ class FamilialModel(FamilialPreTrainedModel):
     ) -> FamilialModelOutput:
         r"""Run the backbone up to one exit, or through all of them.
 
+        Arguments, and what is raised, as in [`FamilialForCausalLM.forward`].
+
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Token ids.
-            attention_mask (`torch.Tensor`, *optional*): As the host takes it.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As the host takes
-                it.
-            past_key_values (`Cache`, *optional*): The family's cache; updated up to the exit.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead
-                of `input_ids`.
-            use_cache (`bool`, *optional*): Whether to return a cache.
             exit_idx (`int`, *optional*): Exit to stop at; defaults to `config.default_exit`.
             output_exits (`bool`, *optional*, defaults to `False`): Run to the deepest exit and
                 return the hidden states of all.
@@ -228,10 +279,6 @@ class FamilialModel(FamilialPreTrainedModel):
 
         Returns:
             [`FamilialModelOutput`]: With `output_exits`, the hidden states of every exit.
-
-        Raises:
-            IndexError: If there is no exit `exit_idx`.
-            ValueError: If `past_key_values` was filled to different depths.
         """
         exit_idx = self.config.resolve_exit(exit_idx)
         reached = range(self.config.num_exits) if output_exits else (exit_idx,)
@@ -267,8 +314,8 @@ class FamilialModel(FamilialPreTrainedModel):
     def _cache_for(
         self, exits: Iterable[int], cache: Cache | None, use_cache: bool | None
     ) -> tuple[Cache | None, bool | None]:
-        """A cache with a slot for every layer of these exits, where one is wanted."""
-        if not self.contract.cache:
+        """Return a cache with a slot for every layer of these exits, where one is wanted."""
+        if not self.spec.cache:
             if cache is not None:
                 raise ValueError(
                     f"`{self.backbone.config.model_type}` cannot use `past_key_values`, got a "
@@ -287,25 +334,26 @@ class FamilialModel(FamilialPreTrainedModel):
         return cache, use_cache
 
     def _run_member(self, exit_idx: int, inputs: dict[str, Any]) -> Any:
-        """One pass through the layers below an exit, its private layers and its norm."""
+        """Run the layers below an exit, its private layers and its norm in one pass."""
         cache = inputs["past_key_values"]
         deepest = exit_idx == self.config.num_exits - 1
         # a cache with private slots is shown without them, even to the whole backbone
         if deepest and (cache is None or len(cache.layers) <= self.config.num_hidden_layers):
-            return self._run_backbone(inputs)
-        segment = self.members.whole(exit_idx)
+            return self.decoder.run_whole(**inputs)
+        segment = self.members.member_segment(exit_idx)
         if len(segment.layers) > self.config.exits[exit_idx]:
             self._hook_private(exit_idx, inputs)
-        return run_segment(self.backbone, self.contract, segment, **inputs)
+        return self.decoder.run(segment, **inputs)
 
     def _run_exits(
         self, entry: dict[str, Any], inputs: dict[str, Any]
     ) -> tuple[Any, tuple[torch.Tensor, ...]]:
-        """One pass through the whole backbone, with taps at the early exits."""
+        """Run the whole backbone in one pass, with taps at the early exits."""
         depths, requested = self.config.exits[:-1], inputs["output_hidden_states"]
         position_ids = self._positions(entry, inputs)
-        indices = [depth + self.contract.tap_shift for depth in depths]
-        taps = requested if requested is True else [*indices, *as_list(requested)]
+        indices = [depth + self.spec.host.tap_shift for depth in depths]
+        asked = _as_list(requested)
+        taps = requested if requested is True else [*indices, *asked]
         outputs = self._run_member(
             self.config.num_exits - 1, entry | inputs | {"output_hidden_states": taps or None}
         )
@@ -316,9 +364,7 @@ class FamilialModel(FamilialPreTrainedModel):
             for k, index in enumerate(indices)
         ]
         if requested is not True:
-            wanted = resolve_hidden_states_indices(
-                self.backbone, as_list(requested), len(hidden_states)
-            )
+            wanted = resolve_hidden_states_indices(self.backbone, asked, len(hidden_states))
             kept = tuple(h if i in wanted else None for i, h in enumerate(hidden_states))
             outputs["hidden_states"] = kept if requested else None
         return outputs, (*readings, outputs.last_hidden_state)
@@ -326,17 +372,13 @@ class FamilialModel(FamilialPreTrainedModel):
     def _read_tap(
         self, exit_idx: int, tap: torch.Tensor, inputs: dict[str, Any], whole: Any
     ) -> torch.Tensor:
-        """From the tap of an early exit to its normed state, both `(batch, seq, hidden)`."""
+        """Return the normed state of an early exit from its tap, both `(batch, seq, hidden)`."""
         if not self.config.num_exit_layers:
             return self.members.norm(exit_idx)(tap)
-        segment = self.members.private(exit_idx)
-        inputs = inputs | {
-            "inputs_embeds": tap,
-            "output_hidden_states": None,
-            "output_attentions": None,
-        }
+        segment, none = self.members.private_segment(exit_idx), dict.fromkeys(_SHOWN)
+        inputs = inputs | none | {"inputs_embeds": tap}
         self._hook_private(exit_idx, inputs)
-        outputs = run_segment(self.backbone, self.contract, segment, **inputs)
+        outputs = self.decoder.run(segment, **inputs)
         if inputs["output_router_logits"]:
             # private routers are balanced with the backbone's
             both = (whole.get("router_logits"), outputs.get("router_logits"))
@@ -344,57 +386,47 @@ class FamilialModel(FamilialPreTrainedModel):
         return outputs.last_hidden_state
 
     def _hook_private(self, exit_idx: int, inputs: dict[str, Any]) -> None:
-        """Before anything of private layers is captured."""
-        kinds = ("hidden_states", "attentions", "router_logits")
-        if any(inputs[f"output_{kind}"] for kind in kinds):
-            hook_private_layers(self.backbone, self.contract, self.members.private(exit_idx))
-
-    def _run_backbone(self, inputs: dict[str, Any]) -> Any:
-        """The host's own forward, untouched: what makes the deepest exit the dense model."""
-        inputs = self.contract.accepted(inputs)
-        cache = inputs.pop("past_key_values", None)
-        if cache is not None:
-            check_lengths(cache, range(min(len(cache.layers), self.config.num_hidden_layers)))
-            inputs[self.contract.cache] = cache
-        hook_backbone(self.backbone, inputs)
-        return self.backbone(**inputs)
+        if any(inputs[name] for name in (*_SHOWN, "output_router_logits")):
+            self.decoder.hook_private(self.members.private_segment(exit_idx))
 
     def _positions(self, entry: dict[str, Any], inputs: dict[str, Any]) -> torch.Tensor | None:
-        """Position ids for private layers, which cannot count the cache's tokens themselves."""
+        """Return position ids for private layers, which cannot count the cache's tokens."""
         if inputs["position_ids"] is not None or not self.config.num_exit_layers:
             return inputs["position_ids"]
         shape_of = entry["inputs_embeds"] if entry["input_ids"] is None else entry["input_ids"]
         if shape_of is None:
             return None  # the host says what is missing
-        past = past_length(inputs["past_key_values"])
+        cache = inputs["past_key_values"]
+        past = 0 if cache is None or is_recurrent(cache) else cache.get_seq_length()
         return (torch.arange(shape_of.shape[1], device=shape_of.device) + past).unsqueeze(0)
 
     def _requested(self, flag: str, kwargs: dict[str, Any]) -> Any:
-        """What the caller, else the config, else the backbone's config asks to be returned."""
+        """Return what the caller, else one of the two configs, asks to be returned."""
         value = kwargs.pop(flag, None)
         configs = (self.config, self.backbone.config)
         return value if value is not None else any(getattr(c, flag, None) for c in configs) or None
 
     @property
+    def decoder(self) -> HostDecoder:
+        """[`HostDecoder`]: The backbone, and where it keeps its parts."""
+        return HostDecoder(self.backbone, self.spec)
+
+    @property
     def members(self) -> Members:
-        """[`Members`]: What each member is made of."""
-        return Members(self.config, self.backbone, self.contract, self.exits)
+        """[`Members`]: The segments of each member."""
+        return Members(self.config, self.decoder, self.exits)
 
     def member_view(self, exit_idx: int) -> PreTrainedModel:
         """Return a member as a model of the host's class: a view, made anew each time.
 
-        Args:
-            exit_idx (`int`): Exit at which the member ends.
-
-        Returns:
-            `PreTrainedModel`: The backbone's class, with the layers below the exit, its private
-            layers and its norm.
-
         Raises:
             IndexError: If there is no exit `exit_idx`.
         """
-        segment = self.members.whole(self.config.resolve_exit(exit_idx))
-        return segment_view(self.backbone, self.contract, segment)
+        return self.decoder.view(self.members.member_segment(self.config.resolve_exit(exit_idx)))
 
 
-__all__ = ["FamilialModel", "FamilialPreTrainedModel"]
+def _as_list(indices: Any) -> list[int]:
+    """Return indices of hidden states, which the host takes as none, one or several."""
+    if indices is None or isinstance(indices, bool):
+        return []
+    return [indices] if isinstance(indices, int) else list(indices)

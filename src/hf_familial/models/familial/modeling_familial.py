@@ -1,38 +1,49 @@
 """A family of causal language models: one decoder of transformers with G exits."""
 
-from .configuration_familial import (
-    Accelerator,
-    FamilialConfig,
-    check_transformers,
-    extension,
-)
+from .configuration_familial import Accelerator, FamilialConfig, check_transformers, extension
 
 
 check_transformers()  # before the imports that an older one lacks
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .contract import can_tie, logit_ops
-from .exits import build_head, copy_module, read_out
-from .generation_familial import FamilialGenerationMixin, check_hooks
-from .linear_loss import Distillation
-from .losses import Reading, balance_loss, balances, multi_exit_loss, target_share
-from .modeling_base import FamilialModel, FamilialPreTrainedModel
-from .outputs import FamilialCausalLMOutput
+from .backbones import LogitTransform, balance_loss, balances, can_tie
+from .generation_familial import FamilialGenerationMixin
+from .losses import Distillation, ExitStates, multi_exit_loss, target_share
+from .modeling_base import FamilialModel, FamilialPreTrainedModel, build_head, copy_module
 from .relay import RelayOutput, check_arguments, relay_decode
 from .relay_cache import RelayCache
-from .relay_policies import RelayPolicy
+from .relay_policies import FixedExit, RelayPolicy, SpeculativeRelay
+
+
+@dataclass
+class FamilialCausalLMOutput(MoeCausalLMOutputWithPast):
+    """Output of [`FamilialForCausalLM`]: the host's own fields, and those of every exit.
+
+    `loss` is the weighted sum of `exit_losses`, in nats per token, plus the weighted `aux_loss` of
+    a mixture of experts whose router logits are asked for.
+
+    Args:
+        exit_losses (`torch.FloatTensor` of shape `(G,)`, *optional*): Loss of every exit in nats
+            per token, detached from the graph; of shape `(1,)` when `exit_idx` chose one.
+        exit_logits (`tuple[torch.FloatTensor]`, *optional*): With `output_exits=True`: G tensors of
+            shape `(batch, seq, vocab)`, shallowest first.
+    """
+
+    exit_losses: torch.Tensor | None = None
+    exit_logits: tuple[torch.Tensor, ...] | None = None
 
 
 class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
@@ -52,6 +63,11 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         >>> model(input_ids, exit_idx=0).logits  # runs one layer of four
     """
 
+    # by which names code that was loaded with a checkpoint finds the relay policies
+    policies: ClassVar[dict[str, type[RelayPolicy]]] = {
+        "fixed": FixedExit,
+        "speculative": SpeculativeRelay,
+    }
     _accelerator: Accelerator | None = None
     _tied_weights_keys = {"lm_head.weight": "model.backbone.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -60,20 +76,18 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
-        check_hooks(config.text_config)
         self.model = FamilialModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = build_head(config.text_config)
         self.exit_heads = self.build_exit_heads(keep=False)
-        embedding = f"model.backbone.{self._embedding_name}.weight"
-        self._tied_weights_keys = (
-            {"lm_head.weight": embedding} if can_tie(config.text_config) else {}
-        )
-        if not self.model.contract.cache:
+        embedding = self.get_input_embeddings()
+        name = next(n for n, m in self.named_modules() if m is embedding)
+        tied = {"lm_head.weight": f"{name}.weight"}
+        self._tied_weights_keys = tied if can_tie(config.text_config) else {}
+        if not self.model.spec.cache:
             self.generation_config.use_cache = False
         self.post_init()
-        if self.device.type != "meta":  # there, as in `from_pretrained`, weights come later
-            extension().check_backbone(self)
+        extension().check_backbone(self)
 
     @classmethod
     def from_backbone(
@@ -90,55 +104,37 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     ) -> "FamilialForCausalLM":
         r"""Turn a pretrained decoder into a family.
 
-        The deepest exit is the decoder itself, bit for bit. Early exits start from copies: of the
-        final norm, of the output head where it is their own, and, for private layers, of the
-        backbone layers that follow the exit.
+        The deepest exit is the decoder itself, bit for bit. Early exits start from copies of the
+        final norm, of an own head, and, for private layers, of the backbone layers that follow.
 
         Args:
             backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, folder, or a
                 causal LM in memory. A model in memory is taken over: the family shares its modules
                 and config (pass a `copy.deepcopy` to keep the two apart).
-            exits (`list[int]`, *optional*): Depth of every exit, see [`FamilialConfig`].
+            exits (`list[int]`, *optional*): Depth of every exit.
             num_exits (`int`, *optional*): Instead of `exits`: G exits, evenly spaced.
-            num_exit_layers (`int`, *optional*, defaults to 0): Private layers of each early exit.
-            exit_norm (`str`, *optional*, defaults to `"own"`): `"own"` or `"shared"`.
-            exit_head (`str`, *optional*, defaults to `"shared"`): `"shared"` or `"own"`.
-            default_exit (`int`, *optional*, defaults to -1): Exit used when none is asked for.
+            num_exit_layers, exit_norm, exit_head, default_exit: See [`FamilialConfig`].
             **kwargs: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `revision`, ...).
 
         Returns:
             [`FamilialForCausalLM`]: In the mode (training or evaluation) of the decoder.
 
         Raises:
-            OSError: If there is no such checkpoint.
-            TypeError: If `backbone` is neither a name nor a model, or `kwargs` come with a model.
+            ImportError: If the package is not installed.
             ValueError: If the exits are wrong or the decoder cannot be cut at a depth.
 
         Example:
             >>> model = FamilialForCausalLM.from_backbone("Qwen/Qwen3-0.6B", exits=[8, 16, 28])
         """
-        return extension().warm_start(
-            cls,
-            backbone,
-            kwargs,
-            exits=exits,
-            num_exits=num_exits,
-            num_exit_layers=num_exit_layers,
-            exit_norm=exit_norm,
-            exit_head=exit_head,
-            default_exit=default_exit,
-        )
+        fields = {"num_exit_layers": num_exit_layers, "exit_norm": exit_norm}
+        fields |= {"exit_head": exit_head, "default_exit": default_exit}
+        fields |= {"exits": exits, "num_exits": num_exits}
+        return extension().warm_start(cls, backbone, kwargs, **fields)
 
     def build_exit_heads(self, keep: bool) -> nn.ModuleList:
-        """Copies of `lm_head` for the early exits, where each has its own; as in `build_exits`."""
+        """Build copies of `lm_head` for early exits that have their own; as in `build_exits`."""
         count = self.config.num_exits - 1 if self.config.exit_head == "own" else 0
         return nn.ModuleList(copy_module(self.lm_head, keep) for _ in range(count))
-
-    @property
-    def _embedding_name(self) -> str:
-        """Dotted path of the token embedding inside the backbone."""
-        embedding = self.get_input_embeddings()
-        return next(n for n, m in self.model.backbone.named_modules() if m is embedding)
 
     def resize_token_embeddings(
         self,
@@ -146,7 +142,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """Resize the vocabulary of the embedding and of every head; arguments as in the host."""
+        """Resize the embedding and every head; arguments as in the host."""
         embedding = super().resize_token_embeddings(
             new_num_tokens, pad_to_multiple_of, mean_resizing
         )
@@ -161,7 +157,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         return embedding
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Any:
-        """As in the host; the backbone's config no longer calls itself quantised either."""
+        """Dequantise as in the host; the backbone's config says so too."""
         model = super().dequantize(dtype)
         vars(self.config.text_config).pop("quantization_config", None)
         return model
@@ -187,17 +183,11 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         r"""Logits of one exit; with `labels`, the loss of all of them.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Token ids.
-            attention_mask (`torch.Tensor`, *optional*): As the host takes it.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): As the host takes
-                it.
-            past_key_values (`Cache`, *optional*): The family's cache; updated up to the exit.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden)`, *optional*): Instead
-                of `input_ids`.
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
+                logits_to_keep: As the host takes them. The cache is the family's, updated up to the
+                exit.
             labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Targets, -100 where
                 there is none; shifted here unless `shift_labels` is given too.
-            use_cache (`bool`, *optional*): Whether to return a cache.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): As in the host.
             exit_idx (`int`, *optional*): Exit to stop at, with `labels` the only one that has a
                 loss. Defaults to `config.default_exit`, with `labels` to the loss of all exits.
             output_exits (`bool`, *optional*, defaults to `False`): Return the logits of all exits.
@@ -213,8 +203,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
         Raises:
             IndexError: If there is no exit `exit_idx`.
-            ValueError: If `past_key_values` was filled to different depths, or `labels` do not have
-                the shape of the positions.
+            ValueError: If `past_key_values` was filled to different depths, or `labels` have
+                another shape than the positions.
         """
         every_exit = output_exits or (labels is not None and exit_idx is None)
         chosen = self.config.resolve_exit(exit_idx)
@@ -233,18 +223,15 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         first = 0 if every_exit else chosen
         hidden = {first + i: slice_logits_to_keep(h, logits_to_keep) for i, h in enumerate(reached)}
         wanted = hidden if output_exits else [] if skip_logits else [chosen]
-        logits = {k: self._read_out(hidden[k], k) for k in wanted}
+        transform = LogitTransform.of(self.config.text_config)
+        logits = {k: transform.read(hidden[k], self.head(k)) for k in wanted}
         loss: torch.Tensor | None = None
         exit_losses: torch.Tensor | None = None
         if labels is not None:
-            loss, exit_losses = self._loss(
-                hidden if exit_idx is None else [chosen],
-                hidden,
-                logits,
-                labels,
-                exit_weights=exit_weights,
-                distillation=distillation,
-                **kwargs,
+            trained = hidden if exit_idx is None else [chosen]
+            states = {k: ExitStates(hidden[k], self.head(k), logits.get(k)) for k in trained}
+            loss, exit_losses = multi_exit_loss(
+                states, transform, self.loss_function, labels, exit_weights, distillation, **kwargs
             )
         aux_loss: torch.Tensor | None = None
         if balances(self.config.text_config, outputs.router_logits):
@@ -267,29 +254,9 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
             exit_logits=tuple(logits.values()) if output_exits else None,
         )
 
-    def _loss(
-        self,
-        trained: Iterable[int],
-        hidden: Mapping[int, torch.Tensor],
-        logits: Mapping[int, torch.Tensor],
-        labels: torch.Tensor,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss over the trained exits, and the loss of each."""
-
-        def make_logits(k: int) -> torch.Tensor:
-            return logits[k] if k in logits else self._read_out(hidden[k], k)
-
-        readings = {
-            k: Reading(hidden[k], self.head(k), partial(make_logits, k), wanted=k in logits)
-            for k in trained
-        }
-        ops = logit_ops(self.config.text_config)
-        return multi_exit_loss(readings, ops, self.loss_function, labels, **kwargs)
-
     @property
     def accelerator(self) -> Accelerator:
-        """[`Accelerator`]: What makes relays of this model faster; made when first asked for."""
+        """[`Accelerator`]: Makes relays of this model faster; built when first asked for."""
         if self._accelerator is None:
             self._accelerator = extension().accelerator(self)
         return self._accelerator
@@ -299,33 +266,17 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         return self.__dict__ | {"_accelerator": None}
 
     def head(self, exit_idx: int) -> nn.Module:
-        """The output head that an exit reads with: its own, or the shared `lm_head`."""
+        """Return the output head that an exit reads with: its own, or the shared `lm_head`."""
         exit_idx = self.config.resolve_exit(exit_idx)
         return self.exit_heads[exit_idx] if exit_idx < len(self.exit_heads) else self.lm_head
 
     def member_parameters(self, exit_idx: int) -> Iterator[nn.Parameter]:
-        """The parameters that one member needs, each once.
-
-        Args:
-            exit_idx (`int`): Exit at which the member ends.
-
-        Yields:
-            `nn.Parameter`: Of the backbone below the exit, its private layers, its norm and its
-            head.
-
-        Raises:
-            IndexError: If there is no exit `exit_idx`.
-        """
-        exit_idx = self.config.resolve_exit(exit_idx)
-        return _unique(self.model.member_view(exit_idx), self.head(exit_idx))
+        """Yield the parameters that one member needs, its head's too, each once."""
+        parts = (self.model.member_view(exit_idx), self.head(exit_idx))
+        return iter({p: None for part in parts for p in part.parameters()})
 
     def exit_module_names(self) -> list[str]:
-        """Names of the modules that only early exits have: norms, private layers, own heads.
-
-        Returns:
-            `list[str]`: Dotted names, as peft's `modules_to_save` takes them (it cannot take the
-            lists that hold these modules).
-        """
+        """Return the names of the modules that only early exits have, for peft's options."""
         names = []
         early: Any
         for k, early in enumerate(self.model.exits):
@@ -342,26 +293,23 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     ) -> RelayOutput | torch.Tensor:
         r"""Generate by relay: a shallow exit starts, deeper layers take over where they must.
 
-        Exact: what a deeper exit reads is what it would read had it run from the start, and nothing
-        is computed twice.
+        A deeper exit reads what it would read had it run from the start, and nothing is computed
+        twice.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The prompt, padded on
                 the left; or `input_ids` among `kwargs`.
-            relay ([`RelayPolicy`], *optional*): When to go deeper; defaults
-                to `SpeculativeRelay()`, which writes the text of the deepest exit.
+            relay ([`RelayPolicy`], *optional*): When to go deeper; defaults to
+                `SpeculativeRelay()`, which writes the text of the deepest exit.
             streamer (`BaseStreamer`, *optional*): As for `generate`.
-            **kwargs: As for `generate`: `generation_config`, `logits_processor`,
-                `stopping_criteria`, `max_new_tokens`, `return_dict_in_generate`, ...
+            **kwargs: As for `generate`.
 
         Returns:
             [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: As `generate`
             returns, with `relay_stats`.
 
         Raises:
-            ValueError: If the host cannot go on from a tap, or the way of decoding asked for cannot
-                be relayed.
-            IndexError: If the relay asks for an exit that is not there.
+            ValueError: If the host or the way of decoding cannot be relayed.
 
         Example:
             >>> model.relay_generate(**inputs, relay=hff.SpeculativeRelay(draft_exit=0))
@@ -376,32 +324,9 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     def prepare_drafts(self) -> None:
         """Do now what the first `relay_generate` would do before its first token.
 
-        Fused passes are compared with the host's own passes once, which takes as long as some
-        tokens. A server calls this before it listens.
-
-        Raises:
-            ValueError: If the host cannot go on from a tap, or the model is in training mode.
-
-        Example:
-            >>> model.eval().prepare_drafts()
+        A server calls `model.eval().prepare_drafts()` before it listens, since fused passes are
+        compared with the host's own once.
         """
         if self.training:
             raise ValueError("`prepare_drafts` needs a model that is not training: call `eval()`.")
         RelayCache(self, range(self.config.num_exits), fused_weights=None)
-
-    def _read_out(self, hidden_states: torch.Tensor, exit_idx: int) -> torch.Tensor:
-        ops = logit_ops(self.config.text_config)
-        return read_out(hidden_states, self.head(exit_idx), ops)
-
-
-def _unique(*modules: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of several modules, each once."""
-    seen: set[nn.Parameter] = set()
-    for module in modules:
-        for parameter in module.parameters():
-            if parameter not in seen:
-                seen.add(parameter)
-                yield parameter
-
-
-__all__ = ["FamilialForCausalLM"]

@@ -14,10 +14,16 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, logits_process
 
-from .members import matrix_sizes
 from .relay_cache import RelayCache, check_positions, check_relay
-from .relay_policies import FixedExit, NewTokens, RelayDecoder, RelayPolicy, check_chain
-from .speculation import SpeculativeRelay
+from .relay_policies import (
+    FixedExit,
+    NewTokens,
+    RelayDecoder,
+    RelayPolicy,
+    SpeculativeRelay,
+    check_chain,
+    matrix_sizes,
+)
 
 
 # logits processors of transformers whose answer depends on their two arguments alone
@@ -103,11 +109,12 @@ def relay_decode(
             stacklevel=2,
         )
         relay, exits = FixedExit(exits[-1]), exits[-1:]
+    past = model_kwargs.get("past_key_values")
+    cache = RelayCache(model, exits, past, rollback=relay.rolls_back, fused_weights=fused_weights)
     logits_processor = guided_at(logits_processor, model, exits[-1])
-    past, rollback = model_kwargs.get("past_key_values"), relay.rolls_back
-    cache = RelayCache(model, exits, past, rollback=rollback, fused_weights=fused_weights)
-    rules = (logits_processor, stopping_criteria, generation_config)
-    text = GeneratedText(input_ids, *rules, streamer)
+    text = GeneratedText(
+        input_ids, logits_processor, stopping_criteria, generation_config, streamer
+    )
     decoder = cache.accelerator.decoder(relay.decoder(cache, text))
     inputs = _first_inputs(text, cache, model_kwargs)
     while not text.done:
@@ -123,8 +130,8 @@ def relay_decode(
         streamer.end()
     if not generation_config.return_dict_in_generate:
         return text.input_ids
-    stats = _stats(cache, text, decoder, time.perf_counter() - began)
-    whole = exits[-1] == model.config.num_exits - 1
+    whole, seconds = exits[-1] == model.config.num_exits - 1, time.perf_counter() - began
+    stats = _stats(cache, text, decoder, seconds)  # before the rest of the cache is completed
     return RelayOutput(
         sequences=text.input_ids,
         scores=None if text.scores is None else tuple(text.scores),
@@ -218,7 +225,7 @@ class GeneratedText:
                 self.logits.append(new.logits[i])
             self.append(new.tokens[:, i])
             if self.done:
-                return
+                break
 
     def append(self, token: torch.Tensor) -> torch.Tensor:
         """Append one token of every row, shape `(batch,)`; return it, padded in ended rows."""
@@ -319,8 +326,7 @@ def check_healing(config: Any, generation_config: Any, exit_idx: int) -> None:
 def processors_with_memory(processors: Iterable[Any]) -> list[str]:
     """Return the names of the logits processors that must see every kept token once, in order.
 
-    Those of transformers that are known to have no memory may see drafts too. Any other may, if it,
-    its class or the function given as `prefix_allowed_tokens_fn` has `stateless = True`.
+    Those known to have no memory may see drafts too, and others that say `stateless = True`.
     """
     prefix, names = logits_process.PrefixConstrainedLogitsProcessor, []
     for one in processors:
@@ -415,18 +421,12 @@ class RelayStats:
 
 @dataclass
 class RelayOutput(GenerateDecoderOnlyOutput):
-    """What `generate` returns, with the report of the relay.
-
-    Args:
-        relay_stats ([`RelayStats`]): Exit of every token, acceptance, layer passes, FLOPs, time.
-    """
+    """What `generate` returns, with the report of the relay, a [`RelayStats`]."""
 
     relay_stats: RelayStats | None = None
 
 
-def _stats(
-    cache: RelayCache, text: GeneratedText, decoder: RelayDecoder, seconds: float
-) -> RelayStats:
+def _stats(cache: RelayCache, text: Any, decoder: RelayDecoder, seconds: float) -> RelayStats:
     """Build the report from the counts that were kept."""
     layers = [b - a for a, b in zip(cache.depths, cache.depths[1:], strict=False)]
     ran, rows, new = cache.ran, len(text.input_ids), cache.length - cache.first

@@ -20,9 +20,8 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from .contract import logit_ops
-from .exits import read_out
-from .segments import SegmentRunner
+from .backbones import LogitTransform
+from .segments import SegmentRunner, cache_lengths
 
 
 class RelayCache:
@@ -49,10 +48,6 @@ class RelayCache:
         norms, heads (`list`): Of each exit; an accelerator may replace them.
         passes (`dict[tuple[int, int], Any]`): An accelerator's faster passes, by the indices of
             the first and the last of the segments that they run.
-
-    Raises:
-        ValueError: If the host cannot go on from a tap, or the cache cannot be used.
-        IndexError: If there is no such exit.
     """
 
     def __init__(
@@ -78,12 +73,13 @@ class RelayCache:
         self._runners: dict[tuple[int, int], SegmentRunner] = {}
         early = config.num_exits - 1 if config.num_exit_layers else 0  # exits with private layers
         self._branches = [
-            self._segment_runner(members.private(k)) if k < early else None for k in self.exits
+            self._segment_runner(members.private_segment(k)) if k < early else None
+            for k in self.exits
         ]
         self._index = {k: i for i, k in enumerate(self.exits)}
         self._index |= {k - config.num_exits: i for k, i in self._index.items()}
         self._embed = model.get_input_embeddings()
-        self._ops = logit_ops(config.text_config)
+        self._transform = LogitTransform.of(config.text_config)
         if fused_weights is not False:
             self.accelerator.prepare(self, fused_weights)
         self.first = self._seen = past_positions(self.cache)  # or those of the prompt, which follow
@@ -119,8 +115,7 @@ class RelayCache:
         return self.accelerator.cache(cache)
 
     def _segment_runner(self, segment: Any) -> SegmentRunner:
-        model = self.model.model
-        return SegmentRunner(model.backbone, model.contract, segment, self.cache)
+        return SegmentRunner(self.model.model.decoder, segment, self.cache)
 
     @property
     def length(self) -> int:
@@ -133,7 +128,7 @@ class RelayCache:
         return dict(zip(self.exits, self._done, strict=True))
 
     def pending(self, exit_idx: int) -> int:
-        """Return the number of positions that have not reached an exit's depth yet."""
+        """Return how many positions have not reached an exit's depth yet."""
         return self.length - self._done[self._at(exit_idx)]
 
     def _at(self, exit_idx: int) -> int:
@@ -183,17 +178,14 @@ class RelayCache:
         return self._taps[self._at(exit_idx)][:, -last:]
 
     def logits(self, exit_idx: int, last: int = 1) -> torch.Tensor:
-        """Return an exit's logits, `(batch, last, vocab)`, at the last positions that reached it.
-
-        They are those of the exit's member. `last` is at most what its last pass ran.
-        """
+        """Return an exit's logits, `(batch, last, vocab)`, at positions that its last pass ran."""
         return self.read(exit_idx, self.states(exit_idx, last))
 
     def read(self, exit_idx: int, states: torch.Tensor) -> torch.Tensor:
         """Return the logits that an exit's head reads from normed states `(..., seq, hidden)`."""
         i = self._at(exit_idx)
         self.reads[i] += states.shape[-2]
-        return read_out(states, self.heads[i], self._ops)
+        return self._transform.read(states, self.heads[i])
 
     def states(self, exit_idx: int, last: int) -> torch.Tensor:
         """Return states after an exit's private layers and norm, shape `(batch, last, hidden)`."""
@@ -287,7 +279,7 @@ class RelayCache:
         """Return the host's pass through consecutive segments, given their indices."""
         if (first, last) not in self._runners:
             members = self.model.model.members
-            segment = members.trunk(self.depths[first], self.depths[last + 1])
+            segment = members.segment(self.depths[first], self.depths[last + 1])
             self._runners[first, last] = self._segment_runner(segment)
         return self._runners[first, last]
 
@@ -390,7 +382,7 @@ def crop(layers: Iterable[Any], excess: int) -> None:
 
 def past_positions(cache: DynamicCache) -> int:
     """Return the number of positions that every layer of a cache has seen; raise if they differ."""
-    lengths = {la.get_seq_length() for la in cache.layers if isinstance(la, CacheLayerMixin)}
+    lengths = cache_lengths(cache.layers)
     if len(lengths) > 1:
         raise ValueError(
             "a relay can go on from `past_key_values` only if every layer holds the same number of "
@@ -401,8 +393,8 @@ def past_positions(cache: DynamicCache) -> int:
 
 def check_relay(model: Any) -> None:
     """Raise for a host whose layers cannot go on from a tap."""
-    contract, name = model.model.contract, model.config.text_config.model_type
-    reason = contract.whole or ("" if contract.cache else "it has no cache of transformers' kinds")
+    spec, name = model.model.spec, model.config.text_config.model_type
+    reason = spec.whole or ("" if spec.cache else "it has no cache of transformers' kinds")
     if reason:
         raise ValueError(
             f"`{name}` cannot be relayed: {reason}. `generate(exit_idx=...)` runs one member of it."
@@ -424,10 +416,9 @@ def check_cache(cache: Any) -> None:
 
 
 def check_positions(config: Any, seen: int, ran: int) -> None:
-    """Raise if a text runs past the length at which the host changes its rotary angles.
+    """Raise if a text of `seen` positions runs to `ran`, where the host changes its rotary angles.
 
-    There the angles depend on how far the same pass goes, and a relay groups positions otherwise
-    than `generate` does. The prompt has `seen` positions; `ran` will have run at the end.
+    They depend on how far the same pass goes, and a relay groups positions in its own way.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):

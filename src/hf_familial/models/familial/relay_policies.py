@@ -1,17 +1,25 @@
-"""Relay policies: frozen dataclasses, given as `relay=`, that say when a text goes deeper.
+"""Relay policies: what is given as `relay=`, and says when a text goes deeper.
 
 A policy builds the decoder that makes its tokens; the loop in `relay.py` knows no policy by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from operator import index
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from .relay_cache import RelayCache
+
+
+# most drafts of the first round, where the length adapts
+FIRST_LENGTH = 4
 
 
 @dataclass
@@ -35,7 +43,12 @@ class NewTokens:
 class RelayDecoder:
     """The decoder of one text (or batch of texts), made anew by a policy for every call.
 
+    This one writes the text of the deepest of its exits, token by token.
+
     Attributes:
+        cache ([`RelayCache`]): Over the policy's exits.
+        text ([`GeneratedText`]): What is written so far, and how tokens are chosen.
+        exits (`tuple[int, ...]`): The exits, shallowest first.
         rounds (`int`): Checks of drafts; without drafts, steps.
         drafted (`int`): Drafted tokens that were checked, of one row.
         accepted (`int`): Those that every unfinished row accepted.
@@ -43,39 +56,45 @@ class RelayDecoder:
 
     rounds = drafted = accepted = 0
 
+    def __init__(self, cache: RelayCache, text: Any) -> None:
+        self.cache, self.text, self.exits = cache, text, cache.exits
+
     def step(self, **inputs: Any) -> NewTokens:
         """Make the next tokens.
 
         Args:
             **inputs: For [`RelayCache.feed`]: the tokens that have not run, positions, mask.
         """
-        raise NotImplementedError
+        self.cache.feed(**inputs, whole=True)
+        logits = self.cache.logits(self.exits[-1])[:, -1].float()
+        return self.one_token(logits, self.text.input_ids.new_full((len(logits),), self.exits[-1]))
+
+    def one_token(self, logits: torch.Tensor, sources: torch.Tensor) -> NewTokens:
+        """Choose a token for every row from float32 logits `(batch, vocab)` of exits `(batch,)`."""
+        self.rounds += 1
+        ids = self.text.input_ids
+        scores = self.text.process(ids, logits)
+        tokens = self.text.choose(scores, ids.shape[1])
+        return NewTokens(tokens, sources[:, None], [scores], [logits])
 
     def finish(self) -> None:
         """Do what is left to do at the end of the text."""
 
 
 class RelayPolicy:
-    """The base of relay policies: which exits a relay reads, and which tokens leave at them.
+    """The interface of relay policies: which exits run, and which decoder makes the tokens.
 
-    A subclass gives `exits` and `leaves`. What it must remember between tokens it keeps in what
-    `new_state` returns. A policy that makes tokens in another way overrides `decoder`.
+    The base of a policy that lets tokens leave at early exits is [`EarlyExitRelay`], in the package
+    `hf_familial`.
 
     Attributes:
         rolls_back (`bool`): Whether the decoder takes positions out of the cache again.
-
-    Example:
-        >>> class SureOfSpaces(RelayPolicy):
-        ...     def exits(self, num_exits):
-        ...         return (0, -1)
-        ...     def leaves(self, exit_idx, logits, state):
-        ...         return logits.argmax(-1) == 220
     """
 
     rolls_back = False
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
-        """Return the exits to read, shallowest first. At the last one every token leaves.
+        """Return the exits to read, shallowest first. The last one decides.
 
         Args:
             num_exits (`int`): G of the family.
@@ -86,75 +105,8 @@ class RelayPolicy:
         raise NotImplementedError
 
     def decoder(self, cache: RelayCache, text: Any) -> RelayDecoder:
-        """Build the decoder that makes the tokens of one call.
-
-        Args:
-            cache ([`RelayCache`]): Over this policy's exits.
-            text ([`GeneratedText`]): What is written so far, and how tokens are chosen.
-        """
-        return ThresholdDecoder(self, cache, text)
-
-    def new_state(self, batch_size: int) -> Any:
-        """Return what `leaves` remembers, for a batch of new texts."""
-        return None
-
-    def reads(self, exit_idx: int, state: Any) -> bool:
-        """Return whether to read this exit for the next token. If not, `leaves` is not called.
-
-        Args:
-            exit_idx (`int`): Index of the exit, not negative.
-            state: From `new_state`.
-        """
-        return True
-
-    def leaves(self, exit_idx: int, logits: torch.Tensor, state: Any) -> torch.Tensor:
-        """Return which rows take their next token from this exit.
-
-        Args:
-            exit_idx (`int`): Index of the exit, not negative.
-            logits (`torch.Tensor` of shape `(batch, vocab)`): Float32, before any logits processor.
-            state: From `new_state`; may be changed.
-
-        Returns:
-            `torch.Tensor` of shape `(batch,)`: Boolean. One row never decides for another. The
-            answer for rows that left at a shallower exit is ignored.
-        """
-        raise NotImplementedError
-
-
-class ThresholdDecoder(RelayDecoder):
-    """Makes tokens one by one, each at the first exit where the policy lets it leave."""
-
-    def __init__(self, relay: RelayPolicy, cache: RelayCache, text: Any) -> None:
-        self.relay, self.cache, self.text = relay, cache, text
-        self.state = relay.new_state(len(text.input_ids))
-
-    def step(self, **inputs: Any) -> NewTokens:
-        """Make one token for every row."""
-        self.rounds += 1
-        self.cache.feed(**inputs)
-        open_rows, last = self.text.kept_rows, self.cache.exits[-1]
-        logits = sources = None
-        for k in self.cache.exits:
-            if k != last and not self.relay.reads(k, self.state):
-                continue
-            self.cache.catch_up(k)
-            here = self.cache.logits(k)[:, -1].float()
-            leaving = open_rows
-            if k != last:
-                leaving = open_rows & self.relay.leaves(k, here, self.state)
-            if logits is None or sources is None:
-                logits, sources = here, torch.full_like(leaving, k, dtype=torch.long)
-            else:
-                logits = torch.where(leaving[:, None], here, logits)
-                sources = sources.masked_fill(leaving, k)
-            if k == last or not (open_rows := open_rows & ~leaving).any():
-                break
-        assert logits is not None
-        assert sources is not None
-        scores = self.text.process(self.text.input_ids, logits)
-        tokens = self.text.choose(scores, self.text.input_ids.shape[1])
-        return NewTokens(tokens, sources[:, None], [scores], [logits])
+        """Build the decoder of one call, over a cache of this policy's exits."""
+        return RelayDecoder(cache, text)
 
 
 @dataclass(frozen=True)
@@ -172,6 +124,268 @@ class FixedExit(RelayPolicy):
         return (self.exit_idx,)
 
 
+@dataclass(frozen=True)
+class SpeculativeRelay(RelayPolicy):
+    """Lossless self-speculation: a shallow exit drafts, the layers above it verify.
+
+    Only the segments above the draft exit run again over the drafted positions, all in one pass.
+    Greedy text is that of the deepest exit (in float32; in half precision a pass over several
+    positions may round a tie otherwise), sampled text has its distribution. Without the package
+    `hf_familial` the shallowest of several exits drafts alone, and `draft_length="auto"` is 4 at
+    first, then 2 more after a round in which all drafts were accepted, else 1 less.
+
+    Attributes:
+        draft_exit (`int`, `Sequence[int]` or `"auto"`): Exit that drafts. Several make a chain, in
+            which each verifies the drafts of the one before. `"auto"` tries all shallower ones and
+            goes on with the one that yields most tokens per time.
+        draft_length (`int`, `"auto"`): Tokens drafted before a check. By default as many as pay,
+            from the acceptance and the cost seen so far, and none where none pay.
+        exit_idx (`int`): Exit whose text is wanted; the config's `default_exit` does not matter.
+
+    Raises:
+        ValueError: If `draft_length` is neither `"auto"` nor 1 or more, or `draft_exit` is no exit.
+
+    Reference: Leviathan et al., arXiv:2211.17192; Elhoushi et al., arXiv:2404.16710.
+    """
+
+    rolls_back = True
+
+    draft_exit: int | Sequence[int] | str = 0
+    draft_length: int | str = "auto"
+    exit_idx: int = -1
+
+    def __post_init__(self) -> None:
+        for name in ("draft_exit", "draft_length"):
+            number = getattr(self, name)
+            if isinstance(number, Integral) and not isinstance(number, int):  # as numpy's are
+                object.__setattr__(self, name, index(number))
+        length = self.draft_length
+        whole = isinstance(length, int) and not isinstance(length, bool) and length >= 1
+        if length != "auto" and not whole:
+            raise ValueError(f'`draft_length` must be "auto" or 1 or more, got {length!r}.')
+        named = isinstance(self.draft_exit, str) and self.draft_exit != "auto"
+        if named or not isinstance(self.draft_exit, (int, Sequence)):
+            raise ValueError(
+                f'`draft_exit` must be "auto", an exit or several, got {self.draft_exit!r}.'
+            )
+
+    def exits(self, num_exits: int) -> tuple[int, ...]:
+        """Return the exits that draft, then the one that decides.
+
+        Raises:
+            ValueError: If they do not go deeper one after the other.
+        """
+        last = self.exit_idx % num_exits if abs(self.exit_idx) <= num_exits else self.exit_idx
+        if last == 0:
+            raise ValueError(
+                f"exit {self.exit_idx} is the shallowest of {num_exits}, so none can draft for it: "
+                f"give `relay=FixedExit({self.exit_idx})`, or call `generate(exit_idx=...)`."
+            )
+        drafts: Sequence[Any]
+        if isinstance(self.draft_exit, int):
+            drafts = [self.draft_exit]
+        else:
+            drafts = range(last) if self.draft_exit == "auto" else self.draft_exit
+        chain = tuple(k % num_exits if -num_exits <= k < num_exits else k for k in (*drafts, last))
+        if len(chain) < 2 or any(a >= b for a, b in zip(chain, chain[1:], strict=False)):
+            raise ValueError(
+                f"`draft_exit` must be shallower than `exit_idx`, each deeper than the one before; "
+                f"got {self.draft_exit} and {self.exit_idx} in a family of {num_exits} exits."
+            )
+        return chain
+
+    def decoder(self, cache: RelayCache, text: Any) -> RelayDecoder:
+        """Build a [`SpeculativeDecoder`]."""
+        return SpeculativeDecoder(self, cache, text)
+
+
+@dataclass
+class DraftedTokens:
+    """A text with drafts at its end, which one exit proposes to the next.
+
+    Attributes:
+        ids (`torch.LongTensor` of shape `(batch, start + count)`): The text and the drafts. The
+            last draft has not run, unless `ran`.
+        start (`int`): Column of the first draft.
+        scores (`list[torch.Tensor]`): For each draft, the processed scores it was drawn from, shape
+            `(batch, vocab)`; only when sampling.
+        sources (`torch.LongTensor` of shape `(batch, count)`): Exit that each draft came from.
+        ran (`bool`): Whether the last draft has run too, so that the check yields one more token.
+        undrawn (`torch.Tensor` of shape `(batch, vocab)`, *optional*): Processed scores from which
+            no draft was drawn any more; the check tells whether one would have been right.
+    """
+
+    ids: torch.Tensor
+    start: int
+    scores: list[torch.Tensor]
+    sources: torch.Tensor
+    ran: bool = True
+    undrawn: torch.Tensor | None = None
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """`torch.LongTensor` of shape `(batch, count)`: The drafts."""
+        return self.ids[:, self.start :]
+
+
+class SpeculativeDecoder(RelayDecoder):
+    """A decoder that makes tokens in rounds of drafts and a check.
+
+    A subclass that learns when to draft overrides the steps of a round: `run_draft`, `read_draft`,
+    `goes_on`, `run_check` and `learn`.
+
+    Attributes:
+        adapts (`bool`): Whether a decoder that learns may take this one's place.
+        draft_index (`int`): Index in `exits` of the exit that drafts.
+        draft_length (`int`): Most tokens that the next round drafts.
+    """
+
+    def __init__(self, relay: SpeculativeRelay, cache: RelayCache, text: Any) -> None:
+        super().__init__(cache, text)
+        self.relay = relay
+        self.fixed = relay.draft_length if isinstance(relay.draft_length, int) else None
+        self.adapts = self.fixed is None or len(self.exits) > 2
+        self.draft_index, self.draft_length = 0, self.fixed or FIRST_LENGTH
+
+    def step(self, **inputs: Any) -> NewTokens:
+        """Draft, verify, and return the tokens that stay."""
+        self.cache.commit()  # not before: the text may have ended among the last round's tokens
+        drafts = self.draft(self.text.input_ids, inputs, self.text.tokens_left)
+        return self.verify(drafts, self.exits[-1], self.text.wants_scores)
+
+    def run_draft(self, inputs: dict[str, Any]) -> None:
+        """Run new tokens to the exit that drafts."""
+        self.cache.feed(**inputs)
+        self.cache.catch_up(self.exits[self.draft_index])
+
+    def read_draft(self, ids: torch.Tensor) -> torch.Tensor:
+        """Read the exit that drafts; return processed scores of shape `(batch, vocab)`."""
+        logits = self.cache.logits(self.exits[self.draft_index])[:, -1]
+        return self.text.process(ids, logits.float())
+
+    def goes_on(self, scores: torch.Tensor) -> bool:
+        """Return whether to draw one more draft from these processed scores."""
+        return True
+
+    def run_check(self, exit_idx: int) -> None:
+        """Run what is pending to the exit that verifies."""
+        self.cache.catch_up(exit_idx)
+
+    def learn(self, drafts: DraftedTokens, exit_idx: int, scores: torch.Tensor, right: int) -> None:
+        """Learn from a check: processed scores `(batch, columns, vocab)`, drafts all rows accept.
+
+        The length follows transformers' heuristic schedule.
+        """
+        count = drafts.tokens.shape[1]
+        self.rounds, self.drafted = self.rounds + 1, self.drafted + count
+        self.accepted += right
+        if self.fixed is None and count:
+            self.draft_length = max(1, self.draft_length + (2 if right == count else -1))
+
+    def draft(self, ids: torch.Tensor, inputs: dict[str, Any], tokens_left: int) -> DraftedTokens:
+        """Draw tokens of one exit, one after the other, all of which run.
+
+        Every token that is drawn is verified. Whether to draw one is decided before, from the
+        distribution alone: to drop a token after a look at it would change what is sampled.
+
+        Args:
+            ids (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
+            inputs (`dict[str, Any]`): The tokens that have not run, for [`RelayCache.feed`].
+            tokens_left (`int`): Most tokens that the round may yield.
+        """
+        start, most = ids.shape[1], min(self.draft_length, tokens_left - 1)
+        scores: list[torch.Tensor] = []
+        undrawn = None
+        while True:
+            self.run_draft(inputs)
+            if len(scores) >= most:
+                break
+            processed = self.read_draft(ids)
+            if not self.goes_on(processed):
+                undrawn = processed
+                break
+            drawn = self.text.choose(processed, ids.shape[1])
+            scores.append(processed)
+            ids, inputs = torch.cat((ids, drawn), 1), {"input_ids": drawn}
+        sources = torch.full_like(ids[:, start:], self.exits[self.draft_index])
+        return DraftedTokens(ids, start, scores, sources, undrawn=undrawn)
+
+    def verify(self, drafts: DraftedTokens, exit_idx: int, keep: bool) -> NewTokens:
+        """Run an exit over the drafts, keep those it accepts, and add one token of its own.
+
+        Scores and logits are returned only if asked to `keep` them.
+        """
+        count = drafts.tokens.shape[1]
+        columns = count + drafts.ran
+        self.run_check(exit_idx)
+        logits = self.cache.logits(exit_idx, last=columns).float()
+        scores = logits
+        if self.text.processors:  # each with the text before it
+            before = [drafts.ids[:, : drafts.start + i] for i in range(columns)]
+            processed = [self.text.process(ids, logits[:, i]) for i, ids in enumerate(before)]
+            scores = torch.stack(processed, dim=1)
+        tokens, reached, right = self.accept(drafts, scores)
+        number = tokens.shape[1]  # syncs
+        self.learn(drafts, exit_idx, scores, reached)
+        self.cache.crop(max(0, columns - number))
+        same = right[:, :number] & (torch.arange(number, device=tokens.device) < count)
+        inherited = F.pad(drafts.sources, (0, max(0, number - count)))[:, :number]
+        sources = torch.where(same, inherited, torch.full_like(tokens, exit_idx))
+        kept = range(number if keep else 0)
+        parts = [[each[:, i] for i in kept] for each in (scores, logits)]
+        return NewTokens(tokens, sources, *parts)
+
+    def accept(
+        self, drafts: DraftedTokens, scores: torch.Tensor
+    ) -> tuple[torch.Tensor, int, torch.Tensor]:
+        """Decide which tokens a check yields, from its processed scores `(batch, columns, vocab)`.
+
+        Every row takes as many as the row of which fewest are accepted, so that all stay of one
+        length; what is left out is drafted anew.
+
+        Returns:
+            `tuple`: Tokens of shape `(batch, number)`; how many drafts every row accepted; and
+            which drafts are accepted, of shape `(batch, columns)`, nowhere after the first refusal.
+        """
+        drafted, columns = drafts.tokens, scores.shape[1]
+        count = drafted.shape[1]
+        if not self.text.do_sample:
+            targets = scores.argmax(-1)
+            right = (drafted == targets[:, :count]).cumprod(1).bool()
+            reached = self._fewest(right)
+            tokens = targets[:, : reached + 1]
+        else:
+            wanted, given = scores.softmax(-1), torch.empty(0)
+            right = drafted.new_zeros(drafted.shape, dtype=torch.bool)
+            if count:
+                given = torch.stack(drafts.scores, 1).softmax(-1)
+                index = drafted.unsqueeze(-1)
+                ratio = wanted[:, :count].gather(2, index) / given.gather(2, index)
+                draws = self.text.uniform(drafted, drafts.start)
+                right = (draws < ratio.squeeze(-1)).cumprod(1).bool()
+            reached = self._fewest(right)
+            tokens = drafted[:, :reached]
+            if reached < count:
+                here = slice(reached, reached + 1)
+                drawn = self._drawn(wanted[:, reached], given[:, reached], drafts.start + reached)
+                drawn = torch.where(right[:, here], drafted[:, here], drawn)
+                tokens = torch.cat((tokens, drawn), 1)
+            elif reached < columns:
+                drawn = self.text.draw(wanted[:, reached], drafts.start + reached)
+                tokens = torch.cat((tokens, drawn), 1)
+        return tokens, reached, F.pad(right, (0, columns - count))
+
+    def _fewest(self, right: torch.Tensor) -> int:
+        """Return the number of drafts that every row accepts whose next tokens are written."""
+        return int(right.sum(1)[self.text.kept_rows].min()) if right.shape[1] else 0
+
+    def _drawn(self, wanted: torch.Tensor, given: torch.Tensor, column: int) -> torch.Tensor:
+        """Draw a token, `(batch, 1)`, from what a draft's distribution had too little of."""
+        rest = (wanted - given).clamp_(min=0)
+        total = rest.sum(-1, keepdim=True)
+        return self.text.draw(torch.where(total > 0, rest / total, wanted), column)
+
+
 def check_chain(exits: Sequence[int], num_exits: int) -> tuple[int, ...]:
     """Return the indices of a policy's exits, none negative, or raise if it has no such exits."""
     for k in exits:
@@ -183,3 +397,21 @@ def check_chain(exits: Sequence[int], num_exits: int) -> tuple[int, ...]:
     if not chain or any(a >= b for a, b in zip(chain, chain[1:], strict=False)):
         raise ValueError(f"a relay's exits must go deeper one after the other, got {tuple(exits)}.")
     return chain
+
+
+def matrix_sizes(model: Any, exits: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Count the weights in matrices, each of which is multiplied and added once per position.
+
+    Returns, for each of some exits, shallowest first, the weights of the backbone's layers from the
+    exit before it on, and those of its head.
+    """
+    members = model.model.members
+    depths = [0, *(model.config.exits[k] for k in exits)]
+    spans = zip(depths, depths[1:], strict=False)
+    layers = [_matrix_weights(members.segment(*span).layers) for span in spans]
+    return layers, [_matrix_weights([model.head(k)]) for k in exits]
+
+
+def _matrix_weights(modules: Iterable[nn.Module]) -> int:
+    weights = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
+    return sum(p.numel() for p in weights.values())

@@ -1,14 +1,14 @@
-"""Running part of a host's decoder: views of the backbone over views of the cache.
+"""Parts of a host's decoder, run as views of the backbone over views of the cache.
 
 A view is a shallow copy of the backbone that holds other layers, another norm and a config cut to
-match; its modules are the backbone's own, so nothing is copied and nothing is mutated. No other
+match. Its modules are the backbone's own, so nothing is copied and nothing is mutated. No other
 file knows how a view is made.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,7 @@ from transformers.utils.output_capturing import (
     maybe_install_capturing_hooks,
 )
 
-from .contract import Contract
-from .families import IDENTITY, OFF, ONE, ZERO
-
-
-class UnusedLayer(DummyLayer):
-    """A slot that no exit has used yet, in a cache that must not reach it."""
+from .backbones import IDENTITY, OFF, ONE, ZERO, BackboneSpec, find_backbone_spec
 
 
 @dataclass(frozen=True)
@@ -52,86 +47,105 @@ class Segment:
     slots: Sequence[int]
 
 
-def run_segment(
-    backbone: Any,
-    contract: Contract,
-    segment: Segment,
-    past_key_values: Cache | None = None,
-    **inputs: Any,
-) -> Any:
-    """Run one segment through the host's forward.
+class HostDecoder:
+    """A host's decoder and where it keeps its parts.
 
     Args:
-        backbone (`PreTrainedModel`): The host's decoder.
-        contract ([`Contract`]): Where it keeps its parts.
-        segment ([`Segment`]): What to run.
-        past_key_values ([`Cache`], *optional*): The family's cache, long enough for the segment's
-            slots (see `grow_cache`). Updated in place.
-        **inputs: What the backbone's forward takes. For `segment.start > 0`: `inputs_embeds`, the
-            tap of shape `(batch, seq, hidden)`, and `position_ids`.
-
-    Returns:
-        `ModelOutput`: As the host returns it; what it says of the cache is the view's.
-
-    Raises:
-        ValueError: If the segment's slots hold different numbers of tokens.
-    """
-    inputs = contract.accepted(inputs)
-    # a view that installed them itself would install them twice on the layers it shares
-    hook_backbone(backbone, inputs)
-    view = segment_view(backbone, contract, segment)
-    if past_key_values is not None:
-        check_lengths(past_key_values, segment.slots)
-        inputs[contract.cache] = cache_view(past_key_values, segment)
-    return view(**inputs)
-
-
-class SegmentRunner:
-    """One segment on one cache, to be run many times: its views are made once.
-
-    Args:
-        backbone (`PreTrainedModel`): The host's decoder.
-        contract ([`Contract`]): Where it keeps its parts.
-        segment ([`Segment`]): What to run.
-        cache ([`Cache`]): The family's cache, long enough for the segment's slots.
+        module (`PreTrainedModel`): The backbone.
+        spec ([`BackboneSpec`], *optional*): Where it keeps its parts; found if not given.
     """
 
-    def __init__(self, backbone: Any, contract: Contract, segment: Segment, cache: Cache) -> None:
-        self.backbone, self.contract, self.segment = backbone, contract, segment
-        self.layers = [cache.layers[slot] for slot in segment.slots]
-        self._cache = cache_view(cache, segment)
-        self._view = segment_view(backbone, contract, segment)
+    def __init__(self, module: Any, spec: BackboneSpec | None = None) -> None:
+        self.module, self.spec = module, spec or find_backbone_spec(module)
 
-    def __call__(self, **inputs: Any) -> torch.Tensor:
-        """Run it; inputs as in `run_segment`.
+    @property
+    def config(self) -> Any:
+        """`PreTrainedConfig`: Of the backbone."""
+        return self.module.config
+
+    @property
+    def owner(self) -> Any:
+        """`nn.Module`: The module that owns the layers."""
+        return self.module.get_submodule(self.spec.owner)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`nn.ModuleList`: The decoder layers."""
+        return getattr(self.owner, self.spec.layers)
+
+    @property
+    def norm(self) -> nn.Module:
+        """`nn.Module`: The final norm, an identity if the host has none."""
+        return nn.Identity() if self.spec.norm is None else getattr(self.owner, self.spec.norm)
+
+    def run(self, segment: Segment, past_key_values: Cache | None = None, **inputs: Any) -> Any:
+        """Run one segment through the host's forward.
+
+        Args:
+            segment ([`Segment`]): What to run.
+            past_key_values ([`Cache`], *optional*): The family's cache, long enough for the
+                segment's slots (see `grow_cache`). Updated in place.
+            **inputs: What the backbone's forward takes. For `segment.start > 0`: `inputs_embeds`,
+                the tap of shape `(batch, seq, hidden)`, and `position_ids`.
 
         Returns:
-            `torch.Tensor` of shape `(batch, seq, hidden)`: The tap, or what the norm makes of it.
+            `ModelOutput`: As the host returns it; what it says of the cache is the view's.
+
+        Raises:
+            ValueError: If the segment's slots hold different numbers of tokens.
         """
-        view = self._view
-        if self.contract.entry_norm:  # such a view lives for one pass
-            view = segment_view(self.backbone, self.contract, self.segment)
-        if self._started():
-            # purely recurrent layers mask the padding of a prompt only, never of what follows
-            inputs.pop("attention_mask", None)
-        inputs = self.contract.accepted(inputs)
-        inputs[self.contract.cache] = self._cache
-        return view(**inputs, use_cache=True).last_hidden_state
+        inputs = self.spec.accepted(inputs)
+        # a view that installed them itself would install them twice on the layers it shares
+        self.hook(inputs)
+        view = self.view(segment)
+        if past_key_values is not None:
+            check_lengths(past_key_values, segment.slots)
+            inputs[self.spec.cache] = cache_view(past_key_values, segment)
+        return view(**inputs)
 
-    def _started(self) -> bool:
-        """Whether all its layers are recurrent, and have a state."""
-        return all(
-            not isinstance(layer, CacheLayerMixin) and any(layer.has_previous_state.values())
-            for layer in self.layers
-            if not isinstance(layer, DummyLayer)  # keeps nothing, as that of a lone MLP
-        )
+    def run_whole(self, past_key_values: Cache | None = None, **inputs: Any) -> Any:
+        """Run the host's own forward, untouched: the deepest exit is the dense model."""
+        inputs = self.spec.accepted(inputs)
+        if past_key_values is not None:
+            depth = min(len(past_key_values.layers), self.config.num_hidden_layers)
+            check_lengths(past_key_values, range(depth))
+            inputs[self.spec.cache] = past_key_values
+        self.hook(inputs)
+        return self.module(**inputs)
 
+    def hook(self, inputs: dict[str, Any]) -> None:
+        """Let hidden states, attentions or the like be captured, if inputs or config ask for it."""
+        names = [f"output_{name}" for name in self.module._can_record_outputs or {}]
+        if any(inputs.get(name, getattr(self.config, name, False)) for name in names):
+            _install_hooks(self.module)
 
-def hook_backbone(backbone: Any, inputs: dict[str, Any]) -> None:
-    """Let hidden states, attentions or the like be captured, if inputs or config ask for any."""
-    names = [f"output_{name}" for name in backbone._can_record_outputs or {}]
-    if any(inputs.get(name, getattr(backbone.config, name, False)) for name in names):
-        _install_hooks(backbone)
+    def hook_private(self, segment: Segment) -> None:
+        """Let private layers be captured like the backbone's own; once is enough."""
+        first: Any = segment.layers[0]
+        if not getattr(first, "_output_capturing_hooks_installed", False):
+            install_all_output_capturing_hooks(self.view(segment))
+            first._output_capturing_hooks_installed = True
+
+    def view(self, segment: Segment) -> Any:
+        """Return a shallow copy of the backbone that holds only the segment."""
+        spec, host = self.spec, self.spec.host
+        config = slice_config(self.config, segment.start, segment.start + len(segment.layers))
+        if host.keep_depth:
+            set_depth(config, self.config.num_hidden_layers)
+        root = view = shallow_copy(self.module, config=config)
+        for name in filter(None, spec.owner.split(".")):
+            view._modules[name] = view = shallow_copy(view._modules[name], config=config)
+        view._modules[spec.layers] = nn.ModuleList(segment.layers)
+        if spec.norm is not None:
+            final: Any = view._modules[spec.norm]
+            norm = _NoNorm(final) if segment.norm is None else segment.norm
+            if host.entry_norm:
+                norm = _InTurn(_NoNorm(final) if segment.start else final, norm)
+            view._modules[spec.norm] = norm
+        if segment.start > 0:
+            for name, kind in spec.entry_only.items():
+                _neutralise(view, name, kind)
+        return root
 
 
 @torch.compiler.assume_constant_result
@@ -141,50 +155,52 @@ def _install_hooks(backbone: Any) -> bool:
     return True
 
 
-def hook_private_layers(backbone: Any, contract: Contract, segment: Segment) -> None:
-    """Let private layers be captured like the backbone's own; once is enough."""
-    first: Any = segment.layers[0]
-    if not getattr(first, "_output_capturing_hooks_installed", False):
-        install_all_output_capturing_hooks(segment_view(backbone, contract, segment))
-        first._output_capturing_hooks_installed = True
+class SegmentRunner:
+    """One segment on one cache, to be run many times: its views are made once.
+
+    Args:
+        decoder ([`HostDecoder`]): The backbone.
+        segment ([`Segment`]): What to run.
+        cache ([`Cache`]): The family's cache, long enough for the segment's slots.
+    """
+
+    def __init__(self, decoder: HostDecoder, segment: Segment, cache: Cache) -> None:
+        self.decoder, self.segment = decoder, segment
+        self.layers = [cache.layers[slot] for slot in segment.slots]
+        self._cache = cache_view(cache, segment)
+        self._view = decoder.view(segment)
+
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        """Run it, inputs as in `HostDecoder.run`; return the tap, or what the norm makes of it."""
+        spec = self.decoder.spec
+        # a view with two norms under one name lives for one pass
+        view = self.decoder.view(self.segment) if spec.host.entry_norm else self._view
+        if all(map(_has_started, self.layers)):
+            # purely recurrent layers mask the padding of a prompt only, never of what follows
+            inputs.pop("attention_mask", None)
+        inputs = spec.accepted(inputs)
+        inputs[spec.cache] = self._cache
+        return view(**inputs, use_cache=True).last_hidden_state
 
 
-def segment_view(backbone: Any, contract: Contract, segment: Segment) -> Any:
-    """A shallow copy of the backbone that holds only the segment."""
-    config = slice_config(backbone.config, segment.start, segment.start + len(segment.layers))
-    if contract.keep_depth:
-        set_depth(config, backbone.config.num_hidden_layers)
-    root = view = _shallow(backbone, config)
-    for name in contract.owner.split(".") if contract.owner else []:
-        view._modules[name] = view = _shallow(view._modules[name], config)
-    view._modules[contract.layers] = nn.ModuleList(segment.layers)
-    if contract.norm is not None:
-        view._modules[contract.norm] = _norms(view._modules[contract.norm], contract, segment)
-    if segment.start > 0:
-        for name, kind in contract.once.items():
-            _neutralise(view, name, kind)
-    return root
+def _has_started(layer: Any) -> bool:
+    """Return whether a cache layer is recurrent and has a state, or keeps nothing."""
+    if isinstance(layer, DummyLayer):
+        return True
+    return not isinstance(layer, CacheLayerMixin) and any(layer.has_previous_state.values())
 
 
-def _shallow(module: nn.Module, config: Any) -> Any:
-    """A module of the same class that shares everything, in containers of its own."""
-    view = object.__new__(type(module))
-    view.__dict__.update(module.__dict__)
+def shallow_copy(module: nn.Module, **attributes: Any) -> Any:
+    """Return a module of the same class that shares everything, in containers of its own."""
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
     for name in ("_modules", "_parameters", "_buffers"):
-        view.__dict__[name] = dict(module.__dict__[name])
-    # accelerate binds `forward` to the original module: a view must use its class's
+        twin.__dict__[name] = dict(module.__dict__[name])
+    # accelerate binds `forward` to the original module: a copy must use its class's
     for name in ("forward", "_hf_hook", "_old_forward"):
-        view.__dict__.pop(name, None)
-    view.__dict__["config"] = config
-    return view
-
-
-def _norms(final: nn.Module, contract: Contract, segment: Segment) -> nn.Module:
-    """What stands for the final norm: the segment's own, or nothing."""
-    norm = segment.norm if segment.norm is not None else _NoNorm(final)
-    if not contract.entry_norm:
-        return norm
-    return _InTurn(final if segment.start == 0 else _NoNorm(final), norm)
+        twin.__dict__.pop(name, None)
+    twin.__dict__.update(attributes)
+    return twin
 
 
 class _NoNorm(nn.Module):
@@ -206,7 +222,6 @@ class _InTurn(nn.Module):
         self.turns = [first, second]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # a view lives for one forward pass, so the turns start anew with each
         return self.turns.pop(0)(hidden_states)
 
 
@@ -234,18 +249,10 @@ def _neutralise(view: Any, name: str, kind: str) -> None:
 
 
 def slice_config(config: Any, start: int, stop: int) -> Any:
-    """The config of a model made of the layers `[start, stop)` of this one.
+    """Return the config of a model made of the layers `[start, stop)` of this one.
 
-    Every per-layer list is cut to match; beyond the depth of the original its last entry repeats.
-    Lists of layer indices and offsets in a period of layers are counted from `start`.
-
-    Args:
-        config (`PreTrainedConfig`): Config of the backbone; not changed.
-        start (`int`): First layer.
-        stop (`int`): One past the last layer; may exceed the depth of the backbone.
-
-    Returns:
-        `PreTrainedConfig`: A shallow copy.
+    Every per-layer list is cut to match. `stop` may exceed the depth of the original: beyond it,
+    the last entry repeats. Layer indices and offsets in a period of layers count from `start`.
     """
     depth = config.num_hidden_layers
     sliced = copy.copy(config)
@@ -271,7 +278,7 @@ def set_depth(config: Any, depth: int) -> None:
 
 
 def per_layer_lists(config: Any) -> list[str]:
-    """Names of the config's fields that hold one entry per layer."""
+    """Return the names of the config's fields that hold one entry per layer."""
     return [
         name
         for name, value in config.__dict__.items()
@@ -281,8 +288,12 @@ def per_layer_lists(config: Any) -> list[str]:
     ]
 
 
+class UnusedLayer(DummyLayer):
+    """A slot that no exit has used yet, in a cache that must not reach it."""
+
+
 def cache_view(cache: Cache, segment: Segment) -> Cache:
-    """A cache that shows one segment's slots where its layers look for them, and no others."""
+    """Return a cache that shows a segment's slots where its layers look for them, and no others."""
     hidden: list[Any] = [DummyLayer() for _ in range(segment.start)]
     layers = hidden + [cache.layers[slot] for slot in segment.slots]
     attends = any(isinstance(layer, CacheLayerMixin) for layer in layers)
@@ -290,7 +301,7 @@ def cache_view(cache: Cache, segment: Segment) -> Cache:
 
 
 class _RecurrentCache(Cache):
-    """Of a segment without attention, which counts no tokens: its masks span the new ones only."""
+    """The cache of a segment without attention. It has no length, so masks span new tokens only."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -300,16 +311,9 @@ class _RecurrentCache(Cache):
 
 
 def grow_cache(cache: Cache, slots: Collection[int], sources: Sequence[tuple[Any, int]]) -> None:
-    """Give a cache the slots that it lacks.
+    """Give a cache the slots that it lacks, empty and of its own kind; those before them too.
 
-    Args:
-        cache ([`Cache`]): Grown in place, with empty slots of its own kind.
-        slots (`Collection[int]`): The slots it must have; those before them are added too.
-        sources (`Sequence[tuple[PreTrainedConfig, int]]`): For each slot, a config and the index in
-            it of the layer that the slot serves.
-
-    Raises:
-        ValueError: If it is neither a dynamic nor a static cache.
+    For each slot, `sources` has a config and the index in it of the layer that the slot serves.
     """
     for slot, (config, layer_idx) in enumerate(sources[: 1 + max(slots)]):
         missing = slot >= len(cache.layers)
@@ -318,7 +322,6 @@ def grow_cache(cache: Cache, slots: Collection[int], sources: Sequence[tuple[Any
 
 
 def _new_slot(cache: Cache, config: Any, layer_idx: int, wanted: int) -> Any:
-    """An empty slot of a cache's own kind."""
     if cache.layer_class_to_replicate is not None:
         return cache.layer_class_to_replicate()
     if isinstance(cache, StaticCache):
@@ -346,52 +349,94 @@ def hide_unused(cache: DynamicCache, slots: Collection[int]) -> None:
             cache.layers[slot] = UnusedLayer()
 
 
-def past_length(cache: Cache | None) -> int:
-    """Number of tokens a cache has seen; 0 if it holds only recurrent states, which count none."""
-    return 0 if cache is None or is_recurrent(cache) else cache.get_seq_length()
-
-
 def is_recurrent(cache: Cache) -> bool:
-    """Whether a cache holds recurrent states only, in every layer."""
+    """Return whether a cache holds recurrent states only, which count no tokens."""
     return bool(cache.layers) and not any(
         isinstance(layer, (CacheLayerMixin, DummyLayer)) for layer in cache.layers
     )
 
 
+def cache_lengths(layers: Iterable[Any]) -> set[int]:
+    """Return the numbers of tokens that the attention layers of a cache hold."""
+    return {int(la.get_seq_length()) for la in layers if isinstance(la, CacheLayerMixin)}
+
+
 def check_lengths(cache: Cache, slots: Sequence[int]) -> None:
-    """Refuse a cache in which some layers have seen fewer positions than others.
+    """Raise if some slots have seen fewer positions than others.
 
     A plain forward on such a cache reads its masks from one layer and is silently wrong.
-
-    Args:
-        cache ([`Cache`]): The family's cache.
-        slots (`Sequence[int]`): The slots that are about to be used together.
-
-    Raises:
-        ValueError: Naming the lengths found.
     """
     if torch.compiler.is_compiling():
         return
-    lengths = {
-        slot: int(cache.layers[slot].get_seq_length())
-        for slot in slots
-        if isinstance(cache.layers[slot], CacheLayerMixin)
-    }
-    started = {
-        any(cache.layers[slot].has_previous_state.values())
-        for slot in slots
-        if isinstance(cache.layers[slot], LinearAttentionCacheLayerMixin)
-    }
-    if len(set(lengths.values())) > 1 or len(started) > 1:
+    layers = [cache.layers[slot] for slot in slots]
+    recurrent = [la for la in layers if isinstance(la, LinearAttentionCacheLayerMixin)]
+    lengths = cache_lengths(layers)
+    started = {any(layer.has_previous_state.values()) for layer in recurrent}
+    if len(lengths) > 1 or len(started) > 1:
         raise ValueError(
             "`past_key_values` holds different numbers of tokens per layer "
-            f"({lengths or started}): a shallower exit ran on it before. Keep one cache per exit, "
-            "or run the missing positions through the deeper layers first."
+            f"({sorted(lengths or started)}): a shallower exit ran on it before. Keep one cache "
+            "per exit, or run the missing positions through the deeper layers first."
         )
 
 
-def as_list(indices: Any) -> list[int]:
-    """Indices of hidden states as the host takes them: none, one or several."""
-    if indices is None or isinstance(indices, bool):
-        return []
-    return [indices] if isinstance(indices, int) else list(indices)
+@dataclass(frozen=True)
+class Members:
+    """The members of a family, as segments of its backbone.
+
+    Attributes:
+        config ([`FamilialConfig`]): Depths of the exits, number of private layers.
+        decoder ([`HostDecoder`]): The backbone.
+        exits (`nn.ModuleList`): The modules of the early exits.
+    """
+
+    config: Any
+    decoder: HostDecoder
+    exits: Any
+
+    def norm(self, exit_idx: int) -> nn.Module:
+        """Return the norm that an exit reads its tap with."""
+        own = self.exits[exit_idx].norm if exit_idx < len(self.exits) else None
+        return self.decoder.norm if own is None else own
+
+    def segment(self, start: int, stop: int) -> Segment:
+        """Return the backbone's layers `[start, stop)`, from tap to tap."""
+        return Segment(list(self.decoder.layers[start:stop]), start, None, range(start, stop))
+
+    def member_segment(self, exit_idx: int) -> Segment:
+        """Return all layers of a member, from the embedding to its norm."""
+        layers = list(self.decoder.layers[: self.config.exits[exit_idx]])
+        if exit_idx < len(self.exits):
+            layers += self.exits[exit_idx].layers
+        return Segment(layers, 0, self.norm(exit_idx), self.slots(exit_idx))
+
+    def private_segment(self, exit_idx: int) -> Segment:
+        """Return the private layers of an early exit and its norm, to be run on its tap."""
+        layers, depth = list(self.exits[exit_idx].layers), self.config.exits[exit_idx]
+        return Segment(layers, depth, self.norm(exit_idx), self.slots(exit_idx)[depth:])
+
+    def slots(self, exit_idx: int) -> list[int]:
+        """Return the cache slots of a member: the backbone's up to its depth, then private ones.
+
+        Private slots stand after all of the backbone's, exit by exit.
+        """
+        slots = list(range(self.config.exits[exit_idx]))
+        if exit_idx < len(self.exits):
+            count = self.config.num_exit_layers
+            first = self.config.num_hidden_layers + exit_idx * count
+            slots += range(first, first + count)
+        return slots
+
+    def grow(self, cache: Cache, exits: Iterable[int]) -> None:
+        """Give a cache every slot that these exits write to; raise for a kind that cannot grow."""
+        slots = {slot for exit_idx in exits for slot in self.slots(exit_idx)}
+        if max(slots) < len(cache.layers) and not any(
+            isinstance(cache.layers[slot], UnusedLayer) for slot in slots
+        ):
+            return
+        config, count = self.decoder.config, self.config.num_exit_layers
+        sources = [(config, i) for i in range(config.num_hidden_layers)]
+        for depth in self.config.exits[:-1]:
+            member = slice_config(config, 0, depth + count)
+            sources += [(member, depth + j) for j in range(count)]
+        grow_cache(cache, slots, sources)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..._files import write_whole
+from ..._records import speakable, spoken
 from ..._wording import scientific
 from ...errors import (
     AnalysisError,
@@ -126,7 +128,7 @@ class Analysis:
 
     def to_json(self) -> str:
         """Return `to_dict` as strict JSON on one line, as fit.json holds it."""
-        return json.dumps(_strict(self.to_dict()), allow_nan=False)
+        return json.dumps(speakable(self.to_dict()), allow_nan=False)
 
     @property
     def cost(self) -> HeadFlops | None:
@@ -305,24 +307,6 @@ def _profile_from_dict(record: Mapping[str, Any]) -> Profile:
     return Profile(values, rise, record["threshold"], Interval.from_dict(record["interval"]))
 
 
-def _strict(value: Any) -> Any:
-    """Return the same in strict JSON, which has no NaN and no infinity: `{"number": "inf"}`."""
-    if isinstance(value, Mapping):
-        return {str(name): _strict(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"number": str(value)}
-    return value
-
-
-def _number(record: dict[str, Any]) -> Any:
-    """Undo `_strict`, object by object."""
-    return float(record["number"]) if list(record) == ["number"] else record
-
-
 def write_analysis(path: str | os.PathLike[str], analysis: Analysis) -> None:
     """Write fit.json, whole or not at all.
 
@@ -350,41 +334,10 @@ def read_analysis(
     """
     content = Path(path).read_bytes()
     try:
-        record = json.loads(content, object_hook=_number)
+        record = json.loads(content, object_hook=spoken)
     except (ValueError, RecursionError):
         raise AnalysisError(f"{path} is not a fit: it is not JSON; make one with `fit`.") from None
     try:
         return Analysis.from_dict(record, find_law)
     except ScalingError as error:
         raise AnalysisError(f"{path}: {error}") from None
-
-
-def check_place(path: str | os.PathLike[str]) -> None:
-    """Raise an `OSError` if no file can be written here, before the work for it is done."""
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise OSError(f"cannot write {path}: it is no ordinary file.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"cannot write {path}: its folder is read-only.")
-
-
-def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file beside its place and move it there, so that nobody sees half of it."""
-    check_place(path)
-    path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("xb") as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                beside.unlink()
-                raise
-        beside.replace(path)
-    except OSError as error:
-        raise type(error)(f"cannot write {path}: {error.strerror or error}.") from None

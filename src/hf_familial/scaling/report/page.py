@@ -15,12 +15,13 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, Template
 from markupsafe import Markup, escape
 
+from ..._files import write_whole
 from ..._wording import MISSING, count, estimate, plural, scientific, significant
 from ._curves import flops_of, has_sizes
 from ._figures import draw_formula
 from ._pictures import SECTIONS, Picture, pictures
 from ._style import inline_svg, single_definitions, symbol_html, to_png, to_svg
-from .analysis import Analysis, write_whole
+from .analysis import Analysis
 from .tables import (
     Table,
     coefficient_words,

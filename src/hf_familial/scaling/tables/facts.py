@@ -21,25 +21,18 @@ class Facts:
     """Facts that the runs of a fit share, as far as their file tells them.
 
     Attributes:
-        loss (`str`): Which loss was fitted: its column, or the variable and exit.
-        size (`str`): What N counts: `"total"`, `"non_embedding"`, `"active"`, or empty.
-        data (`str`): What the runs were trained on.
-        vocab_size (`int`): Rows of the token embedding and of every head; 0 if unknown.
-        seq_len (`int`): Tokens of a sequence; 0 if unknown.
-        flops (`str`): How C was counted: `"heads"` if it is nearer to 6ND and the heads of every
-            exit than to 6ND, else `"6ND"`; empty if unknown.
-        width (`tuple[float, float]`, *optional*): `width[0] * N ** width[1]` of N parameters.
-        dense (`bool`): Whether every run has one exit: its mean loss is its final loss.
+        flops: How C was counted: `"heads"` if it is nearer to 6ND and the heads of every exit than
+            to 6ND, else `"6ND"`; empty if unknown.
     """
 
-    loss: str = ""
-    size: str = ""
-    data: str = ""
-    vocab_size: int = 0
-    seq_len: int = 0
+    loss: str = ""  # which loss was fitted: its column, or the variable and exit
+    size: str = ""  # what N counts: `"total"`, `"non_embedding"`, `"active"`, or empty
+    data: str = ""  # what the runs were trained on
+    vocab_size: int = 0  # rows of the token embedding and of every head; 0 if unknown
+    seq_len: int = 0  # tokens of a sequence; 0 if unknown
     flops: str = ""
-    width: tuple[float, float] | None = None
-    dense: bool = False
+    width: tuple[float, float] | None = None  # `width[0] * N ** width[1]` of N parameters
+    dense: bool = False  # whether every run has one exit: its mean loss is its final loss
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Facts:
@@ -85,12 +78,13 @@ def facts_of(
                 f"The runs have several {meaning} ({some(found, 4)}): their losses do not compare; "
                 f"choose by `--where '{name} == {next(iter(found))}'`."
             )
-    counts = {name: shared.get(name, 0) for name in ("vocab_size", "seq_len")}
+    vocab, length = (shared.get(name, 0) for name in ("vocab_size", "seq_len"))
     facts = Facts(
         loss,
         size,
         str(shared.get("data", "")),
-        **{name: count if isinstance(count, int) else 0 for name, count in counts.items()},
+        vocab if isinstance(vocab, int) else 0,
+        length if isinstance(length, int) else 0,
         width=_width(table, rows, values.get("N")),
         dense="G" not in values or bool(np.all(values["G"] == 1)),
     )

@@ -16,16 +16,6 @@ Returns:
     `dict`: `exit_agreement`, the share of positions where the two are one, between 0 and 1.
 """
 
-CITATION = """\
-@inproceedings{schuster2022calm,
-  title={Confident Adaptive Language Modeling},
-  author={Schuster, Tal and Fisch, Adam and Gupta, Jai and Dehghani, Mostafa and Bahri, Dara and
-          Tran, Vinh Q. and Tay, Yi and Metzler, Donald},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2022}
-}
-"""
-
 
 class ExitAgreement(evaluate.Metric):
     """Share of positions where an exit and the deepest one hold the same token most probable."""
@@ -34,7 +24,7 @@ class ExitAgreement(evaluate.Metric):
         token = datasets.Value("int64")
         return evaluate.MetricInfo(
             description=self.__doc__,
-            citation=CITATION,
+            citation="Schuster et al. 2022, Confident Adaptive Language Modeling, NeurIPS",
             inputs_description=INPUTS,
             features=datasets.Features({"predictions": token, "references": token}),
             reference_urls=["https://arxiv.org/abs/2207.07061"],

@@ -20,15 +20,6 @@ Returns:
     `dict`: `expected_calibration_error`, between 0 (calibrated) and 1.
 """
 
-CITATION = """\
-@inproceedings{guo2017calibration,
-  title={On Calibration of Modern Neural Networks},
-  author={Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
-  booktitle={International Conference on Machine Learning},
-  year={2017}
-}
-"""
-
 
 class ExpectedCalibrationError(evaluate.Metric):
     """Mean distance between accuracy and confidence, over bins of confidence of equal width."""
@@ -37,7 +28,7 @@ class ExpectedCalibrationError(evaluate.Metric):
         token, number = datasets.Value("int64"), datasets.Value("float64")
         return evaluate.MetricInfo(
             description=self.__doc__,
-            citation=CITATION,
+            citation="Guo et al. 2017, On Calibration of Modern Neural Networks, ICML",
             inputs_description=INPUTS,
             features=datasets.Features(
                 {"predictions": token, "references": token, "confidences": number}

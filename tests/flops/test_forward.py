@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
 from hf_familial.flops import (
-    CPU_ATTENTION,
     Flops,
     cache_sizes,
     forward,
@@ -17,6 +16,7 @@ from hf_familial.flops import (
     measure_flops_per_token,
     member_flops,
 )
+from hf_familial.flops._counting import CPU_ATTENTION
 
 
 EXITS, LENGTH = [1, 2, 4], 12
@@ -146,7 +146,7 @@ def test_a_host_that_walks_is_extrapolated(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
 def test_the_estimate_is_the_count(model_type: str) -> None:
     config = config_of(model_type, num_exit_layers=1, exit_head="own")
-    family = forward.phantom(config)
+    family = forward.fake_model(config)
     for past in (0, 6):
         # the zoo's windows hide part of the past, which an estimate does not know
         config.text_config.sliding_window = None

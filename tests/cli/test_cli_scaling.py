@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import numpy as np
 import pytest
 
 from hf_familial._wording import significant
-from hf_familial.cli import main
 from hf_familial.scaling import LAWS, get_law
 from hf_familial.scaling.report import read_analysis
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAW = get_law("familial")
 TRUTH = LAW.published["assumed"].values
 
@@ -48,42 +46,22 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs a command line; returns exit code, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hf-familial", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "120")
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return run
+def undrawn(monkeypatch):
+    """Pages have no pictures: only what is beside them is looked at."""
+    monkeypatch.setattr("hf_familial.scaling.report.page.pictures", lambda analysis: [])
 
 
 @pytest.fixture(scope="module")
-def fit_json(runs):
-    """A fit of the runs, made by the command itself in a process of its own."""
+def fit_json(runs, cli_once):
+    """A fit of the runs, made by the command itself."""
     out = runs.parent / "fit.json"
-    words = ["fit", runs, "--law", "familial", "--bootstrap", "80", "--out", out]
-    done = subprocess.run(
-        [sys.executable, "-m", "hf_familial", *map(str, words)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "44 rows of 44 runs, 1 left out in reading; converged" in done.stdout
-    assert "Left out line 46: not one JSON object." in done.stdout
-    assert "Left out line 4: status failed." in done.stdout
-    assert "wrote " in done.stdout
+    words = ("fit", runs, "--law", "familial", "--bootstrap", "80", "--out", out)
+    code, shown, errors = cli_once(*words)
+    assert (code, errors) == (0, "")
+    assert "44 rows of 44 runs, 1 left out in reading; converged" in shown
+    assert "Left out line 46: not one JSON object." in shown
+    assert "Left out line 4: status failed." in shown
+    assert "wrote " in shown
     return out
 
 
@@ -122,7 +100,7 @@ def test_fit_of_every_exit(cli, runs, tmp_path):
     assert len(read_analysis(out).fit.data) == 15 * (1 + 2 + 4) - 1
 
 
-def test_fit_against_other_laws(cli, runs, tmp_path):
+def test_fit_against_other_laws(cli, runs, tmp_path, undrawn):
     out, report = tmp_path / "fit.json", tmp_path / "report.html"
     words = ("--against", "hoffmann", "--drop-far", "4", "--no-profiles")
     code, shown, err = cli("fit", runs, *words, "--out", out, "--report", report)
@@ -226,7 +204,7 @@ def test_advice_does_not_rank_published_laws_of_different_papers(cli):
     assert record["incomparable"]
 
 
-def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path):
+def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path, undrawn):
     """Runs of a vocabulary of 300 are planned with heads of 300 rows, unless asked otherwise."""
     path, lines = tmp_path / "runs.jsonl", []
     noise = np.random.default_rng(0)
@@ -356,7 +334,7 @@ def test_a_mistake_is_one_line(cli, runs, fit_json, tmp_path, monkeypatch, words
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_file_that_cannot_be_replaced_stays(cli, fit_json, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_replaced_stays(cli, fit_json, tmp_path, monkeypatch, undrawn):
     page = tmp_path / "report.html"
     page.write_text("before")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
@@ -401,7 +379,7 @@ def test_every_command_of_the_manual_is_one(page):
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     sources = "".join(
         path.read_text(encoding="utf-8")
-        for path in (ROOT / "src" / "hf_familial" / "cli").glob("scaling*.py")
+        for path in (ROOT / "src" / "hf_familial" / "cli").glob("*.py")
     )
     known = {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): ", sources, re.M)}
     known |= {f"--no-{name[2:]}" for name in known} | set(re.findall(r'"(--[a-z-]+)"', sources))

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from ..models.familial import FamilialConfig
 from ..models.verification import VERIFIED
-from .phantom import SHORT, walks
+from ._fake_model import SHORT, is_walked
 
 
 # Hosts that work through a sequence in chunks: the config's field for the chunk, or its length
@@ -33,16 +33,12 @@ CHECKED = 61  # a length at which a host that no test knows has to agree
 
 
 class LengthCounts:
-    """Totals of one family at every length, from counts at a few.
+    """Totals of one family at every length, from a few calls of a slow `count(length)`.
 
     The first length is counted. At the second one, a polynomial is laid through counts at a few
     lengths: a quadratic in the length, or, in a host that works in chunks, one quadratic up to the
     first chunk and beyond it one in the length and the number of chunks. If a polynomial does not
     fit the host, every length is counted once.
-
-    Args:
-        config ([`FamilialConfig`]): The family.
-        count (`Callable[[int], int]`): Counts one sequence of a length; slow.
     """
 
     def __init__(self, config: FamilialConfig, count: Callable[[int], int]) -> None:
@@ -54,7 +50,7 @@ class LengthCounts:
 
     def at(self, length: int) -> int:
         """Return the total at a length."""
-        if length in self.known or not (self.known or walks(self.config, length)):
+        if length in self.known or not (self.known or is_walked(self.config, length)):
             return self._counted(length)
         return self._predicted(length, self._laid(self._several(length)))
 
@@ -98,13 +94,13 @@ class LengthCounts:
 
 
 def _chunk_of(config: FamilialConfig) -> int | None:
-    """Positions of a chunk; `None` in a host that does not work in chunks."""
+    """Return the positions of a chunk, or `None` in a host that does not work in chunks."""
     chunk = CHUNKED.get(config.text_config.model_type)
     return getattr(config.text_config, chunk) if isinstance(chunk, str) else chunk
 
 
 def _nodes(chunk: int | None, several: bool) -> Sequence[int]:
-    """Lengths to count at, at which no two polynomials of the kind have the same values."""
+    """Return lengths at which no two polynomials of the kind have the same values."""
     if chunk is None:
         return SHORT
     if not several:

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM, describe
 from hf_familial._wording import metric, size
-from hf_familial.cli import main
 from hf_familial.cli.app import joined
 from hf_familial.cli.members import parse_exits
 
@@ -38,24 +37,6 @@ def hub(monkeypatch, tmp_path):
         yield hub
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command line in this process: exit code, what it printed, what it complained of."""
-
-    def run_(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hf-familial", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_
-
-
 def fails(result: tuple[int, str, str], *said: str) -> None:
     """Exit code 1, one line, and nothing printed."""
     code, out, err = result
@@ -72,8 +53,8 @@ def fails(result: tuple[int, str, str], *said: str) -> None:
 # describe
 
 
-def test_describe_prints_a_bare_table_into_a_pipe(run, folder):
-    code, out, _ = run("describe", folder, "--context", 64)
+def test_describe_prints_a_bare_table_into_a_pipe(cli, folder):
+    code, out, _ = cli("describe", folder, "--context", 64)
     assert code == 0
     assert "─" not in out
     assert "\x1b" not in out
@@ -88,51 +69,51 @@ def test_describe_prints_a_bare_table_into_a_pipe(run, folder):
     assert [cells[-1] for cells in rows] == ["3.1416", "-"]
 
 
-def test_describe_prints_json(run, folder):
-    code, out, _ = run("describe", folder, "--json", "--context", 64, "--dtype", "bfloat16")
+def test_describe_prints_json(cli, folder):
+    code, out, _ = cli("describe", folder, "--json", "--context", 64, "--dtype", "bfloat16")
     assert code == 0
     found = describe(folder, context=64, dtype="bfloat16")
     assert json.loads(out) == json.loads(json.dumps(found.to_dict()))
 
 
-def test_describe_says_which_member_fits(run, folder):
+def test_describe_says_which_member_fits(cli, folder):
     rows = describe(folder, context=8).exits
     need = 4 * rows[0].parameters + rows[0].cache_bytes
-    code, out, _ = run("describe", folder, "--context", 8, "--memory", need)
+    code, out, _ = cli("describe", folder, "--context", 8, "--memory", need)
     assert code == 0
     assert "exit 1 (depth 4) does not fit" in out
     assert out.rstrip().endswith("The deepest that fits is exit 0.")
-    code, out, _ = run("describe", folder, "--context", 8, "--flops", "1e9", "--json")
+    code, out, _ = cli("describe", folder, "--context", 8, "--flops", "1e9", "--json")
     assert json.loads(out)["fits"] == 1
-    code, out, _ = run("describe", folder, "--memory", "1kB", "--json")
+    code, out, _ = cli("describe", folder, "--memory", "1kB", "--json")
     assert json.loads(out)["fits"] is None
-    code, _, err = run("describe", folder, "--memory", "1kB")
+    code, _, err = cli("describe", folder, "--memory", "1kB")
     assert code == 1
     assert err.startswith("error: no member of")
     assert len(err.splitlines()) == 1
 
 
-def test_describe_refuses_in_one_line(run, folder, tmp_path):
-    fails(run("describe", tmp_path / "nothing"), "there is no folder")
-    fails(run("describe", tmp_path), "holds no `config.json`")
-    fails(run("describe", folder, "--context", 0), "`context` must be")
-    fails(run("describe", folder, "--memory", "much"), "2GB or 512MiB, got 'much'")
-    fails(run("describe", folder, "--dtype", "int4"), "`dtype` must be")
+def test_describe_refuses_in_one_line(cli, folder, tmp_path):
+    fails(cli("describe", tmp_path / "nothing"), "there is no folder")
+    fails(cli("describe", tmp_path), "holds no `config.json`")
+    fails(cli("describe", folder, "--context", 0), "`context` must be")
+    fails(cli("describe", folder, "--memory", "much"), "2GB or 512MiB, got 'much'")
+    fails(cli("describe", folder, "--dtype", "int4"), "`dtype` must be")
 
 
-def test_describe_a_repository_that_is_not_there(run, hub):
-    fails(run("describe", "me/nothing"), "there is no such repository")
+def test_describe_a_repository_that_is_not_there(cli, hub):
+    fails(cli("describe", "me/nothing"), "there is no such repository")
 
 
 # export
 
 
-def test_export_one_and_all(run, folder, tmp_path):
-    code, out, _ = run("export", folder, tmp_path / "small", "--exit", 0)
+def test_export_one_and_all(cli, folder, tmp_path):
+    code, out, _ = cli("export", folder, tmp_path / "small", "--exit", 0)
     assert code == 0
     assert "exit 0: LlamaForCausalLM of 2 layers" in out
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").config.num_hidden_layers == 2
-    code, out, _ = run("export", folder, tmp_path / "all", "--dtype", "bfloat16")
+    code, out, _ = cli("export", folder, tmp_path / "all", "--dtype", "bfloat16")
     assert code == 0
     assert len(out.splitlines()) == 2
     for k, depth in enumerate((2, 4)):
@@ -141,30 +122,30 @@ def test_export_one_and_all(run, folder, tmp_path):
         assert member.config.num_hidden_layers == depth
 
 
-def test_export_a_smaller_family(run, folder, tmp_path):
-    code, _, _ = run("export", folder, tmp_path / "out", "--exit", -2, "--format", "familial")
+def test_export_a_smaller_family(cli, folder, tmp_path):
+    code, _, _ = cli("export", folder, tmp_path / "out", "--exit", -2, "--format", "familial")
     assert code == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["model_type"], config["exits"]) == ("familial", [2])
 
 
-def test_export_refuses_in_one_line(run, folder, tmp_path):
+def test_export_refuses_in_one_line(cli, folder, tmp_path):
     out = tmp_path / "out"
-    fails(run("export", folder, out, "--exit", 2), "`exit_idx` 2 is out of range")
-    fails(run("export", folder, out, "--exit", "two"), "`all` or numbers such as 0,-1, got 'two'")
-    fails(run("export", folder, out, "--exit", 0, "--format", "onnx"), "plain, familial")
-    fails(run("export", tmp_path, out), "holds no `config.json`")
+    fails(cli("export", folder, out, "--exit", 2), "`exit_idx` 2 is out of range")
+    fails(cli("export", folder, out, "--exit", "two"), "`all` or numbers such as 0,-1, got 'two'")
+    fails(cli("export", folder, out, "--exit", 0, "--format", "onnx"), "plain, familial")
+    fails(cli("export", tmp_path, out), "holds no `config.json`")
     assert not out.exists()
     out.mkdir()
     (out / "mine").touch()
-    fails(run("export", folder, out, "--exit", 0), "holds something already")
+    fails(cli("export", folder, out, "--exit", 0), "holds something already")
 
 
 # push
 
 
-def test_push_members_and_family(run, folder, hub):
-    code, out, _ = run("push", folder, "me/fam", "--family", "--private")
+def test_push_members_and_family(cli, folder, hub):
+    code, out, _ = cli("push", folder, "me/fam", "--family", "--private")
     assert code == 0
     lines = out.splitlines()
     assert lines[0].startswith("family: me/fam, ")
@@ -172,32 +153,32 @@ def test_push_members_and_family(run, folder, hub):
     assert lines[3].startswith("collection: me/")
     assert set(hub.repos) == {"me/fam", "me/fam-depth2", "me/fam-depth4"}
     assert all(repo.private for repo in hub.repos.values())
-    code, out, _ = run("push", folder, "me/fam", "--exits", "0,-1", "--no-collection")
+    code, out, _ = cli("push", folder, "me/fam", "--exits", "0,-1", "--no-collection")
     assert [line.split(", ")[1] for line in out.splitlines()] == ["up to date"] * 2
 
 
-def test_push_into_branches(run, folder, hub):
-    code, out, _ = run("push", folder, "me/fam", "--exits", 1, "--layout", "revisions")
+def test_push_into_branches(cli, folder, hub):
+    code, out, _ = cli("push", folder, "me/fam", "--exits", 1, "--layout", "revisions")
     assert code == 0
     assert out.startswith("exit 1: me/fam@depth4, ")
     assert set(hub.repos["me/fam"].branches) == {"main", "depth4"}
 
 
-def test_push_the_family_alone(run, folder, hub):
-    code, out, _ = run("push", folder, "me/fam", "--exits", "none", "--family")
+def test_push_the_family_alone(cli, folder, hub):
+    code, out, _ = cli("push", folder, "me/fam", "--exits", "none", "--family")
     assert code == 0
     assert set(hub.repos) == {"me/fam"}
 
 
-def test_push_refuses_in_one_line(run, folder, hub, monkeypatch, tmp_path):
-    fails(run("push", folder, "me/fam", "--exits", "none"), "nothing to push")
-    fails(run("push", folder, "me/fam", "--exits", "5"), "out of range")
-    fails(run("push", folder, "me/fam", "--layout", "flat"), "repos, revisions, got 'flat'")
-    fails(run("push", tmp_path, "me/fam"), "holds no `config.json`")
+def test_push_refuses_in_one_line(cli, folder, hub, monkeypatch, tmp_path):
+    fails(cli("push", folder, "me/fam", "--exits", "none"), "nothing to push")
+    fails(cli("push", folder, "me/fam", "--exits", "5"), "out of range")
+    fails(cli("push", folder, "me/fam", "--layout", "flat"), "repos, revisions, got 'flat'")
+    fails(cli("push", tmp_path, "me/fam"), "holds no `config.json`")
     assert hub.log == []
-    fails(run("push", folder, "somebody/fam"), "role `write`", "settings/tokens")
+    fails(cli("push", folder, "somebody/fam"), "role `write`", "settings/tokens")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    fails(run("push", folder, "me/fam"), "does not accept the token")
+    fails(cli("push", folder, "me/fam"), "does not accept the token")
 
 
 # the rest
@@ -304,12 +285,12 @@ def test_numbers_of_exits_may_stand_apart(words, expected):
     assert joined(words.split()) == expected.split()
 
 
-def test_an_error_that_is_no_users_is_one_line_too(run, folder, monkeypatch):
+def test_an_error_that_is_no_users_is_one_line_too(cli, folder, monkeypatch):
     def broken(*args: object, **options: object) -> None:
         raise KeyError("some\nthing")
 
     monkeypatch.setattr("hf_familial.hub.describe.describe", broken)
-    fails(run("describe", folder), "KeyError", "HF_FAMILIAL_TRACEBACK=1")
+    fails(cli("describe", folder), "KeyError", "HF_FAMILIAL_TRACEBACK=1")
     monkeypatch.setenv("HF_FAMILIAL_TRACEBACK", "1")
     with pytest.raises(KeyError):
-        run("describe", folder)
+        cli("describe", folder)

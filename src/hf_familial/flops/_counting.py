@@ -19,13 +19,12 @@ from torch.utils.flop_counter import (
 
 
 def _attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
-    """Two matmuls, scores and values, over all pairs of positions."""
+    """Count two matmuls, scores and values, over all pairs of positions."""
     batch, heads, queries, width = q
     return 2 * batch * heads * queries * k[-2] * (width + v[-1])
 
 
 def _addmm_flops(total: torch.Size, a: torch.Size, b: torch.Size, *_: Any, **__: Any) -> int:
-    """One matmul, added in place."""
     return 2 * a[0] * a[1] * b[1]
 
 
@@ -37,7 +36,7 @@ def _conv_backward_flops(
     out_shape: Any = None,
     **kwargs: Any,
 ) -> int:
-    """As much as forward for each gradient; torch's own formula forgets the groups."""
+    """Count as much as forward for each gradient; torch's own formula forgets the groups."""
     transposed, output_mask = args[4], args[7]
     forward = conv_flop_count(list(x), list(weight), list(grad_out), transposed)
     return forward * sum(output_mask[:2])
@@ -52,7 +51,7 @@ FORMULAS = CPU_ATTENTION | {
 
 
 def counter() -> FlopCounterMode:
-    """Torch's counter of FLOPs, with the formulas that it lacks."""
+    """Return torch's counter of FLOPs, with the formulas that it lacks."""
     return FlopCounterMode(display=False, custom_mapping=FORMULAS)
 
 
@@ -81,17 +80,11 @@ class Flops:
 
 
 class FlopTally(TorchDispatchMode):
-    """Counts FLOPs in a `with` block by place, and tells matmuls with weights from attention.
+    """A counter of FLOPs in a `with` block, which tells matmuls with weights from attention.
 
-    `FlopCounterMode` follows modules instead, and fails without gradients in hosts that pass parts
-    of a parameter to a module. For use without gradients.
-
-    Args:
-        weights (`Iterable[torch.Tensor]`, *optional*): Parameters and buffers of the model. What is
-            made of nothing but them is a weight too, such as a routed expert's part of a stack.
-
-    Attributes:
-        place (`object`): Key under which FLOPs are booked from now on.
+    FLOPs are booked under the key `place`. What is made of nothing but `weights` is a weight too,
+    such as a routed expert's part of a stack. `FlopCounterMode` follows modules instead, and fails
+    without gradients in hosts that pass parts of a parameter to a module.
     """
 
     def __init__(self, weights: Iterable[torch.Tensor] = ()) -> None:
@@ -105,11 +98,11 @@ class FlopTally(TorchDispatchMode):
 
     @property
     def total(self) -> int:
-        """FLOPs so far."""
+        """Return the FLOPs so far."""
         return sum(self._booked.values())
 
     def at(self, place: object) -> Flops:
-        """FLOPs booked at one place."""
+        """Return the FLOPs booked at one place."""
         return Flops(self._booked[place, True], self._booked[place, False])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -136,5 +129,5 @@ def _is_float(value: Any) -> bool:
 
 
 def _address(tensor: torch.Tensor) -> int:
-    """Identity of a tensor's storage, which its views share."""
+    """Return the identity of a tensor's storage, which its views share."""
     return tensor.untyped_storage()._cdata

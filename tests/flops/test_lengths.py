@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from backbones import MUST_WORK, tiny_config
 from peft import LoraConfig
-from reference import counted_training_flops
+from reference import counted_training_flops, without_kept_counts
 
 from hf_familial import FamilialConfig
-from hf_familial.flops import FlopCount, lengths, prepare_training_flops, training
+from hf_familial.flops import FlopCount, _lengths, prepare_training_flops, training
 from hf_familial.flops import training_flops_per_token as flops
-from hf_familial.flops.phantom import RECURRENT
+from hf_familial.flops._fake_model import RECURRENT
 from hf_familial.models.verification import VERIFIED
 
 
@@ -35,7 +35,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return run(family, seq_length)
 
     monkeypatch.setattr(training, "_run", watched)
-    monkeypatch.setattr(training, "_COUNTS", {})
+    without_kept_counts(monkeypatch)
     return seen
 
 
@@ -73,7 +73,7 @@ def test_a_family_is_counted_at_three_lengths(monkeypatch: pytest.MonkeyPatch) -
     first = flops(config, 40)
     assert seen == [40]
     assert flops(config, 41).per_token > first.per_token
-    assert seen == [40, *lengths.SHORT]
+    assert seen == [40, *_lengths.SHORT]
     assert flops(config, 40) == first
     assert [flops(config, n).per_token for n in range(1, 500)] == sorted(
         flops(config, n).per_token for n in range(1, 500)
@@ -84,7 +84,7 @@ def test_a_family_is_counted_at_three_lengths(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_prepared_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, config = counting(monkeypatch), config_of("llama")
     prepare_training_flops(config)
-    assert seen == list(lengths.SHORT)
+    assert seen == list(_lengths.SHORT)
     for length in (1, 40, 4096):
         flops(config, length)
     prepare_training_flops(config)
@@ -94,12 +94,12 @@ def test_what_is_prepared_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) 
 def test_a_host_that_follows_no_polynomial_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown host is checked at one length more, and counted at every one if it differs."""
     config = config_of("llama")
-    monkeypatch.setattr(lengths, "VERIFIED", frozenset())
+    monkeypatch.setattr(_lengths, "VERIFIED", frozenset())
 
     def wavy(family: Any, seq_length: int) -> int:
         return seq_length * 100 + seq_length % 7
 
-    monkeypatch.setattr(training, "_COUNTS", {})
+    without_kept_counts(monkeypatch)
     monkeypatch.setattr(training, "_run", wavy)
     heads = flops(config, 14).per_token - 100
     for length in (14, 15, 20, 99):

@@ -23,35 +23,17 @@ def iter_batches(
     max_batches: int | None,
     data_collator: Collator | None,
 ) -> Iterator[dict[str, Any]]:
-    """Batches of a dataset, in its order, read no further than asked for.
+    """Yield batches of a dataset in its order, with `labels`, and read no further than asked for.
 
-    Args:
-        dataset (`Iterable`): Rows with `input_ids`, and perhaps `labels` and `attention_mask`.
-        batch_size (`int`): Rows in a batch.
-        max_batches (`int`, *optional*): Most batches to read.
-        data_collator (`Callable`, *optional*): Makes a batch of rows; defaults to [`pad_rows`].
-
-    Yields:
-        `dict[str, Any]`: With `input_ids` and `labels`, both of shape `(batch, seq)`.
-
-    Raises:
-        ValueError: If rows, or what the collator makes of them, have no `input_ids`.
+    The collator defaults to `pad_rows`.
     """
     rows = islice(dataset, None if max_batches is None else max_batches * batch_size)
     while chunk := list(islice(rows, batch_size)):
-        yield with_labels((data_collator or pad_rows)(chunk))
+        yield _with_labels((data_collator or pad_rows)(chunk))
 
 
 def model_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What the model takes of a batch, on its device.
-
-    Args:
-        batch (`Mapping`): As a collator makes it.
-        device (`torch.device`): Of the model.
-
-    Returns:
-        `dict[str, Any]`: All but the labels.
-    """
+    """Return a batch without its labels, on a device."""
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
@@ -60,18 +42,9 @@ def model_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, An
 
 
 def pad_rows(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    """The default collator: pads on the right, and masks only where there is something to mask.
+    """Pad rows on the right, and mask only where there is something to mask.
 
-    Args:
-        rows (`Sequence[Mapping]`): Each with `input_ids`, one sequence; other columns than `labels`
-            and `attention_mask` are left out.
-
-    Returns:
-        `dict[str, torch.Tensor]`: `input_ids`, `labels` and, where positions are masked,
-        `attention_mask`, each of shape `(batch, seq)`.
-
-    Raises:
-        ValueError: If a row has no `input_ids`, or columns of different lengths.
+    Columns other than `input_ids`, `labels` and `attention_mask` are left out.
     """
     tensors = [_row_tensors(row) for row in rows]
     ids, labels, mask = (
@@ -82,28 +55,19 @@ def pad_rows(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     return batch if bool(mask.all()) else batch | {"attention_mask": mask}
 
 
-def with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch, with the labels that follow from its tokens if it has none of its own.
-
-    Args:
-        batch (`Mapping[str, Any]`): What a collator returned.
-
-    Returns:
-        `dict[str, Any]`: With `labels` of shape `(batch, seq)`, not shifted.
-
-    Raises:
-        ValueError: If it has no `input_ids`, or labels of another shape.
-    """
+def _with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch with labels (not shifted) that follow from its tokens if it has none."""
     batch = dict(batch)
     if "input_ids" not in batch:
         raise ValueError(f"`data_collator` must return `input_ids`, got {sorted(batch)}.")
+    ids = batch["input_ids"]
     if batch.get("labels") is None:
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        mask = batch.get("attention_mask")
         if mask is None or mask.shape != ids.shape:
             mask = torch.ones_like(ids)
-        batch["labels"] = own_labels(ids, mask)
+        batch["labels"] = _own_labels(ids, mask)
     for name in ("labels", "shift_labels"):
-        given, ids = batch.get(name), batch["input_ids"]
+        given = batch.get(name)
         if given is not None and given.shape != ids.shape:
             raise ValueError(
                 f"`{name}` of a batch must have the shape of its `input_ids`, {tuple(ids.shape)}, "
@@ -113,13 +77,9 @@ def with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shifted_labels(batch: Mapping[str, Any]) -> torch.Tensor:
-    """Return the target of every position, as the loss of training reads them.
+    """Return the target of every position, shape `(batch, seq)`, as the loss of training reads it.
 
-    Args:
-        batch (`Mapping[str, Any]`): With `labels`, and perhaps `shift_labels`, which go before.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, seq)`: Token ids, -100 where there is no target.
+    `shift_labels` go before `labels`; -100 where there is no target.
     """
     given: torch.Tensor | None = batch.get("shift_labels")
     if given is not None:
@@ -127,16 +87,8 @@ def shifted_labels(batch: Mapping[str, Any]) -> torch.Tensor:
     return nn.functional.pad(batch["labels"], (0, 1), value=IGNORE_INDEX)[..., 1:]
 
 
-def own_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Every token as a label, but those that are masked or would be predicted from a masked one.
-
-    Args:
-        input_ids (`torch.Tensor` of shape `(..., seq)`): Token ids.
-        attention_mask (`torch.Tensor` of shape `(..., seq)`): 0 for padding.
-
-    Returns:
-        `torch.Tensor` of shape `(..., seq)`: Not shifted, -100 where there is none.
-    """
+def _own_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return every token as a label, but those masked or predicted from a masked one."""
     masked = attention_mask == 0
     labels = input_ids.masked_fill(masked, IGNORE_INDEX)
     labels[..., 1:].masked_fill_(masked[..., :-1], IGNORE_INDEX)
@@ -144,7 +96,7 @@ def own_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.T
 
 
 def _row_tensors(row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, labels and mask of a row."""
+    """Return ids, labels and mask of a row."""
     if not isinstance(row, Mapping):
         raise ValueError(
             "`dataset` must hold rows with a column `input_ids`, such as {'input_ids': [1, 2]}, "
@@ -158,7 +110,7 @@ def _row_tensors(row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         for name in ("attention_mask", "labels")
     )
     mask = torch.ones_like(ids) if mask is None else mask
-    labels = own_labels(ids, mask) if labels is None else labels
+    labels = _own_labels(ids, mask) if labels is None else labels
     shapes = [tuple(tensor.shape) for tensor in (ids, labels, mask)]
     if ids.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(

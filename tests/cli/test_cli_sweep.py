@@ -1,7 +1,6 @@
 """`hf-familial sweep` as a user types it: what it says, what it leaves, what it refuses."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_familial.cli import main
 from hf_familial.isoflop import IsoFlopDesign, SweepFolder
 from hf_familial.isoflop._folder import FAILURE
 from hf_familial.runs import read_runs
@@ -28,20 +26,12 @@ DESIGN: dict[str, Any] = {
 Cli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command line; returns exit code, output and errors."""
+@pytest.fixture(name="cli")
+def cli_at_80_columns(cli: Cli) -> Cli:
+    """The command on a narrow terminal."""
 
     def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hf-familial", "sweep", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "80")
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
+        return cli("sweep", *words, columns=80)
 
     return run
 
