@@ -41,7 +41,6 @@ def plan(
 ) -> None:
     """Show what would run: sizes, tokens, FLOPs, times, and what to worry about."""
     check_file(design)
-    from .._wording import duration
     from ..isoflop import IsoFlopDesign, calibrate_rate, print_runs
     from ..isoflop._arguments import check_design
 
