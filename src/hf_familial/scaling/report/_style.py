@@ -7,11 +7,12 @@ import html
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps, rc_context, rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -28,7 +29,7 @@ P = ParamSpec("P")
 # inches; one column of a journal: on a phone as wide as the screen, so letters keep their size
 WIDTH, HEIGHT = 3.6, 2.75
 LEFT, BOTTOM = 0.66, 0.46
-INK, SOFT, FAINT, PAPER = "#1c1c21", "#6a6a75", "#e3e3e8", "#ffffff"
+INK, SOFT = "#1c1c21", "#6a6a75"
 # Okabe and Ito's colours, told apart without red or green: blue, vermilion, green, purple, orange.
 # On a dark ground a page inverts them: they keep a contrast of 3 there.
 ACCENT, CONTRAST = "#0072b2", "#d55e00"
@@ -37,39 +38,7 @@ MARKERS = "osD^vPX*"
 MAX_POINTS = 300  # of one cloud; more are thinned evenly
 RASTER_FROM, RASTER_DPI = 60, 144  # clouds of more points are images inside the SVG
 
-TICKS = {
-    "labelsize": 7.5,
-    "color": SOFT,
-    "labelcolor": INK,
-    "major.width": 0.7,
-    "minor.width": 0.5,
-}
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "mathtext.fontset": "dejavusans",
-    "font.size": 8,
-    "axes.labelsize": 8,
-    **{f"{which}tick.{name}": value for which in "xy" for name, value in TICKS.items()},
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "legend.handletextpad": 0.4,
-    "legend.borderaxespad": 0.2,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": SOFT,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "figure.facecolor": PAPER,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.3,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "hf_familial",
-}
+STYLE = rc_params_from_file(Path(__file__).with_name("report.mplstyle"), use_default_template=False)
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
