@@ -19,7 +19,7 @@ from .resampling import METHODS, Bootstrap, bootstrap
 from .results import Fit
 
 
-Method = Literal["delta", "profile", "percentile", "bca", "basic"]
+Method = Literal["delta", "profile", "percentile", "bca"]
 
 
 def intervals(
@@ -42,8 +42,8 @@ def intervals(
         quantities (`Iterable[str | DerivedQuantity]`, *optional*): Names of coefficients, or
             quantities; every free coefficient without it.
         level (`float`): Confidence.
-        method (`str`): `"delta"`, `"profile"`, `"percentile"`, `"bca"` or `"basic"`.
-        replicates ([`Bootstrap`], *optional*): For the last three; 1000 draws of runs without it.
+        method (`str`): `"delta"`, `"profile"`, `"percentile"` or `"bca"`.
+        replicates ([`Bootstrap`], *optional*): For the last two; 1000 draws of runs without it.
 
     Raises:
         TooFewError: If there are no more runs than coefficients.

@@ -47,7 +47,6 @@ METHODS = {
     "delta": "delta: sandwich covariance by run, Student’s t.",
     "profile": "profile: where the objective, minimised over the others, has risen by as much.",
     "percentile": "percentile: of the bootstrap.",
-    "basic": "basic: of the bootstrap, reflected.",
     "bca": "bca: of the bootstrap, corrected for bias and skewness.",
 }
 SYMBOL = Markup('<span class="symbol">{}</span>')

@@ -34,7 +34,7 @@ UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs"}
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is known of the sizes of runs."""
+    """Sizes of runs, as far as they are known."""
 
     columns: Mapping[str, np.ndarray]
     active: np.ndarray | None
@@ -71,7 +71,7 @@ def check_sizes(sizes: Sizes, source: str) -> None:
 def _problems(
     sizes: Sizes, units: Mapping[str, Unit], exact: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """What is wrong with the numbers in some units, in words, and at which rows."""
+    """Yield what is wrong with the numbers in some units, in words, and at which rows."""
     values = {name: units.get(name, PLAIN).convert(v) for name, v in sizes.columns.items()}
     given = set(values)
     for name, other in (("D", "N"), ("N", "D")):
@@ -111,7 +111,7 @@ def _span(values: np.ndarray) -> str:
 
 
 def _suggestions(sizes: Sizes) -> list[dict[str, Unit]]:
-    """The fewest units that make the numbers right, the likeliest first."""
+    """Return the fewest units that make the numbers right, the likeliest first."""
     names = [name for name in sizes.columns if name not in sizes.sure]
     choices = [[PLAIN, *_candidates(sizes.columns[name], name)] for name in names]
     found = []
@@ -143,7 +143,7 @@ def _candidates(values: np.ndarray, name: str) -> Iterator[Unit]:
 
 
 def _strangeness(sizes: Sizes, units: Mapping[str, Unit]) -> float:
-    """How far the numbers are from those of common runs, in decades."""
+    """Return how far the numbers are from those of common runs, in decades."""
     values = {name: units.get(name, PLAIN).convert(v) for name, v in sizes.columns.items()}
     strange = 0.0
     if {"N", "D"} <= set(values):
@@ -213,7 +213,7 @@ def check_loss(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, s
 
 
 def _middle(values: np.ndarray) -> float:
-    """The median of the numbers among some values, 0 without any."""
+    """Return the median of the numbers among some values, 0 without any."""
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else 0.0
 
