@@ -59,17 +59,9 @@ class Bootstrap:
     ) -> Interval:
         """Return the interval between quantiles of the replicates.
 
-        Args:
-            quantity ([`DerivedQuantity`]): What it is of.
-            level (`float`): Confidence.
-            method (`str`): `"percentile"`, or `"bca"`, corrected for bias and skewness.
-
-        Raises:
-            ScalingError: If `level` or `method` is unlawful, or there are too few replicates for
-                the level.
-
-        Reference: Efron 1987, "Better Bootstrap Confidence Intervals", JASA 82(397); acceleration
-        from the influence of each run.
+        Method `"bca"` corrects `"percentile"` for bias and skewness, by the influence of each run
+        (Efron 1987, "Better Bootstrap Confidence Intervals", JASA 82(397)). `ScalingError` is
+        raised if there are too few replicates for the level.
         """
         check_level(level)
         if method not in METHODS:
