@@ -172,5 +172,5 @@ def _run_position(
         inputs = {"inputs_embeds": wave.cos().to(inner.backbone.dtype)[None, None]}
     seen = torch.ones((1, 1 + int(index == 1)), dtype=torch.long, device=model.device)
     segment = inner.members.segment(start, stop)
-    runner = SegmentRunner(inner.backbone, inner.contract, segment, cache)
+    runner = SegmentRunner(inner.decoder, segment, cache)
     return runner(position_ids=token * 0 + (index == 1), attention_mask=seen, **inputs)

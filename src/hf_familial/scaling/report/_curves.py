@@ -152,16 +152,15 @@ def _budgets(flops: np.ndarray, size: np.ndarray, rows: np.ndarray) -> list[np.n
 
 @dataclass(frozen=True)
 class Penalty:
-    """What one variable of `COSTS` adds to the loss, as ratios to the loss without it.
+    """Losses with one variable of `COSTS` as ratios to the losses without it.
 
-    `measured` has shape (rows,), the law's `curve` and the ends of its band (points,). `above`
-    says that losses are those above E, because the variable leaves E alone.
+    `measured` has shape (rows,). The law's `curve` and both ends of its band stand `at` values of
+    the variable. `above` says that losses are those above E, because the variable leaves E alone.
     """
 
     measured: np.ndarray
-    curve: Group
-    low: np.ndarray
-    high: np.ndarray
+    at: np.ndarray
+    curve: tuple[np.ndarray, np.ndarray, np.ndarray]
     above: bool
 
 
@@ -186,8 +185,8 @@ def penalty(analysis: Analysis, name: str) -> Penalty:
         return DerivedQuantity(f"penalty of {name} = {value:.3g}", ratio, "log")
 
     estimator = Estimator(analysis.fit, analysis.level)
-    curve, low, high = banded([estimator(ratio_at(float(value))) for value in grid])
-    return Penalty((data.loss - floor) / without, Group("law", grid, curve), low, high, above)
+    curve = banded([estimator(ratio_at(float(value))) for value in grid])
+    return Penalty((data.loss - floor) / without, grid, curve, above)
 
 
 def _spares_floor(analysis: Analysis, name: str) -> bool:

@@ -15,56 +15,40 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..._wording import scientific
-from ._curves import Budget, Group
-from ._style import (
-    ACCENT,
-    CONTRAST,
-    HUES,
-    INK,
-    MARKERS,
-    MAX_POINTS,
-    RASTER_FROM,
-    SOFT,
-    blank,
-    dots,
-    few_axis,
-    linear_axis,
-    log_axis,
-    shades,
-    spread,
-    styled,
-)
+from .._covariance import Profile
+from . import _style as style
+from ._curves import Budget, Group, Penalty
 
 
 LOSS = "loss (nats/token)"
 FEW = 6  # values of a variable that all get a tick
 HOLLOW: Any = {"ls": "", "ms": 5, "mfc": "none"}
-RING = HOLLOW | {"marker": "o", "mec": CONTRAST, "mew": 1.3, "zorder": 3}
-DIAMOND = HOLLOW | {"marker": "D", "mec": INK, "mew": 1, "zorder": 4}
-BAND: Any = {"color": ACCENT, "alpha": 0.22, "lw": 0}
+RING = HOLLOW | {"marker": "o", "mec": style.CONTRAST, "mew": 1.3, "zorder": 3}
+DIAMOND = HOLLOW | {"marker": "D", "mec": style.INK, "mew": 1, "zorder": 4}
+BAND: Any = {"color": style.ACCENT, "alpha": 0.22, "lw": 0}
 
 
-@styled
+@style.styled
 def draw_isoflop(budgets: Sequence[Budget], limits: tuple[float, float] | None = None) -> Figure:
     """Draw loss against size at constant FLOPs: runs, the law, and its minimum per budget.
 
     Budgets come in the order of their FLOPs; `limits` of the losses make pictures comparable.
     """
-    figure, axes = blank(3.3, right=0.56, top=0.28)
-    for budget, colour in zip(budgets, shades(len(budgets)), strict=True):
+    figure, axes = style.blank(3.3, right=0.56, top=0.28)
+    for budget, colour in zip(budgets, style.shades(len(budgets)), strict=True):
         axes.plot(budget.curve_sizes, budget.curve_losses, color=colour, zorder=2)
-        most = MAX_POINTS // len(budgets)
-        dots(axes, budget.sizes, budget.losses, most, ms=3.4, color=colour, zorder=3)
+        most = style.MAX_POINTS // len(budgets)
+        style.dots(axes, budget.sizes, budget.losses, most, ms=3.4, color=colour, zorder=3)
         if np.isfinite(budget.best_size):
             axes.plot(budget.best_size, budget.best_loss, **DIAMOND)
     best = [(b.best_size, b.best_loss) for b in budgets if np.isfinite(b.best_size)]
     if len(best) > 1:
-        axes.plot(*zip(*best, strict=True), color=INK, lw=0.8, ls=(0, (2, 2)), zorder=1.5)
+        axes.plot(*zip(*best, strict=True), color=style.INK, lw=0.8, ls=(0, (2, 2)), zorder=1.5)
     axes.set(xlabel="parameters N", ylabel=LOSS)
     if limits is not None:
         axes.set_ylim(*limits)
-    log_axis(axes, "x")
-    linear_axis(axes, "y")
+    style.log_axis(axes, "x")
+    style.linear_axis(axes, "y")
     _name_curves(axes, budgets)
     return figure
 
@@ -73,51 +57,51 @@ def _name_curves(axes: Axes, budgets: Sequence[Budget]) -> None:
     """Write each budget at the right end of its curve, moved apart where they crowd."""
     low, high = axes.get_ylim()
     ends = np.array([budget.curve_losses[-1] for budget in budgets])
-    at = spread(((ends - low) / (high - low)).clip(0, 1), 0.062)
+    at = style.spread(((ends - low) / (high - low)).clip(0, 1), 0.062)
     axes.set_ylim(low, high)
     look: Any = {"transform": axes.transAxes, "size": 7.5}
-    for budget, height, colour in zip(budgets, at, shades(len(budgets)), strict=True):
+    for budget, height, colour in zip(budgets, at, style.shades(len(budgets)), strict=True):
         words = scientific(budget.flops, 2).replace(".0×", "×")
         axes.text(1.02, height, words, color=colour, va="center", **look)
-    axes.text(1.02, 1.03, "FLOPs", color=SOFT, va="bottom", **look)
+    axes.text(1.02, 1.03, "FLOPs", color=style.SOFT, va="bottom", **look)
 
 
-@styled
+@style.styled
 def draw_agreement(groups: Sequence[Group], label: str = LOSS) -> Figure:
     """Draw measured (y) against predicted (x); on the diagonal they are equal."""
-    figure, axes = blank(3.3)
+    figure, axes = style.blank(3.3)
     _scatter(axes, groups)
     low, high = (f(f(g.x.tolist() + g.y.tolist()) for g in groups) for f in (min, max))
     pad = 0.04 * (high - low or 1)
     ends = (low - pad, high + pad)
-    axes.plot(ends, ends, color=SOFT, lw=0.9, zorder=1)
+    axes.plot(ends, ends, color=style.SOFT, lw=0.9, zorder=1)
     axes.set(xlim=ends, ylim=ends, aspect="equal")
     axes.set(xlabel="predicted " + label, ylabel="measured " + label)
     for which in "xy":
-        linear_axis(axes, which)
+        style.linear_axis(axes, which)
     if len(groups) > 1:
         axes.legend(loc="upper left", ncols=1 + (len(groups) > 5), columnspacing=0.8)
     return figure
 
 
-@styled
+@style.styled
 def draw_residuals(groups: Sequence[Group], label: str, kind: str = "count") -> Figure:
     """Draw residuals (y: measured over predicted, minus 1) against a variable, with medians.
 
     `kind` is that of the ticks; a variable of few values gets a tick at each.
     """
-    figure, axes = blank(2.4)
+    figure, axes = style.blank(2.4)
     x, y = (np.concatenate([getattr(g, field) for g in groups]) for field in "xy")
-    axes.axhline(0, color=SOFT, lw=0.9, zorder=1)
+    axes.axhline(0, color=style.SOFT, lw=0.9, zorder=1)
     _scatter(axes, [Group(g.name, g.x, 100 * g.y) for g in groups])
     middles = [(m, 100 * np.median(y[part])) for m, part in _parts(x)]
     if len(middles) > 2:
-        axes.plot(*zip(*middles, strict=True), color=INK, lw=1.1, zorder=4)
+        axes.plot(*zip(*middles, strict=True), color=style.INK, lw=1.1, zorder=4)
     axes.set(xlabel=label, ylabel="residual (%)")
     reach = 1.08 * max(float(np.abs(100 * y).max()), 1e-9)
     axes.set_ylim(-reach, reach)
-    linear_axis(axes, "y")
-    few_axis(axes, x, kind) if len(np.unique(x)) <= FEW else log_axis(axes, "x", kind)
+    style.linear_axis(axes, "y")
+    style.few_axis(axes, x, kind) if len(np.unique(x)) <= FEW else style.log_axis(axes, "x", kind)
     return figure
 
 
@@ -129,41 +113,33 @@ def _parts(x: np.ndarray, most: int = 9) -> list[tuple[float, np.ndarray]]:
     return [(float(np.median(x[part])), part) for part in cut]
 
 
-@styled
-def draw_penalty(
-    granularity: np.ndarray,
-    measured: np.ndarray,
-    curve: Group,
-    low: np.ndarray,
-    high: np.ndarray,
-    axis: str = "granularity G (exits)",
-    label: str = "reducible loss over dense (%)",
-) -> Figure:
+@style.styled
+def draw_penalty(granularity: np.ndarray, found: Penalty, axis: str, label: str) -> Figure:
     """Draw what exits cost: the loss of every run over the law's loss without them.
 
-    `granularity` is G of every run, or the number of its neighbours; `low` and `high` are the band
-    of the law's `curve`.
+    `granularity` is G of every run, or the number of its neighbours.
     """
-    figure, axes = blank(top=0.3)
-    axes.axhline(0, color=SOFT, lw=0.9, zorder=1)
+    figure, axes = style.blank(top=0.3)
+    axes.axhline(0, color=style.SOFT, lw=0.9, zorder=1)
     values = np.unique(granularity)
     # spread over a little width, for many runs share one G; the same every time
     jitter = np.sin(2.4 * np.arange(len(granularity)))
     near = granularity * np.exp(0.035) if values[0] > 0 else granularity + 0.02 * np.ptp(values)
-    x, y = granularity + jitter * (near - granularity), 100 * (measured - 1)
-    dots(axes, x, y, ms=3, color=SOFT, alpha=0.55, zorder=2, label="runs")
-    medians = [100 * (np.median(measured[granularity == value]) - 1) for value in values]
+    x, y = granularity + jitter * (near - granularity), 100 * (found.measured - 1)
+    style.dots(axes, x, y, ms=3, color=style.SOFT, alpha=0.55, zorder=2, label="runs")
+    medians = [np.median(y[granularity == value]) for value in values]
     axes.plot(values, medians, label="median", **DIAMOND)
-    axes.fill_between(curve.x, 100 * (low - 1), 100 * (high - 1), **BAND)
-    axes.plot(curve.x, 100 * (curve.y - 1), color=ACCENT, zorder=3, label=curve.name)
+    middle, low, high = (100 * (ratio - 1) for ratio in found.curve)
+    axes.fill_between(found.at, low, high, **BAND)
+    axes.plot(found.at, middle, color=style.ACCENT, zorder=3, label="law")
     axes.set(xlabel=axis, ylabel=label)
-    few_axis(axes, values)
-    linear_axis(axes, "y")
+    style.few_axis(axes, values)
+    style.linear_axis(axes, "y")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1)
     return figure
 
 
-@styled
+@style.styled
 def draw_frontier(
     flops: np.ndarray,
     best: np.ndarray,
@@ -179,61 +155,56 @@ def draw_frontier(
     The curve is dashed beyond `seen`, the least and most FLOPs of the runs. A loss has a linear
     axis.
     """
-    figure, axes = blank()
+    figure, axes = style.blank()
     axes.fill_between(flops, low, high, **BAND)
     least, most = seen or (0, np.inf)
     inside = (flops >= least * (1 - 1e-9)) & (flops <= most * (1 + 1e-9))
-    axes.plot(flops, best, color=ACCENT, ls=(0, (3, 2)), lw=1.1)
-    axes.plot(np.where(inside, flops, np.nan), best, color=ACCENT, lw=1.6)
+    axes.plot(flops, best, color=style.ACCENT, ls=(0, (3, 2)), lw=1.1)
+    axes.plot(np.where(inside, flops, np.nan), best, color=style.ACCENT, lw=1.6)
     if points is not None and len(points.x):
-        dots(axes, points.x, points.y, ms=3.2, color=CONTRAST, alpha=0.8)
+        style.dots(axes, points.x, points.y, ms=3.2, color=style.CONTRAST, alpha=0.8)
     axes.set(xlabel="compute C (FLOPs)", ylabel=label)
-    log_axis(axes, "x", "power")
-    linear_axis(axes, "y") if loss else log_axis(axes, "y")
+    style.log_axis(axes, "x", "power")
+    style.linear_axis(axes, "y") if loss else style.log_axis(axes, "y")
     return figure
 
 
-@styled
+@style.styled
 def draw_cloud(
     x: np.ndarray, y: np.ndarray, estimate: tuple[float, float], labels: tuple[str, str]
 ) -> Figure:
     """Draw two coefficients over the draws of a bootstrap, their estimates and 95 % intervals."""
-    figure, axes = blank()
-    dots(axes, x, y, ms=2.2, color=ACCENT, alpha=0.35)
+    figure, axes = style.blank()
+    style.dots(axes, x, y, ms=2.2, color=style.ACCENT, alpha=0.35)
     for values, line, span in ((x, axes.axvline, axes.axvspan), (y, axes.axhline, axes.axhspan)):
         low, high = np.percentile(values, [2.5, 97.5])
-        span(low, high, color=SOFT, alpha=0.1, lw=0, zorder=0)
-        line(estimate[0] if values is x else estimate[1], color=CONTRAST, lw=0.8, zorder=2)
+        span(low, high, color=style.SOFT, alpha=0.1, lw=0, zorder=0)
+        line(estimate[0] if values is x else estimate[1], color=style.CONTRAST, lw=0.8, zorder=2)
     axes.plot(*estimate, **RING)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     for which, values in (("x", x), ("y", y)):
         if values.min() > 0 and values.max() > 3 * values.min():
-            log_axis(axes, which, "plain")
+            style.log_axis(axes, which, "plain")
         else:
-            linear_axis(axes, which)
+            style.linear_axis(axes, which)
     return figure
 
 
-@styled
-def draw_profile(
-    values: np.ndarray,
-    rise: np.ndarray,
-    estimate: float,
-    label: str,
-    level: float,
-    interval: tuple[float, float],
-) -> Figure:
-    """Draw how much worse the fit gets when one coefficient is held at each of `values`.
+@style.styled
+def draw_profile(profile: Profile, estimate: float, label: str, level: float) -> Figure:
+    """Draw how much worse the fit gets when one coefficient is held elsewhere.
 
-    `rise` of the objective is 0 at the best and 1 at the ends of the interval.
+    The rise of the objective is 0 at the best and 1 at the ends of the interval.
     """
-    figure, axes = blank(2.4)
-    axes.axhline(1, color=SOFT, lw=0.9, ls=(0, (3, 2)))
-    axes.axvspan(*np.clip(interval, values[0], values[-1]), color=SOFT, alpha=0.1, lw=0, zorder=0)
-    axes.plot(values, rise, color=ACCENT)
+    figure, axes = style.blank(2.4)
+    values, interval = profile.values, (profile.interval.low, profile.interval.high)
+    axes.axhline(1, color=style.SOFT, lw=0.9, ls=(0, (3, 2)))
+    ends = np.clip(interval, values[0], values[-1])
+    axes.axvspan(*ends, color=style.SOFT, alpha=0.1, lw=0, zorder=0)
+    axes.plot(values, profile.rise / profile.threshold, color=style.ACCENT)
     axes.plot(estimate, 0, **RING)
-    transform = axes.get_yaxis_transform()
-    axes.text(0.5, 1.03, f"{level:.0%}", transform=transform, ha="center", va="bottom", color=SOFT)
+    look: Any = {"transform": axes.get_yaxis_transform(), "color": style.SOFT}
+    axes.text(0.5, 1.03, f"{level:.0%}", ha="center", va="bottom", **look)
     # traced farther than needed where the objective is far from a parabola
     inside = np.where(np.isfinite(interval), interval, (values[0], values[-1]))
     room = 0.35 * float(np.ptp(inside))
@@ -241,21 +212,22 @@ def draw_profile(
     axes.set(xlabel=label, ylabel="rise of the objective", xlim=limits)
     axes.set_ylim(-0.12, 2.1)
     axes.set_yticks([0, 0.5, 1, 1.5, 2])
-    linear_axis(axes, "x")
+    style.linear_axis(axes, "x")
     return figure
 
 
 def _scatter(axes: Axes, groups: Sequence[Group]) -> None:
     """Draw groups by hue and by shape of marker, all of them as an image if they are large."""
-    colours = shades(len(groups)) if len(groups) > len(HUES) else HUES
+    colours = style.shades(len(groups)) if len(groups) > len(style.HUES) else style.HUES
     look: Any = {"ms": 3.4, "alpha": 0.8, "zorder": 3}
-    look["rasterized"] = sum(len(group.x) for group in groups) > RASTER_FROM
+    look["rasterized"] = sum(len(group.x) for group in groups) > style.RASTER_FROM
     for i, (group, colour) in enumerate(zip(groups, colours, strict=False)):
-        marker, most = MARKERS[i % len(MARKERS)], MAX_POINTS // len(groups)
-        dots(axes, group.x, group.y, most, marker=marker, color=colour, label=group.name, **look)
+        marker, most = style.MARKERS[i % len(style.MARKERS)], style.MAX_POINTS // len(groups)
+        look |= {"marker": marker, "color": colour, "label": group.name}
+        style.dots(axes, group.x, group.y, most, **look)
 
 
-@styled
+@style.styled
 def draw_formula(tex: str, size: float = 15) -> Figure:
     """Set a formula (LaTeX without dollar signs) as a picture of its own size.
 

@@ -9,29 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...errors import NoMinimumError
-from ._curves import (
-    COSTS,
-    Group,
-    banded,
-    counting,
-    flops_of,
-    has_optimum,
-    has_sizes,
-    isoflop_curves,
-    named,
-    penalty,
-    rows_of,
-    settings_of,
-)
-from ._figures import (
-    draw_agreement,
-    draw_cloud,
-    draw_frontier,
-    draw_isoflop,
-    draw_penalty,
-    draw_profile,
-    draw_residuals,
-)
+from . import _curves as curves
+from . import _figures as figures
 from ._style import symbol_text
 from .analysis import Analysis
 from .tables import optimal_runs
@@ -59,19 +38,11 @@ FRONTIERS = {
     "D": ("optimal training tokens D*", "Compute-optimal data"),
     "loss": ("loss at the optimum (nats/token)", "Loss at the optimum"),
 }
-SECTIONS = {
-    "isoflop": "Loss at equal compute",
-    "frontier": "What is best for a budget",
-    "granularity": "What granularity costs",
-    "agreement": "How well the law fits",
-    "clouds": "How sure the coefficients are",
-    "profiles": "Profiles of the coefficients",
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture: the stem of its file, its key in `SECTIONS`, and how to read it."""
+    """One picture: the stem of its file, the title of its section, and how to read it."""
 
     name: str
     section: str
@@ -81,54 +52,56 @@ class Picture:
 
 
 def pictures(analysis: Analysis) -> list[Picture]:
-    """Draw every picture that makes sense for an analysis, in the order of `SECTIONS`."""
+    """Draw every picture that makes sense for an analysis, section by section."""
     makers = (_isoflop, _frontier, _penalties, _agreement, _residuals, _clouds, _profiles)
     return [picture for make in makers for picture in make(analysis)]
 
 
 def _isoflop(analysis: Analysis) -> Iterator[Picture]:
-    if not has_sizes(analysis):
+    if not curves.has_sizes(analysis):
         return
-    found = [(setting, isoflop_curves(analysis, setting)) for setting in settings_of(analysis)]
-    found = [(setting, curves) for setting, curves in found if curves]
+    settings = curves.settings_of(analysis)
+    found = [(setting, curves.isoflop_curves(analysis, setting)) for setting in settings]
+    found = [(setting, budgets) for setting, budgets in found if budgets]
     if not found:
         return
-    losses = np.concatenate(
-        [np.concatenate([c.losses, c.curve_losses]) for _, curves in found for c in curves]
-    )
+    every = [budget for _, budgets in found for budget in budgets]
+    losses = np.concatenate([part for b in every for part in (b.losses, b.curve_losses)])
     room = 0.04 * np.ptp(losses)
     limits = (float(losses.min() - room), float(losses.max() + room))
-    for i, (setting, curves) in enumerate(found):
+    for i, (setting, budgets) in enumerate(found):
         yield Picture(
             f"isoflop_{i}" if len(found) > 1 else "isoflop",
-            "isoflop",
-            f"IsoFLOP curves, {named(setting)}" if setting else "IsoFLOP curves",
+            "Loss at equal compute",
+            f"IsoFLOP curves, {curves.named(setting)}" if setting else "IsoFLOP curves",
             ISOFLOP_CAPTION if i == 0 else "As before.",
-            draw_isoflop(curves, limits),
+            figures.draw_isoflop(budgets, limits),
         )
 
 
 def _frontier(analysis: Analysis) -> Iterator[Picture]:
-    if not has_optimum(analysis):
+    if not curves.has_optimum(analysis):
         return
-    flops = flops_of(analysis)
+    flops = curves.flops_of(analysis)
     seen = (float(flops.min()), float(flops.max()))
-    setting = settings_of(analysis)[0]
-    where = f" at {named(setting)}" if setting else ""
+    setting = curves.settings_of(analysis)[0]
+    where = f" at {curves.named(setting)}" if setting else ""
+    counting = f"By the law with {curves.counting(analysis)}{where}"
     grid = np.geomspace(seen[0], seen[1] * EXTRAPOLATE, FRONTIER_POINTS)
     try:
         found = optimal_runs(analysis.fit, grid, analysis.cost, analysis.level, **setting)
     except NoMinimumError:
         return
-    rows = rows_of(analysis, setting)
+    rows = curves.rows_of(analysis, setting)
+    runs = curves.Group("", flops[rows], analysis.fit.data.loss[rows])
     for name, (label, title) in FRONTIERS.items():
-        middle, low, high = banded([getattr(run, name) for run in found])
-        points = Group("", flops[rows], analysis.fit.data.loss[rows]) if name == "loss" else None
-        band = f"; band: {analysis.level:.0%}, delta method" if np.isfinite(low).any() else ""
-        caption = f"By the law with {counting(analysis)}{where}; dashed beyond the budgets that "
-        caption += f"were run{band}." + (" Dots: runs." if points else "")
-        figure = draw_frontier(grid, middle, low, high, label, seen, points, loss=name == "loss")
-        yield Picture(f"frontier_{name}", "frontier", title, caption, figure)
+        loss = name == "loss"
+        curve = curves.banded([getattr(run, name) for run in found])
+        figure = figures.draw_frontier(grid, *curve, label, seen, runs if loss else None, loss)
+        band = f"; band: {analysis.level:.0%}, delta method" if np.isfinite(curve[1]).any() else ""
+        caption = f"{counting}; dashed beyond the budgets that were run{band}."
+        caption += " Dots: runs." if loss else ""
+        yield Picture(f"frontier_{name}", "What is best for a budget", title, caption, figure)
 
 
 def _penalties(analysis: Analysis) -> Iterator[Picture]:
@@ -136,35 +109,27 @@ def _penalties(analysis: Analysis) -> Iterator[Picture]:
     for name, title in PENALTIES.items():
         if name not in analysis.fit.law.variable_names or len(np.unique(columns[name])) < 2:
             continue
-        found, none = penalty(analysis, name), f"{name} = {COSTS[name]:g}"
+        found, none = curves.penalty(analysis, name), f"{name} = {curves.COSTS[name]:g}"
         kind, more = ("reducible loss", " (above E)") if found.above else ("loss", "")
         band = f" with its {analysis.level:.0%} band (delta method)"
-        band = band if np.isfinite(found.low).any() else ""
+        band = band if np.isfinite(found.curve[1]).any() else ""
         yield Picture(
             f"penalty_{name}",
-            "granularity",
+            "What granularity costs",
             f"Penalty against {title}",
             f"Every run’s {kind}{more} over what the law says at {none} and the same N and D; the "
             f"line is the law{band}.",
-            draw_penalty(
-                columns[name],
-                found.measured,
-                found.curve,
-                found.low,
-                found.high,
-                AXES[name][0],
-                f"{kind} over {none} (%)",
-            ),
+            figures.draw_penalty(columns[name], found, AXES[name][0], f"{kind} over {none} (%)"),
         )
 
 
-def _groups(analysis: Analysis, x: np.ndarray, y: np.ndarray) -> list[Group]:
+def _groups(analysis: Analysis, x: np.ndarray, y: np.ndarray) -> list[curves.Group]:
     """Group points by the law's further variables."""
     groups = []
-    for setting in settings_of(analysis):
-        rows = rows_of(analysis, setting)
-        groups.append(Group(named(setting), x[rows], y[rows]))
-    return groups if sum(len(g.x) for g in groups) == len(x) else [Group("", x, y)]
+    for setting in curves.settings_of(analysis):
+        rows = curves.rows_of(analysis, setting)
+        groups.append(curves.Group(curves.named(setting), x[rows], y[rows]))
+    return groups if sum(len(g.x) for g in groups) == len(x) else [curves.Group("", x, y)]
 
 
 def _agreement(analysis: Analysis) -> Iterator[Picture]:
@@ -175,11 +140,11 @@ def _agreement(analysis: Analysis) -> Iterator[Picture]:
     unit = "" if target.unit == "1" else f" ({target.unit.replace('nats per token', 'nats/token')})"
     yield Picture(
         "agreement",
-        "agreement",
+        "How well the law fits",
         "Predicted against measured",
         f"{len(measured):,} rows; root mean square error {100 * error:.2g}%, largest "
         f"{100 * worst:.2g}%. On the diagonal both are equal.",
-        draw_agreement(
+        figures.draw_agreement(
             _groups(analysis, predicted, measured), target.name.replace("_", " ") + unit
         ),
     )
@@ -189,8 +154,8 @@ def _residuals(analysis: Analysis) -> Iterator[Picture]:
     columns = dict(analysis.fit.data.columns)
     ratio = analysis.fit.data.loss / analysis.fit.fitted() - 1
     wanted = list(analysis.fit.law.variable_names)
-    if has_sizes(analysis):
-        columns["C"] = flops_of(analysis)
+    if curves.has_sizes(analysis):
+        columns["C"] = curves.flops_of(analysis)
         wanted.append("C")
     for name in wanted:
         x = columns[name]
@@ -198,10 +163,10 @@ def _residuals(analysis: Analysis) -> Iterator[Picture]:
             continue
         yield Picture(
             f"residuals_{name}",
-            "agreement",
+            "How well the law fits",
             f"Residuals against {name}",
             "Measured over predicted, minus 1; the line joins medians and should show no trend.",
-            draw_residuals(_groups(analysis, x, ratio), *AXES.get(name, (name, "plain"))),
+            figures.draw_residuals(_groups(analysis, x, ratio), *AXES.get(name, (name, "plain"))),
         )
 
 
@@ -223,10 +188,10 @@ def _clouds(analysis: Analysis) -> Iterator[Picture]:
         one, other = (fit.law.parameter(name).symbol for name in (a, b))
         yield Picture(
             f"cloud_{a}_{b}",
-            "clouds",
+            "How sure the coefficients are",
             f"{symbol_text(one)} and {symbol_text(other)}",
             f"Correlation {_correlation(draws, a, b):.2f}.".replace("-", "−"),
-            draw_cloud(
+            figures.draw_cloud(
                 draws[a], draws[b], (fit.values[a], fit.values[b]), (f"${one}$", f"${other}$")
             ),
         )
@@ -239,21 +204,15 @@ def _correlation(draws: Mapping[str, np.ndarray], a: str, b: str) -> float:
 
 
 def _profiles(analysis: Analysis) -> Iterator[Picture]:
+    fit = analysis.fit
     for name, profile in analysis.profiles.items():
         if len(profile.values) < 2:
             continue  # an exact fit has no curve
-        symbol, interval = analysis.fit.law.parameter(name).symbol, profile.interval
+        symbol = fit.law.parameter(name).symbol
         yield Picture(
             f"profile_{name}",
-            "profiles",
+            "Profiles of the coefficients",
             f"Profile of {symbol_text(symbol)}",
             "How the objective rises as this coefficient is held and all others are fitted again.",
-            draw_profile(
-                profile.values,
-                profile.rise / profile.threshold,
-                analysis.fit.values[name],
-                f"${symbol}$",
-                analysis.level,
-                (interval.low, interval.high),
-            ),
+            figures.draw_profile(profile, fit.values[name], f"${symbol}$", analysis.level),
         )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from itertools import count as numbers
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from markupsafe import Markup, escape
 
 from ..._files import write_whole
 from ..._wording import MISSING, count, estimate, plural, scientific, significant
+from ..results import FitStatus
 from ._curves import flops_of, has_sizes
 from ._figures import draw_formula
-from ._pictures import SECTIONS, Picture, pictures
+from ._pictures import Picture, pictures
 from ._style import inline_svg, single_definitions, symbol_html, to_png, to_svg
 from .analysis import Analysis
 from .tables import (
@@ -34,20 +34,9 @@ from .tables import (
 
 MOST_ROWS, MOST_DROPPED = 200, 50  # of the tables of runs
 STATUS = {
-    "converged": "converged",
-    "at_bound": "converged on a bound",
-    "not_converged": "did not converge",
-}
-OBJECTIVES = {
-    "log_huber": "Huber’s function (δ = {delta}) of differences of log losses",
-    "huber": "Huber’s function (δ = {delta} nats/token) of differences of losses",
-    "mse": "squares of differences of losses",
-}
-METHODS = {
-    "delta": "delta: sandwich covariance by run, Student’s t.",
-    "profile": "profile: where the objective, minimised over the others, has risen by as much.",
-    "percentile": "percentile: of the bootstrap.",
-    "bca": "bca: of the bootstrap, corrected for bias and skewness.",
+    FitStatus.CONVERGED: "converged",
+    FitStatus.AT_BOUND: "converged on a bound",
+    FitStatus.NOT_CONVERGED: "did not converge",
 }
 SYMBOL = Markup('<span class="symbol">{}</span>')
 
@@ -60,14 +49,13 @@ def report_html(analysis: Analysis) -> str:
         analysis=analysis,
         law=law,
         fit=fit,
+        source=analysis.source,
         formula=_formula(law.formula, law.formula_text),
-        objective=_objective(analysis),
         estimates=_estimates(analysis),
         facts=_facts(analysis),
         tables=[_coefficients(analysis), optimum_table(analysis), granularity_table(analysis)],
-        figures=_figures(pictures(analysis)),
+        figures=_figures(analysis),
         further=[record_table(title, rows) for title, rows in analysis.tables.items() if rows],
-        settings=_settings(analysis),
         runs=_runs(analysis),
         dropped=fit.dropped[:MOST_DROPPED],
     )
@@ -116,7 +104,7 @@ def _template() -> Template:
     environment = Environment(
         loader=FunctionLoader(load), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"code": _code, "plural": plural}
+    environment.filters |= {"code": _code, "plural": plural, "significant": significant}
     return environment.get_template("report.html.j2")
 
 
@@ -134,22 +122,13 @@ def _formula(tex: str, text: str) -> Markup | None:
     return inline_svg(figure, text, f'width="{width:.0f}" height="{height:.0f}"')
 
 
-def _figures(shown: Sequence[Picture]) -> list[tuple[str, list[tuple[int, Picture, Markup]]]]:
-    """Number the pictures, by the title of their section."""
-    number, found = numbers(1), []
-    for key, title in SECTIONS.items():
-        here = [
-            (next(number), picture, inline_svg(picture.figure, _label(picture)))
-            for picture in shown
-            if picture.section == key
-        ]
-        if here:
-            found.append((title, here))
-    return found
-
-
-def _label(picture: Picture) -> str:
-    return f"{picture.title}. {picture.caption}"
+def _figures(analysis: Analysis) -> list[tuple[str, list[tuple[int, Picture, Markup]]]]:
+    """Number and embed the pictures, by the title of their section."""
+    shown = [
+        (i, picture, inline_svg(picture.figure, f"{picture.title}. {picture.caption}"))
+        for i, picture in enumerate(pictures(analysis), 1)
+    ]
+    return [(key, list(group)) for key, group in groupby(shown, lambda row: row[1].section)]
 
 
 def _facts(analysis: Analysis) -> list[tuple[str, str, str]]:
@@ -160,7 +139,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str, str]]:
     left = ", ".join(filter(None, [rows, analysis.left_out]))
     facts = [
         ("runs fitted", f"{fit.data.runs:,}", left),
-        ("search", STATUS[str(fit.status)], f"{fit.agreement:.0%} of {fit.starts} starts agree"),
+        ("search", STATUS[fit.status], f"{fit.agreement:.0%} of {fit.starts} starts agree"),
         ("root mean square error", f"{100 * error:.2g}%", "of the loss, on the rows fitted"),
     ]
     if has_sizes(analysis):
@@ -177,11 +156,6 @@ def _facts(analysis: Analysis) -> list[tuple[str, str, str]]:
 def _span(values: np.ndarray, words: Any) -> str:
     low, high = words(float(values.min()), 2), words(float(values.max()), 2)
     return low if low == high else f"{low} – {high}"
-
-
-def _objective(analysis: Analysis) -> str:
-    settings = analysis.fit.settings
-    return OBJECTIVES[settings.objective].format(delta=f"{settings.delta:g}")
 
 
 def _estimates(analysis: Analysis) -> list[tuple[Markup, str]]:
@@ -211,49 +185,8 @@ def _coefficients(analysis: Analysis) -> Table:
         rows.append([_symbol(analysis, name), words, *spans, *printed, meaning])
     head = ["coefficient", "value", *interval_head(analysis)]
     head += [f"published: {label}"] if published else []
-    note = _interval_note(analysis)
-    note += f" Published: {published.source}. {published.note}" if published else ""
+    note = f"Published: {published.source}. {published.note}" if published else ""
     return Table("Coefficients", [*head, "meaning"], rows, note, prose=(len(head),))
-
-
-def _interval_note(analysis: Analysis) -> str:
-    words, draws = [METHODS[m] for m in analysis.intervals if m in METHODS], analysis.replicates
-    if draws is not None:
-        number = plural(len(draws), "bootstrap replicate")
-        words.append(f"{number} of {draws.kind}, seed {draws.seed}.")
-        if draws.failed:
-            words.append(f"{draws.failed} more came to no optimum and are left out.")
-    return " ".join(words) or "No intervals could be had."
-
-
-def _settings(analysis: Analysis) -> Table:
-    """Return every choice that the fit was made with."""
-    fit, source, settings = analysis.fit, analysis.source, analysis.fit.settings
-    rows = {
-        "law": f"{fit.law.name}: {fit.law.formula_text}",
-        "source of the law": fit.law.source,
-        "file": f"{source.file}, {source.rows} rows" if source.file else MISSING,
-        "columns": "; ".join(f"{k}: {v}" for k, v in source.columns.items()) or MISSING,
-        "what the runs tell": source.facts.words or MISSING,
-        "rows left out": " ".join(source.notes) or "none",
-        "objective": _objective(analysis),
-        "objective at the optimum": f"{fit.objective:.10g}, summed over rows",
-        "fixed": _pairs(settings.fixed),
-        "tied": _pairs(settings.tied),
-        "bounds": _pairs(settings.bounds),
-        "starts": _pairs(settings.starts) if settings.starts else "of the law",
-        "outliers": str(settings.outliers) if settings.outliers else "kept",
-        "search": f"{fit.grid:,} points of a grid, {fit.starts} followed; within 1% of the best: "
-        f"{fit.agreement:.0%}, within 10⁻⁶: {fit.exact_agreement:.0%}; {fit.steps} steps",
-        "condition number": significant(fit.condition, 3),
-        "bounds hit": ", ".join(fit.bounds_hit) or "none",
-        "intervals": _interval_note(analysis),
-    }
-    return Table("Settings", ["", ""], list(rows.items()), prose=(1,))
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in values.items()) or "none"
 
 
 def _runs(analysis: Analysis) -> Table:
