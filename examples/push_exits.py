@@ -22,7 +22,7 @@ from typing import Any
 from rich.table import Table
 
 from hf_familial import choose_exit, describe, export_exit, push_exits_to_hub, push_family_to_hub
-from hf_familial.hub.describe import ExitDescription
+from hf_familial.hub import ExitDescription
 from hf_familial.scripts import arguments, console, loading, progress, run
 from hf_familial.toy import toy_family
 

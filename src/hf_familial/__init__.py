@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .evaluation import calibrate, evaluate_exits
     from .handoff import DeviceSide, HandoffState, server_side
     from .hub.choose import ExitChoice, choose_exit
-    from .hub.describe import FamilyDescription, describe
+    from .hub.description import FamilyDescription, describe
     from .hub.export import export_exit, export_family
     from .hub.importers import from_layerskip, import_ruyi
     from .hub.push import push_exits_to_hub, push_family_to_hub
@@ -50,7 +50,7 @@ _LAZY = {
     "calibrate": ".evaluation",
     "choose_exit": ".hub.choose",
     "ConfidenceRelay": ".models.policies",
-    "describe": ".hub.describe",
+    "describe": ".hub.description",
     "DeviceSide": ".handoff",
     "EarlyExitRelay": ".models.policies",
     "evaluate_exits": ".evaluation",
@@ -59,7 +59,7 @@ _LAZY = {
     "export_family": ".hub.export",
     "FamilialTrainer": ".training.trainer",
     "FamilialTrainingArguments": ".training.args",
-    "FamilyDescription": ".hub.describe",
+    "FamilyDescription": ".hub.description",
     "from_layerskip": ".hub.importers",
     "HandoffError": ".errors",
     "HandoffRelay": ".models.policies",

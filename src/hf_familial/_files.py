@@ -22,16 +22,7 @@ WRITING, REPLACED = "writing", "replaced"
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes, parents: bool = False) -> None:
-    """Write a file beside its place and move it there, so that nobody sees half of it.
-
-    Args:
-        path (`str` or `os.PathLike`): The file.
-        content (`str` or `bytes`): All of it; text goes out as UTF-8.
-        parents (`bool`, *optional*, defaults to `False`): Whether to make its folder.
-
-    Raises:
-        OSError: If it cannot be written; what was there stays.
-    """
+    """Write a file beside its place and move it there, so that nobody sees half of it."""
     path = Path(path)
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,20 +54,15 @@ def check_file_place(path: str | os.PathLike[str]) -> None:
 
 
 def append_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
-    """Add lines to a file in one write, without locks; they are on disk when this returns.
-
-    The file is opened for appending, so lines of processes that write at once do not mix on a local
-    file system; network ones promise less. A last line that a crash cut off is ended first.
-
-    Raises:
-        OSError: If they could not be written as a whole.
-    """
+    """Add lines to a file in one write, without locks; they are on disk when this returns."""
+    # a file opened for appending: lines of processes that write at once do not mix on a local file
+    # system; network ones promise less
     data = "".join(f"{line}\n" for line in lines).encode()
     if not data:
         return
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        if _is_torn(file):
+        if _is_torn(file):  # end the line that a crash cut off, or these would be lost with it
             data = b"\n" + data
         written = os.write(file, data)
         if written != len(data):
@@ -100,18 +86,12 @@ def whole_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a hidden folder to write in, which becomes `out` if nothing is raised.
 
     It stands beside `out`, is on the disk before it is renamed, and is removed if anything is
-    raised, like the parents that were made for it. What a killed process left there is removed by
-    the next that writes to the same place.
-
-    Args:
-        out (`Path`): Where the folder is to be; its parents are made.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether an `out` that holds something
-            may be replaced.
+    raised, like the parents that were made for it. What a killed process left is removed by the
+    next that writes to the same place.
 
     Raises:
-        FileExistsError: If `out` holds something, is a file, or is a folder that nothing can
-            replace, such as the current one.
-        OSError: If it cannot be written.
+        FileExistsError: If `out` holds something and `overwrite` is false, is a file, or is a
+            folder that nothing can replace, such as the current one.
     """
     out = out.resolve()
     made = [parent for parent in out.parents if not parent.exists()]

@@ -19,13 +19,7 @@ from ._wording import known_words
 
 
 class Check(NamedTuple):
-    """A check of one value: a quick test of what is right, and a conversion of everything else.
-
-    Attributes:
-        right (`Callable[[Any], bool]`): Whether a value can stay as it is.
-        convert (`Callable[[Any], Any]`): Returns the value to store; its `TypeError` completes the
-            sentence "`field` must be ...".
-    """
+    """A check of one value: a quick test of what is right, and a conversion of everything else."""
 
     right: Callable[[Any], bool]
     convert: Callable[[Any], Any]
@@ -85,7 +79,8 @@ class Fields:
     def check(self, record: Any) -> None:
         """Check every field of a frozen dataclass and store what its annotation has."""
         values = vars(record)
-        for name, check in self._checks_of(type(record)):
+        cls: Any = type(record)
+        for name, check in self._checks_of(cls):
             value = values[name]
             if check.right(value):
                 continue
@@ -113,10 +108,8 @@ class Fields:
 
     def _within(self, outer: str, error: Any) -> Any:
         """Return the error of an inner record with the name of its field below the outer one."""
-        name = f"{outer}.{error.field}" if error.field else outer
-        if error.field:
-            return self.error(str(error).replace(f"`{error.field}`", f"`{name}`", 1), name)
-        return self.error(str(error).replace(self.row, f"`{outer}`", 1), name)
+        name = f"{outer}.{error.field}"
+        return self.error(str(error).replace(f"`{error.field}`", f"`{name}`", 1), name)
 
     def _find_checks(self, cls: type) -> list[tuple[str, Check]]:
         hints = typing.get_type_hints(cls)
@@ -138,9 +131,11 @@ class Fields:
 
     def _converter(self, hint: Any) -> Callable[[Any], Any]:
         words = {str: "a string", bool: "true or false"}.get(hint, f"a {hint.__name__}")
+        if is_dataclass(hint):
+            words = "an object with fields"
 
         def convert(value: Any) -> Any:
-            if is_dataclass(hint):
+            if is_dataclass(hint) and isinstance(value, Mapping):
                 return self.read(typing.cast(type, hint), value)
             raise TypeError(words)
 

@@ -13,73 +13,35 @@ TRACEBACK = "HF_FAMILIAL_TRACEBACK"
 
 
 def no_such_path(path: str | os.PathLike[str], kind: str = "file or folder") -> FileNotFoundError:
-    """Build the error for a path that leads nowhere, with the nearest name that exists.
-
-    Args:
-        path (`str` or `os.PathLike`): The path as it was typed.
-        kind (`str`, *optional*): What should be there.
-
-    Returns:
-        `FileNotFoundError`
-
-    Example:
-        >>> str(no_such_path("outputs/pretrian", "folder"))
-        'there is no folder `outputs/pretrian`; did you mean `outputs/pretrain`?'
-    """
+    """Build the error for a path that leads nowhere, with the nearest name that exists."""
     near = near_path(path)
     hint = f"; did you mean `{near}`?" if near else "."
     return FileNotFoundError(f"there is no {kind} `{os.fspath(path)}`{hint}")
 
 
 def near_path(path: str | os.PathLike[str], cutoff: float = 0.6) -> str | None:
-    """Return the path in the same folder whose name is nearest to one that does not exist.
-
-    Args:
-        path (`str` or `os.PathLike`): The path as it was typed.
-        cutoff (`float`, *optional*): How near, as `difflib` has it; letters that changed places
-            always are.
-
-    Returns:
-        `str`, or `None` if no name is near.
-    """
+    """Return the path in the same folder whose name is nearest to one that does not exist."""
     try:
         typed = Path(path).expanduser()
         names = [entry.name for entry in os.scandir(typed.parent)]
     except (OSError, RuntimeError, ValueError):
         return None
+    # letters that changed places are always near
     swapped = [name for name in names if sorted(name) == sorted(typed.name)]
     close = swapped or get_close_matches(typed.name, names, 1, cutoff)
     return str(Path(path).parent / close[0]) if close else None
 
 
 def is_local(name: str) -> bool:
-    """Return whether a name that does not exist here can only have meant a path of this machine.
-
-    A name such as `user/model` may be a repository on the Hub, unless it stands in a folder that
-    has a very similar name, as a slip of the finger leaves it.
-
-    Args:
-        name (`str`): Name of a model or tokenizer, as it was typed.
-
-    Returns:
-        `bool`
-    """
+    """Return whether a name that does not exist here can only have meant a path of this machine."""
+    # `user/model` may be a repository, unless it stands in a folder that has a very similar name
     if name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
         return True
     return name.count("/") > 1 or ("/" in name and near_path(name, 0.75) is not None)
 
 
 def check_model_place(option: str, name: str) -> None:
-    """Check the name of a model or tokenizer: a folder that exists, or a repository's name.
-
-    Args:
-        option (`str`): Name of the option, for the message.
-        name (`str`): Its value.
-
-    Raises:
-        FileNotFoundError: If it can only be a path, and nothing is there.
-        NotADirectoryError: If it is a file.
-    """
+    """Check the name of a model or tokenizer: a folder that exists, or a repository's name."""
     if Path(name).is_file():
         raise NotADirectoryError(f"`{option}` must be the folder of a checkpoint, got file {name}.")
     if not Path(name).is_dir() and is_local(name):
@@ -87,16 +49,7 @@ def check_model_place(option: str, name: str) -> None:
 
 
 def check_output_folder(option: str, folder: str | os.PathLike[str]) -> None:
-    """Check that a folder can be made and written to; nothing is left behind.
-
-    Args:
-        option (`str`): Name of the option, for the message.
-        folder (`str` or `os.PathLike`): Its value.
-
-    Raises:
-        NotADirectoryError: If a file stands in its place or above it.
-        OSError: If the nearest folder that exists cannot be written to.
-    """
+    """Check that a folder can be made and written to; nothing is left behind."""
     place = Path(folder).expanduser().absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -113,15 +66,7 @@ def check_output_folder(option: str, folder: str | os.PathLike[str]) -> None:
 
 
 def words_of(error: BaseException) -> str:
-    """Say what went wrong in one paragraph, for somebody who reads no code.
-
-    Args:
-        error (`BaseException`): What was raised.
-
-    Returns:
-        `str`: The message; of a missing file the nearest name too; of an error that is not meant
-        for users also its type, and how to see where it was raised.
-    """
+    """Say what went wrong in one paragraph, for somebody who reads no code."""
     if isinstance(error, FileNotFoundError) and error.errno and error.filename:
         return str(no_such_path(error.filename))
     if isinstance(error, (ValueError, OSError, ImportError, IndexError)):

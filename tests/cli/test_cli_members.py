@@ -207,7 +207,7 @@ def test_help_is_quick_and_names_the_commands():
         "import sys; sys.argv = ['hf-familial', '--help']\n"
         "from hf_familial.cli import main\n"
         "import atexit\n"
-        "heavy = {'hf_familial.hub.describe', 'hf_familial.hub.export', 'hf_familial.flops'}\n"
+        "heavy = {'hf_familial.hub.description', 'hf_familial.hub.export', 'hf_familial.flops'}\n"
         "atexit.register(lambda: print('HEAVY', sorted(heavy & set(sys.modules))))\n"
         "main()\n"
     )
@@ -289,7 +289,7 @@ def test_an_error_that_is_no_users_is_one_line_too(cli, folder, monkeypatch):
     def broken(*args: object, **options: object) -> None:
         raise KeyError("some\nthing")
 
-    monkeypatch.setattr("hf_familial.hub.describe.describe", broken)
+    monkeypatch.setattr("hf_familial.hub.description.describe", broken)
     fails(cli("describe", folder), "KeyError", "HF_FAMILIAL_TRACEBACK=1")
     monkeypatch.setenv("HF_FAMILIAL_TRACEBACK", "1")
     with pytest.raises(KeyError):

@@ -9,14 +9,22 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from hf_familial import FamilialConfig, describe
-from hf_familial.hub.card_text import BEGIN, END, merge_card, read_metadata
-from hf_familial.hub.cards import family_card, index_card, member_card
-from hf_familial.hub.places import Lineage, Place
+from hf_familial.hub._cards import (
+    BEGIN,
+    END,
+    Provenance,
+    RepoRevision,
+    family_card,
+    index_card,
+    member_card,
+    merge_card,
+    read_metadata,
+)
 
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "vocab_size": 100}
-PLACES = {0: Place("me/fam-depth2"), 1: Place("me/fam-depth4")}
-FULL = Lineage("some/base", Place("me/fam"), PLACES, {"license": "mit"})
+PLACES = {0: RepoRevision("me/fam-depth2"), 1: RepoRevision("me/fam-depth4")}
+FULL = Provenance("some/base", RepoRevision("me/fam"), PLACES, {"license": "mit"})
 
 
 def described(losses=(2.0, 1.0), **fields):
@@ -58,7 +66,7 @@ def test_results_of_a_family_are_those_of_every_member():
 
 
 def test_what_is_not_known_is_not_said():
-    bare = Lineage(members=PLACES)
+    bare = Provenance(members=PLACES)
     card = member_card(described((None, None)), 1, bare, "LlamaForCausalLM")
     data = card.data.to_dict()
     assert {"license", "base_model", "base_model_relation", "model-index"} & set(data) == set()
@@ -71,7 +79,7 @@ def test_a_family_is_the_base_of_members_without_another():
     lineage = replace(FULL, base_model=None)
     assert member_card(described(), 0, lineage, "X").data.base_model == "me/fam"
     # in a branch of the family's own repository that would be the repository itself
-    branches = {k: Place("me/fam", f"depth{depth}") for k, depth in enumerate((2, 4))}
+    branches = {k: RepoRevision("me/fam", f"depth{depth}") for k, depth in enumerate((2, 4))}
     lineage = replace(lineage, members=branches)
     assert member_card(described(), 0, lineage, "X").data.base_model is None
 
@@ -91,8 +99,8 @@ def test_the_shallowest_has_no_draft_and_private_layers_are_named():
 
 
 def test_branches_are_loaded_by_revision():
-    branches = {k: Place("me/all", f"depth{depth}") for k, depth in enumerate((2, 4))}
-    lineage = Lineage(members=branches)
+    branches = {k: RepoRevision("me/all", f"depth{depth}") for k, depth in enumerate((2, 4))}
+    lineage = Provenance(members=branches)
     card = member_card(described(), 0, lineage, "X")
     assert 'from_pretrained("me/all", revision="depth2")' in card.text
     assert "(https://huggingface.co/me/all/tree/depth4)" in card.text

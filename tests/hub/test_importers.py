@@ -19,8 +19,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 from hf_familial import FamilialForCausalLM
 from hf_familial.errors import CheckpointError
 from hf_familial.hub.export import export_exit
-from hf_familial.hub.importers import from_layerskip, import_ruyi, open_ruyi
-from hf_familial.hub.ruyi import ruyi_config
+from hf_familial.hub.importers import from_layerskip, import_ruyi, open_ruyi, ruyi_config
 
 
 SIZES = {

@@ -33,8 +33,8 @@ from hf_familial.errors import (
     HubPermissionError,
     HubUnavailableError,
 )
+from hf_familial.hub import Retry
 from hf_familial.hub._source import find_source
-from hf_familial.hub.remote import Retry
 
 
 EXITS = [1, 2, 4]
@@ -302,6 +302,25 @@ def test_shards_of_an_older_push_go(hub, to, folder):
     assert "model.safetensors.index.json" not in hub.repos[NAMES[2]].files()
     assert len(hub.commits_of(NAMES[2])) == 2
     assert "config.json" in report.pushed[0].uploaded  # its dtype
+
+
+def test_code_of_an_older_push_goes_and_other_code_stays(hub, to, folder):
+    push_family_to_hub(folder, "me/fam", **to)
+    repo = hub.repos["me/fam"]
+    ours = set(repo.files())
+    tree = dict(repo.commits[repo.branches["main"]])
+    # an older version of the code had more files, which name each other; the owner has one more
+    old = {
+        "modeling_familial.py": b"from .relay_old import relay\n",
+        "relay_old.py": b"from .relay_older import relay\n",
+        "relay_older.py": b"relay = None\n",
+        "handler.py": b"import torch\n",
+    }
+    repo.commit("main", tree | {n: Blob(text, lfs=False) for n, text in old.items()}, "older")
+    report = push_family_to_hub(folder, "me/fam", **to)
+    assert set(repo.files()) == ours | {"handler.py"}
+    assert report.pushed[0].uploaded == ("modeling_familial.py",)
+    assert changed(push_family_to_hub(folder, "me/fam", **to)) == [False]
 
 
 def test_the_collection_holds_what_there_is(hub, to, folder):

@@ -17,14 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+from transformers.utils import logging
 
 from ..models.familial import FamilialConfig
 from .cuts import reads_embedding
-from .partial_load import ADAPTER
+from .index import ADAPTER, shard_name, write_index
+from .safetensors_file import read_header
 
 
 try:
@@ -275,19 +275,11 @@ def _number(folder: Path, metadata: dict[str, Any]) -> None:
     for path in folder.glob("model.safetensors.index.segment*.json"):
         path.unlink()
     parts = sorted(folder.glob("model.segment*.safetensors"))
-    weight_map: dict[str, str] = {}
-    for i, part in enumerate(parts):
-        name = f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors"
-        with safe_open(part, framework="pt") as file:
-            weight_map |= dict.fromkeys(file.keys(), name)
-        metadata["total_size"] = metadata.get("total_size", 0) + _data_size(part)
-        part.rename(folder / name)
-    index = {"metadata": metadata, "weight_map": weight_map}
-    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
-
-
-def _data_size(path: Path) -> int:
-    """Bytes of tensors in a file, from the length of its header."""
-    with path.open("rb") as file:
-        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+    files: dict[str, str] = {}
+    total = 0
+    for i, part in enumerate(parts, start=1):
+        header = read_header(part)
+        files |= dict.fromkeys(header, shard_name(i, len(parts)))
+        total += sum(entry.nbytes for entry in header.values())
+        part.rename(folder / shard_name(i, len(parts)))
+    write_index(folder, files, metadata | {"total_size": total})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_imports
@@ -27,11 +28,7 @@ COMPANIONS = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*", *T
 
 
 def companions(folder: Path) -> list[Path]:
-    """Return the files that a member takes along, the code of its tokenizer among them.
-
-    Raises:
-        CheckpointError: If one of them is a link that leads out of the folder.
-    """
+    """Return the files that a member takes along, the code of its tokenizer among them."""
     names = {str(path.relative_to(folder)) for p in COMPANIONS for path in folder.glob(p)}
     found = {own_file(folder, name) for name in names}
     return sorted({path for path in found if path.is_file()} | set(_tokenizer_code(folder)))
@@ -55,9 +52,9 @@ def tokenizer_modules(folder: Path) -> list[str]:
     return sorted({name.split(".")[0] for name in local})
 
 
-def _tokenizer_code(folder: Path) -> list[Path]:
-    """Return the files of a tokenizer's own code, with what they import from each other."""
-    left, seen, found = [f"{module}.py" for module in tokenizer_modules(folder)], set(), []
+def code_files(folder: Path, modules: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """Return the files of modules in a folder and of what they import from each other."""
+    left, seen, found, missing = sorted(f"{module}.py" for module in modules), set(), [], []
     while left:
         name = left.pop()
         if name in seen:
@@ -68,11 +65,19 @@ def _tokenizer_code(folder: Path) -> list[Path]:
             found.append(path)
             left += [f"{module}.py" for module in get_relative_imports(path)]
         else:
-            logger.warning(
-                "The tokenizer in `%s` has code of its own, and `%s` of it is not there: the "
-                "tokenizer that goes along cannot be loaded. Put the file there, or save another "
-                "tokenizer in its place.",
-                path.parent,
-                path.name,
-            )
+            missing.append(name)
+    return found, missing
+
+
+def _tokenizer_code(folder: Path) -> list[Path]:
+    """Return the files of a tokenizer's own code; warn of those that are missing."""
+    found, missing = code_files(folder, tokenizer_modules(folder))
+    for name in missing:
+        logger.warning(
+            "The tokenizer in `%s` has code of its own, and `%s` of it is not there: the "
+            "tokenizer that goes along cannot be loaded. Put the file there, or save another "
+            "tokenizer in its place.",
+            folder,
+            name,
+        )
     return found

@@ -9,8 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError, CutError
 from ..models.familial import FamilialConfig
 from .companions import companions
-from .index import own_file, weight_files
-from .partial_load import ADAPTED, ADAPTER
+from .index import ADAPTED, ADAPTER, own_file, weight_files
 from .plain import check_not_quantised
 from .safetensors_file import TensorEntry, read_header
 

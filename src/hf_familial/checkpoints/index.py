@@ -10,20 +10,29 @@ from typing import Any
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from ..errors import CheckpointError, PickleCheckpointError
-from .partial_load import lies_in
 from .safetensors_file import TensorCopy, read_header, write_file
 
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+ADAPTER = "adapter_config.json"
+ADAPTED = (
+    "`{}` holds an adapter, which would be left out: move `adapter_config.json` and its weights to "
+    "another folder, load that with `PeftModel.from_pretrained(family, folder)`, and merge it."
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.bin.index.json")
 
 
-def own_file(folder: Path, name: str) -> Path:
-    """Return the path of a file in a folder, which may not be there.
+def lies_in(path: Path, folder: Path) -> bool:
+    """Return whether a file of a folder is in it, and no link that leads elsewhere."""
+    # the snapshots of the client's cache are links to the files of the same repository
+    home = folder.resolve()
+    snapshots = [home.parent for home in (home, *home.parents) if home.parent.name == "snapshots"]
+    roots = [home, *(found.parent / "blobs" for found in snapshots)]
+    return any(path.resolve().is_relative_to(root) for root in roots)
 
-    Raises:
-        CheckpointError: If the name or a link leads out of the folder.
-    """
+
+def own_file(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder, which may not be there."""
     path = folder / name
     if not lies_in(path, folder):
         raise CheckpointError(
@@ -34,16 +43,7 @@ def own_file(folder: Path, name: str) -> Path:
 
 
 def read_index(name: str, folder: Path) -> dict[str, str]:
-    """Return the file of every tensor as the index in a folder has it; empty without an index.
-
-    Args:
-        name (`str`): What messages call the checkpoint.
-        folder (`Path`): Where the index is.
-
-    Raises:
-        CheckpointError: If the index is damaged, or names files elsewhere.
-        PickleCheckpointError: If it names pickles.
-    """
+    """Return the file of every tensor as the index in a folder has it; empty without an index."""
     path = own_file(folder, INDEX)
     if not path.is_file():
         return {}
@@ -64,18 +64,7 @@ def read_index(name: str, folder: Path) -> dict[str, str]:
 
 
 def weight_files(name: str, folder: Path, fetch: Callable[[list[str]], Path]) -> dict[str, str]:
-    """Return the file of every tensor, from the index or the only file of weights.
-
-    Args:
-        name (`str`): What messages call the checkpoint.
-        folder (`Path`): Where the index is; without one the only file of weights is fetched.
-        fetch (`Callable[[list[str]], Path]`): As in [`FamilyFiles`].
-
-    Raises:
-        CheckpointError: If the index or the header is damaged, or names files elsewhere.
-        FileNotFoundError: If there are no weights.
-        PickleCheckpointError: If there are only pickles.
-    """
+    """Return the file of every tensor, from the index or the only file of weights."""
     if not (folder / INDEX).is_file():
         folder = fetch([SINGLE])
     if own_file(folder, SINGLE).is_file():
@@ -107,13 +96,7 @@ def shard_name(number: int, count: int) -> str:
 def plan_shards(
     groups: Iterable[Sequence[TensorCopy]], max_shard_size: int | str
 ) -> dict[str, list[TensorCopy]]:
-    """Return what each file of weights holds; none holds tensors of two groups.
-
-    Args:
-        groups (`Iterable[Sequence[TensorCopy]]`): Tensors that may stand together.
-        max_shard_size (`int` or `str`): Size of a file, in bytes or as in `"5GB"`; a larger tensor
-            has a file of its own.
-    """
+    """Return what each file of weights holds; none holds tensors of two groups."""
     shards: list[list[TensorCopy]] = []
     for group in groups:
         by_name = {copy.name: copy for copy in group}
@@ -130,12 +113,7 @@ def plan_shards(
 
 
 def write_shards(folder: Path, shards: Mapping[str, Sequence[TensorCopy]]) -> None:
-    """Write files of weights, and their index if they are several.
-
-    Raises:
-        CheckpointError: If a source is cut off, or a value does not fit its new dtype.
-        OSError: If something cannot be written.
-    """
+    """Write files of weights, and their index if they are several."""
     for file, shard in shards.items():
         write_file(folder / file, shard)
     if len(shards) > 1:

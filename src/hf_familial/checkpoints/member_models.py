@@ -24,14 +24,7 @@ TOLERANCE = 1e-5  # of logits, relative to the largest: the same operations on t
 
 
 def merged_family(model: Any) -> Any:
-    """Return a family without adapters.
-
-    For a `peft.PeftModel` around a family, that is a copy with the active adapters merged, which
-    takes as much memory again. Anything else is returned as it is.
-
-    Raises:
-        ValueError: If the adapters cannot be merged.
-    """
+    """Return a family without adapters: of a `PeftModel` a copy, the active ones merged."""
     model = getattr(model, "_orig_mod", model)  # of `torch.compile`
     wrapped = hasattr(model, "get_base_model")
     family = model.get_base_model() if wrapped else model
@@ -58,23 +51,7 @@ def merged_family(model: Any) -> Any:
 def plain_model(
     family: FamilialForCausalLM, exit_idx: int, dtype: torch.dtype | None = None
 ) -> Any:
-    """Build a plain member as a model to be saved; types never tried are checked numerically.
-
-    Its weights are the family's own, and what is no part of a checkpoint is left out: it is fit for
-    saving only.
-
-    Args:
-        family ([`FamilialForCausalLM`]): With weights; not changed.
-        exit_idx (`int`): Exit at which the member ends.
-        dtype (`torch.dtype`, *optional*): Convert its weights to it as the host does that loads
-            them.
-
-    Raises:
-        CheckpointError: If the family is quantised.
-        CutError: If it would not compute what the exit computes.
-        IndexError: If there is no such exit.
-        ValueError: If the family has no weights in memory.
-    """
+    """Build a plain member that shares the family's weights and is fit for saving only."""
     config, weights = family.config, weights_of(family)
     tried = config.text_config.model_type in VERIFIED
     member_config = plain_config(config, exit_idx, verified=True)
@@ -103,12 +80,7 @@ def cut_model(
 
 
 def weights_of(family: FamilialForCausalLM) -> dict[str, torch.Tensor]:
-    """Return the tensors of a family in memory.
-
-    Raises:
-        CheckpointError: If it is quantised, by its config or in place.
-        ValueError: If it has no weights in memory, or a part of them.
-    """
+    """Return the tensors of a family in memory."""
     weights = family.state_dict()
     # whoever quantises a model in place puts tensors of another class, or modules, where they were
     quantiser = getattr(family, "hf_quantizer", None)
@@ -187,18 +159,9 @@ def _check_logits(family: FamilialForCausalLM, exit_idx: int, member: Any) -> No
 
 
 def loaded_dtypes(config: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """Return the dtype of every tensor that `from_pretrained(dtype=...)` gives, by name.
-
-    A host keeps some tensors in float32 whatever dtype is asked for: the correction biases of a
-    router, the norms of some families in float16. Its own class knows which; no weights are made.
-
-    Args:
-        config (`PreTrainedConfig`): Of a host or of a family; not changed.
-        dtype (`torch.dtype`): What is asked for.
-
-    Returns:
-        `dict[str, torch.dtype]`: By the name of a tensor, both in memory and in files.
-    """
+    """Return the dtype of every tensor that `from_pretrained(dtype=...)` gives, by name."""
+    # a host keeps some tensors in float32 whatever is asked for, such as the correction biases of a
+    # router; its own class knows which
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     kept = {re.compile(k.replace("*", ".*")): v for k, v in model._get_dtype_plan(dtype).items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -13,23 +12,18 @@ from typing import Any
 
 from safetensors import safe_open
 from transformers import GenerationConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import cached_file
 
 from ..errors import CutError
 from ..models import is_family_config
 from ..models.familial import FamilialConfig
 from .cuts import check_cut, cut_config, cut_names, find_layout
+from .index import ADAPTED, ADAPTER, INDEX, SINGLE, lies_in, read_index
 
 
 # what `from_pretrained` passes on to find files, here as there
 WHERE = tuple("cache_dir force_download local_files_only proxies revision subfolder token".split())
 OPTIONAL = {f"_raise_exceptions_for_{n}": False for n in ("missing_entries", "connection_errors")}
-
-ADAPTER = "adapter_config.json"
-ADAPTED = (
-    "`{}` holds an adapter, which would be left out: move `adapter_config.json` and its weights to "
-    "another folder, load that with `PeftModel.from_pretrained(family, folder)`, and merge it."
-)
 
 
 def load_cut(
@@ -77,24 +71,6 @@ def load_cut(
     return loaded
 
 
-def lies_in(path: Path, folder: Path) -> bool:
-    """Tell whether a file of a folder is in it, no link that leads elsewhere.
-
-    The snapshots of the client's cache are links to the files of the same repository.
-
-    Args:
-        path (`Path`): A file, by its name in the folder.
-        folder (`Path`): The folder.
-
-    Returns:
-        `bool`
-    """
-    home = folder.resolve()
-    snapshots = [home.parent for home in (home, *home.parents) if home.parent.name == "snapshots"]
-    roots = [home, *(found.parent / "blobs" for found in snapshots)]
-    return any(path.resolve().is_relative_to(root) for root in roots)
-
-
 def _slices(
     config: FamilialConfig,
     smaller: FamilialConfig,
@@ -103,8 +79,7 @@ def _slices(
     files: ExitStack,
     where: dict[str, Any],
 ) -> dict[str, Any]:
-    """The tensors of the cut family, by their names there, to be read when they are needed."""
-
+    """Return the tensors of the cut family by name, to be read when they are needed."""
     find = partial(cached_file, path_or_repo, **where)
     if find(ADAPTER, **OPTIONAL):
         raise CutError(ADAPTED.format(path_or_repo))
@@ -126,13 +101,13 @@ def _slices(
 
     configs = (config, config.text_config)
     quantised = any(getattr(c, "quantization_config", None) is not None for c in configs)
-    index = None if find(SAFE_WEIGHTS_NAME, **OPTIONAL) else find(SAFE_WEIGHTS_INDEX_NAME)
+    index = None if find(SINGLE, **OPTIONAL) else find(INDEX)
     if index is None:
-        shards = {SAFE_WEIGHTS_NAME: opened(SAFE_WEIGHTS_NAME)}
-        weight_map = dict.fromkeys(shards[SAFE_WEIGHTS_NAME].keys(), SAFE_WEIGHTS_NAME)
+        shards = {SINGLE: opened(SINGLE)}
+        weight_map = dict.fromkeys(shards[SINGLE].keys(), SINGLE)
     else:
         shards = {}
-        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_index(str(path_or_repo), Path(index).parent)
     names = cut_names(config, max_exit, weight_map, find_layout(smaller.text_config))
     for name in sorted({weight_map[source] for source in names} - shards.keys()):
         shards[name] = opened(name)

@@ -174,12 +174,7 @@ def _are_sizes(values: Any, limits: Limits) -> bool:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Return the tensors of a file by name, in the order of its header, and read nothing else.
-
-    Raises:
-        CheckpointError: If the header is damaged, or does not fit the size of the file.
-        OSError: If the file cannot be read.
-    """
+    """Return the tensors of a file by name, in the order of its header, and read nothing else."""
     try:
         with path.open("rb") as file:
             _, entries = parse_header(file.read, os.fstat(file.fileno()).st_size)
@@ -203,12 +198,7 @@ class TensorCopy:
 
 
 def write_file(path: Path, copies: Sequence[TensorCopy]) -> int:
-    """Write a file of tensors that are in other files, bring it to the disk, return its size.
-
-    Raises:
-        CheckpointError: If a source is cut off, or a value does not fit its new dtype.
-        OSError: If it cannot be written.
-    """
+    """Write a file of tensors that are in other files, bring it to the disk, return its size."""
     # widest first, then by name: every tensor starts at a multiple of its element, as the format
     # wants it, however the copies came
     copies = sorted(copies, key=lambda copy: (-BITS[copy.dtype], copy.name))
@@ -294,11 +284,7 @@ def _convert(source: BinaryIO, target: BinaryIO, copy: TensorCopy) -> None:
 
 
 def to_dtype(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Convert the values of a tensor, which is returned as it is where nothing changes.
-
-    Raises:
-        CheckpointError: If a finite value would become an infinity.
-    """
+    """Convert the values of a tensor, which is returned as it is where nothing changes."""
     converted = values.to(dtype)
     if converted is values:
         return values

@@ -48,8 +48,7 @@ def describe(
     check_family(path_or_repo, revision)
 
     from ..hub.choose import judge_exits, pick_exit
-    from ..hub.describe import describe
-    from ..hub.table import text_of
+    from ..hub.description import describe
 
     family = describe(path_or_repo, context=context, dtype=dtype, revision=revision)
     verdicts = () if limits == (None, None) else judge_exits(family, *limits)
@@ -58,7 +57,7 @@ def describe(
         extra = {"fits": chosen} if verdicts else {}
         typer.echo(json.dumps(family.to_dict() | extra, indent=2))
         return
-    typer.echo(text_of(family))
+    typer.echo(str(family))
     if verdicts:
         choice = pick_exit(family, verdicts)
         typer.echo(f"\n{choice}\n\nThe deepest that fits is exit {choice.exit_idx}.")

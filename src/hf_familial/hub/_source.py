@@ -23,13 +23,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..checkpoints.companions import COMPANIONS, tokenizer_modules
 from ..checkpoints.family_files import FamilyFiles
-from ..checkpoints.index import INDEX, SINGLE, own_file, read_index
-from ..checkpoints.partial_load import ADAPTER
+from ..checkpoints.index import ADAPTER, INDEX, SINGLE, own_file, read_index
 from ..checkpoints.safetensors_file import TensorEntry, read_header
 from ..errors import CheckpointError, HubUnavailableError
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ..paths import is_local, near_path, no_such_path
-from .remote import Retry, request
+from ._client import Retry, request
 
 
 logger = logging.getLogger(__name__)
@@ -40,29 +39,19 @@ ONCE = Retry(attempts=1)
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or a repository; nothing is read before it is asked for.
+    """A folder, or a repository where `folder` is `None`, read when something is asked of it."""
 
-    Attributes:
-        name (`str`): Path of the folder or id of the repository.
-        folder (`Path`, *optional*): The folder; `None` for a repository.
-        revision (`str`, *optional*): Branch, tag or commit of the repository.
-        token (`str` or `bool`, *optional*): For the Hub.
-        endpoint (`str`, *optional*): Address of the Hub.
-        retry ([`Retry`], *optional*): How often requests are sent again.
-        guessed (`bool`): Whether it is a repository because there is no folder of that name.
-    """
-
-    name: str
+    name: str  # path of the folder, or id of the repository
     folder: Path | None
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit of the repository
     token: str | bool | None = None
     endpoint: str | None = None
     retry: Retry | None = None
-    guessed: bool = False
+    guessed: bool = False  # whether it is a repository because no folder has this name
 
     @property
     def called(self) -> str:
-        """As messages have it."""
+        """Its name as messages have it."""
         how = " (no folder here is called that, so it was taken for a repository on the Hub)"
         return f"`{self.name}`{how if self.guessed else ''}"
 
@@ -72,25 +61,12 @@ class Source:
         return HfApi(endpoint=self.endpoint, token=self.token)
 
     def read_text(self, filename: str) -> str | None:
-        """A small file, or `None` if there is none of that name.
-
-        Raises:
-            CheckpointError: If it is a link that leads out of the folder.
-            HubError: If the Hub cannot be read.
-            OSError: If the file cannot be read.
-        """
-        if self.folder is None:
-            path = self._local(filename)
-        else:
-            path = own_file(self.folder, filename)
+        """Return a small file, or `None` if there is none of that name."""
+        path = self._local(filename) if self.folder is None else own_file(self.folder, filename)
         return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
 
     def read_json(self, filename: str) -> Any:
-        """A small file of JSON, or `None` if there is none of that name.
-
-        Raises:
-            ValueError: If it is not JSON.
-        """
+        """Return a small file of JSON, or `None`; raise `ValueError` if it is not JSON."""
         text = self.read_text(filename)
         try:
             return None if text is None else json.loads(text)
@@ -98,13 +74,11 @@ class Source:
             raise ValueError(f"`{filename}` of `{self.name}` is not JSON: {error}.") from None
 
     def _local(self, filename: str) -> Path | None:
-        """A file of the repository, downloaded unless it is in the client's cache."""
+        """Return a file of the repository, downloaded unless it is in the client's cache."""
         what = f"read `{filename}` of {self.called}"
+        load = partial(self.api.hf_hub_download, self.name, filename, revision=self.revision)
         try:
-            download = partial(
-                self.api.hf_hub_download, self.name, filename, revision=self.revision
-            )
-            return Path(request(what, download, ONCE))
+            return Path(request(what, load, ONCE))
         except LocalEntryNotFoundError as error:
             raise HubUnavailableError(
                 f"could not {what}: the Hub does not answer ({error.__cause__}), and the file is "
@@ -122,12 +96,7 @@ class Source:
         return replace(self, folder=Path(found))
 
     def config(self) -> FamilialConfig:
-        """The family's config.
-
-        Raises:
-            FileNotFoundError: If there is no `config.json`.
-            ValueError: If it is not a family's.
-        """
+        """Read the family's config; raise if there is none, or it is not a family's."""
         fields = self.read_json("config.json")
         if fields is None:
             raise FileNotFoundError(
@@ -144,15 +113,7 @@ class Source:
         return FamilialConfig.from_dict(FamilialConfig._decode_special_floats(fields))
 
     def tensors(self) -> dict[str, TensorEntry] | None:
-        """Return what the headers of its safetensors files say; no weights are read.
-
-        Returns:
-            `dict[str, TensorEntry]`, or `None` without such files, or if one is missing.
-
-        Raises:
-            CheckpointError: If a header is damaged.
-            HubError: If the Hub cannot be read.
-        """
+        """Read the headers of its safetensors files; `None` if there is none or one is missing."""
         return (self._on_hub() if self.folder is None else self._in_folder(self.folder)) or None
 
     def _in_folder(self, folder: Path) -> dict[str, TensorEntry]:
@@ -184,16 +145,9 @@ class Source:
         return self.folder or self.download([glob.escape(name) for name in names])
 
     def download(self, patterns: list[str]) -> Path:
-        """Bring files of the repository into the client's cache; return the folder they are in.
-
-        Raises:
-            HubError: If the Hub cannot be read.
-        """
+        """Bring files of the repository into the client's cache; return the folder they are in."""
         load = partial(
-            self.api.snapshot_download,
-            self.name,
-            revision=self.revision,
-            allow_patterns=patterns,
+            self.api.snapshot_download, self.name, revision=self.revision, allow_patterns=patterns
         )
         return Path(request(f"download {self.called}", load, self.retry))
 
@@ -210,25 +164,11 @@ class Source:
 
 
 def find_source(
-    path_or_repo: str | os.PathLike[str], *, local_files_only: bool = False, **where: Any
+    path_or_repo: str | os.PathLike[str] | Source, *, local_files_only: bool = False, **where: Any
 ) -> Source:
-    """Tell a folder from a repository.
-
-    Args:
-        path_or_repo (`str` or `os.PathLike`): Folder, or id of a repository on the Hub.
-        local_files_only (`bool`, *optional*, defaults to `False`): Whether a repository is read
-            from the client's cache alone, as it is in offline mode.
-        **where: `revision`, `token`, `endpoint`, `retry` for a repository.
-
-    Returns:
-        [`Source`]
-
-    Raises:
-        FileNotFoundError: If it can only be a folder, and there is none; or if it must be in the
-            cache, and is not.
-        NotADirectoryError: If it is a file.
-        TypeError: If it is neither a name nor a path.
-    """
+    """Tell a folder from a repository."""
+    if isinstance(path_or_repo, Source):
+        return path_or_repo
     if not isinstance(path_or_repo, (str, os.PathLike)):
         raise TypeError(
             "a family is given as a folder or the id of a repository, got "
@@ -263,19 +203,8 @@ def find_source(
     return cached or source  # the client says that it is offline
 
 
-def open_family(path_or_repo: str | os.PathLike[str], **where: Any) -> FamilyFiles:
-    """Open a family's checkpoint without its weights.
-
-    Args:
-        path_or_repo (`str` or `os.PathLike`): Folder, or id of a repository on the Hub.
-        **where: `revision` and `token`, for a repository.
-
-    Raises:
-        CheckpointError: If the index is damaged, the weights are pickles or quantised.
-        CutError: If an adapter lies beside the weights.
-        OSError: If there is no such checkpoint, or the Hub cannot be read.
-        ValueError: If it is not a family's.
-    """
+def open_family(path_or_repo: str | os.PathLike[str] | Source, **where: Any) -> FamilyFiles:
+    """Open a family's checkpoint without its weights; arguments as of [`find_source`]."""
     source = find_source(path_or_repo, **where)
     folder = source.small_files()
     config = replace(source, folder=folder).config()
@@ -283,11 +212,7 @@ def open_family(path_or_repo: str | os.PathLike[str], **where: Any) -> FamilyFil
 
 
 def origin_of(family: FamilialForCausalLM) -> Path | None:
-    """Return the folder that a family in memory was read from; nothing is downloaded.
-
-    The family was loaded from a folder or a repository, or made of a decoder that was. The folder
-    of a repository is in the client's cache; `None` where there is none.
-    """
+    """Return the folder that a family in memory was read from; nothing is downloaded."""
     name = family.name_or_path or family.config.text_config.name_or_path
     if not name or Path(name).is_dir():
         return Path(name) if name else None

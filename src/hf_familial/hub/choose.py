@@ -1,4 +1,4 @@
-"""The deepest member that fits what a device has."""
+"""Choose the deepest member that fits a device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from .._wording import parse_size
 from ..errors import NoExitFitsError
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from .describe import ExitDescription, FamilyDescription, describe, resolve_dtype
+from .description import ExitDescription, FamilyDescription, describe, resolve_dtype
 
 
 @dataclass(frozen=True)
 class ExitVerdict:
-    """Whether one member fits, and why.
+    """The verdict on one member: whether it fits, and why.
 
     Attributes:
         exit_idx (`int`): Index into `config.exits`, 0 the shallowest.
@@ -96,29 +96,13 @@ def judge_exits(
     memory: float | str | None = None,
     flops_per_token: float | None = None,
 ) -> tuple[ExitVerdict, ...]:
-    """Compare every member with the limits.
-
-    Args:
-        family ([`FamilyDescription`]): What they weigh and cost.
-        memory (`int` or `str`, *optional*): As in [`choose_exit`].
-        flops_per_token (`float`, *optional*): As in [`choose_exit`].
-
-    Returns:
-        `tuple[ExitVerdict, ...]`: Shallowest first.
-
-    Raises:
-        ValueError: If neither limit is given, or one is no positive number.
-    """
+    """Compare every member with the limits of [`choose_exit`], shallowest first."""
     limit = _check_limits(memory, flops_per_token)
     return tuple(_judge(row, family, limit, flops_per_token) for row in family.exits)
 
 
 def pick_exit(family: FamilyDescription, verdicts: tuple[ExitVerdict, ...]) -> ExitChoice:
-    """The deepest member that fits.
-
-    Raises:
-        NoExitFitsError: If none does; it says why, exit by exit.
-    """
+    """Return the deepest member that fits; raise `NoExitFitsError` if none does."""
     fitting = [verdict for verdict in verdicts if verdict.fits]
     if not fitting:
         raise NoExitFitsError(
@@ -128,7 +112,7 @@ def pick_exit(family: FamilyDescription, verdicts: tuple[ExitVerdict, ...]) -> E
 
 
 def _check_limits(memory: float | str | None, flops_per_token: float | None) -> float | None:
-    """The limit on memory in bytes, if there is one."""
+    """Return the limit on memory in bytes, if there is one."""
     memory = parse_size(memory) if isinstance(memory, str) else memory
     if memory is None and flops_per_token is None:
         raise ValueError("give `memory`, `flops_per_token`, or both: there is no limit.")
@@ -170,6 +154,3 @@ def _lines(verdicts: tuple[ExitVerdict, ...], between: str = "\n") -> str:
         f"exit {v.exit_idx} (depth {v.depth}) {'fits' if v.fits else 'does not fit'}: {v.reason}"
         for v in verdicts
     )
-
-
-__all__ = ["ExitChoice", "ExitVerdict", "NoExitFitsError", "choose_exit"]

@@ -31,6 +31,8 @@ from ._source import open_family, origin_of
 
 
 FORMATS = ("plain", "familial")
+# dtypes to convert to, by name
+NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()}
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,19 @@ class ExportReport:
 
 
 @dataclass(frozen=True)
-class _How:
-    """How to write: arguments of `export_exit`, checked."""
+class _Options:
+    """Arguments of `export_exit`, checked."""
 
     format: str
-    code: str | None  # safetensors' name of the dtype to convert to
+    asked: str | torch.dtype | None
     max_shard_size: int | str
     by_segment: bool | None
     overwrite: bool
 
     def __post_init__(self) -> None:
         check_choice("format", self.format, FORMATS)
+        if self.asked not in (None, *NAMES, *NAMES.values()):
+            check_choice("dtype", self.asked, NAMES)
         try:
             sound = convert_file_size_to_int(self.max_shard_size) > 0
         except ValueError:
@@ -83,14 +87,15 @@ class _How:
             )
 
     @property
-    def dtype(self) -> str | None:
-        return None if self.code is None else _name(FLOATS[self.code])
+    def dtype(self) -> torch.dtype | None:
+        """The dtype to convert to."""
+        return NAMES[self.asked] if isinstance(self.asked, str) else self.asked
 
     def targets(self, config: Any) -> Callable[[str, str], str]:
-        """safetensors' name of what a tensor becomes, by its name in files and its stored dtype."""
-        if self.code is None:
+        """Return what maps a tensor's name in files and its stored dtype to its new dtype."""
+        if self.dtype is None:
             return lambda name, stored: stored
-        asked, codes = FLOATS[self.code], {kind: code for code, kind in FLOATS.items()}
+        asked, codes = self.dtype, {kind: code for code, kind in FLOATS.items()}
         kinds = loaded_dtypes(config, asked)
 
         def target(name: str, stored: str) -> str:
@@ -152,8 +157,8 @@ def export_exit(
         >>> AutoModelForCausalLM.from_pretrained("small")  # a stock Llama, Qwen3, ...
     """
     family = _open(model_or_path, revision=revision, token=token)
-    how = _How(format, _dtype_code(dtype), max_shard_size, by_segment, overwrite)
-    return _export(family, exit_idx, Path(out), how)
+    options = _Options(format, dtype, max_shard_size, by_segment, overwrite)
+    return _export(family, exit_idx, Path(out), options)
 
 
 def export_family(
@@ -172,17 +177,10 @@ def export_family(
     """Write several members of a family, each in a folder `exit_<k>` of its own.
 
     Args:
-        model_or_path ([`FamilialForCausalLM`], `str` or `os.PathLike`): As in `export_exit`.
+        model_or_path ([`FamilialForCausalLM`], `str` or `os.PathLike`): As in [`export_exit`], like
+            all that is not named here.
         out (`str` or `os.PathLike`): Folder of the folders.
         exits (`Sequence[int]`, *optional*): Exits to export; defaults to all.
-        format (`str`, *optional*, defaults to `"plain"`): As in `export_exit`, like all that
-            follow.
-        dtype (`str` or `torch.dtype`, *optional*): As in `export_exit`.
-        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Size of a file of weights.
-        by_segment (`bool`, *optional*): Of smaller families, whether to split them so.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace folders that hold something.
-        revision (`str`, *optional*): Branch, tag or commit of the repository.
-        token (`str` or `bool`, *optional*): For the Hub.
 
     Returns:
         `list[ExportReport]`: In the order of `exits`.
@@ -190,16 +188,15 @@ def export_family(
     Raises:
         CutError: If one of the members cannot be exported; nothing is written then.
         OSError: As `export_exit`; members written before stay.
-        ValueError: As `export_exit`.
     """
     family = _open(model_or_path, revision=revision, token=token)
-    how = _How(format, _dtype_code(dtype), max_shard_size, by_segment, overwrite)
+    options = _Options(format, dtype, max_shard_size, by_segment, overwrite)
     config = family.config
     wanted = range(config.num_exits) if exits is None else exits
     numbers = list(dict.fromkeys(config.resolve_exit(exit_idx) for exit_idx in wanted))
     for exit_idx in numbers:
         check_cut(config, exit_idx, verified=not isinstance(family, FamilyFiles))
-    return [_export(family, k, Path(out) / f"exit_{k}", how) for k in numbers]
+    return [_export(family, k, Path(out) / f"exit_{k}", options) for k in numbers]
 
 
 def _open(model_or_path: Any, **where: Any) -> FamilialForCausalLM | FamilyFiles:
@@ -215,21 +212,21 @@ def _open(model_or_path: Any, **where: Any) -> FamilialForCausalLM | FamilyFiles
 
 
 def _export(
-    family: FamilialForCausalLM | FamilyFiles, exit_idx: int, out: Path, how: _How
+    family: FamilialForCausalLM | FamilyFiles, exit_idx: int, out: Path, options: _Options
 ) -> ExportReport:
     exit_idx = family.config.resolve_exit(exit_idx)
     if isinstance(family, FamilyFiles):
         _check_apart(family, out)
-        _stream(family, exit_idx, out, how)
+        _stream(family, exit_idx, out, options)
     else:
-        _save(family, exit_idx, out, how)
+        _save(family, exit_idx, out, options)
     fields = json.loads((out / "config.json").read_text(encoding="utf-8"))
     weights = sorted(out.glob("*.safetensors"))
     return ExportReport(
         path=out,
         exit_idx=exit_idx,
         depth=member_depth(family.config, exit_idx),
-        format=how.format,
+        format=options.format,
         architecture=fields["architectures"][0],
         dtype=str(fields.get("dtype")),
         tensors=sum(len(read_header(path)) for path in weights),
@@ -238,13 +235,13 @@ def _export(
     )
 
 
-def _stream(family: FamilyFiles, exit_idx: int, out: Path, how: _How) -> None:
-    """From files to files."""
+def _stream(family: FamilyFiles, exit_idx: int, out: Path, options: _Options) -> None:
+    """Export from files to files."""
     config = family.config
     check_cut(config, exit_idx)
-    dtype = how.dtype
+    dtype = None if options.dtype is None else str(options.dtype).removeprefix("torch.")
     member: Any
-    if how.format == "plain":
+    if options.format == "plain":
         member = plain_config(config, exit_idx, dtype)
         names = plain_tensors(config, exit_idx, family.files)
         groups = [list(names)]
@@ -258,40 +255,40 @@ def _stream(family: FamilyFiles, exit_idx: int, out: Path, how: _How) -> None:
         for key, name in names.items():
             groups[segment_of(name, member, layout.layers, layout.norm)].append(key)
     where = family.locate(names)
-    target = how.targets(member)
-    pieces = {
+    target = options.targets(member)
+    copies = {
         source: TensorCopy(name, where[source], target(name, where[source].dtype))
         for source, name in names.items()
     }
-    nbytes = sum(piece.nbytes for piece in pieces.values())
-    if not splits_by_segment(nbytes, how.by_segment):
+    nbytes = sum(copy.nbytes for copy in copies.values())
+    if not splits_by_segment(nbytes, options.by_segment):
         groups = [list(names)]
-    shards = plan_shards([[pieces[n] for n in group] for group in groups], how.max_shard_size)
-    with whole_folder(out, how.overwrite) as folder:
+    shards = plan_shards([[copies[n] for n in group] for group in groups], options.max_shard_size)
+    with whole_folder(out, options.overwrite) as folder:
         _check_space(folder, nbytes)
         write_shards(folder, shards)
         for path in family.companions():
             _copy_file(path, folder / path.relative_to(family.folder))
-        if how.format == "familial":
+        if options.format == "familial":
             custom_object_save(FamilialForCausalLM, folder)
         # last: without it, nothing loads
         member.save_pretrained(folder)
-        if how.format == "plain":
+        if options.format == "plain":
             add_old_names(member, folder)
 
 
-def _save(family: FamilialForCausalLM, exit_idx: int, out: Path, how: _How) -> None:
-    """From memory to files, by the member's own class."""
-    make = plain_model if how.format == "plain" else cut_model
-    member = make(family, exit_idx, FLOATS[how.code] if how.code else None)
-    options: dict[str, Any] = {"max_shard_size": how.max_shard_size}
-    if how.format == "familial":
-        options["by_segment"] = how.by_segment
+def _save(family: FamilialForCausalLM, exit_idx: int, out: Path, options: _Options) -> None:
+    """Export from memory to files, by the member's own class."""
+    make = plain_model if options.format == "plain" else cut_model
+    member = make(family, exit_idx, options.dtype)
+    sizes: dict[str, Any] = {"max_shard_size": options.max_shard_size}
+    if options.format == "familial":
+        sizes["by_segment"] = options.by_segment
     origin = origin_of(family)
-    with whole_folder(out, how.overwrite) as folder:
+    with whole_folder(out, options.overwrite) as folder:
         _check_space(folder, sum(p.nbytes for p in member.state_dict().values()))
-        member.save_pretrained(folder, **options)
-        if how.format == "plain":
+        member.save_pretrained(folder, **sizes)
+        if options.format == "plain":
             add_old_names(member.config, folder)
         if origin is not None:
             for path in companions(origin):
@@ -305,14 +302,14 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _check_apart(family: FamilyFiles, out: Path) -> None:
-    """A family must not be replaced by its own member."""
+    """Raise if a member would replace its own family."""
     folder, out = family.folder.resolve(), out.resolve()
     if out == folder or out in folder.parents:
         raise ValueError(f"`out` ({out}) must not be the folder of the family, or hold it.")
 
 
 def _check_space(folder: Path, nbytes: int) -> None:
-    """Refuse before writing what a disk cannot hold."""
+    """Raise before writing what the disk cannot hold."""
     free = shutil.disk_usage(folder).free
     if nbytes > free:
         raise OSError(
@@ -320,21 +317,3 @@ def _check_space(folder: Path, nbytes: int) -> None:
             f"the member takes {nbytes / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free",
             str(folder.parent),
         )
-
-
-def _dtype_code(dtype: str | torch.dtype | None) -> str | None:
-    """safetensors' name of a dtype to convert to."""
-    if dtype is None:
-        return None
-    for code, known in FLOATS.items():
-        if dtype in (known, _name(known)):
-            return code
-    check_choice("dtype", dtype, map(_name, FLOATS.values()))
-    return None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-__all__ = ["ExportReport", "export_exit", "export_family"]

@@ -1,4 +1,4 @@
-"""A family and its members on the Hub: one commit each, none where nothing changed."""
+"""Push a family and its members to the Hub: one commit each, none where nothing changed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,16 @@ from huggingface_hub import HfApi
 from ..checkpoints.companions import holds_tokenizer
 from ..checkpoints.cuts import check_cut
 from ..checkpoints.family_files import FamilyFiles
-from ..checkpoints.index import own_file
 from ..checkpoints.member_models import merged_family, weights_of
 from ..models import is_family
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ..models.familial.configuration_familial import check_choice
-from ._source import open_family
-from .cards import family_card, index_card, member_card
-from .client import Hub
-from .collection import collect
-from .describe import FamilyDescription, describe
+from ._cards import RepoRevision, family_card, index_card, member_card
+from ._client import Retry
+from ._repositories import Hub
+from ._source import find_source, open_family
+from .description import describe
 from .export import export_exit
-from .mirror import Mirrored
-from .places import Lineage, Place
-from .remote import Retry
 
 
 logger = logging.getLogger(__name__)
@@ -47,14 +42,14 @@ class Pushed:
 
     Attributes:
         exit_idx (`int`, *optional*): The member in it; `None` for a whole family.
-        place ([`Place`]): Repository, and branch if not the main one.
+        place ([`RepoRevision`]): Repository, and branch if not the main one.
         commit (`str`): Id of its newest commit.
         changed (`bool`): Whether that commit was made by this push.
         uploaded (`tuple[str, ...]`): Paths of the files that it brought.
     """
 
     exit_idx: int | None
-    place: Place
+    place: RepoRevision
     commit: str
     changed: bool
     uploaded: tuple[str, ...]
@@ -121,9 +116,7 @@ def push_exits_to_hub(
 
     Raises:
         FileNotFoundError: If there is no such folder, or no checkpoint in it.
-        HubAuthError: If the Hub asks for a (better) token.
-        HubPermissionError: If the token may not write there.
-        HubUnavailableError: If the Hub fails each time it is tried.
+        HubError: If the Hub refuses or fails, by type.
         IndexError: If there is no exit of that number.
         ValueError: If it is not a family, a member cannot be plain, or `layout` is wrong.
 
@@ -131,95 +124,28 @@ def push_exits_to_hub(
         >>> push_exits_to_hub("family", "me/family", exits=[0, -1], private=True)
     """
     check_choice("layout", layout, LAYOUTS)
-    opened = _open(model_or_path, token)
-    config = opened.config
-    wanted = _resolve_exits(config, exits)
+    push = _Push(model_or_path, token, tokenizer, dtype, max_shard_size)
+    wanted = _resolve_exits(push.config, exits)
     for k in wanted:
-        # refused here, before anything is on the Hub
-        check_cut(config, k, verified=not isinstance(opened, FamilyFiles))
-    hub = Hub(HfApi(endpoint=endpoint, token=token), retry)
-    repo_id = hub.full_name(repo_id)
-    family = describe(model_or_path, dtype=dtype, token=token)
-    lineage = hub.lineage(base_model or _base_of(opened), _card_of(opened), repo_id)
-    places = {k: _member_place(repo_id, depth, layout) for k, depth in enumerate(config.exits)}
-    there = {k: place for k, place in places.items() if k in wanted or hub.holds(place)}
-    lineage = replace(lineage, members=there)
+        # an error here comes before anything is on the Hub
+        check_cut(push.config, k, verified=not isinstance(push.family, FamilyFiles))
+    hub = push.connect(repo_id, base_model, endpoint, retry)
+    members = push.members(layout)
+    there = {k: repo for k, repo in members.items() if k in wanted or hub.holds(repo)}
+    push.provenance = replace(push.provenance, members=there)
     if layout == "revisions":
-        hub.create(repo_id, private)
-        if lineage.family is None:
-            _push_index(hub, family, lineage, repo_id)
-    options = {"dtype": dtype, "max_shard_size": max_shard_size, "token": token}
-    pushed, bare = [], []
+        hub.create(push.repo, private)
+        if push.provenance.family is None:
+            push.index()
+    pushed = []
     for k in wanted:
-        if layout == "repos":
-            hub.create(places[k].repo_id, private)
-        else:
-            hub.create_branch(places[k])
-        alone = layout == "revisions"  # a new branch holds what the main one does
-        found, readable = _push_member(
-            hub, model_or_path, k, family, lineage, tokenizer, alone, options
-        )
-        bare += [] if readable else [places[k]]
-        pushed.append(Pushed(k, places[k], found.commit, found.changed, found.uploaded))
-    _warn_of_bare(bare)
+        hub.create(members[k], private)
+        pushed.append(push.member(k, members[k]))
+    push.warn_of_bare()
     slug = None
     if collection and layout == "repos":
-        slug = collect(hub.api, repo_id, family, lineage, bool(private), retry)
+        slug = hub.collect(push.repo.repo_id, push.description, push.provenance, bool(private))
     return PushReport(tuple(pushed), slug)
-
-
-def _push_member(
-    hub: Hub,
-    model: Model,
-    exit_idx: int,
-    family: FamilyDescription,
-    lineage: Lineage,
-    tokenizer: Any,
-    alone: bool,
-    options: dict[str, Any],
-) -> tuple[Mirrored, bool]:
-    """Export one member, write its card, and bring both to where it belongs.
-
-    Returns:
-        `tuple[Mirrored, bool]`: What became of its place, and whether a tokenizer is there.
-    """
-    place, depth = lineage.members[exit_idx], family.exits[exit_idx].depth
-    with _workplace() as folder:
-        report = export_exit(model, exit_idx, folder, **options)
-        readable = _add_tokenizer(hub, tokenizer, folder, place, alone)
-        card = member_card(family, exit_idx, lineage, report.architecture, readable)
-        hub.write_card(card, folder, place, None)
-        message = f"Member of depth {depth} (exit {exit_idx} of {len(family.exits)})"
-        return hub.mirror(folder, place, message, alone=alone), readable
-
-
-def _add_tokenizer(hub: Hub, tokenizer: Any, folder: Path, place: Place, alone: bool) -> bool:
-    """Put a tokenizer beside the weights; whether the place will hold one, this or its owner's."""
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    if holds_tokenizer(folder) or alone:
-        return holds_tokenizer(folder)
-    return hub.source(place).read_text("tokenizer_config.json") is not None
-
-
-def _warn_of_bare(places: Sequence[Place]) -> None:
-    """Say which places hold a model and no tokenizer."""
-    if places:
-        names = ", ".join(f"`{place.name}`" for place in places)
-        verb = "has" if len(places) == 1 else "have"
-        logger.warning(
-            "%s %s no tokenizer: pass `tokenizer=`, or save one in the family's folder.",
-            names,
-            verb,
-        )
-
-
-def _push_index(hub: Hub, family: FamilyDescription, lineage: Lineage, repo_id: str) -> None:
-    """The card of a main branch without a model."""
-    with _workplace() as folder:
-        folder.mkdir()
-        hub.write_card(index_card(family, lineage, repo_id), folder, Place(repo_id), None)
-        hub.mirror(folder, Place(repo_id), "Card of the members")
 
 
 def push_family_to_hub(
@@ -237,70 +163,133 @@ def push_family_to_hub(
 ) -> PushReport:
     """Push a whole family, with the code that loads it by `trust_remote_code=True`.
 
+    Every segment gets files of its own, so that a device downloads those of its exit alone.
     Arguments, errors and the way it takes up what was cut off are those of [`push_exits_to_hub`].
 
     Args:
-        model_or_path (`str`, `os.PathLike` or [`FamilialForCausalLM`]): Folder of a family, or a
-            family in memory.
+        model_or_path (`str`, `os.PathLike` or [`FamilialForCausalLM`]): The family.
         repo_id (`str`): `user/name`, or a name of the token's user.
         private (`bool`, *optional*): Visibility, if the repository is made here.
         base_model (`str`, *optional*): Repository of the decoder that the family was made of.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): To go along; by default what the family's
-            folder, or the client's cache of its repository, holds.
-        dtype (`torch.dtype` or `str`, *optional*): Of the weights; unchanged by default.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): To go along.
+        dtype (`torch.dtype` or `str`, *optional*): Of the weights.
         max_shard_size (`str` or `int`, *optional*, defaults to `"5GB"`): Of each weights file.
         token (`str`, *optional*): With the role `write`.
-        endpoint (`str`, *optional*): Address of the Hub, if not the usual one.
+        endpoint (`str`, *optional*): Address of the Hub.
         retry ([`Retry`], *optional*): How often and how soon requests are sent again.
 
     Returns:
         [`PushReport`]: With one entry.
-
-    Raises:
-        FileNotFoundError: If there is no such folder, or no checkpoint in it.
-        HubError: If the Hub refuses or fails.
-        ValueError: If it is not a family.
     """
-    opened = _open(model_or_path, token)
-    config = opened.config
-    hub = Hub(HfApi(endpoint=endpoint, token=token), retry)
-    place = Place(hub.full_name(repo_id))
-    family = describe(model_or_path, dtype=dtype, token=token)
-    lineage = hub.lineage(base_model or _base_of(opened), _card_of(opened), place.repo_id)
-    members = (_member_place(place.repo_id, depth, "repos") for depth in config.exits)
-    there = {k: member for k, member in enumerate(members) if hub.holds(member)}
-    lineage = replace(lineage, family=place, members=there)
-    hub.create(place.repo_id, private)
-    with _workplace() as folder:
-        options = {"dtype": dtype, "max_shard_size": max_shard_size, "token": token}
-        # one group of files per segment: a device downloads those of its exit alone
-        export_exit(model_or_path, -1, folder, format="familial", by_segment=True, **options)
-        readable = _add_tokenizer(hub, tokenizer, folder, place, alone=False)
-        _write_members(family, folder)
-        hub.write_card(family_card(family, lineage, readable), folder, place, _card_of(opened))
-        found = hub.mirror(folder, place, f"Family of {config.num_exits} members")
-    _warn_of_bare([] if readable else [place])
-    return PushReport((Pushed(None, place, found.commit, found.changed, found.uploaded),))
+    push = _Push(model_or_path, token, tokenizer, dtype, max_shard_size)
+    hub = push.connect(repo_id, base_model, endpoint, retry)
+    there = {k: repo for k, repo in push.members("repos").items() if hub.holds(repo)}
+    push.provenance = replace(push.provenance, family=push.repo, members=there)
+    hub.create(push.repo, private)
+    pushed = push.whole_family()
+    push.warn_of_bare()
+    return PushReport((pushed,))
 
 
-@contextmanager
-def _workplace() -> Iterator[Path]:
-    """The path of a folder to be, on the disk that `TMPDIR` says; one member at a time."""
-    with tempfile.TemporaryDirectory(prefix="hf_familial-") as folder:
-        yield Path(folder) / "checkpoint"
+class _Push:
+    """One push: the family, opened and described once, and where it goes."""
 
+    def __init__(
+        self, model_or_path: Model, token: str | None, tokenizer: Any, dtype: Any, shard: str | int
+    ) -> None:
+        given: Any = merged_family(model_or_path)
+        self.card: str | None = None  # what the family's owner wrote beside it
+        self.family: FamilialForCausalLM | FamilyFiles
+        if is_family(given):
+            weights_of(given)  # there are some
+            self.family = given
+        else:
+            given = find_source(given, token=token)
+            self.family = open_family(given)
+            self.card = given.read_text("README.md")
+        self.config: FamilialConfig = self.family.config
+        self.description = describe(given, dtype=dtype)
+        self.token, self.tokenizer = token, tokenizer
+        self.options = {"dtype": dtype, "max_shard_size": shard}
+        self.bare: list[RepoRevision] = []  # repositories that hold a model and no tokenizer
 
-def _open(model_or_path: Any, token: str | None) -> FamilialForCausalLM | FamilyFiles:
-    """A family that has weights to push."""
-    model_or_path = merged_family(model_or_path)
-    if is_family(model_or_path):
-        weights_of(model_or_path)
-        return model_or_path
-    return open_family(model_or_path, token=token)
+    def connect(
+        self, repo_id: str, base_model: str | None, endpoint: str | None, retry: Retry | None
+    ) -> Hub:
+        """Find out where the family goes and comes from."""
+        self.hub = Hub(HfApi(endpoint=endpoint, token=self.token), retry)
+        self.repo = RepoRevision(self.hub.full_name(repo_id))
+        base = base_model or _base_of(self.family)
+        self.provenance = self.hub.provenance(base, self.card, self.repo.repo_id)
+        return self.hub
+
+    def members(self, layout: str) -> dict[int, RepoRevision]:
+        """Return the repository or branch of each member."""
+        name = self.repo.repo_id
+        if layout == "repos":
+            return {k: RepoRevision(f"{name}-depth{d}") for k, d in enumerate(self.config.exits)}
+        return {k: RepoRevision(name, f"depth{depth}") for k, depth in enumerate(self.config.exits)}
+
+    def member(self, exit_idx: int, repo: RepoRevision) -> Pushed:
+        """Push one member as a plain checkpoint."""
+        depth, alone = self.config.exits[exit_idx], repo.revision is not None
+        message = f"Member of depth {depth} (exit {exit_idx} of {self.config.num_exits})"
+        with tempfile.TemporaryDirectory(prefix="hf_familial-") as top:
+            folder = Path(top) / "checkpoint"
+            report = export_exit(self.family, exit_idx, folder, **self.options)
+            readable = self._add_tokenizer(folder, repo)
+            named = (self.description, exit_idx, self.provenance, report.architecture, readable)
+            self.hub.write_card(member_card(*named), folder, repo, None)
+            # a new branch holds what the main one does: other files go
+            return Pushed(exit_idx, repo, *self.hub.mirror(folder, repo, message, alone))
+
+    def whole_family(self) -> Pushed:
+        """Push the family with its code."""
+        with tempfile.TemporaryDirectory(prefix="hf_familial-") as top:
+            folder = Path(top) / "checkpoint"
+            how: dict[str, Any] = self.options | {"format": "familial", "by_segment": True}
+            export_exit(self.family, -1, folder, **how)
+            readable = self._add_tokenizer(folder, self.repo)
+            # what `describe` reads losses from
+            names = ("exit_idx", "depth", "parameters", "non_embedding", "eval_loss")
+            rows = [{n: getattr(row, n) for n in names} for row in self.description.exits]
+            text = json.dumps(rows, indent=2) + "\n"
+            (folder / "members.json").write_text(text, encoding="utf-8")
+            card = family_card(self.description, self.provenance, readable)
+            self.hub.write_card(card, folder, self.repo, self.card)
+            message = f"Family of {self.config.num_exits} members"
+            return Pushed(None, self.repo, *self.hub.mirror(folder, self.repo, message))
+
+    def index(self) -> None:
+        """Push the card of a main branch without a model."""
+        with tempfile.TemporaryDirectory(prefix="hf_familial-") as top:
+            card = index_card(self.description, self.provenance, self.repo.repo_id)
+            self.hub.write_card(card, Path(top), self.repo, None)
+            self.hub.mirror(Path(top), self.repo, "Card of the members")
+
+    def _add_tokenizer(self, folder: Path, repo: RepoRevision) -> bool:
+        """Put a tokenizer beside the weights; return whether the repository will hold one."""
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        readable = holds_tokenizer(folder)
+        if not readable and repo.revision is None:  # its owner may have put one there
+            readable = self.hub.source(repo).read_text("tokenizer_config.json") is not None
+        self.bare += [] if readable else [repo]
+        return readable
+
+    def warn_of_bare(self) -> None:
+        """Warn of repositories without a tokenizer."""
+        if self.bare:
+            names = ", ".join(f"`{repo.name}`" for repo in self.bare)
+            logger.warning(
+                "%s %s no tokenizer: pass `tokenizer=`, or save one in the family's folder.",
+                names,
+                "has" if len(self.bare) == 1 else "have",
+            )
 
 
 def _base_of(family: FamilialForCausalLM | FamilyFiles) -> str | None:
-    """The repository that a family in memory was made of, if its name is one."""
+    """Return the repository that a family in memory was made of, if its name is one."""
     config = family.config
     stored = isinstance(family, FamilyFiles)
     name = "" if stored else str(config.name_or_path or config.text_config.name_or_path or "")
@@ -308,33 +297,10 @@ def _base_of(family: FamilialForCausalLM | FamilyFiles) -> str | None:
     return name if is_repo else None
 
 
-def _card_of(family: FamilialForCausalLM | FamilyFiles) -> str | None:
-    """The card beside a family in files."""
-    if not isinstance(family, FamilyFiles):
-        return None
-    path = own_file(family.fetch(["README.md"]), "README.md")
-    return path.read_text(encoding="utf-8") if path.is_file() else None
-
-
 def _resolve_exits(config: FamilialConfig, exits: Sequence[int] | None) -> list[int]:
-    """Exits from 0, each once, shallowest first."""
+    """Return exits from 0, each once, shallowest first."""
     if exits is None:
         return list(range(config.num_exits))
     if isinstance(exits, (int, str)) or not len(exits):
         raise ValueError(f"`exits` must be a list of one exit or more, got {exits!r}.")
     return sorted({config.resolve_exit(k) for k in exits})
-
-
-def _member_place(repo_id: str, depth: int, layout: str) -> Place:
-    name = f"depth{depth}"
-    return Place(f"{repo_id}-{name}") if layout == "repos" else Place(repo_id, name)
-
-
-def _write_members(family: FamilyDescription, folder: Path) -> None:
-    """What `describe` reads losses from."""
-    names = ("exit_idx", "depth", "parameters", "non_embedding", "eval_loss")
-    rows = [{name: getattr(row, name) for name in names} for row in family.exits]
-    (folder / "members.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-
-
-__all__ = ["PushReport", "Pushed", "push_exits_to_hub", "push_family_to_hub"]

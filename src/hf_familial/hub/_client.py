@@ -1,11 +1,11 @@
-"""Requests to the Hub: what is worth another try, after how long, and what to tell the user."""
+"""Requests to the Hub: which to send again, after how long, and what to tell the user."""
 
 from __future__ import annotations
 
 import email.utils
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,6 +38,8 @@ T = TypeVar("T")
 # 408 and 429: later; 412: somebody else wrote in between, look again; 5xx: the server's trouble
 TRANSIENT = frozenset({408, 412, 429, 500, 502, 503, 504})
 
+NETWORK = (HTTPError, OfflineModeIsEnabled, LocalTokenNotFoundError, ConnectionError, TimeoutError)
+
 LOG_IN = (
     "Log in with `hf auth login`, set `HF_TOKEN`, or pass `token=`, with a token of "
     "https://huggingface.co/settings/tokens"
@@ -59,32 +61,14 @@ class Retry:
     longest_wait: float = 60.0
 
     def wait(self, failures: int) -> float:
-        """Seconds to wait after that many failures."""
+        """Return the seconds to wait after that many failures."""
         return min(self.longest_wait, self.first_wait * 2 ** (failures - 1))
 
 
 def request(
     what: str, action: Callable[[], T], retry: Retry | None = None, *, uploads: bool = False
 ) -> T:
-    """Do something on the Hub; try again what may succeed later.
-
-    Args:
-        what (`str`): What is being done, for messages: `"create repository me/family"`.
-        action (`Callable[[], T]`): Does it; must be safe to do again.
-        retry ([`Retry`], *optional*): How often and how soon.
-        uploads (`bool`, *optional*, defaults to `False`): Whether it uploads files, which are then
-            there for the next time.
-
-    Returns:
-        `T`: What the action returns.
-
-    Raises:
-        HubAuthError: The Hub asks for a (better) token.
-        HubPermissionError: The token does not suffice.
-        HubNotFoundError: There is nothing of that name.
-        HubUnavailableError: Every try failed.
-        HubError: Any other refusal. That a file is not there is raised as the client has it.
-    """
+    """Do something on the Hub; try again what may succeed later."""
     retry = retry or Retry()
     for failures in range(1, retry.attempts + 1):
         try:
@@ -103,16 +87,9 @@ def request(
 
 
 def _network_error(error: BaseException | None) -> Exception | None:
-    """What the network or the Hub said, where an error comes from that."""
-    kinds = (
-        HTTPError,
-        OfflineModeIsEnabled,
-        LocalTokenNotFoundError,
-        ConnectionError,
-        TimeoutError,
-    )
+    """Return what the network or the Hub said, where an error comes from that."""
     # the client wraps what goes wrong in a thread of an upload
-    while error is not None and not isinstance(error, kinds):
+    while error is not None and not isinstance(error, NETWORK):
         error = error.__cause__
     if isinstance(error, RemoteEntryNotFoundError):
         return None  # an answer, and often the one that was hoped for
@@ -131,11 +108,10 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _asked_wait(error: Exception) -> float | None:
-    """Seconds that the Hub asks to wait, if it does."""
+    """Return the seconds that the Hub asks to wait, if it does."""
     if not isinstance(error, HfHubHTTPError):
         return None
-    headers: Mapping[str, str] = error.response.headers
-    after = headers.get("Retry-After", "").strip()
+    after = error.response.headers.get("Retry-After", "").strip()
     if after.isdigit():
         return float(after)
     if after:
@@ -144,12 +120,12 @@ def _asked_wait(error: Exception) -> float | None:
         except ValueError:
             return None
         return max(0.0, moment - time.time())
-    limit = parse_ratelimit_headers(headers)
+    limit = parse_ratelimit_headers(error.response.headers)
     return float(limit.reset_in_seconds) if limit and not limit.remaining else None
 
 
 def _brief(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     status = _status(error)
     said = str(error.server_message or "") if isinstance(error, HfHubHTTPError) else str(error)
     said = " ".join(said.split()) or type(error).__name__
@@ -157,46 +133,35 @@ def _brief(error: Exception) -> str:
 
 
 def _explained(what: str, error: Exception, attempts: int, uploads: bool) -> HubError:
-    """The error that says what to do."""
+    """Return the error that says what to do."""
     status, said = _status(error), _brief(error)
+    kind: type[HubError]
     if isinstance(error, OfflineModeIsEnabled):
-        return HubUnavailableError(f"could not {what}: offline mode is on; unset `HF_HUB_OFFLINE`.")
-    if isinstance(error, LocalTokenNotFoundError):
-        return HubAuthError(f"could not {what}: there is no token. {LOG_IN}.")
-    if _is_transient(error):
-        tries = f" in {attempts} tries" if attempts > 1 else ""
+        kind, why = HubUnavailableError, "offline mode is on; unset `HF_HUB_OFFLINE`."
+    elif isinstance(error, LocalTokenNotFoundError):
+        kind, why = HubAuthError, f"there is no token. {LOG_IN}."
+    elif _is_transient(error):
         kept = "; what was uploaded is kept" if uploads else ""
-        return HubUnavailableError(
-            f"could not {what}{tries}: {said}. Do the same again later{kept}."
-        )
-    if isinstance(error, GatedRepoError):
-        return HubPermissionError(
-            f"could not {what}: it is gated; ask for access on its page on the Hub ({said})."
-        )
+        kind, why = HubUnavailableError, f"{said}. Do the same again later{kept}."
+        what += f" in {attempts} tries" if attempts > 1 else ""
+    elif isinstance(error, GatedRepoError):
+        kind = HubPermissionError
+        why = f"it is gated; ask for access on its page on the Hub ({said})."
     # the Hub answers 401 for a repository that does not exist, too: to tell would be to leak
-    if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)) or status == 404:
-        return HubNotFoundError(
-            f"could not {what}: there is no such repository, revision or file, or it is private "
-            f"and the token does not open it ({said}). {LOG_IN}."
+    elif isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)) or status == 404:
+        kind = HubNotFoundError
+        why = (
+            "there is no such repository, revision or file, or it is private and the token does "
+            f"not open it ({said}). {LOG_IN}."
         )
-    if status == 401:
-        return HubAuthError(
-            f"could not {what}: the Hub does not accept the token ({said}). {LOG_IN}."
+    elif status == 401:
+        kind, why = HubAuthError, f"the Hub does not accept the token ({said}). {LOG_IN}."
+    elif status == 403:
+        kind = HubPermissionError
+        why = (
+            f"the token may not do that ({said}). It needs the role `write` for this user or "
+            "organisation: https://huggingface.co/settings/tokens."
         )
-    if status == 403:
-        return HubPermissionError(
-            f"could not {what}: the token may not do that ({said}). It needs the role `write` for "
-            "this user or organisation: https://huggingface.co/settings/tokens."
-        )
-    return HubError(f"could not {what}: {said}.")
-
-
-__all__ = [
-    "HubAuthError",
-    "HubError",
-    "HubNotFoundError",
-    "HubPermissionError",
-    "HubUnavailableError",
-    "Retry",
-    "request",
-]
+    else:
+        kind, why = HubError, f"{said}."
+    return kind(f"could not {what}: {why}")

@@ -1,4 +1,4 @@
-"""The losses that a checkpoint records, wherever training left them."""
+"""Losses that training left beside a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,18 +12,8 @@ from ._source import Source
 
 
 def read_losses(source: Source, config: FamilialConfig) -> list[float | None] | None:
-    """The loss of every exit, where a checkpoint records it.
-
-    Args:
-        source ([`Source`]): The checkpoint.
-        config ([`FamilialConfig`]): Its config.
-
-    Returns:
-        `list[float | None]`: Nats per token, from the first of these files that holds them:
-        `members.json`, `exits.json` (what `examples/tune_exits.py` measured after tuning),
-        `trainer_state.json` (the last evaluation), `runs.jsonl` (the last run with these exits).
-        `None` if none does.
-    """
+    """Return the loss of every exit in nats per token, where a checkpoint records it."""
+    # what tuning measured, the last evaluation of the trainer, the last run with these exits
     for read in (_from_members, _from_evaluation, _from_trainer, _from_runs):
         losses = read(source, config)
         if losses and len(losses) == config.num_exits and any(x is not None for x in losses):
@@ -65,6 +55,3 @@ def _from_runs(source: Source, config: FamilialConfig) -> list[float | None]:
         if list(run.exits) == config.exits and run.eval_loss_exits:
             return list(run.eval_loss_exits)
     return []
-
-
-__all__ = ["read_losses"]

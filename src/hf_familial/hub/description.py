@@ -1,4 +1,4 @@
-"""Which member fits? What every member of a family weighs and costs, known without its weights."""
+"""Describe a family: what every member weighs and costs, known without its weights."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 
+from .._wording import metric, near_words, size
 from ..checkpoints.safetensors_file import FLOATS, TensorEntry
 from ..errors import HubUnavailableError
 from ..flops import count_family, member_flops
 from ..models import is_family, is_family_config
 from ..models.familial import FamilialConfig, FamilialForCausalLM
+from ._losses import read_losses
 from ._source import ONCE, Source, find_source
-from .records import read_losses
-from .table import text_of
 
 
 logger = logging.getLogger(__name__)
@@ -28,6 +27,15 @@ logger = logging.getLogger(__name__)
 # dtypes that a member's size is told in
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST_CONTEXT = 4096
+
+HEADINGS = (
+    *("exit", "depth", "params", "no emb.", "fp32", "bf16"),
+    *("prefill", "decode", "KV/tok", "cache", "loss"),
+)
+UNMEASURED = (
+    "No loss is recorded here: `evaluate_exits` measures it; `FamilialTrainer.save_model` after an "
+    "evaluation records it."
+)
 
 
 @dataclass(frozen=True)
@@ -96,11 +104,28 @@ class FamilyDescription:
     exits: tuple[ExitDescription, ...]
 
     def __str__(self) -> str:
-        """The table that `hf-familial describe` prints."""
-        return text_of(self)
+        """Return the table that `hf-familial describe` prints, in 80 columns."""
+        stored = "" if self.stored_bytes is None else f", {size(self.stored_bytes)} stored"
+        heading = (
+            f"{self.name}: {len(self.exits)} exits on {self.backbone}, "
+            f"{self.parameters:,} parameters{stored}\n"
+            f"FLOPs per token, KV bytes per token, cache: at {self.context:,} tokens, batch 1, "
+            f"{self.dtype}; loss in nats per token"
+        )
+        rows = [HEADINGS, *map(_cells, self.exits)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            " ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+            for row in rows
+        ]
+        if not all(row.exact for row in self.exits):
+            lines.append("FLOPs and cache are estimates: this host does not run without data.")
+        if all(row.eval_loss is None for row in self.exits):
+            lines.append(UNMEASURED)
+        return "\n".join([heading, *lines])
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain Python values, the exits as a list of dicts."""
+        """Return all fields as plain Python values, the exits as a list of dicts."""
         return asdict(self) | {"exits": [asdict(row) for row in self.exits]}
 
 
@@ -159,14 +184,14 @@ def describe(
     stored = _stored_bytes(config, tensors) if tensors else [None] * config.num_exits
     rows = []
     for k, member in enumerate(member_flops(config, context, kind)):
-        size = member.parameters
+        counts = member.parameters
         rows.append(
             ExitDescription(
                 exit_idx=k,
                 depth=config.exits[k],
-                parameters=size.total,
-                non_embedding=size.non_embedding,
-                weight_bytes={n: size.total * getattr(torch, n).itemsize for n in DTYPES},
+                parameters=counts.total,
+                non_embedding=counts.non_embedding,
+                weight_bytes={n: counts.total * getattr(torch, n).itemsize for n in DTYPES},
                 stored_bytes=stored[k],
                 prefill_flops_per_token=member.prefill_flops_per_token,
                 decode_flops_per_token=member.decode_flops_per_token,
@@ -190,8 +215,25 @@ def describe(
     )
 
 
+def _cells(row: ExitDescription) -> tuple[str, ...]:
+    """Return the cells under `HEADINGS`."""
+    return (
+        str(row.exit_idx),
+        str(row.depth),
+        metric(row.parameters),
+        metric(row.non_embedding),
+        size(row.weight_bytes["float32"]),
+        size(row.weight_bytes["bfloat16"]),
+        metric(row.prefill_flops_per_token),
+        metric(row.decode_flops_per_token),
+        "-" if row.kv_bytes_per_token is None else f"{row.kv_bytes_per_token:,}",
+        size(row.cache_bytes),
+        "-" if row.eval_loss is None else f"{row.eval_loss:.4f}",
+    )
+
+
 def _read(source: Source) -> tuple[FamilialConfig, Any, Any]:
-    """Config, tensors and losses; from the cache if that holds them and the Hub does not answer."""
+    """Return config, tensors and losses; of the cache where the Hub does not answer."""
     cached = source.cached() if source.folder is None else None
     asked = replace(source, retry=ONCE) if cached else source
     try:
@@ -206,20 +248,14 @@ def _read(source: Source) -> tuple[FamilialConfig, Any, Any]:
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A floating dtype of torch, by itself or by name.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
+    """Return a floating dtype of torch by itself or by name; raise `ValueError` for another."""
     kind = dtype
     if isinstance(dtype, str):
         kind = getattr(torch, dtype.removeprefix("torch."), None)  # type: ignore[assignment]
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        near = get_close_matches(str(dtype), DTYPES, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"`dtype` must be a floating dtype of torch such as {', '.join(DTYPES)}, got {dtype!r}."
-            f"{hint}"
+            f"`dtype` must be a floating dtype of torch such as {', '.join(DTYPES)}, got {dtype!r}"
+            f"{near_words(dtype, DTYPES, 1) or '.'}"
         )
     return kind
 
@@ -227,7 +263,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _own_dtype(
     model: Any, config: FamilialConfig, tensors: Mapping[str, TensorEntry] | None
 ) -> str | torch.dtype:
-    """Of a model, its own; of a checkpoint, that of most bytes; else the config's."""
+    """Return the dtype of a model, of most bytes of a checkpoint, or else of the config."""
     if is_family(model):
         return model.dtype
     sizes: Counter[str] = Counter()
@@ -247,7 +283,7 @@ def _resolve_context(config: FamilialConfig, context: int | None) -> int:
 
 
 def _stored_bytes(config: FamilialConfig, tensors: Mapping[str, TensorEntry]) -> list[int | None]:
-    """Bytes of the checkpoint's tensors that each member needs."""
+    """Return the bytes of the checkpoint's tensors that each member needs."""
     with torch.device("meta"):
         family = FamilialForCausalLM(config)
     parameters = list(family.named_parameters(remove_duplicate=False))
@@ -259,6 +295,3 @@ def _stored_bytes(config: FamilialConfig, tensors: Mapping[str, TensorEntry]) ->
         starts = tuple({re.sub(r"(\.\d+\.).*", r"\1", name) for name in names})
         stored.append(sum(t.nbytes for name, t in tensors.items() if name.startswith(starts)))
     return stored
-
-
-__all__ = ["ExitDescription", "FamilyDescription", "describe", "resolve_dtype"]
