@@ -25,12 +25,10 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 # page -> its title, the rooms it shows, the guide that a reader wants first
 PAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "models": ("Models and relay", ("models.familial", "models"), "concepts/families.md"),
-    "decoding": ("Decoding", ("decoding",), "relay.md"),
-    "training": ("Training", ("training",), "training.md"),
+    "training": ("Training", ("training", "training.data"), "training.md"),
     "evaluation": ("Evaluation", ("evaluation",), "relay.md"),
     "handoff": ("Hand-off", ("handoff",), "handover.md"),
-    "hub": ("Hub", ("hub",), "hub.md"),
-    "checkpoints": ("Checkpoints", ("checkpoints",), "export.md"),
+    "hub": ("Hub and checkpoints", ("hub", "checkpoints"), "hub.md"),
     "flops": ("FLOPs", ("flops",), "flops.md"),
     "isoflop": ("IsoFLOP sweeps", ("isoflop",), "sweeps.md"),
     "scaling": ("Scaling laws", ("scaling",), "scaling.md"),
@@ -44,11 +42,18 @@ def shown_in(room: str) -> dict[str, list[str]]:
     module = import_module(f"hf_familial.{room}")
     homes = homes_of(room)
     found: dict[str, list[str]] = {}
-    for name in module.__all__:
+    for name in public_names(module):
         home = homes.get(name, room)
-        if name != "__version__" and (home != "errors" or room == "errors"):
+        if home != "errors" or room == "errors":
             found.setdefault(home, []).append(name)
     return found
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """Return what a module lists as public, or else the classes that it defines."""
+    own = [name for name, found in vars(module).items() if isinstance(found, type)]
+    defined = [name for name in own if getattr(module, name).__module__ == module.__name__]
+    return list(getattr(module, "__all__", defined))
 
 
 def homes_of(room: str) -> dict[str, str]:
@@ -78,18 +83,27 @@ def summary(module: ModuleType) -> str:
 
 def page(title: str, rooms: tuple[str, ...], guide: str) -> str:
     """Return one page of the reference."""
-    parts = [f"# {title}", f"{summary(import_module(f'hf_familial.{rooms[0]}'))}"]
-    parts[1] += f" Import from `hf_familial.{rooms[0]}`. The guide is [here](../{guide})."
+    about = summary(import_module(f"hf_familial.{rooms[0]}"))
+    parts = [f"# {title}", f"{about} The guide is [on its own page](../{guide})."]
+    shown: set[str] = set()
     for room in rooms:
         for home, names in shown_in(room).items():
-            if home != room:
+            entries = [entry(room, name) for name in sorted(names)]
+            entries = [each for each in entries if each.split(".")[-1] not in shown]
+            if entries and home != room:
                 heading = home.rsplit(".", 1)[-1].strip("_").replace("_", " ")
-                parts += [
-                    f"## {heading.capitalize()}",
-                    summary(import_module(f"hf_familial.{home}")),
-                ]
-            parts += [f"::: {short_path(room, name)}" for name in sorted(names)]
+                about = summary(import_module(f"hf_familial.{home}"))
+                parts += [f"## {heading.capitalize()}", about]
+            shown.update(each.split(".")[-1] for each in entries)
+            parts += entries
     return "\n\n".join(parts) + "\n"
+
+
+def entry(room: str, name: str) -> str:
+    """Return the line that shows a name; a constant has no docstring of its own."""
+    found = getattr(import_module(f"hf_familial.{room}"), name)
+    options = "" if callable(found) else "\n    options:\n      show_if_no_docstring: true"
+    return f"::: {short_path(room, name)}{options}"
 
 
 def index() -> str:
