@@ -22,7 +22,7 @@ MAX_DEPTH = 512
 
 @dataclass(frozen=True)
 class BackboneTemplate:
-    """How the backbones of a design grow: any decoder of transformers, at any size.
+    """The backbones of a design: any decoder of transformers, at any size.
 
     Attributes:
         model_type (`str`): Architecture.
