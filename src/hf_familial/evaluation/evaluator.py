@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..flops import measure_flops_per_token
 from ..models import is_family
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.losses import IGNORE_INDEX
+from ..models.verification import evaluation_mode
 from ._batches import Collator, Row, iter_batches
 from ._predictions import Predictions, predict_batches
 from .calibration import CalibrationBins
@@ -94,18 +93,6 @@ def evaluate_exits(
         bytes_per_token=bytes_per_token,
         backbone=model.config.text_config.model_type,
     )
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and give each module its own mode back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 class _ExitTally:

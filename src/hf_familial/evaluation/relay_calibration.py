@@ -16,10 +16,10 @@ from ..models import is_family
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.configuration_familial import check_choice
 from ..models.policies import ConfidenceRelay, confidence
+from ..models.verification import evaluation_mode
 from ._batches import Collator, Row, iter_batches
 from ._predictions import predict_batches
 from ._thresholds import Costs, ExitPredictions, TradeOff, trade_offs
-from .evaluator import evaluation_mode
 
 
 GOALS = ("agreement", "loss")

@@ -109,9 +109,9 @@ def forward_flops(
 ) -> ForwardFlops:
     """Count the FLOPs of a forward pass, from the config alone.
 
-    A family without weights runs (fake tensors). Causal and windowed attention counts every pair
-    of a new position and one that the host's cache holds; of routed experts, those that a token is
-    sent to. Norms, activations and other elementwise operations do not count.
+    A family without weights runs (fake tensors). Attention counts every pair of a new position and
+    one that the host's cache holds; of routed experts, those that a token is sent to count.
+    Elementwise operations do not count.
 
     Args:
         model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.

@@ -48,8 +48,7 @@ class MemberFlops:
         decode_flops_per_token (`float`, *optional*): Of one more token after it; `None` if the host
             has no cache of transformers' kinds.
         cache ([`CacheSize`], *optional*): After the text; `None` likewise.
-        exact (`bool`): Whether every operation was counted; otherwise FLOPs and cache are estimates
-            from the sizes of matrices and attention.
+        exact (`bool`): Whether every operation was counted, not estimated from sizes.
     """
 
     parameters: ParameterCount
@@ -107,9 +106,9 @@ def cache_sizes(
 ) -> tuple[CacheSize, ...] | None:
     """Return the size of every member's cache after a text, for one row, from the config alone.
 
-    What the host's own cache keeps is looked at: the last tokens of a sliding window, latent keys
-    and values, states of recurrent layers. With full attention that is `2 kv_heads head_dim` values
-    for each layer and token (Pope et al. 2022, arXiv:2211.05102, section 2.1).
+    The host's own cache is looked at: sliding windows, latent keys and values, recurrent states.
+    With full attention that is `2 kv_heads head_dim` values for each layer and token (Pope et al.
+    2022, arXiv:2211.05102, section 2.1).
 
     Args:
         model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.

@@ -90,9 +90,7 @@ def count_family(model_or_config: FamilialForCausalLM | FamilialConfig) -> dict[
             not.
 
     Returns:
-        `dict[str, int]`: `total`; `non_embedding`, without token embedding and output heads;
-        `active`, of the total those that take part in one token: of routed experts, as many as a
-        token is sent to.
+        `dict[str, int]`: `total`, `non_embedding` and `active`, as in [`ParameterCount`].
 
     Raises:
         TypeError: If it is not a family.

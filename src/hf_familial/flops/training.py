@@ -32,8 +32,7 @@ class FlopCount:
 
     Attributes:
         per_token (`float`): FLOPs per token.
-        exact (`bool`): Whether every operation was counted; otherwise it is an estimate from the
-            parameters that a token meets, and attention over all pairs of positions.
+        exact (`bool`): Whether every operation was counted, not estimated from sizes.
     """
 
     per_token: float
@@ -47,12 +46,11 @@ def training_flops_per_token(
 ) -> FlopCount:
     """Count the FLOPs of a training step per token, from the config alone.
 
-    A family without weights runs forward and backward once, and torch's `FlopCounterMode` counts: a
-    multiply-add is two FLOPs; the backbone, every exit's private layers and every exit's head
-    count; every position has a target; attention is counted in full, without the savings of causal,
-    windowed or recomputing kernels; of routed experts, those that a token is sent to. Recomputed
-    activations and the optimiser do not count. A matmul costs as much again for each gradient that
-    is wanted: of its weights, and of its input (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
+    A family without weights runs forward and backward once, and torch's `FlopCounterMode` counts
+    every layer and every head. Every position has a target, attention is counted in full, and of
+    routed experts those that a token is sent to. Recomputed activations and the optimiser do not
+    count. A matmul costs as much again for each gradient that is wanted: of its weights, and of its
+    input (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
 
     Args:
         model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
@@ -62,8 +60,8 @@ def training_flops_per_token(
             forward alone; or the adapters of a LoRA (Hu et al. 2021, arXiv:2106.09685).
 
     Returns:
-        [`FlopCount`]: The first length of a family is counted, the second takes a few counts more,
-        and from then on every length follows at once; see `prepare_training_flops`.
+        [`FlopCount`]: The first two lengths of a family take some counts, which are kept; every
+        other length follows at once. See `prepare_training_flops`.
 
     Raises:
         TypeError: If it is not a family, or `train` is something else.
@@ -94,8 +92,7 @@ def prepare_training_flops(
         train (`str` or `peft.LoraConfig`, *optional*, defaults to `"all"`): What learns.
 
     Raises:
-        TypeError: If it is not a family, or `train` is something else.
-        ValueError: If `train` is unknown or leaves nothing to learn, or the family cannot be built.
+        TypeError, ValueError: As from `training_flops_per_token`.
 
     Example:
         >>> prepare_training_flops(model)

@@ -31,20 +31,8 @@ def _share(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
-def _positive_share(value: Any) -> bool:
-    return _share(value) and value > 0
-
-
-def _flag(value: Any) -> bool:
-    return type(value) is bool
-
-
 def _ids(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= MAX_IDS and all(map(_count, value))
-
-
-def _id_or_ids(value: Any) -> bool:
-    return _count(value) or (_ids(value) and bool(value))
 
 
 def _lists_of_ids(value: Any) -> bool:
@@ -56,8 +44,8 @@ def _lists_of_ids(value: Any) -> bool:
 # field of `GenerationConfig` -> a test of its value
 SETTINGS: Mapping[str, Callable[[Any], bool]] = {
     "bad_words_ids": _lists_of_ids,
-    "do_sample": _flag,
-    "eos_token_id": _id_or_ids,
+    "do_sample": lambda value: type(value) is bool,
+    "eos_token_id": lambda value: _count(value) or (_ids(value) and bool(value)),
     "epsilon_cutoff": _share,
     "eta_cutoff": _share,
     "max_new_tokens": _whole(1, MAX_TOKENS),
@@ -65,14 +53,14 @@ SETTINGS: Mapping[str, Callable[[Any], bool]] = {
     "min_p": _share,
     "no_repeat_ngram_size": _whole(0, MAX_NGRAM),
     "pad_token_id": _count,
-    "renormalize_logits": _flag,
+    "renormalize_logits": lambda value: type(value) is bool,
     "repetition_penalty": _factor,
     "suppress_tokens": _ids,
     "temperature": _factor,
-    "top_h": _positive_share,
+    "top_h": lambda value: _share(value) and value > 0,
     "top_k": _count,
     "top_p": _share,
-    "typical_p": _positive_share,
+    "typical_p": lambda value: _share(value) and value > 0,
 }
 # these name tokens
 IDS = ("bad_words_ids", "eos_token_id", "pad_token_id", "suppress_tokens")

@@ -130,7 +130,7 @@ def verify_backbone(
     probe = _Probe(model, backbone, depth or max(1, backbone.config.num_hidden_layers // 2))
     errors: dict[str, float] = {}
     reasons: dict[str, str] = {}
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluation_mode(model):
         ids = probe.tokens(seq_length)
         for check in (probe.logits, probe.taps, probe.steps, probe.segments, probe.relay):
             try:
@@ -312,8 +312,8 @@ def _difference(found: torch.Tensor, right: torch.Tensor) -> float:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode again afterwards."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and give each module its own mode back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
