@@ -62,8 +62,8 @@ Objective = Annotated[
 Resample = Annotated[
     str,
     Option(
-        help="runs, residuals or wild.",
-        callback=one_of("--resample", "runs", "residuals", "wild"),
+        help="runs or wild.",
+        callback=one_of("--resample", "runs", "wild"),
     ),
 ]
 Delta = Annotated[float, Option(help="Where Huber's function turns linear.")]
