@@ -36,7 +36,7 @@ from relay_family import relay_family
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_familial import FamilialForCausalLM, FixedExit, SpeculativeRelay
-from hf_familial.training.data import DataArguments
+from hf_familial.training import DataArguments
 from hf_familial.training.data.corpus import load_corpus
 
 

@@ -40,7 +40,7 @@ from hf_familial.isoflop import (
 )
 from hf_familial.isoflop._arguments import prepared, run_arguments
 from hf_familial.isoflop._worker import train
-from hf_familial.training.pretraining import pretrain
+from hf_familial.training import pretrain
 
 
 DESIGN = Path(__file__).parent.parent / "examples" / "isoflop.yaml"

@@ -41,10 +41,18 @@ from hf_familial.isoflop._yaml import read_yaml
 from hf_familial.models.familial.configuration_familial import check_model_type
 from hf_familial.paths import check_output_folder
 from hf_familial.scripts import arguments, console, loading, run
-from hf_familial.training.data import PackedData, prepare_data
-from hf_familial.training.pretraining import PretrainingArguments, PretrainingData, pretrain
-from hf_familial.training.report import member_rows, plot_losses, print_members, save_members
-from hf_familial.training.trainer import FamilialTrainer
+from hf_familial.training import (
+    FamilialTrainer,
+    PackedData,
+    PretrainingArguments,
+    PretrainingData,
+    member_rows,
+    plot_losses,
+    prepare_data,
+    pretrain,
+    print_members,
+    save_members,
+)
 
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 24, 48

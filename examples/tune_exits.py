@@ -36,13 +36,13 @@ from hf_familial import (
     evaluate_exits,
 )
 from hf_familial.evaluation import ExitEvaluation, plot_exits
-from hf_familial.models.familial.configuration_familial import check_choice
 from hf_familial.paths import check_output_folder
 from hf_familial.scripts import arguments, console, loading, run
 from hf_familial.toy import toy_decoder
-from hf_familial.training.budget import tokens_per_step
-from hf_familial.training.data import DataArguments, PackedData, prepare_data
-from hf_familial.training.tuning import train_exits_only
+from hf_familial.training import DataArguments, PackedData, prepare_data, train_exits_only
+
+
+TRAINED = ("exits", "lora", "full")
 
 
 @dataclass
@@ -78,7 +78,9 @@ class TuningArguments:
             raise ValueError(
                 "`--backbone` is missing: a decoder, by name or folder; or try `--smoke`."
             )
-        check_choice("--train", self.train, ("exits", "lora", "full"))
+        if self.train not in TRAINED:
+            words = ", ".join(TRAINED)
+            raise ValueError(f"`--train` must be one of {words}, got {self.train!r}.")
 
 
 @dataclass
@@ -197,9 +199,8 @@ def tune(tuning: TuningArguments, data_args: TuningData, args: TuneTrainingArgum
         data_collator=default_data_collator,
     )
     training = trainer.train().metrics
-    training["train_tokens"] = trainer.state.global_step * tokens_per_step(
-        args, data_args.seq_length
-    )
+    sequences = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    training["train_tokens"] = trainer.state.global_step * sequences * data_args.seq_length
     trainer.model.config.use_cache = True  # the host switches it off for training
     trainer.save_model()
     after = measure(model, data, tuning, args.eval_batch_size)

@@ -248,6 +248,7 @@ def test_in_a_process_of_its_own(name: str) -> None:
     held_to(start(name, *words.split()), code, said)
 
 
+@pytest.mark.slow
 def test_isoflop_is_a_study_in_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

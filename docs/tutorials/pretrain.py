@@ -17,8 +17,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator, set_seed
 
 import hf_familial as hff
-from hf_familial.training.data import DataArguments, prepare_data
-from hf_familial.training.report import member_rows, plot_losses, print_members, save_members
+from hf_familial.training import (
+    DataArguments,
+    member_rows,
+    plot_losses,
+    prepare_data,
+    print_members,
+    save_members,
+)
 
 
 # %% [markdown]

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 import hf_familial as hff
 from hf_familial.evaluation import plot_trade_offs
-from hf_familial.training.data import DataArguments, prepare_data
+from hf_familial.training import DataArguments, prepare_data
 
 
 # %%

@@ -22,8 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_colla
 
 import hf_familial as hff
 from hf_familial.evaluation import plot_exits
-from hf_familial.training.data import DataArguments, prepare_data
-from hf_familial.training.tuning import train_exits_only
+from hf_familial.training import DataArguments, prepare_data, train_exits_only
 
 
 # %% [markdown]

@@ -89,7 +89,7 @@ class Fields:
             except TypeError as error:
                 raise self.error(f"`{name}` must be {error}, got {value!r}.", name) from None
             except self.error as error:
-                raise self._within(name, error) from None
+                raise self.within(name, error) from None
 
     def read(self, cls: type, row: Any) -> Any:
         """Build a dataclass from a mapping that has its fields and no others.
@@ -106,7 +106,12 @@ class Fields:
                 raise self.error(f"`{name}` is {problem}", str(name))
         return cls(**row)
 
-    def _within(self, outer: str, error: Any) -> Any:
+    def convert(self, value: Any, hint: Any) -> Any:
+        """Return a value as an annotation has it; a `TypeError` completes "must be ..."."""
+        check = self._check_of(hint)
+        return value if check.right(value) else check.convert(value)
+
+    def within(self, outer: str, error: Any) -> Any:
         """Return the error of an inner record with the name of its field below the outer one."""
         name = f"{outer}.{error.field}"
         return self.error(str(error).replace(f"`{error.field}`", f"`{name}`", 1), name)

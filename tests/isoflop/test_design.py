@@ -135,7 +135,7 @@ WRONG = [
     ({"backbone": {"model_type": "lama"}}, "`backbone.model_type` 'lama' is unknown; did you"),
     ({"backbone": {"multiple": 48}}, "`backbone.multiple` must be a multiple of `head_dim`"),
     ({"backbone": {"fields": {"rms_eps": 1}}}, "`backbone.fields.rms_eps` is no field of `llama`"),
-    ({"backbone": [1]}, "`backbone` must be a mapping of fields"),
+    ({"backbone": [1]}, "`backbone` must be an object with fields"),
     ({"training": {"a": {1, 2}}}, "`training` must be a mapping of values that JSON has"),
     ({"expected": {"A": "x"}}, "`expected.A` must be a finite number"),
     ({"data_tokens": 0}, "`data_tokens` must be positive"),
@@ -156,7 +156,7 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], message: str) -> None:
     [
         ("budgets: [1", "a design must be YAML"),
         ("budgets: [1]\nbudgets: [2]", "`budgets` stands twice"),
-        ("- 1", "a design must be a mapping of fields"),
+        ("- 1", "a design must be an object with fields"),
         ("budgets: [1e12]", "`sizes` is missing"),
     ],
 )

@@ -33,18 +33,9 @@ LEFT = {"data.json", "designs", "evaluations.jsonl", "runs.jsonl"}  # of a sweep
 
 
 @pytest.fixture(scope="module")
-def design(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IsoFlopDesign]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("home")))
-        yield design_of(write_corpus(tmp_path_factory.mktemp("data") / "corpus"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(design: IsoFlopDesign, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a sweep in a folder of this machine's disk leaves."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    Sweep(design, folder, Here()).run()
-    return rows_of(str(folder))
+def undisturbed(undisturbed: Path) -> dict[str, Any]:
+    """Rows of a sweep in a folder of this machine's disk."""
+    return rows_of(str(undisturbed))
 
 
 @pytest.fixture(autouse=True)

@@ -35,13 +35,6 @@ from hf_familial.isoflop._folder import FAILURE, RECORD, RUN_POINTS
 from hf_familial.runs import read_runs
 
 
-@pytest.fixture(scope="module")
-def undisturbed(design: IsoFlopDesign, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    Sweep(design, folder, Here()).run()
-    return folder
-
-
 def failing(times: int, message: str = "cosmic rays") -> Any:
     """Raises in the middle of a run, so many times."""
     left = [times]

@@ -10,6 +10,7 @@ from reference import copy_of, endless, greedy, tiny_family, token_ids, truncate
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_MAPPING,
+    ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
@@ -396,8 +397,12 @@ def test_batches_of_the_host_write_the_text_of_the_default_exit():
     ids = token_ids(1, 600)  # blocks are shared from 256 tokens on
     config = GenerationConfig(eos_token_id=-1, **GREEDY)
 
+    # by default the cache takes most of the machine's memory
+    small = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=1024)
+
     def text(**kwargs):
-        found = family.generate_batch(ids.tolist(), generation_config=config, **kwargs)
+        kwargs = {"generation_config": config, "continuous_batching_config": small, **kwargs}
+        found = family.generate_batch(ids.tolist(), **kwargs)
         return [output.generated_tokens for output in found.values()]
 
     for k in (0, -1):

@@ -157,7 +157,6 @@ def test_a_check_keeps_the_distribution_at_every_place(batch, ran):
     check = SpeculativeDecoder.accept
     me = SimpleNamespace(text=text)
     me._fewest = lambda right: SpeculativeDecoder._fewest(me, right)
-    me._drawn = lambda *args: SpeculativeDecoder._drawn(me, *args)
     counts, rounds = torch.zeros(len(wanted), TOKENS), 6_000 // batch
     drafts = torch.stack([torch.multinomial(q.softmax(-1), rounds * batch, True) for q in given], 1)
     scores = list(given[:, None].expand(-1, batch, -1))

@@ -12,15 +12,18 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from reference import tiny_family
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
 
 from hf_familial.flops import count_family, training_flops_per_token
 from hf_familial.runs import Backbone, append_run, read_runs
 from hf_familial.training.budget import flops_per_step, sequence_length, steps_for_budget, unwrap
 from hf_familial.training.callbacks import (
+    ExitProgressCallback,
     FlopBudgetCallback,
     FlopCounterCallback,
     RunRecordCallback,
+    fitting,
 )
 from hf_familial.training.trainer import FamilialTrainer
 from hf_familial.training.tuning import train_exits_only
@@ -423,3 +426,34 @@ def test_rows_that_hide_their_length_need_it_given() -> None:
     for dataset in (iter([]), rows(1).remove_columns("input_ids"), rows(1).to_iterable_dataset()):
         with pytest.raises(ValueError, match="`seq_length` must be given"):
             sequence_length(SimpleNamespace(dataset=dataset))
+
+
+# the progress bar at the width of a terminal
+
+
+def logs_of(count):
+    return {"loss": 3.14159} | {f"exit_{k}_loss": 9.5 - 0.5 * k for k in range(count)}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+@pytest.mark.parametrize("exits", [1, 4, 8, 16])
+@pytest.mark.parametrize("steps", [350, 1_000_000])
+def test_a_narrow_bar_still_shows_a_bar_and_the_deepest_exit(columns, exits, steps, monkeypatch):
+    callback = ExitProgressCallback()
+    state = SimpleNamespace(max_steps=steps, global_step=steps // 3, is_world_process_zero=True)
+    callback.on_train_begin(None, state, None)
+    bar = callback.training_bar
+    bar.ncols, bar.dynamic_ncols = columns, None
+    callback.on_step_end(None, state, None)
+    callback.on_log(None, state, None, logs_of(exits))
+    shown = tqdm.format_meter(**(bar.format_dict | {"ncols": columns, "elapsed": 5000}))
+    assert len(shown) <= columns
+    assert "█" in shown or "#" in shown
+    deepest = 9.5 - 0.5 * (exits - 1)
+    assert f"{deepest:.2f}" in shown
+    callback.training_bar.close()
+
+
+def test_losses_without_a_terminal_are_whole():
+    assert fitting(logs_of(2), None) == "loss 3.142, exits 9.500 9.000"
+    assert fitting({"loss": 1.0}, 5) == "loss 1.000"

@@ -23,7 +23,7 @@ from hf_familial.training.pretraining import (
 )
 
 
-LENGTH, VOCABULARY, STEPS = 12, 64, 14
+LENGTH, VOCABULARY, STEPS = 12, 64, 8
 CLOCKS = ("wall_s", "tokens_per_s")
 
 

@@ -18,34 +18,20 @@ if TYPE_CHECKING:
     from .sweep import RunState, Sweep, SweepOutcome, run_states
 
 # imported when first asked for: a slip in a design's file is found before torch is there
-_LAZY = {
-    "BackboneTemplate": ".backbones",
-    "BudgetCheck": ".estimate",
-    "calibrate_rate": ".estimate",
-    "check_budgets": ".estimate",
-    "Executor": ".executors",
-    "ExpectedLaw": ".rules",
-    "Failure": "._messages",
-    "Fixed": ".rules",
-    "InfeasibleRun": ".plan",
-    "IsoFlopDesign": ".design",
-    "LocalExecutor": ".executors",
-    "MachineRate": ".estimate",
-    "Measured": ".rules",
-    "MeasuredRow": ".rules",
-    "print_runs": ".estimate",
-    "RayExecutor": ".ray",
-    "run_states": ".sweep",
-    "RunPlan": ".plan",
-    "RunState": ".sweep",
-    "RunTask": "._messages",
-    "StepLaw": ".rules",
-    "Sweep": ".sweep",
-    "SweepDisplay": "._display",
-    "SweepFolder": "._folder",
-    "SweepOutcome": ".sweep",
-    "WorkerEvent": "._messages",
+_MODULES = {
+    "._display": "SweepDisplay",
+    "._folder": "SweepFolder",
+    "._messages": "Failure RunTask WorkerEvent",
+    ".backbones": "BackboneTemplate",
+    ".design": "IsoFlopDesign",
+    ".estimate": "BudgetCheck MachineRate calibrate_rate check_budgets print_runs",
+    ".executors": "Executor LocalExecutor",
+    ".plan": "InfeasibleRun RunPlan",
+    ".ray": "RayExecutor",
+    ".rules": "ExpectedLaw Fixed Measured MeasuredRow StepLaw",
+    ".sweep": "RunState Sweep SweepOutcome run_states",
 }
+_LAZY = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "BackboneTemplate",

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
+from .._wording import known_words
 from ..errors import CorpusChangedError, DataError, DesignError
 from ..paths import check_model_place, is_local, no_such_path
 from ..training.args import CHOICES
 from ..training.data import PackedData, prepare_data
 from ..training.data.corpus import TABLE_FORMATS, TEXT_SUFFIXES
 from ..training.pretraining import PretrainingArguments, PretrainingData
-from ._fields import coerced, near
+from ._fields import FIELDS
 from .plan import RunPlan
 
 
@@ -174,7 +175,7 @@ def check_training(training: Mapping[str, Any]) -> dict[str, Any]:
                 f"`training.{name}` follows from {TAKEN[name]}; leave it out.", f"training.{name}"
             )
         if name not in HINTS:
-            hint = near(name, HINTS)
+            hint = known_words(name, HINTS)
             raise DesignError(f"`training.{name}` is unknown{hint}", f"training.{name}")
     return {name: _typed(name, value) for name, value in training.items()}
 
@@ -191,7 +192,7 @@ def _typed(name: str, value: Any) -> Any:
         return value
     field = f"training.{name}"
     try:
-        value = coerced(value, hint)
+        value = FIELDS.convert(value, hint)
     except TypeError as error:
         raise DesignError(f"`{field}` must be {error}, got {value!r}.", field) from None
     if name == "per_device_train_batch_size" and value < 1:

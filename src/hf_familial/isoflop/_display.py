@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from rich import progress as bars
 from rich.console import Console
 
+from .._wording import duration
 from ..runs import RunRecord
-from ._fields import words_of_time
 from ._messages import Failure, WorkerEvent
 from .plan import RunPlan
 
@@ -44,7 +44,7 @@ class Progress:
     def left(self) -> str:
         """Return the time left, in words."""
         rate = self.rate
-        return words_of_time((1 - self.share) * self.total / rate) if rate > 0 else "?"
+        return duration((1 - self.share) * self.total / rate) if rate > 0 else "?"
 
 
 class SweepDisplay:
@@ -164,4 +164,4 @@ def _outcome(record: RunRecord) -> str:
     if losses is not None:
         shown = "eval loss " + " ".join("nan" if x is None else f"{x:.4f}" for x in losses)
     speed = f"{record.C_flops / max(record.wall_s, 1e-9) / 1e9:.1f} GFLOP/s"
-    return f"{record.status}: {shown}, {words_of_time(record.wall_s)}, {speed}"
+    return f"{record.status}: {shown}, {duration(record.wall_s)}, {speed}"

@@ -26,6 +26,7 @@ import fsspec
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
+from .._files import append_lines, write_whole
 from ..errors import RunRecordError, SweepLockedError
 from ..runs import RunRecord, append_run, read_runs
 
@@ -79,20 +80,10 @@ class SweepFolder:
     def write(self, text: str, *names: str) -> None:
         """Replace a file as a whole; after an `OSError` it is as it was."""
         path = self.path(*names)
-        if not self.local:
+        if self.local:
+            write_whole(path, text, parents=True)
+        else:
             self._in_folders([path], lambda: self.fs.pipe_file(path, text.encode()))
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        new = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            with new.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(target)
-        finally:
-            new.unlink(missing_ok=True)
 
     def send(self, paths: Sequence[Path], targets: Sequence[str]) -> None:
         """Copy files of this machine behind the URL, many at once where it can."""
@@ -135,11 +126,7 @@ class SweepFolder:
         self.write(design, "designs", f"{name}.yaml")
 
     def rows(self) -> dict[str, RunRecord]:
-        """Return every run that ended, by its id.
-
-        Raises:
-            RunRecordError: Naming file, line and field, if a row is wrong.
-        """
+        """Return every run that ended, by its id; a `RunRecordError` names a wrong row."""
         if self.local:
             path = Path(self.path(ROWS))
             found = read_runs(path) if path.exists() else []
@@ -170,14 +157,10 @@ class SweepFolder:
 
     def _append(self, name: str, lines: Sequence[str]) -> None:
         """Add lines to a file, in one write."""
-        text = "".join(f"{line}\n" for line in lines)
-        if text and not self.local:
-            self.write((self.read(name) or "") + text, name)
-        elif text:
-            with open(self.path(name), "ab", buffering=0) as file:
-                if file.write(text.encode()) != len(text.encode()):
-                    raise OSError(f"could not write all of `{self.path(name)}`; is the disk full?")
-                os.fsync(file.fileno())
+        if self.local:
+            append_lines(self.path(name), lines)
+        elif lines:
+            self.write((self.read(name) or "") + "".join(f"{line}\n" for line in lines), name)
 
     def repair(self) -> None:
         """Remove what a crash left half-written: files, and last lines, which runs have whole."""
@@ -210,12 +193,7 @@ class SweepFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other sweeps off the folder.
-
-        Raises:
-            SweepLockedError: If another sweep holds it.
-            OSError: If the folder cannot be written to.
-        """
+        """Keep other sweeps off the folder; a `SweepLockedError` if one holds it."""
         if not self.local:
             self._lease = _Lease(self)
             with self._lease.hold():
@@ -238,11 +216,7 @@ class SweepFolder:
 
     @contextmanager
     def hold_run(self, run_id: str) -> Iterator[None]:
-        """Keep a worker that was given up, and may still live, out of a run's folder.
-
-        Raises:
-            SweepLockedError: If it does not end.
-        """
+        """Keep a worker that was given up, and may still live, out of a run's folder."""
         if not self.local:
             yield
             return

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ._fields import check_fields, plain, read
+from .._records import plain
+from ._fields import FIELDS
 from .plan import RunPlan
 
 
@@ -16,7 +17,7 @@ Line = TypeVar("Line", bound="_Line")
 
 class _Line:
     def __post_init__(self) -> None:
-        check_fields(self)
+        FIELDS.check(self)
 
     def to_json(self) -> str:
         """Return the fields as one line."""
@@ -25,29 +26,19 @@ class _Line:
     @classmethod
     def from_json(cls: type[Line], line: str) -> Line:
         """Read a line; errors as in [`RunPlan`]."""
-        message: Line = read(cls, json.loads(line))
+        message: Line = FIELDS.read(cls, json.loads(line))
         return message
 
 
 @dataclass(frozen=True)
 class RunTask(_Line):
-    """One run for a worker to do.
-
-    Attributes:
-        plan ([`RunPlan`]): The run.
-        folder (`str`): The sweep's folder, a path or a URL that `fsspec` knows.
-        data_print (`str`): Fingerprint that the data must have; empty to accept any.
-        save_seconds (`float`): Seconds between checkpoints, at least; they stand where losses are
-            logged.
-        processes (`int`): Processes that share the run, started by `accelerate launch`.
-        keep_models (`bool`): Whether the trained family stays in the run's folder.
-    """
+    """One run for a worker to do, and the options of its sweep."""
 
     plan: RunPlan
-    folder: str
-    data_print: str = ""
+    folder: str  # the sweep's, a path or a URL that `fsspec` knows
+    data_print: str = ""  # fingerprint that the data must have; empty to accept any
     save_seconds: float = 60.0
-    processes: int = 1
+    processes: int = 1  # that share the run, started by `accelerate launch`
     keep_models: bool = False
 
 
@@ -55,27 +46,18 @@ class RunTask(_Line):
 class WorkerEvent(_Line):
     """News of a run.
 
-    Attributes:
-        kind (`str`): `"progress"`, `"finished"` (its record is written; diverged runs too),
-            `"failed"` (it raised) or `"lost"` (its worker died).
-        run_id (`str`): The run.
-        step (`int`): Optimiser steps done.
-        loss (`float`, *optional*): Last training loss, nats per token.
-        flops_per_second (`float`, *optional*): Rate of training since the last log.
-        message (`str`): The error.
-        trace (`str`): Its traceback.
-        stops_sweep (`bool`): Whether other runs would fail in the same way: a full disk, data that
-            are gone.
+    The kind is `"progress"`, `"finished"` (its record is written; diverged runs too), `"failed"`
+    (it raised) or `"lost"` (its worker died).
     """
 
     kind: str
     run_id: str
-    step: int = 0
-    loss: float | None = None
-    flops_per_second: float | None = None
-    message: str = ""
+    step: int = 0  # optimiser steps done
+    loss: float | None = None  # last training loss, nats per token
+    flops_per_second: float | None = None  # since the last log
+    message: str = ""  # the error
     trace: str = ""
-    stops_sweep: bool = False
+    stops_sweep: bool = False  # whether other runs would fail like this: a full disk, lost data
 
 
 Tell = Callable[[WorkerEvent], Any]
@@ -83,16 +65,9 @@ Tell = Callable[[WorkerEvent], Any]
 
 @dataclass(frozen=True)
 class Failure:
-    """The failed attempts of a run so far.
-
-    Attributes:
-        attempts (`int`): Attempts that got no further than the checkpoint before.
-        step (`int`): Step of its checkpoint at the last attempt.
-        message (`str`): The last error.
-        trace (`str`): Its traceback.
-    """
+    """The failed attempts of a run since its last checkpoint, and the last error."""
 
     attempts: int
-    step: int
+    step: int  # of its checkpoint
     message: str
     trace: str = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .._files import fsync_tree
 from ._folder import POINTER, RECORD, RUN_POINTS, SweepFolder
 
 
@@ -59,7 +59,7 @@ class Workspace:
         """Make the checkpoint of a step, whole on this disk, the one to resume from."""
         pointer: dict[str, Any] = {"step": step, "name": _name(step)}
         if self.folder.local:
-            _fsync_files(self.path / _name(step))
+            fsync_tree(self.path / _name(step))
         else:
             pointer["name"] = f"{_name(step)}-{uuid.uuid4().hex[:8]}"
             self._send(_name(step), pointer["name"])
@@ -123,14 +123,6 @@ def clear_run(folder: SweepFolder, run_id: str) -> None:
     for name in names:
         if name != MODEL:
             folder.remove("runs", run_id, *filter(None, [name]))
-
-
-def _fsync_files(folder: Path) -> None:
-    """Wait until the files of a folder are on disk, but for code, which is not read again."""
-    for path in folder.rglob("*"):
-        if path.is_file() and path.suffix != ".py":
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
 
 
 def _name(step: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .._wording import known_words
 from ..errors import DesignError
-from ._fields import check_fields, near, positive
+from ._fields import FIELDS, check_positive
 
 
 MAX_DEPTH = 512
@@ -48,8 +50,8 @@ class BackboneTemplate:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        positive(self, "aspect", "head_dim", "multiple", "mlp_ratio", "kv_heads")
+        FIELDS.check(self)
+        check_positive(self, "aspect", "head_dim", "multiple", "mlp_ratio", "kv_heads")
         if self.multiple % self.head_dim:
             raise DesignError(
                 f"`multiple` must be a multiple of `head_dim` ({self.head_dim}), got "
@@ -57,14 +59,15 @@ class BackboneTemplate:
                 "multiple",
             )
         if self.model_type not in CONFIG_MAPPING:
-            hint = near(self.model_type, CONFIG_MAPPING.keys())
+            hint = known_words(self.model_type, CONFIG_MAPPING.keys())
             raise DesignError(f"`model_type` {self.model_type!r} is unknown{hint}", "model_type")
         known = self._known()
         for group in ("scaled", "fields"):
             for name in getattr(self, group):
                 if name not in known:
+                    hint = known_words(name, known)
                     raise DesignError(
-                        f"`{group}.{name}` is no field of `{self.model_type}`{near(name, known)}",
+                        f"`{group}.{name}` is no field of `{self.model_type}`{hint}",
                         f"{group}.{name}",
                     )
 
@@ -75,11 +78,7 @@ class BackboneTemplate:
     def config_fields(
         self, width: int, depth: int, vocab_size: int, seq_length: int
     ) -> dict[str, Any]:
-        """Return the fields of the host's config that differ from its own defaults.
-
-        Raises:
-            DesignError: If the width is no multiple of `head_dim`.
-        """
+        """Return the fields of the host's config that differ from its own defaults."""
         heads = width // self.head_dim
         if width % self.head_dim or not heads:
             raise DesignError(
@@ -117,14 +116,8 @@ class BackboneTemplate:
         """Return the width and depth whose number of parameters is nearest to a size.
 
         Two depths follow from `aspect`. Their widths move by multiples while that comes nearer.
-
-        Args:
-            size (`float`): Parameters.
-            count (`Callable[[int, int], int]`): Parameters of a width and a depth.
-
-        Raises:
-            DesignError: If even the smallest backbone is more than twice the size, or none is large
-                enough.
+        `count` returns the parameters of a width and a depth. A `DesignError` says if even the
+        smallest backbone is more than twice the size, or none is large enough.
         """
         low, high = 1, max(1, round((size / (12 * self.aspect**2)) ** (1 / 3)))
         if high > 2 * MAX_DEPTH:  # not even counted: that alone would take minutes
@@ -137,12 +130,9 @@ class BackboneTemplate:
             low, high = high, 2 * high
             if high > MAX_DEPTH:
                 raise DesignError(f"`sizes`: none of {MAX_DEPTH} layers has {size:.4g}.", "sizes")
-        while high - low > 1:
-            middle = (low + high) // 2
-            if count(self.width(middle), middle) < size:
-                low = middle
-            else:
-                high = middle
+        if high - low > 1:
+            high = bisect_left(range(high), size, low + 1, key=lambda d: count(self.width(d), d))
+            low = high - 1
 
         def miss(shape: tuple[int, int]) -> float:
             found = count(*shape)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import yaml  # type: ignore[import-untyped]
 from huggingface_hub.errors import StrictDataclassError
 
+from .._records import plain
+from .._wording import known_words, near_words
 from ..errors import DesignError, InfeasibleDesignError
 from ..flops import (
     CONVENTIONS,
@@ -20,7 +22,7 @@ from ..flops import (
     training_flops_per_token,
 )
 from ..models.familial import FamilialConfig, evenly_spaced_exits
-from ._fields import check_fields, near, nearest, plain, positive, read
+from ._fields import FIELDS, check_positive
 from ._yaml import parse_yaml, read_yaml
 from .backbones import BackboneTemplate, read_size
 from .plan import InfeasibleRun, RunPlan, Schedule, content_id, fit_budget
@@ -95,8 +97,8 @@ class IsoFlopDesign:
     def __post_init__(self) -> None:
         """Check every field; lists become tuples."""
         object.__setattr__(self, "rule", read_rule(self.rule))
-        check_fields(self)
-        positive(self, "budgets", "vocab_size", "seq_length", "granularities", "data_tokens")
+        FIELDS.check(self)
+        check_positive(self, "budgets", "vocab_size", "seq_length", "granularities", "data_tokens")
         for name in ("budgets", "granularities", "seeds"):
             _check_different(name, getattr(self, name))
         self._check_sizes()
@@ -114,11 +116,11 @@ class IsoFlopDesign:
             name = "seeds" if min(self.seeds) < 0 else "num_exit_layers"
             raise DesignError(f"`{name}` must be 0 or more, got {getattr(self, name)}.", name)
         if self.counting not in CONVENTIONS:
-            hint = near(self.counting, CONVENTIONS)
+            hint = known_words(self.counting, CONVENTIONS)
             raise DesignError(f"`counting` {self.counting!r} is unknown{hint}", "counting")
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
-                hint = nearest(value, choices) or "."
+                hint = near_words(value, choices) or "."
                 right = " or ".join(choices)
                 raise DesignError(f"`{name}` must be {right}, got {value!r}{hint}", name)
         self._check_placement()
@@ -148,7 +150,7 @@ class IsoFlopDesign:
         if shares == EVEN:
             return
         if isinstance(shares, str):
-            hint = nearest(shares, [EVEN]) or "."
+            hint = near_words(shares, [EVEN]) or "."
             raise DesignError(
                 f"`placement` must be `even` or a list of shares, got {shares!r}{hint}", "placement"
             )
@@ -161,11 +163,7 @@ class IsoFlopDesign:
             )
 
     def layout(self) -> tuple[tuple[RunPlan, ...], tuple[InfeasibleRun, ...]]:
-        """Return the runs, and the points of the grid that have none, with what would fit.
-
-        Raises:
-            DesignError: If a backbone cannot be built.
-        """
+        """Return the runs, and the points of the grid that have none, with what would fit."""
         plans = tuple(_plan_runs(self))
         runs = tuple(plan for plan in plans if isinstance(plan, RunPlan))
         return runs, tuple(plan for plan in plans if isinstance(plan, InfeasibleRun))
@@ -188,13 +186,9 @@ class IsoFlopDesign:
 
     @classmethod
     def from_dict(cls, row: Any) -> IsoFlopDesign:
-        """Return the design of a mapping, as YAML has it.
-
-        Raises:
-            DesignError: If a field is unknown, missing or wrong.
-        """
+        """Return the design of a mapping, as YAML has it; errors as in `from_yaml`."""
         try:
-            return read(cls, row)
+            return FIELDS.read(cls, row)
         except RecursionError:
             raise DesignError("a design has lists or mappings nested too deep.") from None
 

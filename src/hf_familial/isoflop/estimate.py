@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from .._wording import duration
 from ..flops import training_flops_per_token
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ..training.data import DataArguments
 from ..training.data.corpus import find_files, stdlib_files
 from ._arguments import data_source
-from ._fields import words_of_time
 from .design import IsoFlopDesign
 from .plan import RunPlan
 from .rules import ExpectedLaw, StepLaw
@@ -41,21 +41,13 @@ LEAST = ("FLOPs", "6ND", "seed", "lr", "batch", "D/N", "exits", "passes", "D", "
 
 @dataclass(frozen=True)
 class BudgetCheck:
-    """One curve of constant FLOPs, and whether its lowest point is expected inside.
+    """One curve of constant FLOPs, and whether its lowest point is expected inside."""
 
-    Attributes:
-        budget (`float`): FLOPs.
-        G (`int`): Number of exits.
-        sizes (`tuple[int, ...]`): N of its runs, rising.
-        best (`int`): N of the run whose loss is expected to be lowest, at its true cost.
-        brackets (`bool`): Whether that is neither the smallest nor the largest of three or more.
-    """
-
-    budget: float
+    budget: float  # FLOPs
     G: int
-    sizes: tuple[int, ...]
-    best: int
-    brackets: bool
+    sizes: tuple[int, ...]  # N of its runs, rising
+    best: int  # N of the run whose loss is expected to be lowest, at its true cost
+    brackets: bool  # whether that is neither the smallest nor the largest of three or more
 
     @property
     def advice(self) -> str:
@@ -68,16 +60,9 @@ class BudgetCheck:
 
 
 def check_budgets(runs: Iterable[RunPlan], law: ExpectedLaw) -> tuple[BudgetCheck, ...]:
-    """Find where every curve of constant FLOPs is expected to be lowest.
+    """Find where every curve of constant FLOPs is expected to be lowest, by budget and G.
 
     The law is evaluated at N and D of the runs, whose FLOPs count every head, not at `C = 6ND`.
-
-    Args:
-        runs (`Iterable[RunPlan]`): Runs of a design.
-        law ([`ExpectedLaw`]): The expected law.
-
-    Returns:
-        `tuple[BudgetCheck, ...]`: By budget, then G.
     """
     curves: dict[tuple[float, int], dict[int, int]] = {}
     for run in runs:
@@ -132,16 +117,11 @@ class MachineRate:
 
     Small models are slower. Between the measured points the rate is a straight line in logarithms,
     beyond them it is constant.
-
-    Attributes:
-        points (`tuple[tuple[float, float], ...]`): FLOPs per token and FLOP/s, rising.
-        seconds (`float`): Seconds that were measured.
-        machine (`str`): Device and number of threads.
     """
 
-    points: tuple[tuple[float, float], ...]
-    seconds: float
-    machine: str
+    points: tuple[tuple[float, float], ...]  # FLOPs per token and FLOP/s, rising
+    seconds: float  # that were measured
+    machine: str  # device and number of threads
 
     def at(self, flops_per_token: float) -> float:
         """Return the FLOP/s of training a model of this cost."""
@@ -247,7 +227,7 @@ def print_runs(
     flops, tokens = sum(run.flops for run in runs), sum(run.tokens for run in runs)
     total = f"{len(runs)} runs, {flops:.3e} FLOPs, {tokens:.3e} tokens"
     if rate:
-        total += f", {words_of_time(rate.total(runs))} on {rate.machine}"
+        total += f", {duration(rate.total(runs))} on {rate.machine}"
     console.print(total)
     for curve in check_budgets(runs, design.expected):
         colour = "green" if curve.brackets else "yellow"
@@ -283,7 +263,7 @@ def _cells(run: RunPlan, data: float | None, rate: MachineRate | None) -> dict[s
         passes = run.tokens / data
         cells["passes"] = f"[yellow]{passes:.2f}[/]" if passes > 1 else f"{passes:.2f}"
     if rate:
-        cells["time"] = words_of_time(rate.seconds_for(run))
+        cells["time"] = duration(rate.seconds_for(run))
     return cells
 
 

@@ -60,9 +60,6 @@ class LocalExecutor:
             is dropped.
         processes (`int`, *optional*, defaults to 1): Accelerators of each worker, for the processes
             that share its runs.
-
-    Raises:
-        DesignError: If a number is not positive, or there are fewer accelerators.
     """
 
     def __init__(

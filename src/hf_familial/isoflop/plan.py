@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from transformers import AutoConfig
 
+from .._records import plain
 from ..flops import ParameterCount
 from ..models.familial import FamilialConfig
-from ._fields import check_fields, plain, read
+from ._fields import FIELDS
 from .rules import Rule
 
 
@@ -23,56 +24,32 @@ MOVE = 0.2  # share by which a batch that is not fixed may move so that whole st
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run, with every number that decides its result.
+    """A run, with every number that decides its result."""
 
-    Attributes:
-        id (`str`): Hash of the content that decides the result, 16 hexadecimal digits.
-        budget (`float`): Planned FLOPs.
-        flops (`float`): FLOPs that it takes, within 0.5 % of the budget.
-        flops_per_token (`float`): FLOPs of training on one token, every exit and head counted.
-        exact (`bool`): Whether the FLOPs were counted; otherwise they are estimated.
-        N (`int`): Parameters by the design's convention.
-        sizes ([`ParameterCount`]): Parameters of the whole family by every convention.
-        width (`int`): Hidden size of the backbone.
-        depth (`int`): Layers of the backbone.
-        exits (`tuple[int, ...]`): Depth of every exit.
-        tokens (`int`): Training tokens D.
-        steps (`int`): Optimiser steps.
-        batch_sequences (`int`): Sequences of one step.
-        seq_length (`int`): Tokens of a sequence.
-        lr (`float`): Peak learning rate.
-        seed (`int`): Seed of weights and order of data; the same for every G, so that runs pair up.
-        data (`str`): The training data.
-        model_type (`str`): Architecture of the backbone.
-        backbone (`Mapping[str, Any]`): Fields of its config.
-        family (`Mapping[str, Any]`): `num_exit_layers`, `exit_norm`, `exit_head`.
-        training (`Mapping[str, Any]`): Further training arguments.
-    """
-
-    id: str
-    budget: float
-    flops: float
-    flops_per_token: float
-    exact: bool
-    N: int
-    sizes: ParameterCount
-    width: int
-    depth: int
-    exits: tuple[int, ...]
-    tokens: int
-    steps: int
-    batch_sequences: int
-    seq_length: int
-    lr: float
-    seed: int
-    data: str
-    model_type: str
-    backbone: Mapping[str, Any]
-    family: Mapping[str, Any]
-    training: Mapping[str, Any]
+    id: str  # hash of the content that decides the result, 16 hexadecimal digits
+    budget: float  # planned FLOPs
+    flops: float  # FLOPs that it takes, within 0.5 % of the budget
+    flops_per_token: float  # FLOPs of training on one token, every exit and head counted
+    exact: bool  # whether the FLOPs were counted; otherwise they are estimated
+    N: int  # parameters by the design's convention
+    sizes: ParameterCount  # parameters of the whole family by every convention
+    width: int  # hidden size of the backbone
+    depth: int  # layers of the backbone
+    exits: tuple[int, ...]  # depth of every exit
+    tokens: int  # training tokens D
+    steps: int  # optimiser steps
+    batch_sequences: int  # sequences of one step
+    seq_length: int  # tokens of a sequence
+    lr: float  # peak learning rate
+    seed: int  # seed of weights and order of data; the same for every G, so that runs pair up
+    data: str  # the training data
+    model_type: str  # architecture of the backbone
+    backbone: Mapping[str, Any]  # fields of its config
+    family: Mapping[str, Any]  # `num_exit_layers`, `exit_norm`, `exit_head`
+    training: Mapping[str, Any]  # further training arguments
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        FIELDS.check(self)
 
     @property
     def G(self) -> int:
@@ -105,33 +82,20 @@ class RunPlan:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> RunPlan:
-        """Return the plan that `to_dict` wrote.
-
-        Raises:
-            DesignError: If a field is unknown, missing or wrong.
-        """
-        return read(cls, row)
+        """Return the plan that `to_dict` wrote; a `DesignError` if a field is wrong."""
+        return FIELDS.read(cls, row)
 
 
 @dataclass(frozen=True)
 class InfeasibleRun:
-    """A point of the grid that has no run.
+    """A point of the grid that has no run, and the reason."""
 
-    Attributes:
-        budget (`float`): FLOPs asked for.
-        width (`int`): Hidden size of its backbone.
-        depth (`int`): Layers of its backbone.
-        G (`int`): Number of its exits.
-        reason (`str`): Why there is no run, and what would fit.
-        fits (`tuple[float, ...]`): Budgets nearby that would fit.
-    """
-
-    budget: float
+    budget: float  # FLOPs
     width: int
     depth: int
     G: int
     reason: str
-    fits: tuple[float, ...] = ()
+    fits: tuple[float, ...] = ()  # budgets nearby that would do
 
     def __str__(self) -> str:
         return f"{self.width}x{self.depth}, G = {self.G}, C = {self.budget:.3g}: {self.reason}"

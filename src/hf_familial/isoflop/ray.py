@@ -37,10 +37,6 @@ class RayExecutor:
         runtime_env (`Mapping[str, Any]`, *optional*): Ray's `runtime_env` of the job: variables,
             packages, code.
 
-    Raises:
-        DesignError: If a number is wrong.
-        ImportError: If Ray is not installed.
-
     Example:
         >>> Sweep(design, "s3://bucket/sweep", RayExecutor("auto", cpus=8, gpus=1)).run()
     """
@@ -71,12 +67,7 @@ class RayExecutor:
         self._tasks: dict[Any, str] = {}
 
     def start(self) -> None:
-        """Connect to the cluster.
-
-        Raises:
-            SweepError: If no node has room for a run, or `runtime_env` comes too late.
-            ConnectionError: If there is no cluster at the address.
-        """
+        """Connect to the cluster; a `SweepError` if no node has room for a run."""
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -7,28 +7,24 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from .._wording import known_words
 from ..errors import DesignError
-from ._fields import check_fields, near, positive, read
+from ._fields import FIELDS, check_positive
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same learning rate and batch for every run.
+    """The same learning rate and batch for every run."""
 
-    Attributes:
-        lr (`float`): Peak learning rate.
-        batch_tokens (`int`): Tokens of one optimiser step.
-    """
-
-    lr: float
-    batch_tokens: int
+    lr: float  # peak
+    batch_tokens: int  # of one optimiser step
     kind: str = "fixed"
     # the batch may move a little so that whole steps meet the budget
     adjustable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        positive(self, "lr", "batch_tokens")
+        FIELDS.check(self)
+        check_positive(self, "lr", "batch_tokens")
 
     def at(self, N: float, D: float) -> tuple[float, float]:
         """Return the learning rate and the tokens of a step for N parameters and D tokens."""
@@ -56,8 +52,8 @@ class StepLaw:
     smallest: ClassVar[float] = 6e7  # parameters
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        positive(self, "lr_scale", "batch_scale")
+        FIELDS.check(self)
+        check_positive(self, "lr_scale", "batch_scale")
 
     def at(self, N: float, D: float) -> tuple[float, float]:
         """Return the learning rate and the tokens of a step for N parameters and D tokens."""
@@ -66,23 +62,16 @@ class StepLaw:
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """The best setting that a sweep of proxies found at one point.
+    """The best setting that a sweep of proxies found at one point."""
 
-    Attributes:
-        N (`float`): Parameters without embeddings.
-        D (`float`): Training tokens.
-        lr (`float`): Peak learning rate.
-        batch_tokens (`float`): Tokens of one optimiser step.
-    """
-
-    N: float
-    D: float
-    lr: float
-    batch_tokens: float
+    N: float  # parameters without embeddings
+    D: float  # training tokens
+    lr: float  # peak learning rate
+    batch_tokens: float  # of one optimiser step
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        positive(self, "N", "D", "lr", "batch_tokens")
+        FIELDS.check(self)
+        check_positive(self, "N", "D", "lr", "batch_tokens")
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ class Measured:
     adjustable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        FIELDS.check(self)
         if not self.table:
             raise DesignError("`table` must hold at least one row, got none.", "table")
 
@@ -127,9 +116,12 @@ def read_rule(row: Any) -> Rule:
     if not isinstance(row, tuple(RULES.values())):
         kind = row.get("kind") if isinstance(row, dict) else row
         if not isinstance(kind, str) or kind not in RULES:
-            hint = near(kind, RULES)
+            hint = known_words(kind, RULES)
             raise DesignError(f"`rule.kind` {kind!r} is unknown{hint}", "rule.kind")
-        rule = read(RULES[kind], row if isinstance(row, dict) else {}, "rule")
+        try:
+            rule = FIELDS.read(RULES[kind], row if isinstance(row, dict) else {})
+        except DesignError as error:
+            raise FIELDS.within("rule", error) from None
     if RULES.get(rule.kind) is not type(rule):
         raise DesignError(f"`rule.kind` does not match its rule, got {rule.kind!r}.", "rule.kind")
     return rule
@@ -138,12 +130,6 @@ def read_rule(row: Any) -> Rule:
 @dataclass(frozen=True)
 class ExpectedLaw:
     """The law `E + A N^-alpha + B D^-beta` that losses are expected to obey, to place the sizes.
-
-    Attributes:
-        A (`float`): Coefficient of N.
-        alpha (`float`): Exponent of N.
-        B (`float`): Coefficient of D.
-        beta (`float`): Exponent of D.
 
     Reference: form of Hoffmann et al. 2022, arXiv:2203.15556; the defaults are the refit of its
     data by Besiroglu et al. 2024, arXiv:2404.10102, table 1. Other tokenizers and data move them.
@@ -155,8 +141,8 @@ class ExpectedLaw:
     beta: float = 0.3658
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        positive(self, "A", "alpha", "B", "beta")
+        FIELDS.check(self)
+        check_positive(self, "A", "alpha", "B", "beta")
 
     def reducible(self, N: float, D: float) -> float:
         """Return the expected loss above E, nats per token; G would only scale it."""

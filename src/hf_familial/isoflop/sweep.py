@@ -31,38 +31,22 @@ STATES = ("finished", "diverged", "running", "failed", "waiting")
 
 @dataclass(frozen=True)
 class RunState:
-    """One run of a sweep.
-
-    Attributes:
-        plan ([`RunPlan`]): The run.
-        state (`str`): `"finished"`, `"diverged"`, `"running"`, `"failed"` or `"waiting"`.
-        step (`int`): Optimiser steps that are saved, or done if it runs.
-        record ([`~hf_familial.runs.RunRecord`], *optional*): Its row, once it ended.
-        failure ([`Failure`], *optional*): Its failed attempts.
-        loss (`float`, *optional*): Mean training loss, nats per token, if it runs.
-    """
+    """One run of a sweep: its plan, its `state`, and what is known of it."""
 
     plan: RunPlan
-    state: str
-    step: int
-    record: RunRecord | None = None
-    failure: Failure | None = None
-    loss: float | None = None
+    state: str  # one of STATES
+    step: int  # optimiser steps that are saved, or done if it runs
+    record: RunRecord | None = None  # its row, once it ended
+    failure: Failure | None = None  # its failed attempts
+    loss: float | None = None  # mean training loss, nats per token, if it runs
 
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """The results of a sweep.
+    """The results of a sweep: rows, failed runs by id, and how many runs ended in this call."""
 
-    Attributes:
-        records (`tuple[RunRecord, ...]`): Rows of the runs that ended, diverged ones too.
-        failed (`dict[str, Failure]`): By id, the runs that failed too often.
-        done_now (`int`): Runs that ended in this sweep, not before it.
-        seconds (`float`): Duration of this sweep.
-    """
-
-    records: tuple[RunRecord, ...]
-    failed: dict[str, Failure]
+    records: tuple[RunRecord, ...]  # of the runs that ended, diverged ones too
+    failed: dict[str, Failure]  # runs that failed too often
     done_now: int
     seconds: float
 
@@ -143,11 +127,7 @@ class Sweep:
         return SweepOutcome(records, failed, current.done, time.monotonic() - start)
 
     def retry(self) -> int:
-        """Forget the failures, so that `run` tries these runs again; return how many there were.
-
-        Raises:
-            SweepLockedError: If a sweep holds the folder.
-        """
+        """Forget the failures, so that `run` tries these runs again; return how many there were."""
         folder, count = SweepFolder(self.folder), 0
         with folder.hold():
             for state in run_states(folder, self.design.runs(), self.retries):
@@ -298,14 +278,7 @@ def run_states(
 ) -> tuple[RunState, ...]:
     """Return the state of every run of a design; the folder stays as it is.
 
-    Args:
-        folder ([`SweepFolder`]): Folder of the sweep.
-        plans (`Sequence[RunPlan]`): The runs.
-        retries (`int`, *optional*, defaults to 2): As in [`Sweep`]: a run that failed more often
-            counts as failed.
-
-    Raises:
-        RunRecordError: If a row of runs.jsonl is wrong.
+    A run that failed more than `retries` times counts as failed, as in [`Sweep`].
     """
     rows = folder.rows()
     state = folder.read_json(STATE)

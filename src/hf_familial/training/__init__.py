@@ -21,31 +21,18 @@ if TYPE_CHECKING:
     from .tuning import lora_targets, train_exits_only
 
 # imported when first asked for: a trainer needs no corpus, a corpus no trainer
-_LAZY = {
-    "DataArguments": ".data",
-    "exit_weights": ".schedules",
-    "ExitProgressCallback": ".callbacks",
-    "ExitSchedule": ".schedules",
-    "FamilialTrainer": ".trainer",
-    "FamilialTrainingArguments": ".args",
-    "FlopBudgetCallback": ".callbacks",
-    "FlopCounterCallback": ".callbacks",
-    "flops_per_step": ".budget",
-    "lora_targets": ".tuning",
-    "member_rows": ".report",
-    "MemberRow": ".report",
-    "PackedData": ".data",
-    "plot_losses": ".report",
-    "prepare_data": ".data",
-    "pretrain": ".pretraining",
-    "PretrainingArguments": ".pretraining",
-    "PretrainingData": ".pretraining",
-    "print_members": ".report",
-    "RunRecordCallback": ".callbacks",
-    "save_members": ".report",
-    "steps_for_budget": ".budget",
-    "train_exits_only": ".tuning",
+_MODULES = {
+    ".args": "FamilialTrainingArguments",
+    ".budget": "flops_per_step steps_for_budget",
+    ".callbacks": "ExitProgressCallback FlopBudgetCallback FlopCounterCallback RunRecordCallback",
+    ".data": "DataArguments PackedData prepare_data",
+    ".pretraining": "PretrainingArguments PretrainingData pretrain",
+    ".report": "MemberRow member_rows plot_losses print_members save_members",
+    ".schedules": "ExitSchedule exit_weights",
+    ".trainer": "FamilialTrainer",
+    ".tuning": "lora_targets train_exits_only",
 }
+_LAZY = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "DataArguments",

@@ -23,19 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens of a run so far, over all processes.
+    """Tokens of a run so far, over all processes."""
 
-    Attributes:
-        computed (`int`): Positions that the model ran, padding included.
-        seen (`int`): Those of them that are no padding (`attention_mask` is not 0).
-        targets (`int`): Positions that have a loss.
-        longest (`int`): Positions of the longest sequence, padding included.
-    """
-
-    computed: int = 0
-    seen: int = 0
-    targets: int = 0
-    longest: int = 0
+    computed: int = 0  # positions that the model ran, padding included
+    seen: int = 0  # those of them that are no padding (`attention_mask` is not 0)
+    targets: int = 0  # positions that have a loss
+    longest: int = 0  # positions of the longest sequence, padding included
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
         return TokenCounts(

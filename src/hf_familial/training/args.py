@@ -86,11 +86,7 @@ class FamilialTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Check the values before the host sets anything up."""
         check_host_arguments(self)
-        if self.label_smoothing_factor:
-            raise ValueError(
-                "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit "
-                f"and leave the others out of the loss, got {self.label_smoothing_factor}."
-            )
+        check_label_smoothing(self)
         if self.distillation_temperature <= 0:
             raise ValueError(
                 f"`distillation_temperature` must be positive, got {self.distillation_temperature}."
@@ -117,6 +113,15 @@ class FamilialTrainingArguments(TrainingArguments):
         if not self.distillation_weight:
             return None
         return Distillation(self.distillation_weight, self.distillation_temperature)
+
+
+def check_label_smoothing(args: TrainingArguments) -> None:
+    """Check that the host smooths no labels, which would bypass the loss of all exits but one."""
+    if args.label_smoothing_factor:
+        raise ValueError(
+            "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit and "
+            f"leave the others out of the loss, got {args.label_smoothing_factor}."
+        )
 
 
 def check_host_arguments(args: TrainingArguments) -> None:

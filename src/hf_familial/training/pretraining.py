@@ -46,9 +46,6 @@ class PretrainingArguments(FamilialTrainingArguments):
     Args:
         float32_matmul_precision (`str`, *optional*): `"highest"`, `"high"` or `"medium"`, for the
             time of the run; see `torch.set_float32_matmul_precision`.
-
-    Raises:
-        ValueError: If one of them is out of its range.
     """
 
     output_dir: str | None = _inherit("output_dir", "outputs/pretrain")

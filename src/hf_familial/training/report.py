@@ -23,27 +23,16 @@ from ..models.familial import FamilialForCausalLM
 
 @dataclass(frozen=True)
 class MemberRow:
-    """One member, as a line of the table.
+    """One member, as a line of the table."""
 
-    Attributes:
-        exit_idx (`int`): Exit at which it ends.
-        depth (`int`): Backbone layers below it.
-        parameters (`int`): All parameters it needs, each shared one once.
-        non_embedding (`int`): The same without token embedding and output head.
-        flops_per_token (`float`): FLOPs of a forward pass per token, at the training length.
-        eval_loss (`float`): Nats per token.
-        perplexity (`float`): `exp(eval_loss)`.
-        bits_per_byte (`float`): Loss in bits per byte of the evaluation text.
-    """
-
-    exit_idx: int
-    depth: int
-    parameters: int
-    non_embedding: int
-    flops_per_token: float
-    eval_loss: float
-    perplexity: float
-    bits_per_byte: float
+    exit_idx: int  # exit at which it ends
+    depth: int  # backbone layers below it
+    parameters: int  # all parameters it needs, each shared one once
+    non_embedding: int  # the same without token embedding and output head
+    flops_per_token: float  # FLOPs of a forward pass per token, at the training length
+    eval_loss: float  # nats per token
+    perplexity: float  # `exp(eval_loss)`
+    bits_per_byte: float  # loss in bits per byte of the evaluation text
 
 
 def member_rows(
@@ -52,33 +41,23 @@ def member_rows(
     seq_length: int,
     bytes_per_token: float,
 ) -> list[MemberRow]:
-    """Return one row per member, from a model and the metrics of its evaluation.
+    """Return one row per member, shallowest first.
 
     Args:
         model ([`FamilialForCausalLM`]): The family.
         metrics (`Mapping[str, float]`): As [`FamilialTrainer`] returns them: `eval_exit_<k>_loss`.
         seq_length (`int`): Tokens in a sequence, for the FLOPs of attention.
         bytes_per_token (`float`): UTF-8 bytes of evaluation text per token.
-
-    Returns:
-        `list[MemberRow]`: Shallowest first.
     """
     rows = []
     for k, depth in enumerate(model.config.exits):
         counts, loss = count_parameters(model, k), metrics[f"eval_exit_{k}_loss"]
-        rows.append(
-            MemberRow(
-                exit_idx=k,
-                depth=depth,
-                parameters=counts["total"],
-                non_embedding=counts["non_embedding"],
-                flops_per_token=measure_flops_per_token(model, k, seq_length),
-                eval_loss=loss,
-                # a diverged loss is shown as such rather than as an overflow
-                perplexity=math.inf if loss > 700 else math.exp(loss),
-                bits_per_byte=loss / math.log(2) / bytes_per_token,
-            )
-        )
+        flops = measure_flops_per_token(model, k, seq_length)
+        # a diverged loss is shown as such rather than as an overflow
+        perplexity = math.inf if loss > 700 else math.exp(loss)
+        bits = loss / math.log(2) / bytes_per_token
+        sizes = (counts["total"], counts["non_embedding"])
+        rows.append(MemberRow(k, depth, *sizes, flops, loss, perplexity, bits))
     return rows
 
 

@@ -21,7 +21,7 @@ from ..flops import prepare_training_flops
 from ..models.familial import FamilialConfig
 from ..models.familial.losses import IGNORE_INDEX
 from ._record import TokenCounts, add_counts, count_targets, count_tokens, main_input
-from .args import FamilialTrainingArguments
+from .args import FamilialTrainingArguments, check_label_smoothing
 from .budget import flops_per_token
 from .callbacks import (
     ExitProgressCallback,
@@ -57,11 +57,7 @@ class FamilialTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.label_smoothing_factor:
-            raise ValueError(
-                "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit "
-                f"and leave the others out of the loss, got {self.args.label_smoothing_factor}."
-            )
+        check_label_smoothing(self.args)
         adapters = (getattr(self.model, "peft_config", None) or {}).values()
         if any(not adapter.base_model_name_or_path for adapter in adapters):
             logger.warning(
@@ -190,8 +186,7 @@ class FamilialTrainer(Trainer):
         if not checkpoint or not (Path(checkpoint) / CONFIG_NAME).is_file():
             return  # none, which the host says, or adapters alone
         stored, config = FamilialConfig.from_pretrained(checkpoint), self.model.config
-        names = ("exits", "num_exit_layers", "exit_norm", "exit_head")
-        for name in names:
+        for name in ("exits", "num_exit_layers", "exit_norm", "exit_head"):
             before, now = getattr(stored, name), getattr(config, name)
             if before != now:
                 raise ValueError(

@@ -73,11 +73,10 @@ def relay_decode(
 ) -> RelayOutput | torch.Tensor:
     """Decode by relay; a decoding method for `generate(custom_generate=relay_decode, relay=...)`.
 
+    `generate` prepares the arguments that are not named below.
+
     Args:
         model ([`FamilialForCausalLM`]): The family.
-        input_ids (`torch.LongTensor` of shape `(batch, seq)`): The prompt.
-        logits_processor (`LogitsProcessorList`): As `generate` prepares it; so are
-            `stopping_criteria`, `generation_config` and `model_kwargs`.
         relay ([`RelayPolicy`], *optional*): When to go deeper; defaults to `SpeculativeRelay()`.
         streamer (`BaseStreamer`, *optional*): Gets every token as it is certain.
         fused_weights (`bool`, *optional*): Whether to run the package's fused passes where there
@@ -144,13 +143,9 @@ def relay_decode(
 class GeneratedText:
     """A text (or a batch of them) as it grows, with the rules of `generate` for writing on.
 
-    A subclass may take random numbers from elsewhere: it overrides `draw` and `uniform`, which are
-    told the column of the text that they decide.
-
-    Attributes:
-        input_ids (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
-        unfinished (`torch.Tensor` of shape `(batch,)`): Boolean; rows that have not ended.
-        done (`bool`): Whether every row has ended.
+    `input_ids` is the text so far, `unfinished` says which rows have not ended, and `done` whether
+    all have. A subclass may take random numbers from elsewhere: it overrides `draw` and `uniform`,
+    which are told the column of the text that they decide.
     """
 
     def __init__(
@@ -198,8 +193,7 @@ class GeneratedText:
         """Return scores to choose from, `(batch, vocab)`, given the text before."""
         if not self.processors:
             return logits
-        # some processors write into what they are given
-        return self.processors(input_ids, logits.clone())
+        return self.processors(input_ids, logits.clone())  # some write into what they are given
 
     def choose(self, scores: torch.Tensor, column: int) -> torch.Tensor:
         """Choose a token for every row, shape `(batch, 1)`, to stand in a column of the text."""
@@ -360,14 +354,14 @@ class RelayStats:
             from; -1 after the end of a row.
         exits (`tuple[int, ...]`): The exits that were read, shallowest first.
         positions (`tuple[int, ...]`): For each, positions of a row that its segment ran.
-        layer_passes (`int`): Layers times positions, of one row.
-        plain_layer_passes (`int`): What decoding at the deepest of these exits would have taken.
-        flops (`float`): FLOPs spent by all rows: two for each weight of a matrix and position.
-            All experts of a mixture count; private layers and attention over the past do not.
-        plain_flops (`float`): Counted likewise, of decoding at the deepest of these exits.
+        layer_passes, plain_layer_passes (`int`): Layers times positions, of one row; and what
+            decoding at the deepest of these exits would have taken.
+        flops, plain_flops (`float`): Likewise the FLOPs of all rows: two for each weight of a
+            matrix and position. All experts of a mixture count; private layers and attention over
+            the past do not.
         rounds (`int`): Checks of drafts; without drafts, steps.
-        drafted (`int`): Drafted tokens that were checked, of one row.
-        accepted (`int`): Those that every unfinished row accepted.
+        drafted, accepted (`int`): Drafted tokens that were checked, of one row, and those that
+            every unfinished row accepted.
         seconds (`float`): Wall time.
     """
 

@@ -40,10 +40,8 @@ class RelayCache:
     Attributes:
         exits (`tuple[int, ...]`): Shallowest first.
         cache ([`DynamicCache`]): The family's cache; of different lengths per layer.
-        ran (`list[int]`): Number of positions that each exit's segment has run, in all.
-        reads (`list[int]`): Number of positions that each exit was read at.
-        first (`int`): Positions that the cache held at the start.
-        prompt_end (`int`): Positions seen after the first call of `feed`.
+        ran, reads (`list[int]`): Positions that each exit's segment has run, and its head has read.
+        first, prompt_end (`int`): Positions at the start, and after the first call of `feed`.
         columns ([`Columns`]): Position ids and attention mask of the positions seen.
         norms, heads (`list`): Of each exit; an accelerator may replace them.
         passes (`dict[tuple[int, int], Any]`): An accelerator's faster passes, by the indices of
@@ -150,8 +148,7 @@ class RelayCache:
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The new tokens.
             inputs_embeds (`torch.Tensor` of shape `(batch, seq, hidden)`, *optional*): Instead.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): By default they
-                count on.
+            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): They count on.
             attention_mask (`torch.Tensor` of shape `(batch, seq)`, or `(batch, past + seq)` at the
                 first call, *optional*): 0 for padding; by default there is none.
             whole (`bool`, *optional*, defaults to `False`): Run to the deepest of the exits, in one
@@ -307,10 +304,8 @@ def _without_last(tensor: torch.Tensor | None, count: int) -> torch.Tensor | Non
 class Columns:
     """Position ids and padding of the columns seen, where they differ from counting and from ones.
 
-    Attributes:
-        position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): From `first` on;
-            `None` while all rows count on from the first position.
-        attention_mask (`torch.Tensor` of shape `(batch, first + seq)`, *optional*): 0 for padding.
+    `position_ids`, `(batch, seq)`, begin at column `first`; `None` while all rows count on.
+    `attention_mask`, `(batch, first + seq)`, is 0 for padding.
     """
 
     def __init__(self, first: int) -> None:

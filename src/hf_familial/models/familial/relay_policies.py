@@ -24,18 +24,13 @@ FIRST_LENGTH = 4
 
 @dataclass
 class NewTokens:
-    """The tokens that one step of a decoder yields, at least one per row.
+    """The tokens that one step of a decoder yields, the same number in every row and at least one.
 
-    Attributes:
-        tokens (`torch.LongTensor` of shape `(batch, count)`): The same number in every row.
-        sources (`torch.LongTensor` of shape `(batch, count)`): Exit that each came from.
-        scores (`list[torch.Tensor]`): Of each, processed scores `(batch, vocab)`; empty unless
-            the text wants them.
-        logits (`list[torch.Tensor]`): Of each, logits `(batch, vocab)`; likewise.
+    Scores and logits are those of each token, `(batch, vocab)`, if the text wants them.
     """
 
-    tokens: torch.Tensor
-    sources: torch.Tensor
+    tokens: torch.Tensor  # (batch, count)
+    sources: torch.Tensor  # the exit that each came from, (batch, count)
     scores: list[torch.Tensor] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
 
@@ -43,15 +38,8 @@ class NewTokens:
 class RelayDecoder:
     """The decoder of one text (or batch of texts), made anew by a policy for every call.
 
-    This one writes the text of the deepest of its exits, token by token.
-
-    Attributes:
-        cache ([`RelayCache`]): Over the policy's exits.
-        text ([`GeneratedText`]): What is written so far, and how tokens are chosen.
-        exits (`tuple[int, ...]`): The exits, shallowest first.
-        rounds (`int`): Checks of drafts; without drafts, steps.
-        drafted (`int`): Drafted tokens that were checked, of one row.
-        accepted (`int`): Those that every unfinished row accepted.
+    This one writes the text of the deepest exit of the cache, token by token. It counts `rounds`
+    (checks of drafts or else steps), tokens `drafted` and those `accepted`, of one row.
     """
 
     rounds = drafted = accepted = 0
@@ -60,11 +48,7 @@ class RelayDecoder:
         self.cache, self.text, self.exits = cache, text, cache.exits
 
     def step(self, **inputs: Any) -> NewTokens:
-        """Make the next tokens.
-
-        Args:
-            **inputs: For [`RelayCache.feed`]: the tokens that have not run, positions, mask.
-        """
+        """Make the next tokens; `inputs`, for [`RelayCache.feed`], are those that have not run."""
         self.cache.feed(**inputs, whole=True)
         logits = self.cache.logits(self.exits[-1])[:, -1].float()
         return self.one_token(logits, self.text.input_ids.new_full((len(logits),), self.exits[-1]))
@@ -84,23 +68,16 @@ class RelayDecoder:
 class RelayPolicy:
     """The interface of relay policies: which exits run, and which decoder makes the tokens.
 
-    The base of a policy that lets tokens leave at early exits is [`EarlyExitRelay`], in the package
-    `hf_familial`.
-
-    Attributes:
-        rolls_back (`bool`): Whether the decoder takes positions out of the cache again.
+    `rolls_back` says whether the decoder takes positions out of the cache again. The base of
+    policies that let tokens leave at early exits is [`EarlyExitRelay`], in the package.
     """
 
     rolls_back = False
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
-        """Return the exits to read, shallowest first. The last one decides.
+        """Return the exits to read, of `num_exits`, shallowest first; the last one decides.
 
-        Args:
-            num_exits (`int`): G of the family.
-
-        Returns:
-            `tuple[int, ...]`: Indices, which may count from the end.
+        Indices may count from the end.
         """
         raise NotImplementedError
 
@@ -170,11 +147,7 @@ class SpeculativeRelay(RelayPolicy):
             )
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
-        """Return the exits that draft, then the one that decides.
-
-        Raises:
-            ValueError: If they do not go deeper one after the other.
-        """
+        """Return the exits that draft, then the one that decides."""
         last = self.exit_idx % num_exits if abs(self.exit_idx) <= num_exits else self.exit_idx
         if last == 0:
             raise ValueError(
@@ -201,26 +174,14 @@ class SpeculativeRelay(RelayPolicy):
 
 @dataclass
 class DraftedTokens:
-    """A text with drafts at its end, which one exit proposes to the next.
+    """A text with drafts at its end, which one exit proposes to the next."""
 
-    Attributes:
-        ids (`torch.LongTensor` of shape `(batch, start + count)`): The text and the drafts. The
-            last draft has not run, unless `ran`.
-        start (`int`): Column of the first draft.
-        scores (`list[torch.Tensor]`): For each draft, the processed scores it was drawn from, shape
-            `(batch, vocab)`; only when sampling.
-        sources (`torch.LongTensor` of shape `(batch, count)`): Exit that each draft came from.
-        ran (`bool`): Whether the last draft has run too, so that the check yields one more token.
-        undrawn (`torch.Tensor` of shape `(batch, vocab)`, *optional*): Processed scores from which
-            no draft was drawn any more; the check tells whether one would have been right.
-    """
-
-    ids: torch.Tensor
-    start: int
-    scores: list[torch.Tensor]
-    sources: torch.Tensor
-    ran: bool = True
-    undrawn: torch.Tensor | None = None
+    ids: torch.Tensor  # the text and the drafts, (batch, start + count)
+    start: int  # column of the first draft
+    scores: list[torch.Tensor]  # what each was drawn from, processed, (batch, vocab)
+    sources: torch.Tensor  # the exit that each came from, (batch, count)
+    ran: bool = True  # whether the last draft has run too, so that the check yields one more token
+    undrawn: torch.Tensor | None = None  # processed scores from which no draft was drawn any more
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -231,13 +192,8 @@ class DraftedTokens:
 class SpeculativeDecoder(RelayDecoder):
     """A decoder that makes tokens in rounds of drafts and a check.
 
-    A subclass that learns when to draft overrides the steps of a round: `run_draft`, `read_draft`,
-    `goes_on`, `run_check` and `learn`.
-
-    Attributes:
-        adapts (`bool`): Whether a decoder that learns may take this one's place.
-        draft_index (`int`): Index in `exits` of the exit that drafts.
-        draft_length (`int`): Most tokens that the next round drafts.
+    One that learns when to draft may take its place if it `adapts`: a subclass that overrides the
+    steps of a round, `run_draft`, `read_draft`, `goes_on`, `run_check` and `learn`.
     """
 
     def __init__(self, relay: SpeculativeRelay, cache: RelayCache, text: Any) -> None:
@@ -245,6 +201,7 @@ class SpeculativeDecoder(RelayDecoder):
         self.relay = relay
         self.fixed = relay.draft_length if isinstance(relay.draft_length, int) else None
         self.adapts = self.fixed is None or len(self.exits) > 2
+        # which of `exits` drafts, and the most tokens of the next round
         self.draft_index, self.draft_length = 0, self.fixed or FIRST_LENGTH
 
     def step(self, **inputs: Any) -> NewTokens:
@@ -272,10 +229,7 @@ class SpeculativeDecoder(RelayDecoder):
         self.cache.catch_up(exit_idx)
 
     def learn(self, drafts: DraftedTokens, exit_idx: int, scores: torch.Tensor, right: int) -> None:
-        """Learn from a check: processed scores `(batch, columns, vocab)`, drafts all rows accept.
-
-        The length follows transformers' heuristic schedule.
-        """
+        """Learn from processed scores `(batch, columns, vocab)` and drafts that all rows accept."""
         count = drafts.tokens.shape[1]
         self.rounds, self.drafted = self.rounds + 1, self.drafted + count
         self.accepted += right
@@ -283,15 +237,10 @@ class SpeculativeDecoder(RelayDecoder):
             self.draft_length = max(1, self.draft_length + (2 if right == count else -1))
 
     def draft(self, ids: torch.Tensor, inputs: dict[str, Any], tokens_left: int) -> DraftedTokens:
-        """Draw tokens of one exit, one after the other, all of which run.
+        """Draw tokens after `ids`, the text so far; `inputs` are those that have not run.
 
         Every token that is drawn is verified. Whether to draw one is decided before, from the
         distribution alone: to drop a token after a look at it would change what is sampled.
-
-        Args:
-            ids (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
-            inputs (`dict[str, Any]`): The tokens that have not run, for [`RelayCache.feed`].
-            tokens_left (`int`): Most tokens that the round may yield.
         """
         start, most = ids.shape[1], min(self.draft_length, tokens_left - 1)
         scores: list[torch.Tensor] = []
@@ -311,10 +260,7 @@ class SpeculativeDecoder(RelayDecoder):
         return DraftedTokens(ids, start, scores, sources, undrawn=undrawn)
 
     def verify(self, drafts: DraftedTokens, exit_idx: int, keep: bool) -> NewTokens:
-        """Run an exit over the drafts, keep those it accepts, and add one token of its own.
-
-        Scores and logits are returned only if asked to `keep` them.
-        """
+        """Run an exit over the drafts, keep those it accepts, and add one token of its own."""
         count = drafts.tokens.shape[1]
         columns = count + drafts.ran
         self.run_check(exit_idx)
@@ -341,11 +287,7 @@ class SpeculativeDecoder(RelayDecoder):
         """Decide which tokens a check yields, from its processed scores `(batch, columns, vocab)`.
 
         Every row takes as many as the row of which fewest are accepted, so that all stay of one
-        length; what is left out is drafted anew.
-
-        Returns:
-            `tuple`: Tokens of shape `(batch, number)`; how many drafts every row accepted; and
-            which drafts are accepted, of shape `(batch, columns)`, nowhere after the first refusal.
+        length. Also returned are that number, and which drafts are accepted, `(batch, columns)`.
         """
         drafted, columns = drafts.tokens, scores.shape[1]
         count = drafted.shape[1]
@@ -365,25 +307,22 @@ class SpeculativeDecoder(RelayDecoder):
                 right = (draws < ratio.squeeze(-1)).cumprod(1).bool()
             reached = self._fewest(right)
             tokens = drafted[:, :reached]
-            if reached < count:
-                here = slice(reached, reached + 1)
-                drawn = self._drawn(wanted[:, reached], given[:, reached], drafts.start + reached)
-                drawn = torch.where(right[:, here], drafted[:, here], drawn)
-                tokens = torch.cat((tokens, drawn), 1)
-            elif reached < columns:
-                drawn = self.text.draw(wanted[:, reached], drafts.start + reached)
+            if reached < columns:
+                chances = wanted[:, reached]
+                if reached < count:  # what the draft's distribution had too little of
+                    rest = (chances - given[:, reached]).clamp_(min=0)
+                    total = rest.sum(-1, keepdim=True)
+                    chances = torch.where(total > 0, rest / total, chances)
+                drawn = self.text.draw(chances, drafts.start + reached)
+                if reached < count:
+                    here = slice(reached, reached + 1)
+                    drawn = torch.where(right[:, here], drafted[:, here], drawn)
                 tokens = torch.cat((tokens, drawn), 1)
         return tokens, reached, F.pad(right, (0, columns - count))
 
     def _fewest(self, right: torch.Tensor) -> int:
         """Return the number of drafts that every row accepts whose next tokens are written."""
         return int(right.sum(1)[self.text.kept_rows].min()) if right.shape[1] else 0
-
-    def _drawn(self, wanted: torch.Tensor, given: torch.Tensor, column: int) -> torch.Tensor:
-        """Draw a token, `(batch, 1)`, from what a draft's distribution had too little of."""
-        rest = (wanted - given).clamp_(min=0)
-        total = rest.sum(-1, keepdim=True)
-        return self.text.draw(torch.where(total > 0, rest / total, wanted), column)
 
 
 def check_chain(exits: Sequence[int], num_exits: int) -> tuple[int, ...]:
@@ -400,10 +339,9 @@ def check_chain(exits: Sequence[int], num_exits: int) -> tuple[int, ...]:
 
 
 def matrix_sizes(model: Any, exits: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Count the weights in matrices, each of which is multiplied and added once per position.
+    """Return the weights in matrices, each multiplied and added once per position.
 
-    Returns, for each of some exits, shallowest first, the weights of the backbone's layers from the
-    exit before it on, and those of its head.
+    They are, for each of some exits, those of the layers from the exit before on, and of its head.
     """
     members = model.model.members
     depths = [0, *(model.config.exits[k] for k in exits)]

@@ -38,19 +38,11 @@ FRONTIERS = {
     "D": ("optimal training tokens D*", "Compute-optimal data"),
     "loss": ("loss at the optimum (nats/token)", "Loss at the optimum"),
 }
-SECTIONS = {
-    "isoflop": "Loss at equal compute",
-    "frontier": "What is best for a budget",
-    "granularity": "What granularity costs",
-    "agreement": "How well the law fits",
-    "clouds": "How sure the coefficients are",
-    "profiles": "Profiles of the coefficients",
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture: the stem of its file, its key in `SECTIONS`, and how to read it."""
+    """One picture: the stem of its file, the title of its section, and how to read it."""
 
     name: str
     section: str
@@ -60,7 +52,7 @@ class Picture:
 
 
 def pictures(analysis: Analysis) -> list[Picture]:
-    """Draw every picture that makes sense for an analysis, in the order of `SECTIONS`."""
+    """Draw every picture that makes sense for an analysis, section by section."""
     makers = (_isoflop, _frontier, _penalties, _agreement, _residuals, _clouds, _profiles)
     return [picture for make in makers for picture in make(analysis)]
 
@@ -80,7 +72,7 @@ def _isoflop(analysis: Analysis) -> Iterator[Picture]:
     for i, (setting, budgets) in enumerate(found):
         yield Picture(
             f"isoflop_{i}" if len(found) > 1 else "isoflop",
-            "isoflop",
+            "Loss at equal compute",
             f"IsoFLOP curves, {curves.named(setting)}" if setting else "IsoFLOP curves",
             ISOFLOP_CAPTION if i == 0 else "As before.",
             figures.draw_isoflop(budgets, limits),
@@ -109,7 +101,7 @@ def _frontier(analysis: Analysis) -> Iterator[Picture]:
         band = f"; band: {analysis.level:.0%}, delta method" if np.isfinite(curve[1]).any() else ""
         caption = f"{counting}; dashed beyond the budgets that were run{band}."
         caption += " Dots: runs." if loss else ""
-        yield Picture(f"frontier_{name}", "frontier", title, caption, figure)
+        yield Picture(f"frontier_{name}", "What is best for a budget", title, caption, figure)
 
 
 def _penalties(analysis: Analysis) -> Iterator[Picture]:
@@ -123,7 +115,7 @@ def _penalties(analysis: Analysis) -> Iterator[Picture]:
         band = band if np.isfinite(found.curve[1]).any() else ""
         yield Picture(
             f"penalty_{name}",
-            "granularity",
+            "What granularity costs",
             f"Penalty against {title}",
             f"Every run’s {kind}{more} over what the law says at {none} and the same N and D; the "
             f"line is the law{band}.",
@@ -148,7 +140,7 @@ def _agreement(analysis: Analysis) -> Iterator[Picture]:
     unit = "" if target.unit == "1" else f" ({target.unit.replace('nats per token', 'nats/token')})"
     yield Picture(
         "agreement",
-        "agreement",
+        "How well the law fits",
         "Predicted against measured",
         f"{len(measured):,} rows; root mean square error {100 * error:.2g}%, largest "
         f"{100 * worst:.2g}%. On the diagonal both are equal.",
@@ -171,7 +163,7 @@ def _residuals(analysis: Analysis) -> Iterator[Picture]:
             continue
         yield Picture(
             f"residuals_{name}",
-            "agreement",
+            "How well the law fits",
             f"Residuals against {name}",
             "Measured over predicted, minus 1; the line joins medians and should show no trend.",
             figures.draw_residuals(_groups(analysis, x, ratio), *AXES.get(name, (name, "plain"))),
@@ -196,7 +188,7 @@ def _clouds(analysis: Analysis) -> Iterator[Picture]:
         one, other = (fit.law.parameter(name).symbol for name in (a, b))
         yield Picture(
             f"cloud_{a}_{b}",
-            "clouds",
+            "How sure the coefficients are",
             f"{symbol_text(one)} and {symbol_text(other)}",
             f"Correlation {_correlation(draws, a, b):.2f}.".replace("-", "−"),
             figures.draw_cloud(
@@ -219,7 +211,7 @@ def _profiles(analysis: Analysis) -> Iterator[Picture]:
         symbol = fit.law.parameter(name).symbol
         yield Picture(
             f"profile_{name}",
-            "profiles",
+            "Profiles of the coefficients",
             f"Profile of {symbol_text(symbol)}",
             "How the objective rises as this coefficient is held and all others are fitted again.",
             figures.draw_profile(profile, fit.values[name], f"${symbol}$", analysis.level),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import html
 import io
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -18,13 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from ..._wording import count, scientific, significant
 
-
-P = ParamSpec("P")
 
 # inches; one column of a journal: on a phone as wide as the screen, so letters keep their size
 WIDTH, HEIGHT = 3.6, 2.75
@@ -39,17 +35,7 @@ MAX_POINTS = 300  # of one cloud; more are thinned evenly
 RASTER_FROM, RASTER_DPI = 60, 144  # clouds of more points are images inside the SVG
 
 STYLE = rc_params_from_file(Path(__file__).with_name("report.mplstyle"), use_default_template=False)
-
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Run a drawing function under the style of this module."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return drawn
+styled = rc_context(STYLE)  # for functions that draw or save a picture
 
 
 def blank(height: float = HEIGHT, right: float = 0.14, top: float = 0.14) -> tuple[Figure, Axes]:
@@ -90,8 +76,7 @@ def log_axis(axes: Axes, which: str, kind: str = "count") -> None:
         subs = (1.0, 3.0)
     axis.set_major_locator(LogLocator(subs=subs, numticks=7))
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, kind)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
+    axis.minorticks_off()
 
 
 def linear_axis(axes: Axes, which: str, ticks: int = 5) -> None:
@@ -109,7 +94,7 @@ def few_axis(axes: Axes, x: np.ndarray, kind: str = "plain") -> None:
     else:
         reach = 0.12 * (np.ptp(values) or 1)
         axes.set_xlim(values[0] - reach, values[-1] + reach)
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.minorticks_off()
     axes.set_xticks(values, [tick(value, kind) for value in values])
 
 
@@ -134,22 +119,22 @@ def spread(positions: np.ndarray, gap: float) -> np.ndarray:
     return moved
 
 
+@styled
 def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
     """Return the picture as a PNG file, on white."""
     buffer = io.BytesIO()
-    with rc_context(STYLE):
-        FigureCanvasAgg(figure)
-        figure.savefig(buffer, format="png", dpi=dots_per_inch)
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=dots_per_inch)
     return buffer.getvalue()
 
 
+@styled
 def to_svg(figure: Figure) -> str:
     """Return the picture as an SVG file, on white; the same bytes for the same picture."""
     buffer = io.StringIO()
-    with rc_context(STYLE):
-        FigureCanvasSVG(figure)
-        metadata = {"Date": None, "Creator": None}
-        figure.savefig(buffer, format="svg", metadata=metadata, dpi=RASTER_DPI)
+    FigureCanvasSVG(figure)
+    metadata = {"Date": None, "Creator": None}
+    figure.savefig(buffer, format="svg", metadata=metadata, dpi=RASTER_DPI)
     return buffer.getvalue()
 
 

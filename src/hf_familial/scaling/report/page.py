@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from itertools import count as numbers
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..._wording import MISSING, count, estimate, plural, scientific, significan
 from ..results import FitStatus
 from ._curves import flops_of, has_sizes
 from ._figures import draw_formula
-from ._pictures import SECTIONS, Picture, pictures
+from ._pictures import Picture, pictures
 from ._style import inline_svg, single_definitions, symbol_html, to_png, to_svg
 from .analysis import Analysis
 from .tables import (
@@ -55,7 +54,7 @@ def report_html(analysis: Analysis) -> str:
         estimates=_estimates(analysis),
         facts=_facts(analysis),
         tables=[_coefficients(analysis), optimum_table(analysis), granularity_table(analysis)],
-        figures=_figures(pictures(analysis)),
+        figures=_figures(analysis),
         further=[record_table(title, rows) for title, rows in analysis.tables.items() if rows],
         runs=_runs(analysis),
         dropped=fit.dropped[:MOST_DROPPED],
@@ -123,22 +122,13 @@ def _formula(tex: str, text: str) -> Markup | None:
     return inline_svg(figure, text, f'width="{width:.0f}" height="{height:.0f}"')
 
 
-def _figures(shown: Sequence[Picture]) -> list[tuple[str, list[tuple[int, Picture, Markup]]]]:
-    """Number the pictures, by the title of their section."""
-    number, found = numbers(1), []
-    for key, title in SECTIONS.items():
-        here = [
-            (next(number), picture, inline_svg(picture.figure, _label(picture)))
-            for picture in shown
-            if picture.section == key
-        ]
-        if here:
-            found.append((title, here))
-    return found
-
-
-def _label(picture: Picture) -> str:
-    return f"{picture.title}. {picture.caption}"
+def _figures(analysis: Analysis) -> list[tuple[str, list[tuple[int, Picture, Markup]]]]:
+    """Number and embed the pictures, by the title of their section."""
+    shown = [
+        (i, picture, inline_svg(picture.figure, f"{picture.title}. {picture.caption}"))
+        for i, picture in enumerate(pictures(analysis), 1)
+    ]
+    return [(key, list(group)) for key, group in groupby(shown, lambda row: row[1].section)]
 
 
 def _facts(analysis: Analysis) -> list[tuple[str, str, str]]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import get_int_from_env, parse_flag_from_env
 from huggingface_hub import constants
+
+from ..._files import file_digest, whole_folder
 
 
 logger = logging.getLogger(__name__)
@@ -27,16 +26,6 @@ WORLD_SIZE_VARIABLES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_C
 def resolve_cache_dir(cache_dir: str | None) -> Path:
     """Return the cache folder: the user's, else `hf_familial` under `$HF_HOME`."""
     return Path(cache_dir or Path(constants.HF_HOME) / "hf_familial").expanduser()
-
-
-def digest(parts: Iterable[str | bytes]) -> str:
-    """Hash strings in order, their boundaries too; return 32 hexadecimal digits."""
-    state = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        state.update(len(data).to_bytes(8, "big"))
-        state.update(data)
-    return state.hexdigest()[:32]
 
 
 @contextmanager
@@ -68,39 +57,26 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
     name must say what it is made from; `build` writes the files into a temporary one.
     """
     with first_process_first():
-        if not _is_whole(folder):
-            _build_atomically(folder, build)
+        if _is_whole(folder):
+            return folder
+        if folder.exists():
+            logger.warning("The cache `%s` is damaged; it is built again.", folder)
+        with suppress(_BuiltElsewhere), whole_folder(folder, overwrite=True) as temporary:
+            build(temporary)
+            sums = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps(sums, indent=1))
+            if _is_whole(folder):
+                raise _BuiltElsewhere
     return folder
 
 
-def _build_atomically(folder: Path, build: Callable[[Path], None]) -> None:
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
-        build(temporary)
-        sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
-        (temporary / MANIFEST).write_text(json.dumps(sums, indent=1))
-        if folder.exists() and not _is_whole(folder):
-            logger.warning("The cache `%s` is damaged; it is built again.", folder)
-            shutil.rmtree(folder)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            # another launch may have put the same result there first
-            if not _is_whole(folder):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+class _BuiltElsewhere(Exception):
+    """Another launch was sooner with the same result."""
 
 
 def _is_whole(folder: Path) -> bool:
     try:
         sums = json.loads((folder / MANIFEST).read_text())
-        return all(_checksum(folder / name) == value for name, value in sums.items())
+        return all(file_digest(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -41,19 +41,12 @@ TEXT_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train and to evaluate on, disjoint.
+    """Documents to train and to evaluate on, disjoint."""
 
-    Args:
-        train (`datasets.Dataset` or `datasets.IterableDataset`): One column, `text`.
-        eval (`datasets.Dataset` or `datasets.IterableDataset`): One column, `text`.
-        name (`str`): Short, for the record of a run.
-        description (`str`): A sentence, for a model card.
-    """
-
-    train: Documents
-    eval: Documents
-    name: str
-    description: str
+    train: Documents  # one column, `text`
+    eval: Documents  # one column, `text`
+    name: str  # short, for the record of a run
+    description: str  # A sentence, for a model card
 
 
 def load_corpus(args: DataArguments) -> Corpus:
@@ -64,12 +57,6 @@ def load_corpus(args: DataArguments) -> Corpus:
     neighbours; if the hash holds out none, the document of the lowest hash is. Of a single
     document, such as one text file, the last lines are held out. A stream holds out its first
     `args.stream_eval_documents` instead.
-
-    Args:
-        args (`DataArguments`): Source, split and bounds.
-
-    Returns:
-        `Corpus`, whose splits are `datasets.IterableDataset` with `args.streaming`.
 
     Raises:
         FileNotFoundError: If a file does not exist.

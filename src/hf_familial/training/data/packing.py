@@ -10,8 +10,9 @@ import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from ..._files import digest
 from ...errors import DataError, EmptyCorpusError
-from ._cache import cached_folder, digest
+from ._cache import cached_folder
 from .corpus import Documents, iter_texts
 from .tokenization import check_end_of_text, count_text_bytes, make_encoder, plain_backend
 
@@ -30,18 +31,13 @@ SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32())})
 class PackedDocuments:
     """Blocks of one split, and their counts, which are None for a lazy one.
 
-    Args:
-        blocks (`datasets.Dataset` or `datasets.IterableDataset`): Columns `input_ids` and `labels`,
-            equal (the model shifts), each `seq_length` tokens.
-        num_tokens (`int`, *optional*): Tokens in the blocks, ends of text counted.
-        dropped_tokens (`int`, *optional*): Tokens read that fill no block.
-        num_bytes (`int`, *optional*): UTF-8 bytes of the text in the blocks; ends of text are none.
+    The columns `input_ids` and `labels` are equal (the model shifts).
     """
 
     blocks: Documents
-    num_tokens: int | None = None
-    dropped_tokens: int | None = None
-    num_bytes: int | None = None
+    num_tokens: int | None = None  # tokens in the blocks, ends of text counted
+    dropped_tokens: int | None = None  # tokens read that fill no block
+    num_bytes: int | None = None  # UTF-8 bytes of the text in the blocks; ends of text are none
 
 
 def pack_documents(
@@ -66,13 +62,10 @@ def pack_documents(
         lazy (`bool`, *optional*): Pack while iterating; by default for an `IterableDataset` alone.
         cache_dir (`pathlib.Path`, *optional*): Keeps the blocks of a `Dataset` for the next run.
 
-    Returns:
-        `PackedDocuments`, whose blocks are a `datasets.IterableDataset` when lazy.
-
     Raises:
-        DataError: If `seq_length` or `max_tokens` is too small, or `max_tokens` meets a lazy pack.
-        TokenizerError: If the tokenizer has no end-of-text token.
-        EmptyCorpusError: If the documents do not fill one block; from the iteration when lazy.
+        DataError: If a length is too small, `max_tokens` meets a lazy pack, there is no end-of-text
+            token (`TokenizerError`), or the documents do not fill one block (`EmptyCorpusError`;
+            from the iteration when lazy).
     """
     lazy = isinstance(documents, IterableDataset) if lazy is None else lazy
     if seq_length < 2:

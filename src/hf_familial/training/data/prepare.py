@@ -24,27 +24,16 @@ class PackedData:
     """Blocks to train and to evaluate on, columns `input_ids` and `labels`.
 
     The loss in bits per byte is `loss / ln(2) / eval_bytes_per_token`, the loss in nats per token.
-
-    Args:
-        train (`datasets.Dataset` or `datasets.IterableDataset`): Lazy when streaming.
-        eval (`datasets.Dataset`): Always in full.
-        train_tokens (`int`, *optional*): Tokens in the train blocks; None when streaming.
-        train_dropped_tokens (`int`, *optional*): Tokens left over after the last train block.
-        eval_tokens (`int`): Tokens in the eval blocks.
-        eval_dropped_tokens (`int`): Tokens read but not in an eval block.
-        eval_bytes_per_token (`float`): UTF-8 bytes of text per token of the eval blocks; an end of
-            text counts as a token of no bytes.
-        name (`str`): Name of the corpus, for the record of a run.
     """
 
-    train: Documents
-    eval: Dataset
-    train_tokens: int | None
-    train_dropped_tokens: int | None
-    eval_tokens: int
-    eval_dropped_tokens: int
-    eval_bytes_per_token: float
-    name: str
+    train: Documents  # lazy when streaming
+    eval: Dataset  # always in full
+    train_tokens: int | None  # tokens in the train blocks; None when streaming
+    train_dropped_tokens: int | None  # tokens left over after the last train block
+    eval_tokens: int  # tokens in the eval blocks
+    eval_dropped_tokens: int  # tokens read but not in an eval block
+    eval_bytes_per_token: float  # UTF-8 bytes of text; an end of text is a token of no bytes
+    name: str  # name of the corpus, for the record of a run
 
 
 def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBase]:
@@ -53,12 +42,6 @@ def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBa
     Call it in every process of a launch: the first one of each machine writes the caches, the
     others wait and read. Their patience is the process group's timeout, so prepare a very large
     corpus once in a single process, or stream it.
-
-    Args:
-        args (`DataArguments`): Source, tokenizer and sizes.
-
-    Returns:
-        `tuple` of `PackedData` and the tokenizer.
 
     Raises:
         FileNotFoundError: If a file does not exist.

@@ -8,8 +8,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..._files import digest
 from ...errors import EmptyCorpusError, TokenizerError
-from ._cache import cached_folder, digest, first_process_first, resolve_cache_dir
+from ._cache import cached_folder, first_process_first, resolve_cache_dir
 from .arguments import DataArguments
 from .corpus import Corpus, Documents, iter_texts
 
@@ -33,18 +34,14 @@ def load_or_train_tokenizer(corpus: Corpus, args: DataArguments) -> PreTrainedTo
     kept under the cache folder by a hash of the documents it was trained on. Call it in every
     process of a launch.
 
-    Args:
-        corpus (`Corpus`): Its train split feeds the training.
-        args (`DataArguments`): `tokenizer_name`, or `vocab_size`, `tokenizer_seed`, `cache_dir`.
-
     Returns:
         `transformers.PreTrainedTokenizerBase` with an end-of-text token, which also begins a
         text; a trained one also has a padding token, which no text holds. A tiny corpus gives
         fewer than `vocab_size` tokens.
 
     Raises:
-        TokenizerError: If the tokenizer has no `eos_token`.
-        EmptyCorpusError: If there is no text to train on.
+        DataError: If the tokenizer has no `eos_token` (`TokenizerError`), or there is no text to
+            train on (`EmptyCorpusError`).
     """
     if args.tokenizer_name is not None:
         with first_process_first():
@@ -99,13 +96,6 @@ def count_text_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> int:
 
     Exact for a byte-level tokenizer, even when the ids begin or end inside a character. For
     others such an edge counts the three bytes of a replacement character.
-
-    Args:
-        tokenizer (`transformers.PreTrainedTokenizerBase`): The one that made the ids.
-        ids (`list[int]`): Any run of tokens.
-
-    Returns:
-        `int`, bytes.
     """
     special = set(tokenizer.all_special_ids)
     ids = [i for i in ids if i not in special]
