@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from hf_familial._wording import MISSING, count, estimate, scientific, significant
 from hf_familial.scaling import ColumnChoice, Plan, fit, get_law, load_runs, plan
 from hf_familial.scaling.optima import best
 from hf_familial.scaling.report import Analysis, DataSource, analyse, write_analysis, write_report
+from hf_familial.scaling.report.tables import coefficient_words
 from hf_familial.scripts import arguments, console, run
 
 
@@ -96,23 +96,19 @@ def show_fit(analysis: Analysis) -> None:
     table = Table(title="Coefficients, with 95 % intervals", title_justify="left")
     for name in ("", "value", *analysis.intervals):
         table.add_column(name, justify="right" if name else "left")
-    for name in answer.free:
-        found = [by_name.get(name) for by_name in analysis.intervals.values()]
-        value = answer.values[name]
-        pairs = [estimate(value, i.low, i.high) if i else ("", MISSING) for i in found]
-        words = next((words for words, _ in pairs if words), significant(value))
-        table.add_row(name, words, *(interval for _, interval in pairs))
+    for name, value, spans in coefficient_words(analysis):
+        if name in answer.free:
+            table.add_row(name, value, *spans)
     out.print(table)
 
 
 def show_plan(found: Plan, args: FitArguments) -> None:
     """The best run for the budget."""
     out, table = console(), Table()
-    budget = scientific(args.flops)
-    out.print(f"\nBest for {budget} FLOPs and G = {args.granularity}, heads counted")
+    out.print(f"\nBest for {args.flops:.3g} FLOPs and G = {args.granularity}, heads counted")
     for name in ("N", "D (tokens)", "loss (nats/token)"):
         table.add_column(name, justify="right")
-    table.add_row(count(found.N.value), count(found.D.value), significant(found.loss.value))
+    table.add_row(*(f"{number.value:.4g}" for number in (found.N, found.D, found.loss)))
     out.print(table)
 
 

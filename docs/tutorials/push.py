@@ -124,13 +124,11 @@ weights = [name for name in pushed.uploaded if "safetensors" in name]
 print(f"{len(pushed.uploaded)} files in one commit, among them", *weights, sep="\n  ")
 
 # %% [markdown]
-# Read it back as a stranger: another process, an empty cache, without this package. Only the exit
-# asked for is fetched.
+# Read it back in another process, with an empty cache. Only the exit asked for is fetched, which
+# takes this package; without it, `trust_remote_code=True` loads the family whole.
 
 # %%
 READER = """
-import sys
-sys.modules["hf_familial"] = None
 from pathlib import Path
 from transformers import AutoModelForCausalLM
 

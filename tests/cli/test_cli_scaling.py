@@ -62,6 +62,7 @@ def fit_json(runs, cli_once):
     assert "Left out line 46: not one JSON object." in shown
     assert "Left out line 4: status failed." in shown
     assert "wrote " in shown
+    assert "Compute-optimal training" in shown
     return out
 
 

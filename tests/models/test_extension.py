@@ -142,6 +142,19 @@ def test_without_the_package_nothing_is_faster():
             call()
 
 
+def test_code_of_an_older_version_goes_and_other_files_stay(tmp_path):
+    family = tiny_family("llama", [1, 4])
+    family.save_pretrained(tmp_path)
+    (tmp_path / "handler.py").write_text("mine = True")
+    (tmp_path / "older.py").write_text("from .oldest import x")
+    (tmp_path / "oldest.py").write_text("x = 1")
+    entry = tmp_path / "modeling_familial.py"
+    entry.write_text(entry.read_text() + "from .older import x\n")
+    family.save_pretrained(tmp_path)
+    found = {path.name for path in tmp_path.glob("*.py")}
+    assert found == {path.name for path in ROOM.glob("*.py")} - {"__init__.py"} | {"handler.py"}
+
+
 def test_one_string_names_the_package():
     named = []
     for path in ROOM.glob("*.py"):

@@ -68,6 +68,37 @@ import torch
 ids = torch.tensor([[9, 10, 11]])
 plain = model.generate(ids, max_new_tokens=6, do_sample=False)
 assert torch.equal(model.relay_generate(ids, max_new_tokens=6, do_sample=False), plain)
+relay = model.policies["speculative"](draft_exit=0, draft_length=2)
+assert torch.equal(model.relay_generate(ids, max_new_tokens=6, do_sample=False, relay=relay), plain)
+relay = model.policies["fixed"](exit_idx=0)
+shallow = model.generate(ids, max_new_tokens=6, do_sample=False, exit_idx=0)
+found = model.relay_generate(ids, max_new_tokens=6, do_sample=False, relay=relay)
+assert torch.equal(found, shallow)
+for lost, call in {
+    "from_backbone": lambda: type(model).from_backbone("gpt2"),
+    "max_exit": lambda: type(model).from_pretrained(sys.argv[1], max_exit=0),
+    "by_segment": lambda: model.save_pretrained(sys.argv[3], by_segment=True),
+}.items():
+    try:
+        call()
+    except ImportError as error:
+        assert lost in str(error) and "pip install hf_familial" in str(error), error
+    else:
+        raise AssertionError(lost)
+
+model.train()
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+losses = []
+for _ in range(2):
+    output = model(ids, labels=ids, skip_logits=True)
+    assert output.exit_losses.shape == (3,) and output.logits is None
+    output.loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    losses.append(float(output.loss))
+assert losses[1] < losses[0], losses
+del model, bare
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 model.save_pretrained(sys.argv[3])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[3], trust_remote_code=True)
 loaded = {name for name, module in sys.modules.items() if module is not None}
@@ -175,6 +206,16 @@ def test_a_checkpoint_carries_its_code_whole(checkpoint):
                 continue
             known = {"safetensors", "torch", "transformers"} | sys.stdlib_module_names
             assert tops <= known, (name, tops)
+
+
+def test_what_travels_can_be_read():
+    sizes = {
+        path.name: len(path.read_text(encoding="utf-8").splitlines())
+        for path in ROOM.glob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert len(sizes) <= 10, sizes
+    assert sum(sizes.values()) <= 4020, sizes  # on the way to 3,500
 
 
 def test_the_config_names_classes_that_are_there(checkpoint):

@@ -16,12 +16,14 @@ from matplotlib.image import imread
 from hf_familial._files import check_file_place, write_whole
 from hf_familial._wording import estimate
 from hf_familial.errors import AnalysisError
-from hf_familial.scaling import LAWS, FitStatus, RunTable, fit, get_law
+from hf_familial.scaling import LAWS, FitStatus, PublishedFit, RunTable, fit, get_law
 from hf_familial.scaling.diagnostics import diagnose
+from hf_familial.scaling.optima import best
 from hf_familial.scaling.report import (
     Analysis,
     DataSource,
     analyse,
+    optimal_runs,
     read_analysis,
     report_html,
     write_analysis,
@@ -29,7 +31,7 @@ from hf_familial.scaling.report import (
 )
 from hf_familial.scaling.report._figures import draw_formula
 from hf_familial.scaling.report._style import symbol_html, symbol_text
-from hf_familial.scaling.report.tables import Table, granularity_table
+from hf_familial.scaling.report.tables import Table, granularity_table, optimum_table
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +313,30 @@ def test_a_place_that_cannot_be_written(tmp_path, place, match):
         with pytest.raises(OSError, match=f"cannot write .*: {match}"):
             write(tmp_path / place)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_the_page_is_small(page):
+    assert len(page.encode()) < 450_000
+
+
+def test_optimal_runs_are_those_of_the_law(analysis):
+    answer = analysis.fit
+    runs = optimal_runs(answer, [1e20, 1e21], G=4)
+    for run in runs:
+        size, tokens = best(answer.law, answer.values, run.C, G=4)
+        assert (run.N.value, run.D.value) == pytest.approx((size, tokens))
+        assert run.loss.value == pytest.approx(float(answer.predict(N=size, D=tokens, G=4)))
+        for number in (run.N, run.D, run.loss):
+            assert number.interval.low < number.value < number.interval.high
+    truth = PublishedFit.published(answer.law)
+    assert all(run.N.interval is None for run in optimal_runs(truth, [1e20], G=4))
+
+
+def test_the_table_of_optimal_runs_says_how_far_it_goes(analysis):
+    table = optimum_table(analysis)
+    assert [row[0] for row in table.rows][:4] == ["10¹⁹", "10²⁰", "10²¹", "10²² †"]
+    assert table.head.count("95% interval") == 3
+    assert "† beyond the largest run" in table.note
 
 
 def test_what_exits_cost(analysis):

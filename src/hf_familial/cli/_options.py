@@ -13,10 +13,8 @@ from .app import one_of
 
 
 if TYPE_CHECKING:
-    from ..scaling import Fit, Law
-    from ..scaling.prediction import PublishedFit
+    from ..scaling import ColumnChoice, Fit, Law, PublishedFit
     from ..scaling.tables.facts import Facts
-    from ..scaling.tables.load import ColumnChoice
 
 T = TypeVar("T")
 
@@ -62,8 +60,8 @@ Objective = Annotated[
 Resample = Annotated[
     str,
     Option(
-        help="runs, residuals or wild.",
-        callback=one_of("--resample", "runs", "residuals", "wild"),
+        help="runs or wild.",
+        callback=one_of("--resample", "runs", "wild"),
     ),
 ]
 Delta = Annotated[float, Option(help="Where Huber's function turns linear.")]
@@ -95,7 +93,7 @@ def law_of(name: str) -> Law:
 
 def fit_or_law(name: str) -> tuple[Fit | PublishedFit, Facts | None]:
     """Read a fit and the facts of its runs from a file, or take a law's published values."""
-    from ..scaling.prediction import PublishedFit
+    from ..scaling import PublishedFit
     from ..scaling.report import read_analysis
 
     if Path(name).exists() or name.endswith(".json") or "/" in name:
@@ -115,7 +113,7 @@ def choice_of(
     last_of_run: bool,
 ) -> ColumnChoice:
     """Return the choice of rows and columns that the options make."""
-    from ..scaling.tables.load import ColumnChoice
+    from ..scaling import ColumnChoice
 
     return ColumnChoice(
         size,

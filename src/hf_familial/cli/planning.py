@@ -19,11 +19,7 @@ from .app import app
 
 
 if TYPE_CHECKING:
-    from ..scaling.advice import Advice
-    from ..scaling.candidates import Candidate
-    from ..scaling.confidence import Estimate
-    from ..scaling.flop_models import HeadFlops
-    from ..scaling.planning import Plan
+    from ..scaling import Advice, Candidate, Estimate, HeadFlops, Plan
     from ..scaling.tables.facts import Facts
 
 CANDIDATES = (
@@ -59,7 +55,7 @@ def plan(
 ) -> None:
     """Plan the best run for a budget, or the least budget for a loss."""
     from ..errors import DomainWarning
-    from ..scaling.planning import Limits, plan
+    from ..scaling import Limits, plan
 
     if (flops is None) == (loss is None):
         both = "give either `--flops` or `--loss`, not both."
@@ -108,7 +104,7 @@ def advise(
     as_json: AsJson = False,
 ) -> None:
     """Say which architecture to train, how sure that is, and what would change the answer."""
-    from ..scaling.advice import advise
+    from ..scaling import advise
 
     answer = advise(
         unique_tokens=unique_tokens,
@@ -128,7 +124,7 @@ def advise(
 
 def _candidate(word: str) -> Candidate:
     """Parse a candidate, as `moe.json:S=0.9,stored=8`."""
-    from ..scaling.candidates import Candidate
+    from ..scaling import Candidate
 
     name, colon, words = word.rpartition(":")
     if not colon or "=" not in words:
@@ -150,7 +146,7 @@ def _candidate(word: str) -> Candidate:
 
 def _head_cost(facts: Facts | None, vocab: int | None) -> HeadFlops:
     """Return the cost of a run, heads included, counted as the fitted runs counted it."""
-    from ..scaling.flop_models import HeadFlops
+    from ..scaling import HeadFlops
 
     known = facts.cost(vocab) if facts is not None else None
     return known or (HeadFlops() if vocab is None else HeadFlops(vocab=vocab))

@@ -85,9 +85,8 @@ def fit(
     if drop_largest and drop_far:
         raise ValueError("use one of `--drop-largest` and `--drop-far`.")
     from .. import __version__
-    from ..scaling import FarResiduals, LargestLosses, fit
+    from ..scaling import FarResiduals, LargestLosses, fit, load_runs
     from ..scaling.report import DataSource, analyse, write_analysis, write_report
-    from ..scaling.tables.load import load_runs
 
     for path in filter(None, (out, report)):
         check_file_place(path)
@@ -148,10 +147,9 @@ def compare(
     delta: Delta = 1e-3,
 ) -> None:
     """Fit several laws to the same runs; judge them by the runs they did not see."""
-    from ..scaling.comparison import compare
+    from ..scaling import compare, load_runs
     from ..scaling.report.analysis import comparison_tables
     from ..scaling.report.tables import record_table
-    from ..scaling.tables.load import load_runs
 
     forms = [law_of(name) for name in laws.split(",")]
     choice = choice_of(size, loss, column, status, unit, where, runs_are, last_of_run)

@@ -27,7 +27,11 @@ SMALL = 1e-3  # share of the loss that a term starts with if least squares would
 
 
 def grid(law: Law, space: Space, starts: Mapping[str, tuple[float, ...]]) -> dict[str, np.ndarray]:
-    """Values of the free nonlinear parameters to try."""
+    """Return values of the free nonlinear parameters to try, each (points,).
+
+    They are the product of the starts, or, if that is too large, points spread evenly over it (a
+    Halton sequence).
+    """
     moving = [p for p in law.nonlinear if p.name in space.free]
     axes = [_inside(space, p, starts.get(p.name, p.starts)) for p in moving]
     sizes = [len(axis) for axis in axes]
@@ -46,7 +50,11 @@ def grid(law: Law, space: Space, starts: Mapping[str, tuple[float, ...]]) -> dic
 def project(
     problem: Problem, chosen: Mapping[str, np.ndarray], starts: Mapping[str, tuple[float, ...]]
 ) -> np.ndarray:
-    """The best linear parameters at every point of a grid."""
+    """Return the points of a grid with the best linear parameters, (points, free).
+
+    Least squares is weighted so that, to first order, it is the sum of squares of the objective's
+    residuals; terms that may not be negative are left out where they would be.
+    """
     law, space = problem.law, problem.space
     count = len(next(iter(chosen.values()))) if chosen else 1
     values = {name: np.full((count, 1), value) for name, value in space.fixed.items()}
@@ -67,7 +75,7 @@ def project(
 
 
 def corrected(problem: Problem, points: np.ndarray, pulls: np.ndarray) -> np.ndarray:
-    """The same points with linear parameters that suit the nonlinear ones."""
+    """Return points with new linear parameters, rows weighted by `pulls` (points, rows)."""
     space = problem.space
     p = space.parameters(points)
     values = vars(p) | _linear(dataclasses.replace(problem, weight=pulls), p, len(points))
@@ -79,7 +87,7 @@ def corrected(problem: Problem, points: np.ndarray, pulls: np.ndarray) -> np.nda
 
 
 def _linear(problem: Problem, p: Namespace, count: int) -> dict[str, np.ndarray]:
-    """Free linear parameters, each (points, 1); NaN where the law cannot give the losses."""
+    """Return free linear parameters, each (points, 1); NaN where there is no such loss."""
     law, space, rows = problem.law, problem.space, problem.rows
     loss = np.exp(problem.target) if problem.loss.logs else problem.target
     with np.errstate(all="ignore"):
@@ -119,7 +127,7 @@ def _linear(problem: Problem, p: Namespace, count: int) -> dict[str, np.ndarray]
 def _least_squares(
     columns: np.ndarray, total: np.ndarray, weight: np.ndarray, positive: np.ndarray
 ) -> np.ndarray:
-    """Weights of columns (points, columns, rows) that best give `total`; (points, columns)."""
+    """Return weights of columns (points, columns, rows) that best give `total`."""
     count, terms, _ = columns.shape
     length = np.sqrt((weight[:, None] * np.square(columns)).sum(-1))
     length = np.where(length > 0, length, 1.0)
@@ -145,7 +153,7 @@ def _least_squares(
 
 
 def thinned(problem: Problem) -> Problem:
-    """The problem on a few rows, evenly spread over the table."""
+    """Return the problem on a few rows, evenly spread over the table."""
     if problem.rows <= MOST_ROWS:
         return problem
     keep = np.linspace(0, problem.rows - 1, MOST_ROWS).astype(int)
@@ -155,7 +163,7 @@ def thinned(problem: Problem) -> Problem:
 
 
 def _inside(space: Space, parameter: Parameter, starts: tuple[float, ...]) -> np.ndarray:
-    """The starts of a parameter that its bounds allow; else the middle of the bounds."""
+    """Return the starts of a parameter that its bounds allow, else the middle of the bounds."""
     column = space.free.index(parameter.name)
     low, high = space.low[column], space.high[column]
     if space.logs[column]:
@@ -179,7 +187,7 @@ LARGEST = 1 << 18  # numbers in one array of the search: what caches hold
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Where the search ended, for every start."""
+    """The end of the search for every start, each (starts,) or (starts, free)."""
 
     points: np.ndarray
     value: np.ndarray
@@ -190,7 +198,11 @@ class Found:
 def minimise(
     problem: Problem, starts: np.ndarray, max_steps: int = 200, correct: bool = False
 ) -> Found:
-    """Go down from every start."""
+    """Descend from every start (starts, free).
+
+    `correct` tries every move also with linear parameters found anew by least squares: worth it far
+    from the optimum, where valleys bend.
+    """
     free = starts.shape[1]
     size = max(1, LARGEST // (problem.rows * free * free))
     parts = np.array_split(np.arange(len(starts)), -(-len(starts) // size))
@@ -273,7 +285,7 @@ class _Models:
 
     @classmethod
     def at(cls, problem: Problem, points: np.ndarray) -> _Models:
-        """The models at points where the law has a value."""
+        """Build the models at points where the law has a value."""
         count, free = points.shape
         residual, slopes = problem.jacobian(points)
         pull = problem.weight * problem.loss.pull(residual)
@@ -331,7 +343,7 @@ class _Models:
         moved: np.ndarray,
         left: np.ndarray,
     ) -> _Models:
-        """The models of those left: new where the point moved, as they are elsewhere."""
+        """Return the models of those left: new where the point moved, as they are elsewhere."""
         fields = {name: getattr(self, name)[left] for name in self.__dataclass_fields__}
         fresh = moved[left]
         if fresh.any():

@@ -130,22 +130,20 @@ def advise(
     """Compare architectures for a situation under their laws.
 
     Every candidate is planned for the same FLOPs, tokens and devices. A dense or sparse one is
-    tried as one model for all devices and as several models that share the FLOPs evenly; a
-    familial one as one run with a member per device. The best has the least loss, averaged over
-    the devices. Laws are ranked only if their losses compare: they are fitted to runs of one
-    table, or of the same data, vocabulary and kind of loss (`Candidate.facts`); or their
-    coefficients come from one publication.
+    tried as one model for all devices and as several that share the FLOPs evenly; a familial one as
+    one run with a member per device. The best has the least loss, averaged over the devices. Laws
+    are ranked only if their losses compare: they are fitted to one table, or to runs of the same
+    data, vocabulary and kind of loss (`Candidate.facts`), or their coefficients come from one
+    publication.
 
     How sure that is comes from draws of the coefficients, by the covariance of a fit, and of the
-    law's own error, `Candidate.error`. That is by default what the fit's residuals show, or 2% for
-    published coefficients; it grows by itself with every decade of compute beyond the runs fitted,
-    and by 2% for a family whose members' losses no branch law tells.
+    law's own error: `Candidate.error`, or what the fit's residuals show, or 2% for published
+    coefficients. It grows by itself with every decade of compute beyond the runs fitted.
 
     Args:
         unique_tokens (`float`): Different training tokens.
         training_flops (`float`): FLOPs; with `inference_tokens` they pay for serving as well.
-        candidates (`Sequence[Candidate | Fit | PublishedFit]`): At least two, or one of which
-            there are several ways to use it.
+        candidates (`Sequence[Candidate | Fit | PublishedFit]`): At least two ways to train.
         memory (`Sequence[float]`): Bytes for weights on each target device.
         inference_tokens (`float`): Tokens to be served, per device.
         epochs (`float`): How often a token may be seen.

@@ -41,16 +41,9 @@ def parabola_bias(
     """Measure what the sampling of these runs does to approach 2.
 
     Hoffmann's law is fitted to the runs (approach 3), the runs' losses are replaced by its own, and
-    approach 2 is applied to them: what it then misses is no noise.
-
-    Args:
-        C, N, loss, D, scale, budget_rtol: As for `parabolas`.
-        at (`Sequence[float]`, *optional*): FLOPs to judge at; the largest budget and a thousand
-            times it without them.
-        tolerance (`float`): Warn of errors of D* beyond it.
-
-    Raises:
-        ScalingError: As `parabolas` and `fit` do.
+    approach 2 is applied to them: what it then misses is no noise. The errors are judged at the
+    FLOPs `at`, or at the largest budget and a thousand times it; errors of D* beyond `tolerance`
+    warn. The other arguments and errors are those of `parabolas`.
 
     Reference: https://github.com/Open-Athena/scaling-law-analysis.
     """

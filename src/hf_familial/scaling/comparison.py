@@ -155,19 +155,16 @@ def compare(
 ) -> Comparison:
     """Fit several laws to the same runs.
 
-    Dense, sparse and familial runs may stand in one table: a law reads the columns it knows of,
-    and one that cannot take every row is not fitted, since criteria compare on the same rows alone.
+    Dense, sparse and familial runs may stand in one table. A law that cannot take every row is not
+    fitted, since criteria compare on the same rows alone.
 
     Args:
         data: Runs, see `RunTable.read`. Computes are in the column `C`, or `6ND`.
         laws (`Sequence[str | Law]`): At least one.
-        objective (`str`): Of every fit.
-        delta (`float`): Of every fit.
-        settings: Further arguments of every `fit`.
+        objective, delta, settings: Arguments of every `fit`.
 
     Raises:
-        ScalingError: If there is no law, or one twice, or outliers are to be left out by a law's
-            own residuals.
+        ScalingError: If there is no law, or one twice, or outliers depend on the law.
 
     Example:
         >>> compare(runs, ["hoffmann", "familial", "familial_e_inside", "familial_n_only"])

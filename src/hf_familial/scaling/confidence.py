@@ -19,7 +19,7 @@ from .resampling import METHODS, Bootstrap, bootstrap
 from .results import Fit
 
 
-Method = Literal["delta", "profile", "percentile", "bca", "basic"]
+Method = Literal["delta", "profile", "percentile", "bca"]
 
 
 def intervals(
@@ -39,11 +39,10 @@ def intervals(
 
     Args:
         fit ([`Fit`]): The fit.
-        quantities (`Iterable[str | DerivedQuantity]`, *optional*): Names of coefficients, or
-            quantities; every free coefficient without it.
+        quantities (`Iterable[str | DerivedQuantity]`): Every free coefficient without it.
         level (`float`): Confidence.
-        method (`str`): `"delta"`, `"profile"`, `"percentile"`, `"bca"` or `"basic"`.
-        replicates ([`Bootstrap`], *optional*): For the last three; 1000 draws of runs without it.
+        method (`str`): `"delta"`, `"profile"`, `"percentile"` or `"bca"`.
+        replicates ([`Bootstrap`]): For the last two; 1000 draws of runs without it.
 
     Raises:
         TooFewError: If there are no more runs than coefficients.
@@ -111,8 +110,7 @@ def seed_noise(data: RunTable, law: Law, level: float = 0.95) -> SeedNoise:
     """Estimate the noise between runs that differ in nothing the law reads.
 
     Args:
-        data ([`RunTable`]): Runs, some repeated: read with `duplicates="keep"` or with a column
-            `seed`.
+        data ([`RunTable`]): Runs, some repeated: read with `duplicates="keep"` or a column `seed`.
         law ([`Law`]): Its variables say which runs are of one setting.
         level (`float`): Confidence of the interval.
 

@@ -79,16 +79,15 @@ class RunTable:
             table: A mapping of columns, a pandas or polars frame, a record array, a list of
                 records, anything with a mapping `columns`, or a `RunTable`.
             loss (`str`): Column of what was measured.
-            weight (`str`, *optional*): Column of weights; without it every row weighs 1.
-            run_id (`str`, *optional*): Column naming the run of every row; without it rows are
-                independent, and so is a row whose name is missing.
+            weight (`str`): Column of weights; without it every row weighs 1.
+            run_id (`str`): Column naming the run of every row; without it rows are independent, and
+                so is a row whose name is missing.
             needed (`Sequence[str]`): Columns that every row must fill; of the others, those that
                 hold a finite number in every row that counts are kept.
-            bad_rows (`str`): `"raise"` rejects rows in which a needed number is missing or not
-                finite, or loss or weight is not positive; `"drop"` leaves them out and records it.
+            bad_rows (`str`): What to do with rows in which a needed number is missing or not
+                finite, or loss or weight is not positive: `"raise"`, or `"drop"` and record them.
             duplicates (`str`): Rows equal in everything kept, the run included: `"raise"`, `"drop"`
-                all but the first, `"merge"` them into the first with the sum of their weights, or
-                `"keep"`.
+                all but the first, `"merge"` them with the sum of their weights, or `"keep"`.
 
         Raises:
             MissingColumnError: If a named column is not there.
@@ -138,14 +137,12 @@ class RunTable:
     def without(
         self, drop: np.ndarray, reasons: np.ndarray | str, bad_rows: BadRows = "drop"
     ) -> RunTable:
-        """Return the rows that are left when some are dropped, which is recorded.
+        """Drop rows, marked by booleans of shape (rows,), and record which.
 
-        Args:
-            drop (`np.ndarray`): Booleans of shape (rows,).
-            reasons (`np.ndarray` or `str`): Why, for each or for all.
-            bad_rows (`str`): `"raise"` raises `BadRowsError` instead.
+        Returns the rows that are left.
 
         Raises:
+            BadRowsError: If a row is to be dropped and `bad_rows` is `"raise"`.
             TooFewError: If no row is left.
         """
         if not drop.any():
@@ -182,14 +179,9 @@ class RunTable:
     def for_law(self, law: Law, bad_rows: BadRows = "raise") -> RunTable:
         """Return the rows that a law can take.
 
-        Args:
-            law ([`Law`]): Its variables must be among the columns.
-            bad_rows (`str`): `"raise"` rejects values outside a variable's range, `"drop"` drops
-                their rows.
-
         Raises:
-            MissingColumnError: If a variable is missing.
-            BadRowsError: If a value is out of range and that is to be rejected.
+            MissingColumnError: If a variable of the law is missing.
+            BadRowsError: If a value is out of a variable's range and `bad_rows` is `"raise"`.
         """
         missing = tuple(n for n in law.variable_names if n not in self.columns)
         if missing:

@@ -66,34 +66,31 @@ def fit(
     Args:
         law (`str` or [`Law`]): Name of a law of the catalogue, or a law.
         data ([`RunTable`] or a table): Runs, one per row; a table is read by `RunTable.read` with
-            columns named after the law's variables, after its target (`loss`) and, if there is
-            one, `run_id`.
+            columns named after the law's variables, its target (`loss`) and, if it is there,
+            `run_id`.
         objective (`str`): `"log_huber"`, `"huber"` or `"mse"`, see [`Settings`].
         delta (`float`): Where Huber's function turns linear, nats per token or log loss.
-        fixed (`Mapping[str, float]`, *optional*): Parameters held at a value.
-        tied (`Mapping[str, str]`, *optional*): Parameters held equal to another, such as
-            `{"beta": "alpha"}`.
-        bounds (`Mapping[str, tuple[float, float]]`, *optional*): Bounds in place of the law's.
-        weights (array, *optional*): One positive number per row, times those of the data.
-        starts (`Mapping`, *optional*): Values of the grid, by parameter, in place of the law's. If
-            every free parameter is named, these points are followed and nothing else is tried.
-        polished (`int`, *optional*): How many starts are followed; without it 8, or three for
-            each nonlinear parameter of the law.
-        outliers ([`LargestLosses`] or [`FarResiduals`], *optional*): Rule for leaving rows out.
+        fixed (`Mapping[str, float]`): Parameters held at a value.
+        tied (`Mapping[str, str]`): Parameters held equal to another, such as `{"beta": "alpha"}`.
+        bounds (`Mapping[str, tuple[float, float]]`): Bounds in place of the law's.
+        weights (array): One positive number per row, times those of the data.
+        starts (`Mapping`): Values of the grid, by parameter, in place of the law's. If every free
+            parameter is named, these points are followed and nothing else is tried.
+        polished (`int`): Starts to follow; 8, or three for each nonlinear parameter, without it.
+        outliers ([`LargestLosses`] or [`FarResiduals`]): Rule for leaving rows out.
         max_steps (`int`): Most steps of the search.
 
     Raises:
         MissingColumnError: If the rows lack a variable of the law.
         BadRowsError: If rows hold what the law cannot take, or are given twice.
         TooFewError: If there are not more rows than free parameters, or a variable takes too few
-            values; with parameters fixed or tied the condition number alone judges that.
+            values (not judged with parameters fixed or tied).
         NotIdentifiedError: If the rows leave a combination of parameters undetermined.
         NoOptimumError: If the law has no value near any start.
         ScalingError: If a setting is wrong, or the law is unknown.
 
     Example:
-        >>> answer = fit("familial", {"N": sizes, "D": tokens, "G": exits, "loss": losses})
-        >>> answer.values["gamma"]
+        >>> fit("familial", {"N": sizes, "D": tokens, "G": exits, "loss": losses}).values["gamma"]
     """
     law = get_law(law)
     settings = Settings(
@@ -136,17 +133,12 @@ def refit(fit: Fit, weights: np.ndarray, losses: np.ndarray | None = None) -> Re
 
     Args:
         fit ([`Fit`]): Its law, rows and settings are used.
-        weights (`np.ndarray`): Of shape (replicates, rows): how often each of `fit.data`'s rows
-            counts in each replicate, in place of the data's own weights; zero leaves it out.
-        losses (`np.ndarray`, *optional*): Of the same shape, measured losses in place of the
-            data's.
-
-    Raises:
-        ScalingError: If a shape is wrong, a weight negative or a loss not positive.
+        weights (`np.ndarray`): Of shape (replicates, rows): how often each row counts, in place of
+            the data's own weights; zero leaves it out.
+        losses (`np.ndarray`): Of the same shape, measured losses in place of the data's.
 
     Example:
-        >>> rng = np.random.default_rng(0)
-        >>> counts = rng.multinomial(84, np.full(84, 1 / 84), size=1000)
+        >>> counts = np.random.default_rng(0).multinomial(84, np.full(84, 1 / 84), size=1000)
         >>> refit(answer, counts * answer.data.weight).values["gamma"].std()
     """
     weights, rows = np.asarray(weights, dtype=np.float64), len(fit.data)

@@ -132,12 +132,11 @@ def parabolas(
     the exponent too. `parabola_bias` measures both; [`fit`] (approach 3) has neither.
 
     Args:
-        C (`ArrayLike` of shape `(n,)`): Training FLOPs of each run.
-        N (`ArrayLike` of shape `(n,)`): Parameters.
-        loss (`ArrayLike` of shape `(n,)`): Nats per token.
-        D (`ArrayLike` of shape `(n,)`, *optional*): Training tokens; `C / 6N` without it.
-        scale (`str`): What the parabola is drawn through: the `"loss"`, its `"log"`, or its
-            `"exp"` (for a loss that is itself a logarithm).
+        C (`ArrayLike`): Training FLOPs of each run, of shape (n,), as all that follow.
+        N (`ArrayLike`): Parameters.
+        loss (`ArrayLike`): Nats per token.
+        D (`ArrayLike`): Training tokens; `C / 6N` without it.
+        scale (`str`): Draw the parabola through the `"loss"`, its `"log"`, or its `"exp"`.
         budget_rtol (`float`): A gap in FLOPs wider than this share parts two budgets.
         outside (`str`): `"keep"` extrapolates to a minimum outside the sizes that were run.
 
@@ -261,21 +260,21 @@ def envelope(
     """Run approach 1: power laws through the runs of least loss at each compute.
 
     Curves are joined in logs of loss and FLOPs. A compute at which the smallest or the largest of
-    the sizes trained that far leads is left out: a size that was not run might have led. The
-    losses must come from schedules that end where they are read, or from one that does not
-    decay; a checkpoint in the middle of a cosine is too high.
+    the sizes trained that far leads is left out: a size that was not run might have led. The losses
+    must come from schedules that end where they are read, or that do not decay.
 
     Args:
-        C (`ArrayLike` of shape `(n,)`): FLOPs spent at each checkpoint.
-        N (`ArrayLike` of shape `(n,)`): Parameters.
-        loss (`ArrayLike` of shape `(n,)`): Nats per token, smoothed.
-        run_id (`ArrayLike` of shape `(n,)`): Run of each checkpoint.
-        D (`ArrayLike` of shape `(n,)`, *optional*): Tokens seen; `C / 6N` without it.
+        C (`ArrayLike`): FLOPs spent at each checkpoint, of shape (n,), as all that follow.
+        N (`ArrayLike`): Parameters.
+        loss (`ArrayLike`): Nats per token, smoothed.
+        run_id (`ArrayLike`): Run of each checkpoint.
+        D (`ArrayLike`): Tokens seen; `C / 6N` without it.
         points (`int`): Computes looked at, evenly spaced in logs.
 
     Returns:
         [`IsoFlop`]: Without curves. The error of the exponents is that of a line through the sizes
-        that lead: neighbouring computes are not independent.
+            that
+        lead: neighbouring computes are not independent.
 
     Raises:
         BadRowsError: If a number is not positive and finite.

@@ -35,24 +35,24 @@ def loss_leverage(
     flops: Flops | None = None,
     dense: tuple[Law, Mapping[str, float]] | None = None,
 ) -> DerivedQuantity:
-    """Average loss of separate dense models over that of the family, at equal FLOPs.
+    """Return the average loss of separate dense models over that of the family, at equal FLOPs.
 
     `EL = mean_g L_dense(m_g N, D_g) / L(N, D, G)`: the family spends all of C on one run at its
     optimum (N, D), so every member sees all D tokens; the G dense models of the members' sizes
-    share the same C. More than 1 says that the family is the better buy. That it "compares the
-    average loss to that of independent size-matched dense models under equal FLOPs" is from the
-    abstract of arXiv:2512.23407; the quotient and how C is shared out are choices made here.
+    share the same C. That it "compares the average loss to that of independent size-matched dense
+    models under equal FLOPs" is from the abstract of arXiv:2512.23407; the quotient and how C is
+    shared out are choices made here.
 
     Args:
         law ([`Law`]): Reads N, D and G; its loss is the mean over the members.
         C (`float`): FLOPs.
         members (`Sequence[float]`): Sizes as shares of N, rising, the last 1; see `even_members`.
-        split (`str`): How the dense models share C: all see the same `"tokens"`, or all get the
-            same `"flops"`.
-        flops (`Callable`, *optional*): `flops(N, D, G)` of the family, and with G = 1 of each dense
-            model; 6ND without it.
-        dense (`tuple`, *optional*): Law and coefficients of dense models, taken as exact; without
-            it the family's own law at G = 1.
+        split (`str`): Whether the dense models all see the same `"tokens"` or get the same
+            `"flops"`.
+        flops (`Callable`): `flops(N, D, G)` of the family, and with G = 1 of each dense model; 6ND
+            without it.
+        dense (`tuple`): Law and coefficients of dense models, taken as exact; without it the
+            family's own law at G = 1.
 
     Raises:
         ScalingError: If `members` or `split` is unlawful, or the law does not read G.
@@ -74,13 +74,12 @@ def compute_leverage(
     flops: Flops | None = None,
     dense: tuple[Law, Mapping[str, float]] | None = None,
 ) -> DerivedQuantity:
-    """FLOPs that separate dense models need for the family's loss, over the family's.
+    """Return the FLOPs that separate dense models need for the family's loss, over the family's.
 
     `EL = C_dense / C` with `mean_g L_dense(m_g N, D_g(C_dense)) = L(N, D, G)`. For mixtures of
     experts the quotient is of one dense model and one mixture of equal loss (arXiv:2507.17702); a
     family stands for G models, so here all G are paid for. Infinite where dense models of these
-    sizes never get there. [`granularity_compute`] compares one model with one. Arguments and
-    errors are those of [`loss_leverage`].
+    sizes never get there. Arguments and errors are those of [`loss_leverage`].
     """
     comparison = _Comparison(law, C, members, split, flops, dense)
 

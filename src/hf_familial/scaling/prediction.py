@@ -93,9 +93,6 @@ def predict(fit: Source, level: float = 0.95, **variables: float) -> Estimate:
         level (`float`): Confidence.
         variables: All variables of the law, numbers.
 
-    Raises:
-        MissingColumnError: If a variable is missing.
-
     Example:
         >>> predict(fit, N=1e9, D=2e10, G=4).interval
     """

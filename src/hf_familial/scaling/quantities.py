@@ -121,9 +121,7 @@ def optimal(
         law ([`Law`]): Reads N and D.
         C (`float`): FLOPs.
         of (`str`): Which of them.
-        flops (`Callable`, *optional*): `flops(N, D, G)`; 6ND without it.
-        max_N (`float`, *optional*): Most parameters.
-        max_D (`float`, *optional*): Most tokens.
+        flops, max_N, max_D: As for `best`: cost of a run, most parameters, most tokens.
         given: The law's other variables, numbers.
     """
 
@@ -158,18 +156,10 @@ def granularity_compute(
 ) -> DerivedQuantity:
     """Return the factor of compute that buys back what G exits cost: the loss of `C` at G = 1.
 
-    Where the factor `G^gamma` stands on all that is reducible and C = 6ND this is
-    `G^(gamma (alpha + beta) / (alpha beta))`, whatever C is: the reducible loss at the optimum
-    falls as `C^-(alpha beta / (alpha + beta))`. Derived here; other laws are solved numerically.
-
-    Args:
-        law ([`Law`]): Reads N, D and G.
-        G (`float`): Exits.
-        C (`float`): FLOPs.
-        flops (`Callable`, *optional*): `flops(N, D, G)`; 6ND without it.
-
-    Raises:
-        ScalingError: If the law does not read G.
+    Where the factor `G^gamma` stands on all that is reducible and C = 6ND this is `G^(gamma (alpha
+    + beta) / (alpha beta))`, whatever C is: the reducible loss at the optimum falls as `C^-(alpha
+    beta / (alpha + beta))`. Derived here; other laws are solved numerically, at the cost `flops(N,
+    D, G)` of a run.
     """
     if "G" not in law.variable_names:
         raise ScalingError(f"`{law.name}` does not read `G`: it has no cost of granularity.")

@@ -18,11 +18,11 @@ from .quantities import DerivedQuantity, Interval, check_level
 from .results import Fit
 
 
-Kind = Literal["runs", "residuals", "wild"]
-Method = Literal["percentile", "bca", "basic"]
+Kind = Literal["runs", "wild"]
+Method = Literal["percentile", "bca"]
 
-KINDS = ("runs", "residuals", "wild")
-METHODS = ("percentile", "bca", "basic")
+KINDS = ("runs", "wild")
+METHODS = ("percentile", "bca")
 CHUNK = 128  # replicates that share a generator, whatever the number of workers
 ENOUGH = 0.9  # share of replicates that must come to an optimum
 
@@ -36,7 +36,7 @@ class Bootstrap:
         values (`Mapping[str, np.ndarray]`): Coefficients of the replicates that came to an
             optimum, each of shape (draws,).
         failed (`int`): Replicates that did not.
-        kind (`str`): What was resampled: `"runs"`, `"residuals"` or `"wild"`.
+        kind (`str`): What was resampled: `"runs"` or `"wild"`.
         seed (`int`): Of the generator.
     """
 
@@ -59,18 +59,9 @@ class Bootstrap:
     ) -> Interval:
         """Return the interval between quantiles of the replicates.
 
-        Args:
-            quantity ([`DerivedQuantity`]): What it is of.
-            level (`float`): Confidence.
-            method (`str`): `"percentile"`; `"bca"`, corrected for bias and skewness; or
-                `"basic"`, reflected at the estimate.
-
-        Raises:
-            ScalingError: If `level` or `method` is unlawful, or there are too few replicates for
-                the level.
-
-        Reference: Efron 1987, "Better Bootstrap Confidence Intervals", JASA 82(397); acceleration
-        from the influence of each run.
+        Method `"bca"` corrects `"percentile"` for bias and skewness, by the influence of each run
+        (Efron 1987, "Better Bootstrap Confidence Intervals", JASA 82(397)). `ScalingError` is
+        raised if there are too few replicates for the level.
         """
         check_level(level)
         if method not in METHODS:
@@ -90,9 +81,6 @@ class Bootstrap:
             _quantile(np.nan_to_num(cloud, nan=edge), share)
             for edge, share in zip((-np.inf, np.inf), ends, strict=True)
         ]
-        if method == "basic":
-            middle = float(quantity.scaled({n: np.asarray(v) for n, v in self.fit.values.items()}))
-            edges = [2 * middle - edges[1], 2 * middle - edges[0]]
         return Interval(level, quantity.unscaled(edges[0]), quantity.unscaled(edges[1]), method)
 
     def _corrected(
@@ -133,33 +121,25 @@ def bootstrap(
     Args:
         fit ([`Fit`]): The fit.
         draws (`int`): Replicates.
-        kind (`str`): `"runs"` draws runs with all their rows and with replacement; `"residuals"`
-            keeps the design and draws residuals, which must be alike in every row; `"wild"` keeps
+        kind (`str`): `"runs"` draws runs with all their rows and with replacement; `"wild"` keeps
             the design and gives the residuals of each run a random sign, so their size may differ
             from run to run.
         seed (`int`): Of the generator. The result is the same for any number of workers.
         workers (`int`): Threads.
 
     Raises:
-        ScalingError: If an argument is out of range, or `"residuals"` is asked for where runs
-            have several rows.
+        ScalingError: If an argument is out of range.
         NoOptimumError: If more than a tenth of the replicates come to no optimum.
     """
     if kind not in KINDS:
         raise ScalingError(f"`kind` must be one of {list(KINDS)}, got {kind!r}.")
     if draws < 1 or workers < 1:
         raise ScalingError(f"`draws` and `workers` must be 1 or more, got {draws} and {workers}.")
-    if kind == "residuals" and fit.data.runs < len(fit.data):
-        raise ScalingError(
-            "residuals of one run are not independent: use `kind` 'runs' or 'wild' where runs have "
-            f"several rows ({len(fit.data)} rows of {fit.data.runs} runs here)."
-        )
     covariance = None if kind == "runs" else CoefficientCovariance.of(fit)
 
     def part(chunk: tuple[int, np.random.SeedSequence]) -> Any:
         count, sequence = chunk
-        generator = np.random.default_rng(sequence)
-        return refit(fit, *_replicates(fit, covariance, kind, count, generator))
+        return refit(fit, *_replicates(fit, covariance, count, np.random.default_rng(sequence)))
 
     chunks = list(_chunks(draws, seed))
     if workers == 1:
@@ -187,7 +167,6 @@ def _chunks(draws: int, seed: int) -> Iterator[tuple[int, np.random.SeedSequence
 def _replicates(
     fit: Fit,
     covariance: CoefficientCovariance | None,
-    kind: Kind,
     count: int,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -196,12 +175,8 @@ def _replicates(
     if covariance is None:
         times = generator.multinomial(data.runs, np.full(data.runs, 1 / data.runs), size=count)
         return times[:, data.run_id] * data.weight, None
-    raised = np.sqrt(1 - covariance.leverage) ** (1 if kind == "residuals" else 2)
-    residual = fit.residuals() / raised
-    if kind == "residuals":
-        error = generator.choice(residual - np.average(residual), (count, len(data)))
-    else:
-        error = residual * generator.choice([-1.0, 1.0], (count, data.runs))[:, data.run_id]
+    residual = fit.residuals() / np.sqrt(1 - covariance.leverage) ** 2
+    error = residual * generator.choice([-1.0, 1.0], (count, data.runs))[:, data.run_id]
     fitted = fit.fitted()
     logs = fit.settings.objective == "log_huber"
     losses = fitted * np.exp(error) if logs else fitted + error

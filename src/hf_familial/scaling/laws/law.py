@@ -116,8 +116,7 @@ class Domain:
     """Where a law was fitted, and where it is known to fail.
 
     Attributes:
-        ranges (`Mapping[str, tuple[float, float]]`): By variable, smallest and largest value of
-            the runs behind the published values.
+        ranges (`Mapping[str, tuple[float, float]]`): By variable, of the runs behind the values.
         architectures (`tuple[str, ...]`): Of `"dense"`, `"moe"`, `"sparse"` and `"familial"`.
         settings (`str`): Data, schedule, how N and the FLOPs were counted.
         failures (`tuple[str, ...]`): Known failure modes, one sentence each.
@@ -282,10 +281,6 @@ class Law:
 
         Returns:
             `np.ndarray`: In the unit of `target` (nats per token for a loss).
-
-        Raises:
-            MissingColumnError: If a variable is missing.
-            ScalingError: If a parameter is missing.
 
         Example:
             >>> law = get_law("hoffmann")

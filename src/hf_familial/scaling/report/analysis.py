@@ -207,7 +207,7 @@ def analyse(
         fit ([`Fit`]): The fit.
         source ([`DataSource`], *optional*): The table of its rows.
         draws (`int`): Replicates of the bootstrap; 0 for none.
-        kind (`str`): What the bootstrap resamples: `"runs"`, `"residuals"` or `"wild"`.
+        kind (`str`): What the bootstrap resamples: `"runs"` or `"wild"`.
         seed (`int`): Seed of the bootstrap.
         workers (`int`): Threads of the bootstrap.
         profiles (`bool`): Whether to trace the profile of every free coefficient.

@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import TableError
 from .._cells import is_missing, marks_of, number_of, numbers_of
 from ._files import Table, left_out, some
-from ._names import Unit, find, others, parse_unit, plain, unit_in
+from ._names import UNITED, Unit, find, others, parse_unit, plain, unit_in
 from ._plausible import Sizes
 
 
@@ -31,7 +31,6 @@ EVERY_EXIT = ("exits", "eval_exits")
 EPOCHS = ("epochs", "num_epochs", "n_epochs")
 # what comes along where it is there, whatever the law reads
 COMPANIONS = ("N", "D", "C", "G", "D_unique", "weight", "seed")
-UNITED = ("N", "D", "C", "D_unique", "loss", "S")  # whose columns may name a unit
 VOCABULARY = 50_304  # rows of a head, where a table does not tell: it only widens what is allowed
 
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -151,7 +150,7 @@ class Selection:
         for name in wanted:
             column = self.column_of(name)
             # `u` is D_unique for a law that reads it, else the exits shallower than this one
-            other = name == "D_unique" and (column or "").lower() == "u" and not self.needs_unique
+            other = name == "D_unique" and column.lower() == "u" and not self.needs_unique
             if column and name != target and name not in self.values and not other:
                 self._take(name, column)
         unknown = sorted(set(choice.units) - set(self.values))
@@ -183,16 +182,15 @@ class Selection:
         self.rows = [row for row, good in zip(self.rows, kept, strict=True) if good]
         self.values = {name: values[kept] for name, values in self.values.items()}
 
-    def column_of(self, name: str) -> str | None:
-        """Return the column that holds a variable, if there is one."""
+    def column_of(self, name: str) -> str:
+        """Return the column that holds a variable, empty if there is none."""
         if name in self.choice.columns:
             return self._checked(self.choice.columns[name], name)
         if name == "N" and self.choice.size not in SIZES:
             raise TableError(f"N is one of {some(SIZES)}, got {self.choice.size!r}.")
         if name == "N" and SIZES[self.choice.size] in self.table.columns:
             return SIZES[self.choice.size]
-        found = find(self.table.columns, name)
-        return found.column if found else None
+        return find(self.table.columns, name)
 
     def sizes(self) -> Sizes:
         """Return the sizes of the rows, to be judged; of exits those of the whole run."""
@@ -268,7 +266,7 @@ class Selection:
         one_exit = re.fullmatch(r"(eval_)?exit[ :]?(\d+)", asked)
         if target in self.choice.columns or target != "loss":
             column = self.column_of(target)
-            if column is None:
+            if not column:
                 raise TableError(
                     f"{self.table.source} has no column {target}; it has {some(columns)}."
                 )
@@ -286,8 +284,8 @@ class Selection:
             column = LOSSES[asked] if LOSSES.get(asked) in columns else asked
         else:
             # a table of one loss needs no choice
-            column = self.column_of("loss") if asked == "mean" else None
-            if column is None:
+            column = self.column_of("loss") if asked == "mean" else ""
+            if not column:
                 raise TableError(
                     f"{self.table.source} has no loss {asked!r}; it has {some(columns, 20)}. Ask "
                     f"for {some(LOSSES)}, exit0 and so on, or a column."

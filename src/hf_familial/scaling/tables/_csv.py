@@ -126,7 +126,7 @@ class Grid:
 
 
 def _numbered(text: str) -> tuple[str, list[tuple[int, str]]]:
-    """Lines that are not blank with their numbers, and the delimiter if Excel tells it."""
+    """Return the delimiter if Excel tells it, and lines that are not blank by number."""
     lines = [(i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
     told = re.fullmatch(r'"?sep=(.)"?', lines[0][1].strip()) if lines else None
     while lines and (lines[0][1].startswith("\\") or RULES.fullmatch(lines[0][1].strip())):
@@ -135,7 +135,7 @@ def _numbered(text: str) -> tuple[str, list[tuple[int, str]]]:
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    """The mark that cuts the first lines into the same number of cells, the most of them."""
+    """Find the mark that cuts the first lines into the same number of cells."""
     shown = [line for line in lines[:LOOKED_AT] if not RULES.fullmatch(line.strip())]
     best, score = ",", (0.0, 0)
     for mark in DELIMITERS:

@@ -156,15 +156,7 @@ ALIASES = {
 }
 # what exporters write before the names of their own
 EXPORTED = re.compile(r"^(?:(?:summary|config|params|metrics|args|history|data)_)+|_value$")
-UNITED = ("N", "D", "C", "loss", "D_unique", "S")
-
-
-@dataclass(frozen=True)
-class Found:
-    """A column that holds a variable."""
-
-    column: str
-    unit: Unit | None = None
+UNITED = ("N", "D", "C", "loss", "D_unique", "S")  # whose columns may name a unit
 
 
 def plain(name: str) -> str:
@@ -177,25 +169,29 @@ def is_variable(name: str) -> bool:
     return any(find([name], variable) for variable in ALIASES)
 
 
-def find(columns: Iterable[str], variable: str) -> Found | None:
-    """Return the column of a variable by its name, or `None`."""
+def find(columns: Iterable[str], variable: str) -> str:
+    """Return the column of a variable by its name, empty if there is none.
+
+    The variable's own name goes first, then names in common use, then the same behind a prefix
+    (`summary/val_loss`), then names that tell a unit (`params (M)`, `log10_N`).
+    """
     names = list(columns)
     if variable in names:
-        return Found(variable, unit_in(variable, variable)[1])
+        return variable
     words = ALIASES.get(variable, plain(variable)).split()
     for key in (plain, _without_prefix):
         known = {key(name): name for name in reversed(names)}
         for word in words:
             if word in known:
-                return Found(known[word], unit_in(known[word], variable)[1])
+                return known[word]
     if variable not in UNITED:
-        return None
-    with_unit: dict[str, Found] = {}
+        return ""
+    with_unit: dict[str, str] = {}
     for name in reversed(names):
         rest, unit = unit_in(name, variable)
         if unit is not None:
-            with_unit[_without_prefix(rest)] = Found(name, unit)
-    return next((with_unit[word] for word in words if word in with_unit), None)
+            with_unit[_without_prefix(rest)] = name
+    return next((with_unit[word] for word in words if word in with_unit), "")
 
 
 def log_of(columns: Iterable[str], variable: str) -> str:

@@ -1,4 +1,4 @@
-"""Refuse numbers that no model has: units that were not told, logarithms, perplexities."""
+"""Reject numbers that no model has: units that were not told, logarithms, perplexities."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs"}
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is known of the sizes of runs."""
+    """Sizes of runs, as far as they are known."""
 
-    columns: Mapping[str, np.ndarray]
-    active: np.ndarray | None
-    G: np.ndarray
-    vocab: int
-    sure: Set[str]
-    lines: Sequence[int]
+    columns: Mapping[str, np.ndarray]  # N, D and C as far as the file has them, (rows,)
+    active: np.ndarray | None  # parameters that take part in one token, (rows,)
+    G: np.ndarray  # exits, (rows,)
+    vocab: int  # rows of a head
+    sure: Set[str]  # variables whose unit the user told
+    lines: Sequence[int]  # where each row is in the file
 
 
 def check_sizes(sizes: Sizes, source: str) -> None:
-    """Refuse N, D and C that no model has, or that do not belong to one another."""
+    """Reject N, D and C that no model has, or that do not belong to one another."""
     if set(sizes.columns) <= set(sizes.sure):
         return
     bad = dict(_problems(sizes, {}))
@@ -71,16 +71,14 @@ def check_sizes(sizes: Sizes, source: str) -> None:
 def _problems(
     sizes: Sizes, units: Mapping[str, Unit], exact: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """What is wrong with the numbers in some units, in words, and at which rows."""
+    """Yield what is wrong with the numbers in some units, in words, and at which rows."""
     values = {name: units.get(name, PLAIN).convert(v) for name, v in sizes.columns.items()}
     given = set(values)
     for name, other in (("D", "N"), ("N", "D")):
         if name not in values and {other, "C"} <= given:
             values[name] = values["C"] / (6 * values[other])  # as it will be had
     for name, column in values.items():
-        low, high = RANGES[name]
-        known = np.isfinite(column) & (column > 0)
-        wrong = known & ((column < low) | (column > high))
+        wrong = _outside(column, *RANGES[name])
         told = {name} if name in given else given
         if wrong.any() and not (told <= sizes.sure and exact):
             yield f"{name} = {_span(column[wrong])} is no number of {UNITS[name]}", wrong
@@ -91,9 +89,10 @@ def _problems(
         if wrong.any() and not told <= sizes.sure:
             yield f"D / N = {_span(ratio[wrong])} tokens per parameter is odd", wrong
     if {"N", "D", "C"} <= given:
-        active = values["N"] if sizes.active is None else sizes.active * (
-            values["N"] / sizes.columns["N"])  # fmt: skip
-        least = six_nd(np.minimum(active, values["N"]), values["D"])
+        active = values["N"]
+        if sizes.active is not None:
+            active = np.minimum(active, sizes.active * (values["N"] / sizes.columns["N"]))
+        least = six_nd(active, values["D"])
         most = HeadFlops(sizes.vocab)(values["N"], values["D"], sizes.G)
         wrong = (values["C"] < least / FACTOR) | (values["C"] > most * FACTOR)
         if wrong.any() and not {"N", "D", "C"} <= sizes.sure:
@@ -111,7 +110,7 @@ def _span(values: np.ndarray) -> str:
 
 
 def _suggestions(sizes: Sizes) -> list[dict[str, Unit]]:
-    """The fewest units that make the numbers right, the likeliest first."""
+    """Return the fewest units that make the numbers right, the likeliest first."""
     names = [name for name in sizes.columns if name not in sizes.sure]
     choices = [[PLAIN, *_candidates(sizes.columns[name], name)] for name in names]
     found = []
@@ -133,17 +132,15 @@ def _candidates(values: np.ndarray, name: str) -> Iterator[Unit]:
         return
     low, high = RANGES[name]
     narrow = known.max() / known.min() <= NARROW
-    for kind in ("log10", "ln"):
-        unit = Unit(kind)
-        if narrow and known.max() < 80 and low <= unit.convert(known).min() <= unit.convert(
-            known).max() <= high:  # fmt: skip
+    for unit in (Unit("log10"), Unit("ln")):
+        turned = unit.convert(known)
+        if narrow and known.max() < 80 and low <= turned.min() <= turned.max() <= high:
             yield unit
-    for factor in SCALED[name]:
-        yield Unit("scale", factor)
+    yield from (Unit("scale", factor) for factor in SCALED[name])
 
 
 def _strangeness(sizes: Sizes, units: Mapping[str, Unit]) -> float:
-    """How far the numbers are from those of common runs, in decades."""
+    """Return how far the numbers are from those of common runs, in decades."""
     values = {name: units.get(name, PLAIN).convert(v) for name, v in sizes.columns.items()}
     strange = 0.0
     if {"N", "D"} <= set(values):
@@ -152,8 +149,8 @@ def _strangeness(sizes: Sizes, units: Mapping[str, Unit]) -> float:
         ratio = values["C"] / six_nd(values["N"], values["D"])
         strange += 2 * abs(np.log10(_middle(ratio)))
     logs = sum(unit.kind != "scale" for unit in units.values())
-    odd = sum(u.kind == "scale" and u.factor not in (1e6, 1e9, 1e12, 1e18, 1e21) for u in (
-        units.values()))  # fmt: skip
+    common = (1e6, 1e9, 1e12, 1e18, 1e21)
+    odd = sum(u.kind == "scale" and u.factor not in common for u in units.values())
     return strange + 0.5 * odd - 1.5 * logs
 
 
@@ -181,7 +178,7 @@ def _looks(unit: Unit) -> str:
 
 
 def check_share(values: np.ndarray, name: str, source: str) -> None:
-    """Refuse a share in percent."""
+    """Reject a share in percent."""
     known = values[np.isfinite(values)]
     if len(known) and np.median(known) > 1 and known.max() <= 100:
         raise TableError(
@@ -190,7 +187,7 @@ def check_share(values: np.ndarray, name: str, source: str) -> None:
 
 
 def check_loss(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, source: str) -> None:
-    """Refuse losses that are none in nats per token."""
+    """Reject losses that are none in nats per token."""
     known = loss[np.isfinite(loss)]
     if not len(known):
         return
@@ -213,13 +210,13 @@ def check_loss(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, s
 
 
 def _middle(values: np.ndarray) -> float:
-    """The median of the numbers among some values, 0 without any."""
+    """Return the median of the numbers among some values, 0 without any."""
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else 0.0
 
 
 def check_fall(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, source: str) -> None:
-    """Refuse losses that grow with size and data, as accuracies do."""
+    """Reject losses that grow with size and data, as accuracies do."""
     if not {"N", "D"} <= set(sizes):
         return
     good = np.isfinite(loss) & np.isfinite(sizes["N"]) & np.isfinite(sizes["D"])

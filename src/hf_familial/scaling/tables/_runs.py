@@ -50,8 +50,7 @@ def named_runs(
     columns: Sequence[str], cells: Callable[[str], Sequence[Any]], own: Sequence[str], asked: str
 ) -> Runs:
     """Return the runs that a column such as `run_id` names."""
-    found = find(columns, "run_id")
-    column = asked or (found.column if found else "")
+    column = asked or find(columns, "run_id")
     if not column:
         return Runs(list(own))
     names = cells(column)

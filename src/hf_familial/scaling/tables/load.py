@@ -51,21 +51,17 @@ def load_runs(
 ) -> LoadedRuns:
     """Load the runs of a file as rows that a law, or each of several, can take.
 
-    Runs of another status, rows without a lawful number where a law needs one, and copies of a
-    row are left out and named in the notes. Of several rows of one run at the same N, D and G the
-    last one counts. Numbers that no model has are rejected, with the unit that they look like.
+    Runs of another status, rows without a lawful number where a law needs one, and copies of a row
+    are left out and named in the notes. Of several rows of one run at the same N, D and G the last
+    one counts. Numbers that no model has are rejected, with the unit that they look like.
 
     Args:
         path (`str` or `os.PathLike`): CSV, JSON lines, a JSON list or parquet.
         laws ([`Law`] or several): What will be fitted. N, D, C and G come along where they are
             there; one of N, D and C follows from the others by C = 6 N D where it is missing.
-        choice ([`ColumnChoice`], *optional*): Which N, which loss, which columns, units and rows.
-
-    Returns:
-        [`LoadedRuns`]
+        choice ([`ColumnChoice`]): Which N, which loss, which columns, units and rows.
 
     Raises:
-        OSError: If the file cannot be read.
         TableError: If it is no table, lacks a column, or holds what no model has.
         ScalingError: If no row is left.
 
