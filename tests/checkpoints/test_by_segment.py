@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from backbones import tiny_model
 from hub.hub_server import Blob, Hub, Repo, let_out
 from huggingface_hub import constants
 from reference import logits, stir, tiny_family, token_ids
 from safetensors.torch import load_file
+from support import family_of
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hf_familial import FamilialForCausalLM, FamilialModel
@@ -25,11 +25,6 @@ SHAPES = {
     "shared": {"exit_norm": "shared", "exit_head": "shared"},
     "mixed": {"num_exit_layers": 1, "exit_norm": "shared", "exit_head": "own"},
 }
-
-
-def family_of(model_type="llama", tied=False, **fields):
-    host = tiny_model(model_type, tie_word_embeddings=tied)
-    return stir(FamilialForCausalLM.from_backbone(host, exits=EXITS, **fields))
 
 
 def shards_of(folder):

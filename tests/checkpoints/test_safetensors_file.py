@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from reference import tiny_family
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from support import assert_same_tensors
 from transformers import LlamaConfig
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
@@ -39,18 +40,6 @@ def tensors_of(seed=0):
 
 def pieces_of(path, dtype=None):
     return [TensorCopy(n, s, dtype or s.dtype) for n, s in read_header(path).items()]
-
-
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        assert a[name].shape == b[name].shape
-        assert (
-            a[name].view(-1).view(torch.uint8).tolist()
-            == b[name].view(-1).view(torch.uint8).tolist()
-            or not a[name].numel()
-        )
 
 
 # headers
@@ -215,7 +204,9 @@ def test_copies_are_equal_byte_for_byte_however_they_are_made(patches, tmp_path,
     monkeypatch.setattr(safetensors_file, "CHUNK", 16)
     size = write_file(tmp_path / "b.safetensors", pieces_of(tmp_path / "a.safetensors"))
     assert size == (tmp_path / "b.safetensors").stat().st_size
-    same(load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors"))
+    assert_same_tensors(
+        load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
+    )
     assert read_header(tmp_path / "b.safetensors").keys() == tensors_of().keys()
 
 
@@ -234,7 +225,7 @@ def test_tensors_of_several_files_under_other_names_start_aligned(tmp_path):
         for i in range(3)
         for n, t in load_file(tmp_path / f"{i}.safetensors").items()
     }
-    same(found, {n: right[n] for n in found})
+    assert_same_tensors(found, {n: right[n] for n in found})
     assert len(found) == len(pieces)
     for stored in read_header(tmp_path / "out.safetensors").values():
         assert stored.start % (safetensors_file.BITS[stored.dtype] // 8) == 0

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from backbones import tiny_config, tiny_model
-from reference import logits, stir, tiny_family, token_ids, truncated_config
+from reference import logits, tiny_family, token_ids, truncated_config
 from safetensors.torch import load_file
+from support import family_of
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
@@ -36,11 +37,6 @@ SHAPES = [
         ("own", "shared"), ("own", "shared"), (0, 1), (False, True)
     )
 ]
-
-
-def family_of(model_type, tied=False, exits=None, **fields):
-    host = tiny_model(model_type, tie_word_embeddings=tied)
-    return stir(FamilialForCausalLM.from_backbone(host, exits=exits or EXITS, **fields))
 
 
 def ask_stock_client(folders, tmp_path):

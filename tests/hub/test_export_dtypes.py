@@ -7,6 +7,7 @@ import torch
 from backbones import tiny_model
 from reference import tiny_family
 from safetensors.torch import load_file
+from support import assert_same_tensors
 from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM
@@ -30,13 +31,6 @@ def tensors_in(folder):
     return found
 
 
-def same(found, right):
-    assert found.keys() == right.keys()
-    for name, tensor in right.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name], tensor), name
-
-
 def check_type(model_type, exits, tmp_path):
     """Exports from files and from memory, and families loaded in that dtype, against the host."""
     family = tiny_family(model_type, [2, 4])
@@ -53,15 +47,15 @@ def check_type(model_type, exits, tmp_path):
         for source in (family, tmp_path / "family"):
             report = export_exit(source, k, place / type(source).__name__, dtype=dtype)
             assert report.dtype == str(dtype).removeprefix("torch.")
-            same(tensors_in(report.path), right)
+            assert_same_tensors(tensors_in(report.path), right)
         loaded = FamilialForCausalLM.from_pretrained(tmp_path / "family", dtype=dtype)
         export_exit(loaded, k, place / "loaded")
-        same(tensors_in(place / "loaded"), right)
+        assert_same_tensors(tensors_in(place / "loaded"), right)
         for source in (family, tmp_path / "family"):
             options = {"dtype": dtype, "format": "familial"}
             report = export_exit(source, k, place / f"cut-{type(source).__name__}", **options)
             export_exit(report.path, -1, place / f"of-{report.path.name}")
-            same(tensors_in(place / f"of-{report.path.name}"), right)
+            assert_same_tensors(tensors_in(place / f"of-{report.path.name}"), right)
 
 
 @pytest.mark.parametrize("model_type", ["llama", *KEEPERS])
@@ -86,7 +80,7 @@ def test_a_warm_start_keeps_what_the_host_keeps(model_type, dtype, tmp_path):
     family.save_pretrained(tmp_path / "family")
     export_exit(tmp_path / "family", -1, tmp_path / "files")
     for source in ("memory", "files"):
-        same(tensors_in(tmp_path / source), tensors_in(tmp_path / "right"))
+        assert_same_tensors(tensors_in(tmp_path / source), tensors_in(tmp_path / "right"))
 
 
 def test_a_family_keeps_in_each_exit_what_the_host_keeps_in_its_norm(tmp_path):

@@ -14,26 +14,16 @@ if TYPE_CHECKING:
     from .push import Pushed, PushReport, push_exits_to_hub, push_family_to_hub
 
 # imported when it is first asked for: torch and transformers take seconds
-_LAZY = {
-    "choose_exit": ".choose",
-    "describe": ".description",
-    "ExitChoice": ".choose",
-    "ExitDescription": ".description",
-    "ExitVerdict": ".choose",
-    "export_exit": ".export",
-    "export_family": ".export",
-    "ExportReport": ".export",
-    "FamilyDescription": ".description",
-    "from_layerskip": ".importers",
-    "import_ruyi": ".importers",
-    "open_ruyi": ".importers",
-    "push_exits_to_hub": ".push",
-    "push_family_to_hub": ".push",
-    "Pushed": ".push",
-    "PushReport": ".push",
-    "RepoRevision": "._cards",
-    "Retry": "._client",
+_MODULES = {
+    "._cards": ("RepoRevision",),
+    "._client": ("Retry",),
+    ".choose": ("ExitChoice", "ExitVerdict", "choose_exit"),
+    ".description": ("ExitDescription", "FamilyDescription", "describe"),
+    ".export": ("ExportReport", "export_exit", "export_family"),
+    ".importers": ("from_layerskip", "import_ruyi", "open_ruyi"),
+    ".push": ("PushReport", "Pushed", "push_exits_to_hub", "push_family_to_hub"),
 }
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ExitChoice",

@@ -81,20 +81,9 @@ def open_ruyi(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> FamilyFiles:
-    """Open a Ruyi checkpoint as a family; its weights are not read.
+    """Open a Ruyi checkpoint as a family that `export_exit` takes; its weights are not read.
 
-    Args:
-        path_or_repo (`str` or `os.PathLike`): Folder, or repository on the Hub.
-        revision (`str`, *optional*): Branch, tag or commit of the repository.
-        token (`str` or `bool`, *optional*): For the Hub.
-
-    Returns:
-        [`FamilyFiles`]
-
-    Raises:
-        CheckpointError: If the weights are damaged, pickles, or not in this layout.
-        OSError: If there is no such checkpoint.
-        ValueError: If it is not a Ruyi checkpoint, or one that cannot be a family.
+    Arguments and errors are those of [`import_ruyi`].
     """
     source = find_source(path_or_repo, revision=revision, token=token)
     config = ruyi_config(_fields_of(source), source.name)

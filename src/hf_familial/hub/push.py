@@ -225,10 +225,10 @@ class _Push:
 
     def members(self, layout: str) -> dict[int, RepoRevision]:
         """Return the repository or branch of each member."""
-        name = self.repo.repo_id
+        name, depths = self.repo.repo_id, enumerate(self.config.exits)
         if layout == "repos":
-            return {k: RepoRevision(f"{name}-depth{d}") for k, d in enumerate(self.config.exits)}
-        return {k: RepoRevision(name, f"depth{depth}") for k, depth in enumerate(self.config.exits)}
+            return {k: RepoRevision(f"{name}-depth{depth}") for k, depth in depths}
+        return {k: RepoRevision(name, f"depth{depth}") for k, depth in depths}
 
     def member(self, exit_idx: int, repo: RepoRevision) -> Pushed:
         """Push one member as a plain checkpoint."""

@@ -396,7 +396,7 @@ class Extension:
     The bodies below say what a family does without the package: `from_backbone`, `max_exit` and
     `by_segment=True` raise, unknown backbones are not checked numerically, saving is the host's
     own, and the loss of sharded heads or of a compiled model is the host's, with all logits.
-    Relays run without fused weights and with a simple rule for draft lengths.
+    Relays run without fused weights, chains of drafts and learned draft lengths.
     """
 
     def warm_start(self, cls: Any, backbone: Any, loading: Any, **fields: Any) -> Any:
