@@ -31,7 +31,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "hub": ("Hub and checkpoints", ("hub", "checkpoints"), "hub.md"),
     "flops": ("FLOPs", ("flops",), "flops.md"),
     "isoflop": ("IsoFLOP sweeps", ("isoflop",), "sweeps.md"),
-    "scaling": ("Scaling laws", ("scaling",), "scaling.md"),
+    "scaling": ("Scaling laws", ("scaling", "scaling.report"), "scaling.md"),
     "runs": ("Runs", ("runs",), "sweeps.md"),
     "errors": ("Errors", ("errors",), "training.md"),
 }

@@ -4,10 +4,42 @@ Code that came with a checkpoint has classes of its own. So other rooms recognis
 it is and not by its class.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
+
+
+if TYPE_CHECKING:
+    from .policies import ConfidenceRelay, EarlyExitRelay, HandoffRelay, confidence
+    from .verification import BackboneReport, verify_backbone
+
+_LAZY = {
+    "BackboneReport": ".verification",
+    "ConfidenceRelay": ".policies",
+    "EarlyExitRelay": ".policies",
+    "HandoffRelay": ".policies",
+    "confidence": ".policies",
+    "verify_backbone": ".verification",
+}
+
+__all__ = [
+    "BackboneReport",
+    "ConfidenceRelay",
+    "EarlyExitRelay",
+    "HandoffRelay",
+    "confidence",
+    "is_family",
+    "is_family_config",
+    "verify_backbone",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name], __name__), name)
 
 
 def is_family_config(x: Any) -> bool:
