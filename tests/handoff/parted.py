@@ -10,10 +10,11 @@ from reference import tiny_family, token_ids
 
 from hf_familial import FamilialForCausalLM
 from hf_familial.checkpoints.cuts import check_cut, cut_config, cut_names, find_layout
-from hf_familial.handoff import HandoffState
+from hf_familial.handoff import HandoffState, server_side
 
 
 DEPTH = 2
+NEW = 8
 
 
 def family_and_device(
@@ -74,3 +75,32 @@ class Passes:
     def __exit__(self, *raised: Any) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+def hand_over(
+    side: Any, deep: Any, mode: str, ids: Any, mask: Any = None, dtype: Any = None, **settings: Any
+) -> Any:
+    """Hand a text over after its prompt; return what the other side makes of it."""
+    shallow = side.start(ids, mask, **{"max_new_tokens": NEW, **settings})
+    text = deep.resume(sent(shallow.state(mode, dtype)))
+    if mode == "split":
+        while True:
+            tokens = text.step()
+            if text.done:
+                break
+            shallow.take(tokens)
+            text.take(sent(shallow.state(mode, dtype)))
+    else:
+        text.generate()
+    return text
+
+
+def whole(family: Any, ids: Any, mask: Any = None, **settings: Any) -> Any:
+    """The same text from one process."""
+    return family.generate(
+        ids, attention_mask=mask, **{"max_new_tokens": NEW, "do_sample": False, **settings}
+    )
+
+
+def other_side(family: Any, mode: str) -> Any:
+    return server_side(family, 0, keep_lower=False) if mode == "split" else server_side(family, 0)

@@ -1,13 +1,22 @@
 """Three ways to hand a text over, each against one process that runs the whole family."""
 
 import gc
-import queue
-import threading
 import weakref
 
 import pytest
 import torch
-from parted import DEPTH, Passes, cut, family_and_device, padded_text, sent
+from parted import (
+    DEPTH,
+    NEW,
+    Passes,
+    cut,
+    family_and_device,
+    hand_over,
+    other_side,
+    padded_text,
+    sent,
+    whole,
+)
 from reference import tiny_family, token_ids
 
 from hf_familial import FamilialForCausalLM
@@ -15,45 +24,12 @@ from hf_familial.errors import HandoffError
 from hf_familial.handoff import (
     MODES,
     DeviceSide,
-    run_device,
-    run_server,
     server_side,
-    weights_digest,
 )
-from hf_familial.handoff._weights_digest import BLOCK, FACTOR, WIDTH, _column_sums, _weight
-from hf_familial.handoff.loops import decode_tokens, encode_tokens
 from hf_familial.hub.export import export_exit
 
 
-NEW = 8
 LAST = 12 + NEW - 1  # positions of a text of 12 and 8 tokens, of which the last is never run
-
-
-def hand_over(side, deep, mode, ids, mask=None, dtype=None, **settings):
-    """Hand a text over after its prompt; return what the other side makes of it."""
-    shallow = side.start(ids, mask, **{"max_new_tokens": NEW, **settings})
-    text = deep.resume(sent(shallow.state(mode, dtype)))
-    if mode == "split":
-        while True:
-            tokens = text.step()
-            if text.done:
-                break
-            shallow.take(tokens)
-            text.take(sent(shallow.state(mode, dtype)))
-    else:
-        text.generate()
-    return text
-
-
-def whole(family, ids, mask=None, **settings):
-    """The same text from one process."""
-    return family.generate(
-        ids, attention_mask=mask, **{"max_new_tokens": NEW, "do_sample": False, **settings}
-    )
-
-
-def other_side(family, mode):
-    return server_side(family, 0, keep_lower=False) if mode == "split" else server_side(family, 0)
 
 
 @pytest.mark.parametrize("num_exit_layers", [0, 1])
@@ -270,20 +246,6 @@ def test_rows_that_have_ended_stay_ended():
     assert not text[0, 10:].any()
 
 
-def test_two_processes_over_a_channel():
-    family, device = family_and_device("qwen3")
-    ids, mask = padded_text()
-    up, down, texts = queue.Queue(), queue.Queue(), []
-    deep = server_side(family, 0, keep_lower=False)
-    server = threading.Thread(target=lambda: texts.append(run_server(deep, down.put, up.get)))
-    server.start()
-    text = DeviceSide(device).start(ids, mask, max_new_tokens=NEW)
-    found = run_device(text, up.put, lambda: down.get(timeout=60), dtype="fp32")
-    server.join()
-    assert torch.equal(found, whole(family, ids, mask))
-    assert torch.equal(texts[0].tokens, found)
-
-
 def test_an_exported_member_hands_over(tmp_path):
     family = tiny_family("qwen3", [DEPTH, 4], num_exit_layers=1)
     family.generation_config.eos_token_id = None
@@ -314,91 +276,6 @@ def test_fewer_bytes_per_token_and_what_they_lose(dtype, taps, keys_and_values, 
     text = server_side(family, 0).resume(sent(shallow.state("migrate-light", dtype)))
     text.generate()
     assert error / 4 <= text.recomputed.tap_error <= error + 1e-6
-
-
-def test_a_digest_is_of_the_layers_that_both_have():
-    family, device = family_and_device("mistral", num_exit_layers=1)
-    mine = weights_digest(family, DEPTH)
-    assert weights_digest(device, DEPTH) == mine
-    assert weights_digest(family, 1) != mine
-    with torch.no_grad():  # what stands above may differ
-        family.model.backbone.layers[2].mlp.up_proj.weight.add_(1)
-        family.model.backbone.norm.weight.add_(1)
-    assert weights_digest(family, DEPTH) == mine
-
-
-@torch.no_grad()
-def one_number(device):
-    device.model.backbone.layers[1].mlp.up_proj.weight[3, 5] += 1e-3
-
-
-@torch.no_grad()
-def two_rows(device):
-    weight = device.model.backbone.embed_tokens.weight
-    weight[[8, 9]] = weight[[9, 8]]
-
-
-def theta(device):
-    device.model.backbone.config.rope_parameters["rope_theta"] = 5.0
-
-
-def half(device):
-    device.to(torch.bfloat16)
-
-
-@pytest.mark.parametrize("change", [one_number, two_rows, theta, half])
-def test_taps_of_other_layers_are_refused(change):
-    family, device = family_and_device("llama")
-    change(device)
-    shallow = DeviceSide(device).start(token_ids(1, 5))
-    with pytest.raises(HandoffError, match="the taps come from other layers"):
-        server_side(family, 0).resume(sent(shallow.state("migrate")))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [3, 2042, 50_001])
-def test_a_digest_sees_every_flip_and_every_exchange(size, dtype):
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(size, generator=generator).to(dtype)
-    before = _weight("w", weight)
-    assert _weight("w", weight.clone()) == before
-    assert _weight("w", torch.cat((weight[:1], weight))[1:]) == before  # whatever its place
-    bits = weight.view(torch.int32 if dtype is torch.float32 else torch.int16)
-    for _ in range(100):
-        i, j = torch.randint(size, (2,), generator=generator).tolist()
-        bits[i] ^= 1
-        assert _weight("w", weight) != before
-        bits[i] ^= 1
-        bits[[i, j]] = bits[[j, i]]
-        assert (_weight("w", weight) == before) == (i == j)
-        bits[[i, j]] = bits[[j, i]]
-    assert _weight("w", -weight) != before
-    assert _weight("w", weight.flip(0)) != before
-
-
-def test_sums_of_a_digest_are_the_same_on_devices_without_products_of_whole_numbers():
-    rows = torch.randint(-(2**62), 2**62, (3 * BLOCK // 2, WIDTH))
-    factors = torch.arange(len(rows)) * FACTOR
-    factors = ((factors >> 29) ^ factors) * FACTOR | 1
-    assert torch.equal(_column_sums(rows), (rows * factors[:, None]).sum(0))
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("changed", ["device", "server"])
-def test_weights_that_change_between_two_texts_are_noticed(changed, frozen):
-    family, device = family_and_device("llama")
-    side, deep = DeviceSide(device), server_side(family, 0)
-    deep.resume(sent(side.start(token_ids(1, 5)).state("migrate")))
-    model = device if changed == "device" else family
-    if frozen:
-        model.freeze_weights()
-    model.model.backbone.layers[0].mlp.up_proj.weight.data.add_(0.1)
-    state = sent(side.start(token_ids(1, 5)).state("migrate"))
-    if frozen:  # a broken promise
-        deep.resume(state)
-        return
-    with pytest.raises(HandoffError, match="the taps come from other layers"):
-        deep.resume(state)
 
 
 @pytest.mark.parametrize(
@@ -500,22 +377,6 @@ def test_messages_out_of_turn_are_refused():
     assert text.step().shape == (2, 1)
     with pytest.raises(HandoffError, match="got columns 6 to 7"):
         text.take(second)
-
-
-def test_the_message_with_tokens():
-    tokens = torch.tensor([[5], [7]])
-    payload = encode_tokens(tokens, done=True)
-    found, done = decode_tokens(payload, 2)
-    assert torch.equal(found, tokens)
-    assert done is True
-    with pytest.raises(HandoffError, match="a token for each of 3 rows is wanted"):
-        decode_tokens(payload, 3)
-    with pytest.raises(HandoffError, match="checksum"):
-        decode_tokens(payload[:-1] + b"\1", 2)
-    family, device = family_and_device("llama")
-    state = DeviceSide(device).start(tokens.T).state("split")
-    with pytest.raises(HandoffError, match="carries no tokens"):
-        decode_tokens(state.to_bytes(), 1)
 
 
 def test_a_device_may_answer_from_a_shallower_exit():

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from parted import DEPTH, cut, padded_text, sent
+from parted import DEPTH, NEW, cut, hand_over, other_side, padded_text, sent, whole
 from reference import tiny_family
-from test_handoff import NEW, hand_over, other_side, whole
 
 from hf_familial.handoff import MODES, DeviceSide, server_side
 from hf_familial.models.verification import VERIFIED

@@ -103,6 +103,11 @@ def test_yaml_numbers_in_words(tmp_path: Any) -> None:
     assert design.data_tokens == 10**9
 
 
+def test_a_size_in_words_is_a_number() -> None:
+    words, number = (design_of(sizes=(size,), granularities=(1,)) for size in ("1e5", 1e5))
+    assert [run.id for run in words.runs()] == [run.id for run in number.runs()]
+
+
 WRONG = [
     ({"budgts": [1]}, "`budgts` is unknown; did you mean `budgets`?"),
     ({"budgets": 3}, "`budgets` must be a list, got 3"),

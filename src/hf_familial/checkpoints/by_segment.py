@@ -59,12 +59,12 @@ OF_A_VARIANT = ("dtype", "torch_dtype", "transformers_version", "architectures")
 
 
 def splits_by_segment(nbytes: int, by_segment: bool | None = None) -> bool:
-    """Whether weights of this size go into one group of files per segment."""
+    """Return whether weights of this size go into one group of files per segment."""
     return nbytes >= SPLIT_FROM if by_segment is None else by_segment
 
 
 def may_split(model: Any, options: Mapping[str, Any], by_segment: bool | None) -> bool:
-    """Whether a model is to be saved by segment, the host's other ways of saving considered."""
+    """Return whether to save a model by segment: the host's other ways of saving exclude it."""
     if getattr(model, "hf_quantizer", None) is not None:
         return False  # the quantiser names and lays out all weights at once
     weights = options.get("state_dict") or model.state_dict()
@@ -78,16 +78,9 @@ def may_split(model: Any, options: Mapping[str, Any], by_segment: bool | None) -
 
 
 def segment_of(name: str, config: FamilialConfig, layers: str, norm: str) -> int:
-    """The shallowest exit whose member needs a tensor, or the one that it belongs to.
+    """Return the shallowest exit whose member needs a tensor, or the one that it belongs to.
 
-    Args:
-        name (`str`): Of a tensor of a `FamilialForCausalLM`, in memory or in a file.
-        config ([`FamilialConfig`]): Of the family.
-        layers (`str`): Path of the layers in the backbone.
-        norm (`str`): Path of the final norm in the backbone; empty if there is none.
-
-    Returns:
-        `int`: Index of an exit; the embedding and what is not in a layer belong to exit 0.
+    `layers` and `norm` are paths in the backbone. What is not in a layer belongs to exit 0.
     """
     last = config.num_exits - 1
     numbered = re.match(rf"model\.backbone\.{re.escape(layers)}\.(\d+)\.", name)
@@ -114,20 +107,9 @@ def save_checkpoint(
 ) -> None:
     """Save a family with the host's own means; the checkpoint that a folder held is replaced.
 
-    It is written aside first, so that the older one lasts until the new one is whole. While one
+    The new one is written aside first, so that the older one lasts until it is whole. While one
     takes the other's place the folder does not load: it never holds a mixture. Processes that save
     to one folder take turns.
-
-    Args:
-        save (`Callable[..., None]`): The host's `save_pretrained` of the model.
-        model ([`FamilialPreTrainedModel`]): What it saves.
-        folder (`str` or `os.PathLike`): Where to.
-        *args: Passed on.
-        by_segment (`bool`, *optional*): Whether each segment gets files of its own.
-        **kwargs: Passed on.
-
-    Raises:
-        OSError: If something cannot be written.
     """
     given = inspect.signature(save).bind(folder, *args).arguments
     kwargs |= {name: value for name, value in given.items() if name != "save_directory"}
@@ -180,11 +162,9 @@ def _turn(aside: Path) -> int | None:
 
 
 def _replace(folder: Path, aside: Path, variant: str | None) -> None:
-    """Put a finished checkpoint in the place of what a folder holds.
-
-    Without its index or only file a folder does not load: that goes first and comes last. The
-    config is never missing, for a folder without one is taken for a model of default sizes.
-    """
+    """Put a finished checkpoint in the place of what a folder holds."""
+    # Without its index or only file a folder does not load: that goes first and comes last. The
+    # config is never missing, for a folder without one is taken for a model of default sizes.
 
     def is_whole(name: str) -> bool:
         part = re.search(r"-of-\d{5}\.safetensors$", name)
@@ -242,19 +222,7 @@ def save_by_segment(
     is_main_process: bool = True,
     **kwargs: Any,
 ) -> None:
-    """Save a family's weights in one group of files per segment, with the host's own means.
-
-    Args:
-        save (`Callable[..., None]`): The host's `save_pretrained` of the model.
-        model ([`FamilialForCausalLM`]): What it saves.
-        folder (`Path`): Where to; it holds no other weights.
-        state_dict (`Mapping[str, Any]`, *optional*): Instead of the model's own.
-        is_main_process (`bool`, *optional*, defaults to `True`): Whether this one writes.
-        **kwargs: Passed on.
-
-    Raises:
-        OSError: If something cannot be written.
-    """
+    """Save a family's weights in one group of files per segment, with the host's own means."""
     tensors = dict(model.state_dict() if state_dict is None else state_dict)
     tensors = remove_tied_weights_from_state_dict(tensors, model)
     spec = model.model.spec

@@ -54,16 +54,10 @@ DEPTH_FIELDS: Mapping[str, tuple[str, ...]] = {"xlstm": ("num_blocks",)}
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a host's causal LM keeps its parts, as dotted paths.
+    """The dotted paths of the parts of a host's causal LM: the decoder in it, and in that the rest.
 
-    Attributes:
-        architecture (`str`): Name of its class.
-        decoder (`str`): Path of the decoder in it.
-        layers (`str`): Path of the list of layers in the decoder.
-        norm (`str`): Path of the final norm in the decoder; empty if there is none.
-        head (`str`): Path of the output head.
-        tensors (`frozenset[str]`): Names of its tensors, in memory.
-        routed (`bool`): Whether a layer of it chooses experts.
+    `norm` is empty if there is none; `tensors` are names in memory; `routed` says that a layer
+    chooses experts.
     """
 
     architecture: str
@@ -76,18 +70,7 @@ class Layout:
 
 
 def find_layout(text_config: Any) -> Layout:
-    """Ask a host where it keeps its parts: one without weights, on the meta device.
-
-    Args:
-        text_config (`PreTrainedConfig`): Config of the backbone.
-
-    Returns:
-        [`Layout`]
-
-    Raises:
-        CutError: If the host cannot be built with so few layers.
-        ValueError: If the backbone cannot be one of a family.
-    """
+    """Return where a host keeps its parts, found in one without weights, on the meta device."""
     with torch.device("meta"):
         try:
             host: Any = AutoModelForCausalLM.from_config(copy.deepcopy(text_config))
@@ -126,7 +109,7 @@ def member_depth(config: FamilialConfig, exit_idx: int) -> int:
 
 
 def reads_embedding(config: FamilialConfig, exit_idx: int) -> bool:
-    """Whether the output head of an exit is the input embedding."""
+    """Return whether the output head of an exit is the input embedding."""
     return _says_tied(config, exit_idx) and can_tie(config.text_config)
 
 
@@ -137,17 +120,9 @@ def _says_tied(config: FamilialConfig, exit_idx: int) -> bool:
 
 
 def check_cut(config: FamilialConfig, exit_idx: int, verified: bool = False) -> None:
-    """Refuse a cut that would change what the exit computes.
+    """Raise for a cut that would change what the exit computes.
 
-    Args:
-        config ([`FamilialConfig`]): Of the family.
-        exit_idx (`int`): Exit to cut at.
-        verified (`bool`, *optional*, defaults to `False`): Whether the result will be checked
-            numerically, so that types never tried may pass.
-
-    Raises:
-        CutError: With the reason.
-        IndexError: If there is no such exit.
+    A type that was never tried passes if the result is `verified` numerically afterwards.
     """
     exit_idx = config.resolve_exit(exit_idx)
     if exit_idx == config.num_exits - 1:
@@ -183,17 +158,9 @@ def check_cut(config: FamilialConfig, exit_idx: int, verified: bool = False) -> 
 
 
 def truncated_config(text_config: Any, depth: int) -> Any:
-    """The config of a host with fewer layers, as its own class reads and writes it.
+    """Return the config of a host with another depth, as its own class reads and writes it.
 
-    Args:
-        text_config (`PreTrainedConfig`): Of the whole backbone; not changed.
-        depth (`int`): Number of layers; beyond the backbone's, what holds for the last one repeats.
-
-    Returns:
-        `PreTrainedConfig`
-
-    Raises:
-        CutError: If its class does not accept such layers, or makes others of them.
+    Beyond the backbone's depth, what holds for the last layer repeats.
     """
     last = text_config.num_hidden_layers - 1
     sliced = slice_config(text_config, 0, depth)
@@ -216,18 +183,7 @@ def truncated_config(text_config: Any, depth: int) -> Any:
 
 
 def cut_config(config: FamilialConfig, exit_idx: int) -> FamilialConfig:
-    """The config of the family cut at an exit: that exit is the deepest, those above are gone.
-
-    Args:
-        config ([`FamilialConfig`]): Of the whole family; not changed.
-        exit_idx (`int`): Exit to cut at.
-
-    Returns:
-        [`FamilialConfig`]
-
-    Raises:
-        IndexError: If there is no such exit.
-    """
+    """Return the config of the family cut at an exit: that exit is the deepest, those above go."""
     exit_idx = config.resolve_exit(exit_idx)
     depth = member_depth(config, exit_idx)
     default = config.resolve_exit()
@@ -247,21 +203,11 @@ def cut_config(config: FamilialConfig, exit_idx: int) -> FamilialConfig:
 def cut_names(
     config: FamilialConfig, exit_idx: int, names: Iterable[str], layout: Layout
 ) -> dict[str, str]:
-    """Which tensors the family cut at an exit has, and what they are called there.
-
-    Args:
-        config ([`FamilialConfig`]): Of the whole family.
-        exit_idx (`int`): Exit to cut at.
-        names (`Iterable[str]`): Names of the family's tensors, in memory or in its files.
-        layout ([`Layout`]): Of the host that has the member's layers.
-
-    Returns:
-        `dict[str, str]`: Name in the whole family to name in the cut one, in the order given.
+    """Return the tensors that the family cut at an exit has: old names to new ones, in order.
 
     Raises:
         CutError: If a tensor that is needed is missing, or a private layer would stand where the
             host has a layer of another kind.
-        IndexError: If there is no such exit.
     """
     exit_idx = config.resolve_exit(exit_idx)
     early = exit_idx < config.num_exits - 1
@@ -297,7 +243,7 @@ def cut_names(
 
 
 def _within(name: str, bounds: Mapping[str, int]) -> bool:
-    """Whether a tensor of a numbered module has a number that is kept."""
+    """Return whether a tensor of a numbered module has a number that is kept."""
     for prefix, count in bounds.items():
         if name.startswith(prefix):
             return int(name[len(prefix) :].split(".", 1)[0]) < count

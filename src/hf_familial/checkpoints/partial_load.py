@@ -33,23 +33,9 @@ def load_cut(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Load the family cut at an exit; only the tensors it has are read, only their files fetched.
+    """Load the family cut at an exit with `load`, the host's `from_pretrained` of the class.
 
-    Args:
-        load (`Callable[..., Any]`): The host's `from_pretrained` of the class.
-        path_or_repo (`str` or `os.PathLike`): Folder, or id of a repository on the Hub.
-        max_exit (`int`): Exit to cut at: the deepest one of the result.
-        *args: Passed on.
-        **kwargs: Passed on.
-
-    Returns:
-        [`FamilialForCausalLM`], or what `load` returns.
-
-    Raises:
-        CutError: If the family cannot be cut at this exit.
-        IndexError: If there is no such exit.
-        OSError: If there is no such checkpoint, or a file that is needed is missing.
-        ValueError: If a file of weights is outside the checkpoint's folder.
+    Only the tensors that it has are read, and only their files fetched.
     """
     where = {name: kwargs[name] for name in WHERE if name in kwargs}
     config = kwargs.pop("config", None)

@@ -213,8 +213,10 @@ def _show_analysis(analysis: Analysis) -> None:
     table("", ["", "value", *interval_head(analysis), ""], rows)
     best = optimum_table(analysis)
     if best is not None:
-        table(best.title, best.head, best.rows)
-        typer.echo(best.note)
+        kept = [i for i, name in enumerate(best.head) if "interval" not in name]  # 80 columns
+        rows = [[row[i] for i in kept] for row in best.rows]
+        table(best.title, [best.head[i] for i in kept], rows)
+        typer.echo(best.note.replace(", delta-method intervals", ""))
     columns = ", ".join(f"{name} = {column}" for name, column in source.columns.items())
     told = [f"Columns: {columns}."] if columns else []
     told += [f"Runs: {source.facts.words}."] if source.facts.words else []

@@ -1,4 +1,4 @@
-"""What exits predict: every exit from one backbone pass, its logits a chunk of rows at a time."""
+"""Predictions of all exits: one backbone pass, and logits for a chunk of rows at a time."""
 
 from __future__ import annotations
 

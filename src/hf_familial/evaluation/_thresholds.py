@@ -58,7 +58,7 @@ class ExitPredictions:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """One setting of the thresholds, and what it does to texts that it was not made from.
+    """A setting of the thresholds, and its effect on texts that it was not made from.
 
     Attributes:
         thresholds (`dict[int, float]`): By index of the exit; exits that never let go are absent.

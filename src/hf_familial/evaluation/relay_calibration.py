@@ -27,7 +27,7 @@ GOALS = ("agreement", "loss")
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds of a relay, and what they do to texts that they were not made from.
+    """Thresholds of a relay, and their effect on texts that they were not made from.
 
     Attributes:
         relay ([`ConfidenceRelay`]): Ready for `relay_generate`.

@@ -38,7 +38,7 @@ class CacheSize:
 
 @dataclass(frozen=True)
 class MemberFlops:
-    """One member at one length of text, for a batch of one.
+    """The cost of one member at one length of text, for a batch of one.
 
     Attributes:
         parameters ([`ParameterCount`]): Its size by every convention.

@@ -156,7 +156,7 @@ def restored_generator(state: torch.Tensor | None) -> torch.Generator | None:
 
 
 class HandoffText:
-    """What both sides' texts have in common.
+    """The common part of the texts of both sides.
 
     Attributes:
         tokens (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
@@ -170,12 +170,12 @@ class HandoffText:
 
     @property
     def tokens(self) -> torch.Tensor:
-        """The text so far, shape `(batch, seq)`."""
+        """Return the text so far, shape `(batch, seq)`."""
         return self._text.input_ids
 
     @property
     def done(self) -> bool:
-        """Whether the text has ended."""
+        """Return whether the text has ended."""
         return self._text.done
 
     def _add_columns(self, mask: torch.Tensor, positions: torch.Tensor | None = None) -> None:

@@ -87,7 +87,7 @@ class DeviceSide:
 
 
 class DeviceText(HandoffText):
-    """One text, or a batch of them, on the side that runs the layers below the exit.
+    """A text, or a batch of them, on the side that runs the layers below the exit.
 
     Made by [`DeviceSide.start`].
 

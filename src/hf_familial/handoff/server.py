@@ -66,7 +66,7 @@ class ServerSide:
 
     @property
     def keeps_lower(self) -> bool:
-        """Whether the layers below the exit are here too."""
+        """Return whether the layers below the exit are here too."""
         return bool(self.expected_layers)
 
     @property
@@ -137,7 +137,7 @@ def server_side(model: Any, exit_idx: int, keep_lower: bool = True) -> ServerSid
 
 
 class ServerText(HandoffText):
-    """One text, or a batch of them, on the side that runs the layers above the exit.
+    """A text, or a batch of them, on the side that runs the layers above the exit.
 
     Made by [`ServerSide.resume`].
 

@@ -1,4 +1,4 @@
-"""What a sweep and its workers say to each other: plain data, a line of JSON each."""
+"""Messages between a sweep and its workers: plain data, a line of JSON each."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ MAX_DEPTH = 512
 
 @dataclass(frozen=True)
 class BackboneTemplate:
-    """How the backbones of a design grow: any decoder of transformers, at any size.
+    """The backbones of a design: any decoder of transformers, at any size.
 
     Attributes:
         model_type (`str`): Architecture.
@@ -167,15 +168,19 @@ class BackboneTemplate:
 
 def read_size(size: float | str) -> float | tuple[int, int]:
     """Return a number of parameters, or width and depth of words such as `"64x4"`."""
-    if isinstance(size, str):
-        found = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", size)
-        if not found or not int(found[1]) * int(found[2]):
-            raise DesignError(
-                "`sizes` must be numbers of parameters or `width x depth` such as `64x4`, got "
-                f"{size!r}.",
-                "sizes",
-            )
+    found = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", str(size))
+    if found and int(found[1]) * int(found[2]):
         return int(found[1]), int(found[2])
-    if size <= 0:
-        raise DesignError(f"`sizes` must be positive, got {size}.", "sizes")
-    return size
+    try:
+        number = float(size)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DesignError(
+            "`sizes` must be numbers of parameters or `width x depth` such as `64x4`, got "
+            f"{size!r}.",
+            "sizes",
+        )
+    if number <= 0:
+        raise DesignError(f"`sizes` must be positive, got {number}.", "sizes")
+    return number

@@ -220,7 +220,7 @@ def _check_different(name: str, values: tuple[Any, ...]) -> None:
 
 
 class _Family(NamedTuple):
-    """What all runs of one width, depth and G share."""
+    """A family of one width, depth and G, which runs of all budgets and seeds share."""
 
     width: int
     depth: int

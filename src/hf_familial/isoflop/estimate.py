@@ -51,7 +51,7 @@ class BudgetCheck:
 
     @property
     def advice(self) -> str:
-        """What to change, if anything."""
+        """Sizes to add, if the expected optimum is not inside."""
         if self.brackets:
             return "brackets its expected optimum"
         if len(self.sizes) < 3:

@@ -10,15 +10,10 @@ from torch import nn
 
 
 def gather_head(head: Any, read: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Make `read` a forward pass of a head that FSDP2 shards, which gathers its weight.
+    """Return `read` as a forward pass of a head that FSDP2 shards, which gathers its weight.
 
-    Args:
-        head (`nn.Module`): An output head.
-        read (`Callable`): Takes tensors by position, since FSDP2 hooks these into the graph.
-
-    Returns:
-        `Callable`: Called as `read` is; the head is whole inside and sharded again afterwards.
-        `None` if the head is sharded by other means, or something else takes part in its call.
+    It takes tensors by position, since FSDP2 hooks these into the graph. The result is `None` if
+    the head is sharded by other means, or something else takes part in its call.
     """
     if not _is_sharded_linear(head) or hasattr(head, "_hf_hook"):
         return None

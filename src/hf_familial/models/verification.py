@@ -142,12 +142,7 @@ def verify_backbone(
 
 
 def check_unverified(host: PreTrainedModel, private_layers: bool) -> None:
-    """Raise `ValueError` if a backbone that is not known to work fails the numeric checks.
-
-    Args:
-        host (`PreTrainedModel`): A causal LM with weights.
-        private_layers (`bool`): Whether segments must be able to go on from taps.
-    """
+    """Raise `ValueError` if a backbone that is not known to work fails the numeric checks."""
     text_config = host.config.get_text_config(decoder=True)
     # a composite may treat the logits of its language model in its own way
     known = text_config.model_type in VERIFIED and text_config is host.config
@@ -160,13 +155,10 @@ def check_unverified(host: PreTrainedModel, private_layers: bool) -> None:
 
 
 def check_family(family: Any) -> None:
-    """Raise `ValueError` if the backbone of a family fails the checks that it needs.
-
-    On the meta device, as in `from_pretrained`, weights come later.
-    """
+    """Raise `ValueError` if the backbone of a family fails the checks that it needs."""
     check_hooks(family.config.text_config)
     if family.device.type == "meta":
-        return
+        return  # as in `from_pretrained`, where weights come later
     if family.config.text_config.model_type not in VERIFIED:
         check_unverified(as_host(family), private_layers=bool(family.config.num_exit_layers))
 
@@ -191,14 +183,7 @@ def _function(owner: Any, name: str) -> Any:
 
 
 def as_host(family: Any) -> PreTrainedModel:
-    """The host's causal LM around a family's own backbone and shared head.
-
-    Args:
-        family ([`FamilialForCausalLM`]): Its modules are shared, not copied.
-
-    Returns:
-        `PreTrainedModel`: What transformers would build from `config.text_config`.
-    """
+    """Return the host's causal LM around a family's own backbone and shared head."""
     with torch.device("meta"):
         host = AutoModelForCausalLM.from_config(copy.deepcopy(family.config.text_config))
     empty = decoder_of(host)

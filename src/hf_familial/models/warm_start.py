@@ -25,20 +25,7 @@ SKIPPED = ("modules_to_not_convert", "llm_int8_skip_modules")
 
 
 def load_host(backbone: Any, **kwargs: Any) -> PreTrainedModel:
-    """The causal LM to start from, loaded or as given.
-
-    Args:
-        backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, folder, or a model.
-        **kwargs: Passed to `AutoModelForCausalLM.from_pretrained`.
-
-    Returns:
-        `PreTrainedModel`: With an output head.
-
-    Raises:
-        OSError: If there is no such checkpoint.
-        TypeError: If `backbone` is neither, or `kwargs` come with a model in memory.
-        ValueError: If the model has no language-model head, or is a family already.
-    """
+    """Return the causal LM to start from, loaded or as given; raise if it has no head."""
     if isinstance(backbone, PreTrainedModel):
         if kwargs:
             raise TypeError(
@@ -68,21 +55,7 @@ def family_of(
     num_exits: int | None,
     **fields: Any,
 ) -> Any:
-    """Build a family around a host's modules, without allocating its weights twice.
-
-    Args:
-        cls (`type`): [`FamilialForCausalLM`].
-        host (`PreTrainedModel`): A causal LM; its modules and config become the family's.
-        exits (`list[int]`, *optional*): Depths.
-        num_exits (`int`, *optional*): Instead of `exits`.
-        **fields: Further fields of [`FamilialConfig`].
-
-    Returns:
-        [`FamilialForCausalLM`]: In the mode of the host.
-
-    Raises:
-        ValueError: If the exits are wrong or the decoder cannot be cut at a depth.
-    """
+    """Build a family around a host's modules, without allocating its weights twice."""
     if exits is not None and num_exits is not None:
         raise ValueError(f"give `exits` or `num_exits`, not both: got {exits} and {num_exits}.")
     check_unverified(host, private_layers=bool(fields.get("num_exit_layers")))

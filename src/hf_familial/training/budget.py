@@ -46,10 +46,6 @@ def steps_for_budget(budget: float, flops_per_step: float) -> int:
 
     As `args.max_steps` it lets the learning rate's schedule end with the budget.
 
-    Args:
-        budget (`float`): FLOPs of the whole run.
-        flops_per_step (`float`): FLOPs of one step.
-
     Raises:
         ValueError: If one of them is not positive, or the budget does not pay for a single step.
 

@@ -99,9 +99,6 @@ def pretrain(
         checkpoint (`str`, *optional*): Folder of the checkpoint to go on from, bit for bit as if
             there had been no break.
         callbacks (`Sequence[TrainerCallback]`, *optional*): Further ones.
-
-    Returns:
-        [`FamilialTrainer`]: After training.
     """
     set_seed(args.seed)
     trainer = FamilialTrainer(

@@ -63,23 +63,16 @@ class ExitSchedule:
     - `"decay"`: it falls linearly to 0 over the last `fraction` (the idea of Ruyi2,
       arXiv:2602.22543);
     - `"rotating"`: one at a time, in turn (LayerSkip's rotational curriculum, arXiv:2404.16710);
-    - `"gradual"`: the deeper join first, evenly over the first `fraction` (LayerSkip's gradual
-      one).
-
-    Attributes:
-        weights (`tuple[float, ...]`): Of all exits, see `exit_weights`.
-        kind (`str`): One of the above.
-        total_steps (`int`): Optimiser steps of the whole run.
-        fraction (`float`): Share of the steps over which the weights change.
+    - `"gradual"`: the deeper join first, evenly over the first `fraction` (LayerSkip's too).
 
     Raises:
         ValueError: If the kind is unknown, or the fraction is not within (0, 1].
     """
 
-    weights: tuple[float, ...]
+    weights: tuple[float, ...]  # of all exits, see `exit_weights`
     kind: str = "constant"
-    total_steps: int = 0
-    fraction: float = 0.5
+    total_steps: int = 0  # optimiser steps of the whole run
+    fraction: float = 0.5  # share of the steps over which the weights change
 
     def __post_init__(self) -> None:
         check_choice("exit_schedule", self.kind, SCHEDULES)

@@ -1,4 +1,4 @@
-"""Which parameters of a pretrained decoder learn when it becomes a family."""
+"""The parameters of a pretrained decoder that learn when it becomes a family."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ def train_exits_only(model: FamilialForCausalLM) -> list[str]:
 
     The backbone then runs without keeping activations, and the deepest exit stays what it was, bit
     for bit.
-
-    Args:
-        model ([`FamilialForCausalLM`]): The family; `requires_grad` of its parameters is set.
 
     Returns:
         `list[str]`: Names of the parameters that learn.
@@ -46,12 +43,6 @@ def lora_targets(model: FamilialForCausalLM) -> str | list[str]:
     peft looks its defaults up by `config.model_type`, which is `familial` here, so it asks for
     `target_modules`. This function looks them up by the type of the decoder. The names hold for
     private layers too.
-
-    Args:
-        model ([`FamilialForCausalLM`]): The family to be adapted.
-
-    Returns:
-        `str` or `list[str]`: The argument of `LoraConfig(target_modules=...)`.
 
     Raises:
         ValueError: If peft has no default for this decoder. The message names its linear modules.

@@ -290,12 +290,7 @@ class BackboneSpec:
 
 
 def find_backbone_spec(backbone: Any) -> BackboneSpec:
-    """Find the layers and the final norm of a host's decoder, as `AutoModel` builds it.
-
-    Raises:
-        ValueError: If the backbone is known not to work or has no list of layers and final norm;
-            the message names it, the reason, and what is supported.
-    """
+    """Find the layers and the final norm of a host's decoder, as `AutoModel` builds it."""
     config = backbone.config
     model_type = config.model_type
     if model_type in UNSUPPORTED:
@@ -328,11 +323,7 @@ def find_backbone_spec(backbone: Any) -> BackboneSpec:
 
 
 def decoder_of(host: Any) -> Any:
-    """Return the decoder inside a causal LM or a composite: the part that `AutoModel` would build.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Return the decoder inside a causal LM or a composite, the part that `AutoModel` builds."""
     config = host.config.get_text_config(decoder=True)
     if config.model_type in UNSUPPORTED:
         raise unsupported_backbone(config.model_type, UNSUPPORTED[config.model_type])
@@ -372,10 +363,7 @@ WEIGHT = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
 
 
 def balances(config: Any, router_logits: Sequence[torch.Tensor] | None) -> bool:
-    """Return whether there is a load-balancing loss: routers ran, and the host has one.
-
-    A host that transformers does not know is taken to have one.
-    """
+    """Return whether routers ran, and the host (or one that is unknown) has a loss for them."""
     return bool(router_logits) and _balance_function(config) is not None
 
 
@@ -399,17 +387,10 @@ def _field(config: Any, names: Sequence[str]) -> Any:
 def balance_loss(
     config: Any, router_logits: Sequence[torch.Tensor], attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, float]:
-    """Compute the load-balancing loss of a mixture of experts as its host does.
+    """Compute the load-balancing loss of a mixture of experts as its host does, and its weight.
 
-    Args:
-        config (`PreTrainedConfig`): Config of the backbone.
-        router_logits (`Sequence[torch.Tensor]`, each of shape `(batch * seq, experts)`): Per layer.
-        attention_mask (`torch.Tensor` of shape `(batch, seq)`, *optional*): 0 for padding.
-
-    Returns:
-        `tuple[torch.Tensor, float]`: The loss, of shape `()`, and the coefficient it enters with.
-
-    Reference: Switch Transformers, arXiv:2101.03961, equations 4 to 6.
+    `router_logits` are `(batch * seq, experts)` for each layer. Reference: Switch Transformers,
+    arXiv:2101.03961, equations 4 to 6.
     """
     num_experts = _field(config, EXPERTS)
     if num_experts is None:

@@ -35,7 +35,6 @@ class FamilialModelOutput(MoeModelOutputWithPast):
     Args:
         exit_hidden_states (`tuple[torch.FloatTensor]`, *optional*): With `output_exits=True`: G
             tensors of shape `(batch, seq, hidden)`, after each exit's norm, shallowest first.
-            `last_hidden_state` is that of the deepest exit that ran.
     """
 
     exit_hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -72,11 +71,7 @@ def _private_layer(layers: nn.ModuleList, index: int, keep: bool) -> nn.Module:
 
 
 def build_head(text_config: Any) -> nn.Linear:
-    """Build the output head of the host's causal LM, as the host shapes it.
-
-    Raises:
-        ValueError: If the host has no causal LM, or its head is not one linear map.
-    """
+    """Build the output head of the host's causal LM; raise if it is not one linear map."""
     # a host on the meta device costs no memory, and knows its head better than any table
     with torch.device("meta"):
         try:
@@ -128,11 +123,9 @@ class FamilialPreTrainedModel(PreTrainedModel):
         """Load as in the host; with `max_exit`, the family cut at that exit.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder, or id of a repository.
-            *model_args: As in the host.
+            pretrained_model_name_or_path, model_args, kwargs: As in the host.
             max_exit (`int`, *optional*): Exit that becomes the deepest one. Only the tensors of the
                 exits up to it are read, and only their files fetched. It needs the package.
-            **kwargs: As in the host.
 
         Raises:
             IndexError: If there is no exit `max_exit`.
@@ -157,13 +150,11 @@ class FamilialPreTrainedModel(PreTrainedModel):
         then replaced. Weights of another `variant` stay if the config is the same.
 
         Args:
-            save_directory (`str` or `os.PathLike`): Folder.
-            *args: As in the host.
+            save_directory, args, kwargs: As in the host.
             by_segment (`bool`, *optional*): Whether the weights of each segment and its exit go
                 into files of their own, so that a shallow member needs only the first ones.
                 Defaults to doing so from 100 MB of weights on. Adapters, variants, distributed
                 checkpoints and quantised models are never split. It needs the package.
-            **kwargs: As in the host.
         """
         save = super().save_pretrained
         extension().save(save, self, save_directory, *args, by_segment=by_segment, **kwargs)
@@ -188,9 +179,6 @@ class FamilialPreTrainedModel(PreTrainedModel):
 
 class FamilialModel(FamilialPreTrainedModel):
     """A host's decoder with early exits, without heads.
-
-    Args:
-        config ([`FamilialConfig`]): Backbone and exits.
 
     Raises:
         ValueError: If the backbone cannot be cut at a depth.

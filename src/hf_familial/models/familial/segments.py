@@ -156,13 +156,7 @@ def _install_hooks(backbone: Any) -> bool:
 
 
 class SegmentRunner:
-    """One segment on one cache, to be run many times: its views are made once.
-
-    Args:
-        decoder ([`HostDecoder`]): The backbone.
-        segment ([`Segment`]): What to run.
-        cache ([`Cache`]): The family's cache, long enough for the segment's slots.
-    """
+    """A segment on a cache, to be run many times: its views are made once."""
 
     def __init__(self, decoder: HostDecoder, segment: Segment, cache: Cache) -> None:
         self.decoder, self.segment = decoder, segment
@@ -251,8 +245,7 @@ def _neutralise(view: Any, name: str, kind: str) -> None:
 def slice_config(config: Any, start: int, stop: int) -> Any:
     """Return the config of a model made of the layers `[start, stop)` of this one.
 
-    Every per-layer list is cut to match. `stop` may exceed the depth of the original: beyond it,
-    the last entry repeats. Layer indices and offsets in a period of layers count from `start`.
+    `stop` may exceed its depth: beyond it, what holds for the last layer repeats.
     """
     depth = config.num_hidden_layers
     sliced = copy.copy(config)
@@ -311,10 +304,7 @@ class _RecurrentCache(Cache):
 
 
 def grow_cache(cache: Cache, slots: Collection[int], sources: Sequence[tuple[Any, int]]) -> None:
-    """Give a cache the slots that it lacks, empty and of its own kind; those before them too.
-
-    For each slot, `sources` has a config and the index in it of the layer that the slot serves.
-    """
+    """Give a cache slots that it lacks, of its own kind, given config and index of their layers."""
     for slot, (config, layer_idx) in enumerate(sources[: 1 + max(slots)]):
         missing = slot >= len(cache.layers)
         if missing or (slot in slots and isinstance(cache.layers[slot], UnusedLayer)):
@@ -336,10 +326,8 @@ def _new_slot(cache: Cache, config: Any, layer_idx: int, wanted: int) -> Any:
 
 
 def hide_unused(cache: DynamicCache, slots: Collection[int]) -> None:
-    """Put placeholders into a cache's empty slots that are not needed; `grow_cache` fills them.
-
-    What the host does to every slot, such as cropping, would fail on a slot that was never filled.
-    """
+    """Put placeholders into a cache's empty slots that are not needed; `grow_cache` fills them."""
+    # what the host does to every slot, such as cropping, would fail on one that was never filled
     for slot, layer in enumerate(cache.layers):
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             used = any(layer.has_previous_state.values())
@@ -362,10 +350,7 @@ def cache_lengths(layers: Iterable[Any]) -> set[int]:
 
 
 def check_lengths(cache: Cache, slots: Sequence[int]) -> None:
-    """Raise if some slots have seen fewer positions than others.
-
-    A plain forward on such a cache reads its masks from one layer and is silently wrong.
-    """
+    """Raise if some slots have seen fewer positions: a plain forward would be silently wrong."""
     if torch.compiler.is_compiling():
         return
     layers = [cache.layers[slot] for slot in slots]
@@ -382,13 +367,7 @@ def check_lengths(cache: Cache, slots: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Members:
-    """The members of a family, as segments of its backbone.
-
-    Attributes:
-        config ([`FamilialConfig`]): Depths of the exits, number of private layers.
-        decoder ([`HostDecoder`]): The backbone.
-        exits (`nn.ModuleList`): The modules of the early exits.
-    """
+    """The members of a family, as segments of its backbone."""
 
     config: Any
     decoder: HostDecoder
@@ -416,10 +395,7 @@ class Members:
         return Segment(layers, depth, self.norm(exit_idx), self.slots(exit_idx)[depth:])
 
     def slots(self, exit_idx: int) -> list[int]:
-        """Return the cache slots of a member: the backbone's up to its depth, then private ones.
-
-        Private slots stand after all of the backbone's, exit by exit.
-        """
+        """Return the cache slots of a member: the backbone's up to its depth, then private ones."""
         slots = list(range(self.config.exits[exit_idx]))
         if exit_idx < len(self.exits):
             count = self.config.num_exit_layers

@@ -21,7 +21,7 @@ from .analysis import Analysis
 
 
 MOST_EXITS = 8
-BUDGETS = 10.0 ** np.arange(18, 27)
+BUDGETS = 10.0 ** np.arange(9, 31)
 
 
 @dataclass(frozen=True)
