@@ -33,9 +33,9 @@ def kill(folder, forms, seed=0, step=1):
 @pytest.mark.parametrize(
     ("forms", "step"),
     [
-        (("segments", "segments", "file"), 24),
-        (("file", "small", "segments"), 30),
-        (("shards", "file", "shards"), 20),
+        (("segments", "segments", "file"), 14),
+        (("file", "small", "segments"), 18),
+        (("shards", "file", "shards"), 10),
     ],
     ids=["segments", "file", "shards"],
 )

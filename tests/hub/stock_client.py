@@ -7,16 +7,7 @@ import json
 import sys
 
 
-class Absent:
-    """Makes a package impossible to import."""
-
-    def find_spec(self, name, path=None, target=None):
-        """Refuse, before anything else is asked."""
-        if name.split(".")[0] == "hf_familial":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, Absent())
+sys.modules["hf_familial"] = None  # as if it were not installed
 
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402

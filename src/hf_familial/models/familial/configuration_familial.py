@@ -101,7 +101,7 @@ def check_layers(text_config: Mapping[str, Any]) -> None:
 
 
 def _of_text_config(name: str) -> property:
-    """Return a property that reads and writes a field of `text_config`."""
+    """Return a property for a field of `text_config`."""
 
     def read(self: FamilialConfig) -> Any:
         try:
@@ -129,8 +129,7 @@ class AutoMap(dict[str, str]):
 class FamilialConfig(PreTrainedConfig):
     r"""Configuration of a [`FamilialModel`] or [`FamilialForCausalLM`].
 
-    A familial model is a decoder with G exits on one shared backbone. The backbone is described by
-    `text_config`, the config of any decoder of transformers; the other fields describe the exits.
+    A familial model is a decoder (the backbone, of any type) with G exits.
 
     Args:
         text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a [`LlamaConfig`]):
@@ -307,9 +306,7 @@ class FamilialConfig(PreTrainedConfig):
     def resolve_exit(self, exit_idx: int | None = None) -> int:
         """Return an exit index, which may be negative or `None`, as one from 0 to G - 1.
 
-        Raises:
-            IndexError: If there is no such exit.
-            TypeError: If `exit_idx` is not an integer.
+        It raises `IndexError` if there is no such exit.
         """
         if exit_idx is None:
             exit_idx = self.default_exit
@@ -435,7 +432,11 @@ def _missing(what: str) -> ImportError:
 
 def extension() -> Extension:
     """Return what the installed package offers, or the plain [`Extension`] where it has nothing."""
-    if find_spec(PACKAGE) is None:
+    try:
+        installed = find_spec(PACKAGE) is not None
+    except (ImportError, ValueError):  # something stands in its place
+        installed = False
+    if not installed:
         return Extension()
     try:
         offered = import_module(f"{PACKAGE}.extension").offer(SEAM)
@@ -444,6 +445,6 @@ def extension() -> Extension:
     if offered is None:
         logger.warning_once(
             f"The installed `{PACKAGE}` is of another version than the code of this family, which "
-            "therefore runs without it. Update the package, or save the family anew with it."
+            "runs without it. Update the package, or save the family anew with it."
         )
     return offered or Extension()
