@@ -1,6 +1,8 @@
 """Scaling laws: fit them to training runs, with honest intervals, and plan runs by them.
 
-Numpy and scipy suffice; nothing here imports torch.
+Its modules import numpy and scipy, and for reports matplotlib and jinja2. But `import
+hf_familial.scaling` imports the package first, which registers the models and so loads torch and
+transformers, some seconds. The commands `hf-familial fit` and `plan` skip that.
 """
 
 from ..errors import (
