@@ -48,7 +48,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "leverage",
         "simulation",
         "tables",
-        "isoflop",
+        "isoflop_optima",
         "results",
         "_problem",
         "_search",

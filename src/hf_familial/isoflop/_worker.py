@@ -30,7 +30,7 @@ from ..errors import CorpusChangedError, DataError
 from ..models.familial import FamilialForCausalLM
 from ..training.callbacks import FlopCounterCallback, RunRecordCallback
 from ..training.pretraining import pretrain
-from ..training.record import last_exit_losses, named_losses
+from ..training.run_record import last_exit_losses, named_losses
 from ._folder import DRAFT, RECORD, RUN_POINTS, SweepFolder
 from ._messages import RunTask, Tell, WorkerEvent
 from ._workspace import MODEL, Workspace

@@ -26,7 +26,7 @@ from .confidence import Estimate, SeedNoise, intervals, seed_noise
 from .data import DroppedRow, RunTable
 from .fitting import Refits, fit, refit
 from .flop_models import HeadFlops, LifetimeFlops
-from .isoflop import IsoFlop, envelope, parabolas
+from .isoflop_optima import IsoFlop, envelope, parabolas
 from .laws import LAWS, get_law
 from .laws.law import LOSS, Domain, Law, Link, Outer, Parameter, Published, Variable
 from .leverage import compute_leverage, loss_leverage

@@ -23,7 +23,7 @@ from .. import __version__
 from ..errors import RunRecordError
 from ..runs import append_run, read_runs
 from .budget import flops_per_step, sequence_length, steps_for_budget, unwrap
-from .record import TokenCounts, make_record
+from .run_record import TokenCounts, make_record
 from .tuning import what_learns
 
 

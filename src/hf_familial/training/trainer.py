@@ -28,7 +28,7 @@ from .callbacks import (
     FlopCounterCallback,
     RunRecordCallback,
 )
-from .record import TokenCounts, add_counts, count_targets, count_tokens, main_input
+from .run_record import TokenCounts, add_counts, count_targets, count_tokens, main_input
 from .tuning import what_learns
 
 
