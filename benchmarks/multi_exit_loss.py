@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
-from hf_familial.flops._counting import CPU_ATTENTION
+from hf_familial.flops.counting import CPU_ATTENTION
 
 
 LAYERS, WIDTH, TOKENS = 8, 384, 1024

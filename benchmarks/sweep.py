@@ -38,8 +38,8 @@ from hf_familial.isoflop import (
     SweepDisplay,
     calibrate_rate,
 )
-from hf_familial.isoflop._arguments import prepared, run_arguments
 from hf_familial.isoflop._worker import train
+from hf_familial.isoflop.arguments import prepared, run_arguments
 from hf_familial.training import pretrain
 
 

@@ -37,7 +37,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments,
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
-from hf_familial.isoflop._yaml import read_yaml
+from hf_familial.isoflop.yaml_file import read_yaml
 from hf_familial.models.familial.configuration_familial import check_model_type
 from hf_familial.paths import check_output_folder
 from hf_familial.scripts import arguments, console, loading, run

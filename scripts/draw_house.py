@@ -4,8 +4,8 @@ python scripts/draw_house.py            # writes the pictures
 python scripts/draw_house.py --check    # fails if one would change
 
 Rooms and arrows are read from the imports in src, so that the picture cannot differ from the code.
-A room stands one floor above the highest room that it imports. An arrow that follows from two
-others is left out.
+A room stands one floor above the highest room that it imports; the island stands beside them. An
+arrow that follows from two others is left out.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ ROOMS = {
     "models": "family, relay",
     "scaling": "laws, fits",
 }
+ISLAND = "scaling"
 GROUND = ("errors", "runs", "paths", "_files", "_records", "_wording")
 ALONE = ("scripts", "extension", "__main__", "toy")  # small helpers at the door
 ROW, BOX, GAP = 74, 46, 8  # distance of floors, height of a box, space between boxes
@@ -55,7 +56,10 @@ def floors(imports: dict[str, set[str]]) -> dict[str, int]:
     def floor(room: str) -> int:
         return max((floor(below) + 1 for below in imports.get(room, ())), default=0)
 
-    return {room: floor(room) for room in ROOMS}
+    level = {room: floor(room) for room in ROOMS}
+    # the island stands right below the room that uses it
+    users = [room for room in ROOMS if ISLAND in imports.get(room, ())]
+    return level | {ISLAND: min(level[room] for room in users) - 1}
 
 
 def direct(imports: dict[str, set[str]]) -> list[tuple[str, str]]:
@@ -90,7 +94,7 @@ def house(theme: str) -> Canvas:
         (x, y, w), (bx, by, bw) = places[room], places[below]
         canvas.path([(x + w / 2, y + BOX), (bx + bw / 2, by - 2)], "muted", 1.2, arrow=True)
     for room, (x, y, w) in places.items():
-        ink = "c3" if room == "scaling" else "c0" if room == "models" else "line"
+        ink = "c3" if room == ISLAND else "c0" if room == "models" else "line"
         canvas.box(x, y, w, BOX, "paper", "", ink)
         canvas.text(x + w / 2, y + 19, room, 15, "ink", "middle", bold=True)
         canvas.text(x + w / 2, y + 36, ROOMS[room], 12, "muted", "middle")

@@ -48,7 +48,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "leverage",
         "simulation",
         "tables",
-        "isoflop",
+        "isoflop_optima",
         "results",
         "_problem",
         "_search",
@@ -86,8 +86,8 @@ def is_closed(module: str) -> bool:
     return any(module == room or module.startswith(f"{room}.") for room in CLOSED)
 
 
-def judge(found: Import, package: str) -> str | None:
-    """What is wrong with one import, or None."""
+def judge(found: Import, package: str, known: set[str]) -> str | None:
+    """Return what is wrong with one import, or `None`; `known` are the modules of the package."""
     room = found.module.split(".")[0]
     top, *rest = found.target.split(".")
     if top != package:
@@ -106,6 +106,8 @@ def judge(found: Import, package: str) -> str | None:
         return None if room not in THIRD_PARTY else f"`{room}` may not import the package"
     if target == room:
         return judge_floor(found)
+    if any(part.startswith("_") for part in rest[1:]) and found.target in known:
+        return f"`{room}` may not import the private module `{'.'.join(rest)}`"
     if target in ROOMS[room]:
         return None
     return f"`{room}` may not import `{target or package}`"
@@ -140,7 +142,7 @@ def violations(root: Path) -> list[str]:
     for found in imports_of(root):
         if found.module.split(".")[0] not in {"", *ROOMS}:
             continue
-        problem = judge(found, root.name)
+        problem = judge(found, root.name, {f"{root.name}.{name}" for name in modules})
         if problem:
             problems.append(f"{found.module or root.name}:{found.line}: {problem}")
         target = found.target.removeprefix(root.name).removeprefix(".")
@@ -193,6 +195,11 @@ def tree(tmp_path):
             {"hub/push.py": "from .. import training", "training.py": ""},
             "`hub` may not import `training`",
             id="same-floor",
+        ),
+        pytest.param(
+            {"hub/push.py": "from ..flops._count import f", "flops/_count.py": ""},
+            "`hub` may not import the private module `flops._count`",
+            id="private-of-another-room",
         ),
         pytest.param(
             {"training/data.py": "from hf_familial import FamilialConfig"},

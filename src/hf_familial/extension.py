@@ -58,6 +58,6 @@ class PackageExtension(Extension):
 
     def accelerator(self, model: Any) -> Accelerator:
         """Return fused passes, growing caches and learned draft lengths."""
-        from .decoding._accelerator import ModelAccelerator
+        from .decoding.accelerator import ModelAccelerator
 
         return ModelAccelerator()

@@ -7,9 +7,9 @@ from relays import family_of
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import hf_familial as hff
-from hf_familial.decoding._accelerator import ModelAccelerator
 from hf_familial.decoding._growing_cache import GrowingLayer
-from hf_familial.decoding._learned import LearnedDecoder
+from hf_familial.decoding._learned_drafts import LearnedDecoder
+from hf_familial.decoding.accelerator import ModelAccelerator
 from hf_familial.models.familial.relay import GeneratedText
 from hf_familial.models.familial.relay_policies import SpeculativeDecoder
 

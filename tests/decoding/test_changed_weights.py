@@ -9,8 +9,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 import hf_familial as hff
-from hf_familial.decoding._accelerator import weights_stamp
 from hf_familial.decoding._fused import FusedPasses
+from hf_familial.decoding.accelerator import weights_stamp
 
 
 RELAY = hff.SpeculativeRelay(draft_exit=0, draft_length=2)

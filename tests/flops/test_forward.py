@@ -16,7 +16,7 @@ from hf_familial.flops import (
     measure_flops_per_token,
     member_flops,
 )
-from hf_familial.flops._counting import CPU_ATTENTION
+from hf_familial.flops.counting import CPU_ATTENTION
 
 
 EXITS, LENGTH = [1, 2, 4], 12

@@ -19,7 +19,7 @@ from hf_familial.flops import (
     training,
     training_flops_per_token,
 )
-from hf_familial.flops._counting import CPU_ATTENTION
+from hf_familial.flops.counting import CPU_ATTENTION
 from hf_familial.training.tuning import train_exits_only, what_learns
 
 

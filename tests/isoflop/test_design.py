@@ -29,7 +29,7 @@ from hf_familial.isoflop import (
     check_budgets,
     print_runs,
 )
-from hf_familial.isoflop._arguments import check_design, check_training
+from hf_familial.isoflop.arguments import check_design, check_training
 from hf_familial.isoflop.estimate import expected_tokens
 
 

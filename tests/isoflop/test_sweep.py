@@ -30,8 +30,8 @@ from hf_familial.isoflop import (
     WorkerEvent,
     run_states,
 )
-from hf_familial.isoflop._arguments import _corpus
 from hf_familial.isoflop._folder import FAILURE, RECORD, RUN_POINTS
+from hf_familial.isoflop.arguments import _corpus
 from hf_familial.runs import read_runs
 
 

@@ -42,7 +42,7 @@ def plan(
     """Show what would run: sizes, tokens, FLOPs, times, and what to worry about."""
     check_file(design)
     from ..isoflop import IsoFlopDesign, calibrate_rate, print_runs
-    from ..isoflop._arguments import check_design
+    from ..isoflop.arguments import check_design
 
     found = IsoFlopDesign.from_yaml(design)
     check_design(found)
@@ -148,7 +148,7 @@ def retry(design: Design, out: Out = None, retries: Retries = 2) -> None:
 
 def check_file(design: Path) -> None:
     """Check that a design is YAML, before torch is imported for all other checks."""
-    from ..isoflop._yaml import read_yaml
+    from ..isoflop.yaml_file import read_yaml
 
     read_yaml(design)
 

@@ -4,7 +4,7 @@ A multiply-add is two FLOPs; every exit and every head counts; attention counts 
 positions. Nothing is allocated: a family without weights runs once, and its operations are counted.
 """
 
-from ._counting import Flops
+from .counting import Flops
 from .forward import ForwardFlops, forward_flops, measure_flops_per_token
 from .members import CacheSize, MemberFlops, cache_sizes, member_flops
 from .parameters import (

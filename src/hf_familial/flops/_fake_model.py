@@ -16,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..models import is_family_config
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from ._counting import Flops, FlopTally
+from .counting import Flops, FlopTally
 
 
 # Hosts that walk over the positions one by one, too slow at the length of training. Their FLOPs are

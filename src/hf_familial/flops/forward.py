@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from ._counting import Flops, counter
 from ._fake_model import (
     SHORT,
     Keyed,
@@ -23,6 +22,7 @@ from ._fake_model import (
     keyed_config,
     quadratic,
 )
+from .counting import Flops, counter
 from .parameters import active_shares
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..models.familial import FamilialConfig, FamilialForCausalLM
-from ._counting import counter
 from ._fake_model import Keyed, config_of, fake_model, fake_tensors, keyed_config
 from ._lengths import LengthCounts
+from .counting import counter
 from .forward import estimated
 from .parameters import family_parameters
 

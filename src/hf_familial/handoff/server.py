@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import HandoffError
-from ..flops._counting import FlopTally
+from ..flops.counting import FlopTally
 from ..models.familial.relay_cache import RelayCache, check_relay
 from ..models.familial.segments import SegmentRunner
 from ._cache_layers import LayerState, check_against_model, probe_layers, restore

@@ -28,13 +28,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..errors import CorpusChangedError, DataError
 from ..models.familial import FamilialForCausalLM
-from ..training._record import last_exit_losses, named_losses
 from ..training.callbacks import FlopCounterCallback, RunRecordCallback
 from ..training.pretraining import pretrain
-from ._arguments import prepared, run_arguments
+from ..training.run_record import last_exit_losses, named_losses
 from ._folder import DRAFT, RECORD, RUN_POINTS, SweepFolder
 from ._messages import RunTask, Tell, WorkerEvent
 from ._workspace import MODEL, Workspace
+from .arguments import prepared, run_arguments
 from .plan import RunPlan
 
 

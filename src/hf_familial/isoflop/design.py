@@ -23,10 +23,10 @@ from ..flops import (
 )
 from ..models.familial import FamilialConfig, evenly_spaced_exits
 from ._fields import FIELDS, check_positive
-from ._yaml import parse_yaml, read_yaml
 from .backbones import BackboneTemplate, read_size
 from .plan import InfeasibleRun, RunPlan, Schedule, content_id, fit_budget
 from .rules import ExpectedLaw, Rule, StepLaw, read_rule
+from .yaml_file import parse_yaml, read_yaml
 
 
 EVEN = "even"

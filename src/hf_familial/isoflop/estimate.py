@@ -21,7 +21,7 @@ from ..flops import training_flops_per_token
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ..training.data import DataArguments
 from ..training.data.corpus import find_files, stdlib_files
-from ._arguments import data_source
+from .arguments import data_source
 from .design import IsoFlopDesign
 from .plan import RunPlan
 from .rules import ExpectedLaw, StepLaw

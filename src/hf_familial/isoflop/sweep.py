@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, replace
 
 from ..errors import DesignError, StoppedSweepError
 from ..runs import RunRecord
-from ._arguments import check_design, corpus, run_arguments
 from ._display import SweepDisplay
 from ._folder import DATA, FAILURE, RECORD, STATE, SweepFolder
 from ._messages import Failure, RunTask, WorkerEvent
 from ._workspace import clear_run
+from .arguments import check_design, corpus, run_arguments
 from .design import IsoFlopDesign
 from .executors import Executor, LocalExecutor
 from .plan import RunPlan, content_id

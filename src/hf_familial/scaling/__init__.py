@@ -1,6 +1,8 @@
 """Scaling laws: fit them to training runs, with honest intervals, and plan runs by them.
 
-Numpy and scipy suffice; nothing here imports torch.
+Its modules import numpy and scipy, and for reports matplotlib and jinja2. But `import
+hf_familial.scaling` imports the package first, which registers the models and so loads torch and
+transformers, some seconds. The commands `hf-familial fit` and `plan` skip that.
 """
 
 from ..errors import (
@@ -24,7 +26,7 @@ from .confidence import Estimate, SeedNoise, intervals, seed_noise
 from .data import DroppedRow, RunTable
 from .fitting import Refits, fit, refit
 from .flop_models import HeadFlops, LifetimeFlops
-from .isoflop import IsoFlop, envelope, parabolas
+from .isoflop_optima import IsoFlop, envelope, parabolas
 from .laws import LAWS, get_law
 from .laws.law import LOSS, Domain, Law, Link, Outer, Parameter, Published, Variable
 from .leverage import compute_leverage, loss_leverage

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from ..errors import BiasWarning, ScalingError
 from .data import RunTable
 from .fitting import fit
-from .isoflop import draw
+from .isoflop_optima import draw
 from .laws import get_law
 from .optima import powers
 

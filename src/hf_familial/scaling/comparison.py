@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import ScalingError
 from .data import RunTable
 from .fitting import fit
-from .isoflop import budgets
+from .isoflop_optima import budgets
 from .laws import get_law
 from .laws.law import Law
 from .results import FarResiduals, Fit, FitStatus, Objective

@@ -22,8 +22,8 @@ from transformers.trainer_callback import ExportableState
 from .. import __version__
 from ..errors import RunRecordError
 from ..runs import append_run, read_runs
-from ._record import TokenCounts, make_record
 from .budget import flops_per_step, sequence_length, steps_for_budget, unwrap
+from .run_record import TokenCounts, make_record
 from .tuning import what_learns
 
 

@@ -20,7 +20,6 @@ from transformers.utils import CONFIG_NAME
 from ..flops import prepare_training_flops
 from ..models.familial import FamilialConfig
 from ..models.familial.losses import IGNORE_INDEX
-from ._record import TokenCounts, add_counts, count_targets, count_tokens, main_input
 from .args import FamilialTrainingArguments, check_label_smoothing
 from .budget import flops_per_token
 from .callbacks import (
@@ -29,6 +28,7 @@ from .callbacks import (
     FlopCounterCallback,
     RunRecordCallback,
 )
+from .run_record import TokenCounts, add_counts, count_targets, count_tokens, main_input
 from .tuning import what_learns
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..._wording import count
 from ..confidence import Estimate
-from ..isoflop import budgets as budget_groups
+from ..isoflop_optima import budgets as budget_groups
 from ..prediction import Estimator
 from ..quantities import DerivedQuantity
 from .analysis import Analysis

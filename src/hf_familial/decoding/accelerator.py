@@ -9,7 +9,7 @@ import torch
 from ..models.familial.configuration_familial import Accelerator
 from ._fused import FusedPasses
 from ._growing_cache import growing
-from ._learned import LearnedDecoder, matrix_sizes
+from ._learned_drafts import LearnedDecoder, matrix_sizes
 
 
 # bytes of weights up to which modules and masks take a good part of a step

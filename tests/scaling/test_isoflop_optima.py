@@ -9,7 +9,7 @@ from scipy import stats
 from hf_familial.errors import BadRowsError, BiasWarning, NoMinimumError, TooFewError
 from hf_familial.scaling import fit, get_law
 from hf_familial.scaling.bias import parabola_bias
-from hf_familial.scaling.isoflop import budgets, envelope, parabolas, power_law, vertex
+from hf_familial.scaling.isoflop_optima import budgets, envelope, parabolas, power_law, vertex
 from hf_familial.scaling.optima import best, powers
 from hf_familial.scaling.simulation import isoflop_design, simulate
 
