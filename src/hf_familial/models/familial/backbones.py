@@ -151,9 +151,8 @@ class LogitTransform:
     @classmethod
     def of(cls, config: Any) -> LogitTransform:
         """Return the transform of a host, given its config."""
-        return cls(
-            **{k: getattr(config, name, None) for k, name in host_row(config).logits.items()}
-        )
+        numbers = host_row(config).logits.items()
+        return cls(**{field: getattr(config, name, None) for field, name in numbers})
 
     @property
     def capped(self) -> bool:
@@ -227,11 +226,8 @@ class BackboneSpec:
 
     def accepted(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs that are given and that the host's forward takes."""
-        return {
-            name: value
-            for name, value in inputs.items()
-            if value is not None and (self.takes is None or name in self.takes)
-        }
+        given = {name: value for name, value in inputs.items() if value is not None}
+        return {n: v for n, v in given.items() if self.takes is None or n in self.takes}
 
 
 def find_backbone_spec(backbone: Any) -> BackboneSpec:

@@ -153,11 +153,6 @@ class FamilialConfig(PreTrainedConfig):
     Raises:
         ValueError: If a field is out of its range, or `text_config` is not a decoder's.
 
-    Example:
-        >>> config = FamilialConfig(text_config={"model_type": "qwen3", "num_hidden_layers": 8})
-        >>> config.exits
-        [2, 4, 6, 8]
-
     Reference: granularity G as in arXiv:2512.23407.
     """
 
@@ -258,11 +253,10 @@ class FamilialConfig(PreTrainedConfig):
                 f"`{text_config.model_type}` is an encoder-decoder; a familial backbone must be a "
                 "decoder-only language model such as `llama` or `qwen3`."
             )
-        if text_config.get_text_config(decoder=True) is not text_config:
-            inner = text_config.get_text_config(decoder=True).model_type
+        if (inner := text_config.get_text_config(decoder=True)) is not text_config:
             raise ValueError(
                 f"`{text_config.model_type}` is a composite of several models; pass the config of "
-                f"its language model (`{inner}`) as `text_config`."
+                f"its language model (`{inner.model_type}`) as `text_config`."
             )
         kind = text_config.model_type
         if kind in UNSUPPORTED:

@@ -170,7 +170,6 @@ class FamilialGenerationMixin(GenerationMixin):
 def _as_host(family: Any) -> Any:
     """Return a view of the family as an object of the host's class, for the host's own methods."""
     view = object.__new__(host_class(family.config.text_config))
-    view.__dict__.update(family.__dict__)
-    view.__dict__["config"] = family.config.text_config
-    view.__dict__["create_masks_for_generate"] = family.create_masks_for_generate
+    own = {"create_masks_for_generate": family.create_masks_for_generate}
+    view.__dict__.update(family.__dict__, config=family.config.text_config, **own)
     return view

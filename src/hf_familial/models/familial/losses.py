@@ -288,11 +288,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         scale = grad_outputs[0] / ctx.denominator
-        scaled = [
-            None if g is None else g.mul_(scale).to(dtype)
-            for g, dtype in zip(gradients, ctx.dtypes, strict=True)
-        ]
-        return (None,) * 4 + tuple(scaled)
+        pairs = zip(gradients, ctx.dtypes, strict=True)
+        return (None,) * 4 + tuple(None if g is None else g.mul_(scale).to(d) for g, d in pairs)
 
 
 def sum_losses(

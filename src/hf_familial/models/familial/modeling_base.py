@@ -120,10 +120,9 @@ class FamilialPreTrainedModel(PreTrainedModel):
         max_exit: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load as in the host.
+        """Load as in the host, whose other arguments it takes.
 
         Args:
-            pretrained_model_name_or_path, model_args, kwargs: As in the host.
             max_exit (`int`, *optional*): Exit that becomes the deepest one: only tensors and files
                 of the exits up to it are read and fetched. It needs the package.
 
@@ -147,7 +146,6 @@ class FamilialPreTrainedModel(PreTrainedModel):
         """Save as in the host; the package replaces an older checkpoint when the new one is whole.
 
         Args:
-            save_directory, args, kwargs: As in the host.
             by_segment (`bool`, *optional*): Whether each segment and its exit go into files of
                 their own, so that a shallow member needs only the first ones; needs the package.
                 Defaults to doing so from 100 MB of weights on. Adapters, variants, distributed
@@ -157,10 +155,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
         extension().save(save, self, save_directory, *args, by_segment=by_segment, **kwargs)
 
     def freeze_weights(self, frozen: bool = True) -> None:
-        """Promise that no weight changes from now on: relays then do not look for changes.
-
-        `freeze_weights(False)` or `train()` ends the promise; in training mode it raises.
-        """
+        """Promise that weights stay until `freeze_weights(False)` or `train()`; raise if training."""
         if frozen and self.training:
             raise ValueError("`freeze_weights` needs a model that is not training: call `eval()`.")
         self.base_model.frozen = frozen
@@ -237,10 +232,7 @@ class FamilialModel(FamilialPreTrainedModel):
         output_exits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialModelOutput:
-        r"""Run the backbone up to one exit, or, with `output_exits`, through all of them.
-
-        Arguments, and what is raised, are those of [`FamilialForCausalLM.forward`].
-        """
+        r"""Run up to one exit, or to all; arguments as in [`FamilialForCausalLM.forward`]."""
         exit_idx = self.config.resolve_exit(exit_idx)
         reached = range(self.config.num_exits) if output_exits else (exit_idx,)
         past_key_values, use_cache = self._cache_for(reached, past_key_values, use_cache)
@@ -306,7 +298,6 @@ class FamilialModel(FamilialPreTrainedModel):
     def _run_exits(
         self, entry: dict[str, Any], inputs: dict[str, Any]
     ) -> tuple[Any, tuple[torch.Tensor, ...]]:
-        """Run the whole backbone in one pass, with taps at the early exits."""
         depths, requested = self.config.exits[:-1], inputs["output_hidden_states"]
         position_ids = self._positions(entry, inputs)
         indices = [depth + self.spec.host.tap_shift for depth in depths]
@@ -338,10 +329,9 @@ class FamilialModel(FamilialPreTrainedModel):
         inputs = inputs | dict.fromkeys(SHOWN[:2]) | {"inputs_embeds": tap}
         self.decoder.hook_private(segment, inputs)
         outputs = self.decoder.run(segment, **inputs)
-        if inputs["output_router_logits"]:
-            # private routers are balanced with the backbone's
-            both = (whole.get("router_logits"), outputs.get("router_logits"))
-            whole["router_logits"] = tuple(logits for part in both for logits in part or ())
+        name = "router_logits"
+        if inputs["output_router_logits"]:  # private routers are balanced with the backbone's
+            whole[name] = (*(whole.get(name) or ()), *(outputs.get(name) or ()))
         return outputs.last_hidden_state
 
     def _positions(self, entry: dict[str, Any], inputs: dict[str, Any]) -> torch.Tensor | None:

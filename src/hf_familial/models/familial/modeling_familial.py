@@ -43,10 +43,7 @@ class FamilialCausalLMOutput(MoeCausalLMOutputWithPast):
 
 
 class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
-    """A family of causal language models on one backbone.
-
-    Args:
-        config ([`FamilialConfig`]): Backbone and exits.
+    """A family of causal language models on one backbone, both as a [`FamilialConfig`] says.
 
     Raises:
         ValueError: If the backbone cannot be cut at a depth, or has no causal language model.
@@ -57,10 +54,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     """
 
     # by which names code that was loaded with a checkpoint finds the relay policies
-    policies: ClassVar[dict[str, type[RelayPolicy]]] = {
-        "fixed": FixedExit,
-        "speculative": SpeculativeRelay,
-    }
+    policies: ClassVar[dict[str, Any]] = {"fixed": FixedExit, "speculative": SpeculativeRelay}
     _accelerator: Accelerator | None = None
     _tied_weights_keys = {"lm_head.weight": "model.backbone.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -97,8 +91,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     ) -> "FamilialForCausalLM":
         r"""Turn a pretrained decoder into a family.
 
-        The deepest exit is the decoder itself, bit for bit. Early exits start from copies of the
-        final norm, of the head, and, for private layers, of the backbone layers that follow.
+        The deepest exit is the decoder itself, bit for bit and in its mode. Early exits start from
+        copies of the final norm, of the head, and, for private layers, of the layers that follow.
 
         Args:
             backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, folder, or a
@@ -106,9 +100,6 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
             num_exits (`int`, *optional*): Instead of `exits`: G exits, evenly spaced.
             exits, num_exit_layers, exit_norm, exit_head, default_exit: See [`FamilialConfig`].
             **kwargs: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `revision`, ...).
-
-        Returns:
-            [`FamilialForCausalLM`]: In the mode (training or evaluation) of the decoder.
 
         Raises:
             ImportError: If the package is not installed.

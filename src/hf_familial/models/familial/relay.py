@@ -133,10 +133,7 @@ def relay_decode(
 
 @dataclass(eq=False)
 class GeneratedText:
-    """A text (or a batch of them) as it grows, with the rules of `generate` for writing on.
-
-    A subclass may take random numbers from elsewhere: it overrides `draw` and `uniform`.
-    """
+    """A text (or a batch of them) as it grows by the rules of `generate`."""
 
     input_ids: torch.Tensor
     processors: Any
@@ -334,8 +331,7 @@ class RelayStats:
     """A report of what a relay did.
 
     Attributes:
-        token_exits (`torch.LongTensor` of shape `(batch, new)`): Exit that each new token came
-            from; -1 after the end of a row.
+        token_exits (`torch.LongTensor` of shape `(batch, new)`): Of each token; -1 after a row.
         exits (`tuple[int, ...]`): The exits that were read, shallowest first.
         positions (`tuple[int, ...]`): For each, positions of a row that its segment ran.
         layer_passes, plain_layer_passes (`int`): Layers times positions, of one row; and what

@@ -1,8 +1,4 @@
-"""Keys, values and pending hidden states of a relay.
-
-Segments run from the hidden states at an exit (the taps) of the segment before. Positions that are
-not wanted deeper yet are pending: their taps are kept, and a later pass runs all of them at once.
-"""
+"""Keys, values and pending hidden states of a relay."""
 
 from __future__ import annotations
 
@@ -27,9 +23,11 @@ from .segments import SegmentRunner, cache_lengths
 class RelayCache:
     """The state of a relay over some exits of a family.
 
+    Segments run from the hidden states at an exit (the taps) of the segment before. Positions not
+    wanted deeper yet are pending: their taps are kept, and a later pass runs all of them at once.
+
     Args:
-        model ([`FamilialForCausalLM`]): The family.
-        exits (`Sequence[int]`): Indices of the exits to be read, in any order.
+        exits (`Sequence[int]`): Indices of the exits of `model` to be read, in any order.
         cache ([`DynamicCache`], *optional*): To go on from: filled to the full depth, or empty.
         rollback (`bool`, *optional*, defaults to `False`): Whether `crop` will be called.
         fused_weights (`bool`, *optional*, defaults to `False`): Whether to run the package's fused
@@ -90,7 +88,6 @@ class RelayCache:
             self.cache.activate_past_recording()
 
     def _prepared(self, cache: DynamicCache | None) -> DynamicCache:
-        """Check a cache, or make one, and give it every slot that the exits write to."""
         config, inner = self.model.config, self.model.model
         cache = DynamicCache(config=inner.backbone.config) if cache is None else cache
         check_cache(cache)
@@ -239,7 +236,6 @@ class RelayCache:
         return new
 
     def _run(self, first: int, last: int, new: int, **entry: torch.Tensor) -> None:
-        """Run consecutive segments in one pass over positions that they have not seen."""
         start, runner, columns = self._done[first], self.runner(first, last), self.columns
         fast = self.passes.get((first, last))
         if fast is not None and fast.takes(new, columns.attention_mask):
@@ -382,10 +378,8 @@ def check_cache(cache: Any) -> None:
 
 
 def check_positions(config: Any, seen: int, ran: int) -> None:
-    """Raise if a text of `seen` positions runs to `ran`, where the host changes its rotary angles.
-
-    They depend on how far the same pass goes, and a relay groups positions in its own way.
-    """
+    """Raise if a text of `seen` positions runs to `ran`, past a change of the host's angles."""
+    # they depend on how far the same pass goes, and a relay groups positions in its own way
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         name = str(kind.get("rope_type"))

@@ -247,10 +247,8 @@ class SpeculativeDecoder(RelayDecoder):
     def accept(
         self, drafts: DraftedTokens, scores: torch.Tensor
     ) -> tuple[torch.Tensor, int, torch.Tensor]:
-        """Return a check's tokens, how many drafts all rows accept, and which, `(batch, columns)`.
-
-        Rows take as many as the row of which fewest are accepted, so that all stay of one length.
-        """
+        """Return tokens of a check, how many drafts all rows accept, `(batch, columns)` which."""
+        # rows take as many as the row of which fewest are accepted, so that all stay of one length
         drafted, columns = drafts.tokens, scores.shape[1]
         count = drafted.shape[1]
         if not self.text.do_sample:

@@ -1,8 +1,4 @@
-"""Parts of a host's decoder, run as views of the backbone over views of the cache.
-
-A view is a shallow copy of the backbone that holds other layers, another norm and a config cut to
-match. Its modules are the backbone's own: nothing is copied, nothing is mutated.
-"""
+"""Parts of a host's decoder, run as views of the backbone over views of the cache."""
 
 from __future__ import annotations
 
@@ -56,8 +52,7 @@ class HostDecoder:
     def run(self, segment: Segment, past_key_values: Cache | None = None, **inputs: Any) -> Any:
         """Run one segment through the host's forward, on slots of the family's cache.
 
-        For `segment.start > 0`, the inputs are the tap of shape `(batch, seq, hidden)` as
-        `inputs_embeds`, and `position_ids`. Slots of different numbers of tokens raise.
+        Above the embedding, it takes the tap `(batch, seq, hidden)` as `inputs_embeds`.
         """
         inputs = self.spec.accepted(inputs)
         # a view that installed them itself would install them twice on the layers it shares
@@ -93,7 +88,7 @@ class HostDecoder:
             first._output_capturing_hooks_installed = True
 
     def view(self, segment: Segment) -> Any:
-        """Return a shallow copy of the backbone that holds only the segment."""
+        """Return a shallow copy of the backbone with the layers, norm and config of a segment."""
         spec, host = self.spec, self.spec.host
         config = slice_config(self.config, segment.start, segment.start + len(segment.layers))
         if host.keep_depth:
@@ -318,8 +313,8 @@ def check_lengths(cache: Cache, slots: Sequence[int]) -> None:
         return
     layers = [cache.layers[slot] for slot in slots]
     recurrent = [la for la in layers if isinstance(la, LinearAttentionCacheLayerMixin)]
-    lengths = cache_lengths(layers)
     started = {any(layer.has_previous_state.values()) for layer in recurrent}
+    lengths = cache_lengths(layers)
     if len(lengths) > 1 or len(started) > 1:
         raise ValueError(
             "`past_key_values` holds different numbers of tokens per layer "
