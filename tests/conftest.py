@@ -1,10 +1,19 @@
 """Offline, on one thread, and quiet: set before anything imports transformers."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+MODULES = tempfile.mkdtemp()  # code that comes with checkpoints, of this process alone
+atexit.register(shutil.rmtree, MODULES, ignore_errors=True)
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_MODULES_CACHE": MODULES,
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 import hypothesis
 import torch
