@@ -7,19 +7,15 @@ import shutil
 import tempfile
 
 
-MODULES = tempfile.mkdtemp()  # code that comes with checkpoints, of this process alone
-atexit.register(shutil.rmtree, MODULES, ignore_errors=True)
-os.environ |= {
-    "HF_HUB_OFFLINE": "1",
-    "HF_MODULES_CACHE": MODULES,
-    "TOKENIZERS_PARALLELISM": "false",
-}
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()  # code of checkpoints, of this process alone
 
 import hypothesis
 import torch
 from transformers.utils import logging
 
 
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
 logging.disable_progress_bar()
 hypothesis.settings.register_profile("offline", deadline=None, max_examples=60, derandomize=True)
