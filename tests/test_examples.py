@@ -278,7 +278,7 @@ def test_a_configuration_file(run: Any, tmp_path: Path, suffix: str) -> None:
         ({"text_column": "body", "train_files": "rows.jsonl"}, "got 'body'.*'text'"),
         ({"exits": [2, 9]}, r"`num_hidden_layers` \(4\), got \[2, 9\]"),
         ({"exits": [1, 3]}, r"ending at `num_hidden_layers` \(4\), got \[1, 3\]"),
-        ({"num_exits": 5}, "`num_exits` must be between 1 and the 4 layers"),
+        ({"num_exits": 5}, "`num_exits` must be an integer between 1 and the 4 layers"),
         ({"exit_norm": "other"}, "`exit_norm` must be one of own, shared, got 'other'"),
         ({"model_type": "nonesuch"}, "nonesuch"),
         ({"model_type": "t5"}, "decoder"),

@@ -120,7 +120,7 @@ def test_no_type_is_both():
 def test_parts_are_found_by_their_names(model_type, owner, layers, norm):
     backbone = AutoModel.from_config(tiny_config(model_type))
     spec = find_backbone_spec(backbone)
-    assert (spec.owner, spec.layers, spec.norm) == (owner, layers, norm)
+    assert (spec.host.owner, spec.layers, spec.norm) == (owner, layers, norm)
     decoder = HostDecoder(backbone)
     assert decoder.spec == spec
     assert len(decoder.layers) == 4

@@ -131,6 +131,7 @@ def test_without_the_package_nothing_is_faster():
     accelerator = plain.accelerator(None)
     assert type(accelerator) is Accelerator
     assert accelerator.prepare(None, None) is None
+    assert accelerator.flops(None, 1, 1) == (None, None)
     for method in (accelerator.cache, accelerator.decoder):
         assert method(thing) is thing
     for call in (

@@ -313,7 +313,9 @@ def test_a_prompt_that_the_cache_holds_already():
         family.relay_generate(ids, past_key_values=past, max_new_tokens=3)
 
 
-@pytest.mark.parametrize(("flops", "noted"), [(150.0, True), (100.0, False), (40.0, False)])
+@pytest.mark.parametrize(
+    ("flops", "noted"), [(150.0, True), (100.0, False), (40.0, False), (None, False)]
+)
 def test_stats_say_when_a_relay_costs_more_than_plain_text(flops, noted):
     stats = RelayStats(
         token_exits=torch.zeros(1, 8, dtype=torch.long),
@@ -322,7 +324,7 @@ def test_stats_say_when_a_relay_costs_more_than_plain_text(flops, noted):
         layer_passes=30,
         plain_layer_passes=32,
         flops=flops,
-        plain_flops=100.0,
+        plain_flops=None if flops is None else 100.0,
         rounds=6,
         drafted=10,
         accepted=2,
@@ -330,4 +332,5 @@ def test_stats_say_when_a_relay_costs_more_than_plain_text(flops, noted):
     )
     assert bool(stats.note) == noted
     assert ("more FLOPs than plain text, 1.50 times (20% of the drafts" in str(stats)) == noted
+    assert (stats.flops_saved is None, "FLOPs" in str(stats)) == (flops is None, flops is not None)
     assert str(stats).startswith("8 tokens of 1 rows in 6 rounds; 2 of 10 drafts accepted")

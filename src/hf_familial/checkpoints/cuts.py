@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from ..errors import CutError
 from ..models.familial import FamilialConfig
-from ..models.familial.backbones import can_tie, decoder_of, find_backbone_spec
+from ..models.familial.backbones import can_tie, find_backbone_spec
 from ..models.familial.segments import per_layer_lists, slice_config
-from ..models.verification import VERIFIED
+from ..models.verification import VERIFIED, decoder_of
 
 
 BACKBONE, HEAD = "model.backbone.", "lm_head."

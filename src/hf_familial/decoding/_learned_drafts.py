@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..models.familial.relay_policies import (
     DraftedTokens,
     NewTokens,
     RelayDecoder,
     SpeculativeDecoder,
-    matrix_sizes,
 )
 from ._draft_length import DRAFTED, LONGEST, PLAIN, WATCHED, DraftLength
 
@@ -58,6 +59,7 @@ class LearnedDecoder(SpeculativeDecoder):
         self._clock = time.thread_time if on_cpu else time.perf_counter
         self._began = self._clock()
         self._pending = 0
+        self._undrawn: torch.Tensor | None = None  # processed scores that no draft was drawn from
 
     def _costs(self) -> list[tuple[float, float]]:
         """Return the cost of running and of reading each exit that drafts, as shares of a pass."""
@@ -186,7 +188,9 @@ class LearnedDecoder(SpeculativeDecoder):
             return True
         confidence = self._confidence(scores)
         self.length.read(self._lap())
-        return self.length.goes_on(confidence)
+        goes_on = self.length.goes_on(confidence)
+        self._undrawn = None if goes_on else scores
+        return goes_on
 
     def run_check(self, exit_idx: int) -> None:
         """Run what is pending to the exit that verifies."""
@@ -203,8 +207,9 @@ class LearnedDecoder(SpeculativeDecoder):
         if self._pending == columns:
             self.length.checked(columns, seconds)
         self.length.finish(count, right, right + 1)
-        if drafts.undrawn is not None and right == count:
-            self.length.learn_next(self._agreement(drafts.undrawn, scores[:, count]))
+        undrawn, self._undrawn = self._undrawn, None
+        if undrawn is not None and right == count:
+            self.length.learn_next(self._agreement(undrawn, scores[:, count]))
         self.rounds, self.drafted = self.rounds + 1, self.drafted + count
         self.accepted += right
 
@@ -223,3 +228,20 @@ class LearnedDecoder(SpeculativeDecoder):
         else:
             chances = (given.argmax(-1) == wanted.argmax(-1)).float()
         return float(chances[self.text.kept_rows].prod())
+
+
+def matrix_sizes(model: Any, exits: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the weights in matrices, each multiplied and added once per position.
+
+    They are, for each of some exits, those of the layers from the exit before on, and of its head.
+    """
+    members = model.model.members
+    depths = [0, *(model.config.exits[k] for k in exits)]
+    spans = zip(depths, depths[1:], strict=False)
+    layers = [_matrix_weights(members.segment(*span).layers) for span in spans]
+    return layers, [_matrix_weights([model.head(k)]) for k in exits]
+
+
+def _matrix_weights(modules: Iterable[nn.Module]) -> int:
+    weights = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
+    return sum(p.numel() for p in weights.values())

@@ -9,7 +9,7 @@ import torch
 from ..models.familial.configuration_familial import Accelerator
 from ._fused import FusedPasses
 from ._growing_cache import growing
-from ._learned_drafts import LearnedDecoder
+from ._learned_drafts import LearnedDecoder, matrix_sizes
 
 
 # bytes of weights up to which modules and masks take a good part of a step
@@ -63,6 +63,13 @@ class ModelAccelerator(Accelerator):
             return decoder
         self._follow_weights(decoder.cache.model)
         return LearnedDecoder(decoder, self.draft_lengths)
+
+    def flops(self, relay: Any, rows: int, tokens: int) -> tuple[float | None, float | None]:
+        """Count two for each weight of a matrix and position, see [`RelayStats`]."""
+        layers, heads = ([2 * n for n in sizes] for sizes in matrix_sizes(relay.model, relay.exits))
+        spent = sum(f * n for f, n in zip(layers + heads, relay.ran + relay.reads, strict=True))
+        plain = (relay.length - relay.first) * sum(layers) + tokens * heads[-1]
+        return rows * spent, rows * plain
 
     def _follow_weights(self, model: Any) -> None:
         """Forget what was learned of a model whose weights have changed since."""

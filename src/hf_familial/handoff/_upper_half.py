@@ -36,7 +36,7 @@ def without_lower_layers(model: Any, exit_idx: int) -> Any:
     depth, backbone = config.exits[exit_idx], model.model.backbone
     embedding = model.get_input_embeddings()
     dropped = [name for name, module in backbone.named_modules() if module is embedding]
-    parts = backbone.get_submodule(spec.owner)._modules
+    parts = backbone.get_submodule(spec.host.owner)._modules
     dropped += [spec.path(name) for name in spec.entry_only if parts.get(name) is not None]
     dropped += [f"{spec.path(spec.layers)}.{i}" for i in range(depth)]
     new: dict[str, nn.Module] = {

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from .familial.backbones import LogitTransform, decoder_of, host_class, unsupported_backbone
+from .familial.backbones import UNSUPPORTED, LogitTransform, host_class, unsupported_backbone
 from .familial.segments import HostDecoder, Segment, grow_cache
 
 
@@ -49,6 +49,19 @@ KNOWN_HOOKS = frozenset(
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
 HALF_TOLERANCE = 5e-2
+
+
+def decoder_of(host: Any) -> Any:
+    """Return the decoder inside a causal LM or a composite, the part that `AutoModel` builds."""
+    config = host.config.get_text_config(decoder=True)
+    if config.model_type in UNSUPPORTED:
+        raise unsupported_backbone(config.model_type, UNSUPPORTED[config.model_type])
+    wanted = MODEL_MAPPING.get(type(config), None)
+    for module in host.modules():
+        if type(module) is wanted:
+            return module
+    reason = f"its base model {getattr(wanted, '__name__', wanted)} is no part of "
+    raise unsupported_backbone(config.model_type, reason + type(host).__name__)
 
 
 @dataclass(frozen=True)
@@ -234,15 +247,15 @@ class _Probe:
         return _difference(found, self.run(self.member, input_ids=ids))
 
     def segments(self, ids: torch.Tensor) -> float:
-        if self.spec.whole:
-            raise ValueError(self.spec.whole)
+        if self.spec.host.whole:
+            raise ValueError(self.spec.host.whole)
         tap = self.run(self.lower, input_ids=ids)
         found = self.run(self.upper, inputs_embeds=tap, position_ids=_positions(ids))
         return _difference(found, self.whole(ids).last_hidden_state)
 
     def relay(self, ids: torch.Tensor) -> float:
-        if self.spec.whole or not self.spec.cache:
-            raise ValueError(self.spec.whole or "it has no cache of transformers' kinds")
+        if self.spec.host.whole or not self.spec.cache:
+            raise ValueError(self.spec.host.whole or "it has no cache of transformers' kinds")
         cache, length = self.new_cache(), ids.shape[1]
         starts, chunks = [0, *range(length // 3, length)], [0, *range(length // 3, length, 5)]
         taps = self.in_pieces(self.lower, "input_ids", ids, starts, cache)

@@ -1,7 +1,4 @@
-"""Host decoders: where they keep their parts, how they differ, which cannot be cut.
-
-One generic rule finds the parts. A host type that differs has a row in `HOSTS`.
-"""
+"""Host decoders: one generic rule finds their parts; those that differ have a row in `HOSTS`."""
 
 from __future__ import annotations
 
@@ -24,16 +21,11 @@ NORMS = tuple(
     "ln_out".split()
 )
 
-# What a forward does once, before the first layer, and a later segment must not do again: modules
-# to replace by an identity or by zeros, numbers to make neutral, switches to turn off.
+# What a forward does once, before the first layer, and a later segment must not do again.
 IDENTITY, ZERO, ONE, OFF = "identity", "zero", "one", "off"
 ENTRY_ONLY: Mapping[str, str] = {
-    "wpe": ZERO,
-    "embed_positions": ZERO,
-    "drop": IDENTITY,
-    "emb_dropout": IDENTITY,
-    "embed_dropout": IDENTITY,
-    "embedding_dropout": IDENTITY,
+    **dict.fromkeys(("wpe", "embed_positions"), ZERO),
+    **dict.fromkeys("drop emb_dropout embed_dropout embedding_dropout".split(), IDENTITY),
     "word_embeddings_layernorm": IDENTITY,
     "embedding_multiplier": ONE,
     "mup_enabled": OFF,
@@ -51,60 +43,42 @@ TRAITS = tuple(
 
 @dataclass(frozen=True)
 class HostRow:
-    """How one host type differs from the generic rule.
+    """How one host type differs from the generic rule."""
 
-    Attributes:
-        owner (`str`): Dotted path, inside the backbone, of the module that owns the layers.
-        norm (`str`): Name of the final norm, when the generic rule would find another module.
-        normed (`bool`): Whether there is a final norm at all.
-        entry_norm (`bool`): Whether the final norm is also applied to the embedding.
-        entry_only (`Mapping[str, str]`): What else acts once, before the first layer.
-        logits (`Mapping[str, str]`): For fields of [`LogitTransform`], the fields of the host's
-            config that hold the numbers.
-        tap_shift (`int`): Index of the tap after `depth` layers in `hidden_states`, minus `depth`.
-        keep_depth (`bool`): Whether the forward needs the config's full depth to split its inputs.
-        cached (`bool`): Whether its cache is one that transformers' `generate` makes.
-        own_mask (`bool`): Whether `generate` must make the mask for a static cache as the host's
-            causal LM says; elsewhere the backbone makes it.
-        whole (`str`): Why a segment cannot go on from a tap alone; empty if it can. Members work.
-    """
-
-    owner: str = ""
-    norm: str = ""
-    normed: bool = True
-    entry_norm: bool = False
-    entry_only: Mapping[str, str] = field(default_factory=dict)
+    owner: str = ""  # dotted path, in the backbone, of the module that owns the layers
+    norm: str = ""  # the final norm, where the generic rule would find another module
+    normed: bool = True  # whether there is a final norm at all
+    entry_norm: bool = False  # whether the final norm is also applied to the embedding
+    entry_only: Mapping[str, str] = field(default_factory=dict)  # more of `ENTRY_ONLY`
+    # for fields of `LogitTransform`, the fields of the host's config that hold the numbers
     logits: Mapping[str, str] = field(default_factory=dict)
-    tap_shift: int = 0
-    keep_depth: bool = False
-    cached: bool = True
-    own_mask: bool = False
-    whole: str = ""
+    tap_shift: int = 0  # index of the tap after `depth` layers in `hidden_states`, minus `depth`
+    keep_depth: bool = False  # whether the forward splits its inputs by the config's full depth
+    cached: bool = True  # whether its cache is one that transformers' `generate` makes
+    own_mask: bool = False  # whether its causal LM, not the backbone, makes a static cache's mask
+    whole: str = ""  # why a segment cannot go on from a tap alone (members work); empty if it can
 
 
 _SOFTCAP = {"softcap": "final_logit_softcapping"}
-_SOFTCAPPED = HostRow(logits=_SOFTCAP)
-_MULTIPLIED = HostRow(logits={"multiplier": "logit_scale"})
-_DIVIDED = HostRow(logits={"divisor": "logits_scaling"})
-_PER_LAYER = "every layer reads an embedding of its own of the token ids"
-_LAYERWISE = HostRow(logits=_SOFTCAP, keep_depth=True, whole=_PER_LAYER)
-_RECURRENT = HostRow(tap_shift=-1)
-_REUSED_EMBEDDING = HostRow(whole="its attention layers read the token embedding again")
 
-HOSTS: Mapping[str, HostRow] = {
+# by model types, several in one row where they differ in the same way
+_ROWS: Mapping[str, HostRow] = {
     "beam": HostRow(logits={"float_softcap": "final_logit_softcapping"}),
     "bloom": HostRow(own_mask=True),
-    **dict.fromkeys("cohere cohere2 cohere2_moe cohere_compass_text".split(), _MULTIPLIED),
+    "cohere cohere2 cohere2_moe cohere_compass_text": HostRow(logits={"multiplier": "logit_scale"}),
     "ctrl": HostRow(norm="layernorm", entry_only={"d_model_size": ONE, "pos_encoding": ZERO}),
     "falcon_h1": HostRow(logits={"multiplier": "lm_head_multiplier"}),
-    **dict.fromkeys("falcon_mamba mamba mamba2".split(), _RECURRENT),
-    **dict.fromkeys("gemma2 gemma3_text vaultgemma".split(), _SOFTCAPPED),
-    **dict.fromkeys("gemma4_text gemma4_unified_text".split(), _LAYERWISE),
+    "falcon_mamba mamba mamba2": HostRow(tap_shift=-1),
+    "gemma2 gemma3_text vaultgemma": HostRow(logits=_SOFTCAP),
+    "gemma4_text gemma4_unified_text": HostRow(
+        logits=_SOFTCAP,
+        keep_depth=True,
+        whole="every layer reads an embedding of its own of the token ids",
+    ),
     # their configs say `is_decoder=False`
-    **dict.fromkeys("gpt_neox gpt_neox_japanese".split(), HostRow()),
-    **dict.fromkeys(
-        "granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared".split(),
-        _DIVIDED,
+    "gpt_neox gpt_neox_japanese": HostRow(),
+    "granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared": HostRow(
+        logits={"divisor": "logits_scaling"}
     ),
     "hyperclovax": HostRow(logits={"multiplier": "logits_scaling"}),
     "inkling_text": HostRow(
@@ -122,31 +96,31 @@ HOSTS: Mapping[str, HostRow] = {
         entry_only={"normalizer": ONE}, logits={"softcap": "logits_soft_cap"}
     ),
     "xlstm": HostRow(norm="out_norm", cached=False, logits={"softcap": "output_logit_soft_cap"}),
-    **dict.fromkeys("zamba zamba2".split(), _REUSED_EMBEDDING),
+    "zamba zamba2": HostRow(whole="its attention layers read the token embedding again"),
     "zaya": HostRow(
         entry_only={"input_hidden_states_bias": ZERO, "input_hidden_states_scale": ONE},
         whole="each layer's router reads the router of the layer before",
     ),
 }
 
-_STREAMS = "it carries several residual streams, which no norm alone can read"
-
-UNSUPPORTED: Mapping[str, str] = {
+# by the same kind of key, why a host cannot be cut
+_REASONS: Mapping[str, str] = {
     "cpmant": "it is not causal: it puts a prompt of its own before the text",
-    "deepseek_v4": _STREAMS,
-    "gemma3n_text": _STREAMS,
+    "deepseek_v4 gemma3n_text hy_v4 inkling2_text qwen4_exp_text": (
+        "it carries several residual streams, which no norm alone can read"
+    ),
     "hrm_text": "its layers are not one list",
-    "hy_v4": _STREAMS,
-    "inkling2_text": _STREAMS,
     "longcat_flash": "each of its layers counts as two, with two slots in the cache",
     "modernbert-decoder": "its causal LM has a dense layer between final norm and head",
     "prophetnet": "it is not causal: it predicts several tokens at once",
-    "qwen4_exp_text": _STREAMS,
     "reformer": "it is not causal: its hashing depends on the whole text",
     "rwkv": "its forward rescales the weights in place, by depth",
     "xlm": "its layers are lists of parts, not decoder layers",
     "xlnet": "its final state is not read through a norm, and its memory is not a cache",
 }
+
+HOSTS = {name: row for names, row in _ROWS.items() for name in names.split()}
+UNSUPPORTED = {name: why for names, why in _REASONS.items() for name in names.split()}
 
 
 def unsupported_backbone(model_type: str, reason: str) -> ValueError:
@@ -165,23 +139,14 @@ def host_row(config: Any) -> HostRow:
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a host's causal LM does around its output head, in the order of the fields.
+    """What a host's causal LM does around its output head, in the order of the fields."""
 
-    Attributes:
-        hidden_divisor (`float`, *optional*): Divides the hidden states before the head.
-        multiplier (`float`, *optional*): Multiplies the logits.
-        divisor (`float`, *optional*): Divides them. A multiplier of its inverse rounds otherwise.
-        softcap (`float`, *optional*): `cap * tanh(logits / cap)`, in the logits' dtype.
-        float_softcap (`float`, *optional*): The same in float32.
-        vocab_size (`int`, *optional*): Number of logits that are tokens; the rest is dropped.
-    """
-
-    hidden_divisor: float | None = None
+    hidden_divisor: float | None = None  # of the hidden states before the head
     multiplier: float | None = None
-    divisor: float | None = None
-    softcap: float | None = None
-    float_softcap: float | None = None
-    vocab_size: int | None = None
+    divisor: float | None = None  # a multiplier of its inverse rounds otherwise
+    softcap: float | None = None  # `cap * tanh(logits / cap)`, in the logits' dtype
+    float_softcap: float | None = None  # the same in float32
+    vocab_size: int | None = None  # number of logits that are tokens; the rest is dropped
 
     @classmethod
     def of(cls, config: Any) -> LogitTransform:
@@ -247,38 +212,18 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Where a backbone keeps what a segment needs.
+    """Where a backbone keeps what a segment needs."""
 
-    Attributes:
-        layers (`str`): Name of the list of decoder layers in `host.owner`.
-        norm (`str`, *optional*): Name of the final norm there; `None` if the host has none.
-        entry_only (`Mapping[str, str]`): What acts once, before the first layer.
-        cache (`str`): Name of the forward's argument that takes the cache; empty if the host has
-            no cache of transformers' kinds.
-        takes (`frozenset[str]`, *optional*): Names of all its arguments; `None` if it takes any.
-        host ([`HostRow`]): How the host type differs from the generic rule.
-    """
-
-    layers: str
-    norm: str | None
-    entry_only: Mapping[str, str]
-    cache: str
-    takes: frozenset[str] | None
+    layers: str  # the list of decoder layers in the owner
+    norm: str | None  # the final norm there; `None` if the host has none
+    entry_only: Mapping[str, str]  # what acts once, before the first layer
+    cache: str  # the forward's argument that takes the cache; empty for caches of other kinds
+    takes: frozenset[str] | None  # all its arguments; `None` if it takes any
     host: HostRow
-
-    @property
-    def owner(self) -> str:
-        """`str`: Dotted path of the module that owns the layers; empty for the backbone itself."""
-        return self.host.owner
-
-    @property
-    def whole(self) -> str:
-        """`str`: Why no segment can go on from a tap alone; empty if one can."""
-        return self.host.whole
 
     def path(self, name: str | None) -> str:
         """Return the dotted path, in the backbone, of a part of the owner; empty for `None`."""
-        return "" if name is None else f"{self.owner}.{name}".lstrip(".")
+        return "" if name is None else f"{self.host.owner}.{name}".lstrip(".")
 
     def accepted(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs that are given and that the host's forward takes."""
@@ -322,19 +267,6 @@ def find_backbone_spec(backbone: Any) -> BackboneSpec:
     )
 
 
-def decoder_of(host: Any) -> Any:
-    """Return the decoder inside a causal LM or a composite, the part that `AutoModel` builds."""
-    config = host.config.get_text_config(decoder=True)
-    if config.model_type in UNSUPPORTED:
-        raise unsupported_backbone(config.model_type, UNSUPPORTED[config.model_type])
-    wanted = MODEL_MAPPING.get(type(config), None)
-    for module in host.modules():
-        if type(module) is wanted:
-            return module
-    reason = f"its base model {getattr(wanted, '__name__', wanted)} is no part of "
-    raise unsupported_backbone(config.model_type, reason + type(host).__name__)
-
-
 def host_class(config: Any) -> Any:
     """Return the host's causal LM class, given its config, or the decoder's where there is none."""
     for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING):
@@ -342,12 +274,6 @@ def host_class(config: Any) -> Any:
         if isinstance(found, type):
             return found
     return PreTrainedModel
-
-
-def host_traits(config: Any) -> dict[str, Any]:
-    """Return the attributes of the host's class that a family takes over."""
-    host = host_class(config)
-    return {name: getattr(host, name) for name in TRAITS if hasattr(host, name)}
 
 
 def can_tie(text_config: Any) -> bool:
@@ -362,13 +288,8 @@ CHOSEN = ("num_experts_per_tok", "moe_top_k")
 WEIGHT = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
 
 
-def balances(config: Any, router_logits: Sequence[torch.Tensor] | None) -> bool:
-    """Return whether routers ran, and the host (or one that is unknown) has a loss for them."""
-    return bool(router_logits) and _balance_function(config) is not None
-
-
 def _balance_function(config: Any) -> Callable[..., torch.Tensor] | None:
-    """Return the function in the module of the host's causal LM; `None` where it has none."""
+    """Return the function beside the host's causal LM, or `None`; of unknown hosts a usual one."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     host = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -385,20 +306,22 @@ def _field(config: Any, names: Sequence[str]) -> Any:
 
 
 def balance_loss(
-    config: Any, router_logits: Sequence[torch.Tensor], attention_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, float]:
-    """Compute the load-balancing loss of a mixture of experts as its host does, and its weight.
+    config: Any, router_logits: Sequence[torch.Tensor] | None, attention_mask: torch.Tensor | None
+) -> tuple[torch.Tensor | None, float]:
+    """Compute the load-balancing loss of experts as their host does, if it does, and its weight.
 
     `router_logits` are `(batch * seq, experts)` for each layer. Reference: Switch Transformers,
     arXiv:2101.03961, equations 4 to 6.
     """
+    function: Any
+    if not router_logits or (function := _balance_function(config)) is None:
+        return None, 0.0
     num_experts = _field(config, EXPERTS)
     if num_experts is None:
         raise ValueError(
             f"`{config.model_type}` has router logits but none of {EXPERTS} in its config: train "
             "it with `output_router_logits=False`."
         )
-    function: Any = _balance_function(config)
     known = {
         "num_experts": num_experts,
         "num_keys": math.isqrt(num_experts),  # of doge, which finds experts by two keys

@@ -44,18 +44,11 @@ AUTO_MAP = {
 
 
 def evenly_spaced_exits(num_hidden_layers: int, num_exits: int) -> list[int]:
-    """Return the depths of `num_exits` exits at equal distances, the last one at the full depth.
-
-    Example:
-        >>> evenly_spaced_exits(28, 4)
-        [7, 14, 21, 28]
-    """
-    if not is_int(num_exits):
-        raise ValueError(f"`num_exits` must be an integer, got {num_exits!r}.")
-    if not 1 <= num_exits <= num_hidden_layers:
+    """Return the depths of evenly spaced exits: `[7, 14, 21, 28]` for 28 layers and 4 exits."""
+    if not is_int(num_exits) or not 1 <= num_exits <= num_hidden_layers:
         raise ValueError(
-            f"`num_exits` must be between 1 and the {num_hidden_layers} layers of the backbone, "
-            f"got {num_exits}."
+            f"`num_exits` must be an integer between 1 and the {num_hidden_layers} layers of the "
+            f"backbone, got {num_exits!r}."
         )
     return [round(num_hidden_layers * (k + 1) / num_exits) for k in range(num_exits)]
 
@@ -77,21 +70,32 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 def check_exits(exits: Sequence[int], num_hidden_layers: int) -> None:
     """Raise `ValueError` unless depths are integers that increase from 1 up to the full depth."""
-    right = (
-        f"strictly increasing depths from 1 up, ending at `num_hidden_layers` ({num_hidden_layers})"
-    )
-    if not exits:
-        raise ValueError(f"`exits` must be {right}, got none.")
-    wrong = [depth for depth in exits if not is_int(depth)]
-    if wrong:
-        raise ValueError(f"`exits` must be integers, {right}, got {wrong[0]!r} in {list(exits)}.")
-    increasing = all(a < b for a, b in zip(exits, exits[1:], strict=False))
-    if exits[0] < 1 or not increasing or exits[-1] != num_hidden_layers:
-        raise ValueError(f"`exits` must be {right}, got {list(exits)}.")
+    integers = bool(exits) and all(map(is_int, exits))
+    increasing = integers and all(a < b for a, b in zip([0, *exits], exits, strict=False))
+    if not increasing or exits[-1] != num_hidden_layers:
+        raise ValueError(
+            "`exits` must be integers, strictly increasing depths from 1 up, ending at "
+            f"`num_hidden_layers` ({num_hidden_layers}), got {list(exits) or 'none'}."
+        )
 
 
-def check_layers(text_config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a backbone has too many layers, before anything counts them."""
+def check_model_type(model_type: object) -> None:
+    """Raise `ValueError`, with the nearest names, if transformers does not know a type."""
+    if model_type not in CONFIG_MAPPING:
+        known = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        close = get_close_matches(str(model_type).lower(), known, 3)
+        near = f"did you mean {' or '.join(close)}?" if close else "llama or qwen3, for example."
+        raise ValueError(f"`model_type` {model_type!r} is unknown to transformers; {near}")
+
+
+def check_text_fields(text_config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a backbone has no known type or too many layers to be counted."""
+    if "model_type" not in text_config:
+        raise ValueError(
+            "`text_config` must name its architecture: it has no `model_type`, only "
+            f"{sorted(text_config)}. Add for example `model_type='llama'`."
+        )
+    check_model_type(text_config["model_type"])
     kind: Any = CONFIG_MAPPING[text_config["model_type"]]
     name = kind.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for field in {name, "num_hidden_layers"}:
@@ -101,8 +105,6 @@ def check_layers(text_config: Mapping[str, Any]) -> None:
 
 
 def _of_text_config(name: str) -> property:
-    """Return a property for a field of `text_config`."""
-
     def read(self: FamilialConfig) -> Any:
         try:
             return getattr(self.text_config, name)
@@ -134,33 +136,29 @@ class FamilialConfig(PreTrainedConfig):
     Args:
         text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a [`LlamaConfig`]):
             Config of the backbone. A dict must hold `model_type`.
-        exits (`list[int]`, *optional*):
-            Depth of every exit: the number of backbone layers run before it. Strictly increasing,
-            the last one equal to `num_hidden_layers`. Defaults to 4 evenly spaced exits, or fewer
-            in a backbone of fewer layers. `exits=[num_hidden_layers]` is the dense model.
-        num_exit_layers (`int`, *optional*, defaults to 0):
-            Number of private decoder layers of each early exit, run between its tap and its norm.
-        exit_norm (`str`, *optional*, defaults to `"own"`):
-            `"own"`: early exits have norms of their own; `"shared"`: the backbone's final norm.
-        exit_head (`str`, *optional*, defaults to `"shared"`):
-            `"shared"`: every exit uses `lm_head`; `"own"`: early exits have heads of their own.
-        default_exit (`int`, *optional*, defaults to -1):
-            Index of the exit that `forward` and `generate` use when `exit_idx` is not given.
-        tie_word_embeddings (`bool`, *optional*):
-            Whether `lm_head` is the input embedding, in a host that can tie the two. Defaults to
-            what `text_config` says. Own heads of early exits are never tied.
+        exits (`list[int]`, *optional*): Depth of every exit, the number of backbone layers before
+            it: strictly increasing up to `num_hidden_layers`. Defaults to 4 evenly spaced exits, or
+            as many as there are layers. `exits=[num_hidden_layers]` is the dense model.
+        num_exit_layers (`int`, *optional*, defaults to 0): Number of private decoder layers of each
+            early exit, run between its tap and its norm.
+        exit_norm (`str`, *optional*, defaults to `"own"`): `"own"`: early exits have norms of their
+            own; `"shared"`: the backbone's final norm.
+        exit_head (`str`, *optional*, defaults to `"shared"`): `"shared"`: every exit uses
+            `lm_head`; `"own"`: early exits have heads of their own, which are never tied.
+        default_exit (`int`, *optional*, defaults to -1): Index of the exit that `forward` and
+            `generate` use when `exit_idx` is not given.
+        tie_word_embeddings (`bool`, *optional*): Whether `lm_head` is the input embedding, in a
+            host that can tie the two. Defaults to what `text_config` says.
 
     Raises:
         ValueError: If a field is out of its range, or `text_config` is not a decoder's.
 
     Example:
-        >>> from hf_familial import FamilialConfig
         >>> config = FamilialConfig(text_config={"model_type": "qwen3", "num_hidden_layers": 8})
         >>> config.exits
         [2, 4, 6, 8]
 
-    Reference: granularity G as in "Theoretical Foundations of Scaling Law in Familial Models",
-    arXiv:2512.23407.
+    Reference: granularity G as in arXiv:2512.23407.
     """
 
     model_type: ClassVar[str] = "familial"
@@ -183,20 +181,6 @@ class FamilialConfig(PreTrainedConfig):
     default_exit: int = -1
     tie_word_embeddings: bool | None = None
 
-    vocab_size = _of_text_config("vocab_size")
-    hidden_size = _of_text_config("hidden_size")
-    num_hidden_layers = _of_text_config("num_hidden_layers")
-    num_attention_heads = _of_text_config("num_attention_heads")
-    num_key_value_heads = _of_text_config("num_key_value_heads")
-    head_dim = _of_text_config("head_dim")
-    intermediate_size = _of_text_config("intermediate_size")
-    max_position_embeddings = _of_text_config("max_position_embeddings")
-    initializer_range = _of_text_config("initializer_range")
-    use_cache = _of_text_config("use_cache")
-    pad_token_id = _of_text_config("pad_token_id")
-    bos_token_id = _of_text_config("bos_token_id")
-    eos_token_id = _of_text_config("eos_token_id")
-
     if not is_dataclass(PreTrainedConfig):  # before transformers 5.4
 
         def __init__(self, **kwargs: Any) -> None:
@@ -211,14 +195,8 @@ class FamilialConfig(PreTrainedConfig):
                 "`text_config` must be a config or a dict with `model_type`, got "
                 f"{self.text_config!r}."
             )
-        if isinstance(self.text_config, dict) and "model_type" not in self.text_config:
-            raise ValueError(
-                "`text_config` must name its architecture: it has no `model_type`, only "
-                f"{sorted(self.text_config)}. Add for example `model_type='llama'`."
-            )
         if isinstance(self.text_config, dict):
-            check_model_type(self.text_config["model_type"])
-            check_layers(self.text_config)
+            check_text_fields(self.text_config)
         for name in kwargs:
             own = ("exits", "exit_norm", "exit_head", "num_exit_layers", "default_exit")
             near = ["exits"] if name == "num_exits" else get_close_matches(name, own, 1, 0.75)
@@ -237,7 +215,6 @@ class FamilialConfig(PreTrainedConfig):
             self.exits = evenly_spaced_exits(depth, min(4, depth))
         if not isinstance(self.exits, Iterable):
             raise ValueError(f"`exits` must be a list of depths, got {self.exits!r}.")
-        self.exits = list(self.exits)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self.check()
@@ -304,10 +281,7 @@ class FamilialConfig(PreTrainedConfig):
         return len(self.exits)
 
     def resolve_exit(self, exit_idx: int | None = None) -> int:
-        """Return an exit index, which may be negative or `None`, as one from 0 to G - 1.
-
-        It raises `IndexError` if there is no such exit.
-        """
+        """Return an index, negative or `None` too, as one of 0 to G - 1; raise `IndexError`."""
         if exit_idx is None:
             exit_idx = self.default_exit
         if not is_int(exit_idx):
@@ -336,6 +310,14 @@ class FamilialConfig(PreTrainedConfig):
         return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
 
 
+for _name in (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "intermediate_size max_position_embeddings initializer_range use_cache pad_token_id "
+    "bos_token_id eos_token_id".split()
+):
+    setattr(FamilialConfig, _name, _of_text_config(_name))
+
+
 def check_transformers() -> None:
     """Raise `ImportError` if transformers is too old for the models."""
     hint = (
@@ -345,26 +327,16 @@ def check_transformers() -> None:
     require_version(f"transformers>={TRANSFORMERS}", hint)
 
 
-def check_model_type(model_type: object) -> None:
-    """Raise `ValueError`, with the nearest names, if transformers does not know a type."""
-    if model_type not in CONFIG_MAPPING:
-        known = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        close = get_close_matches(str(model_type).lower(), known, 3)
-        near = f"did you mean {' or '.join(close)}?" if close else "llama or qwen3, for example."
-        raise ValueError(f"`model_type` {model_type!r} is unknown to transformers; {near}")
-
-
 # --- the seam: a family runs from its own files alone; the package, if installed, adds more -------
 
 PACKAGE = "hf_familial"
-SEAM = 1  # raised with every change of a signature in `Extension` or `Accelerator`
+SEAM = 2  # raised with every change of a signature in `Extension` or `Accelerator`
 
 
 class Accelerator:
-    """Faster ways to decode with one model. This one, used without the package, has none.
+    """Faster ways to decode with one model, kept from its first relay on; this one has none.
 
-    A model asks for its accelerator at its first relay and keeps it; its copies and pickles start
-    with none. What a method returns must compute what it was given.
+    What a method returns must compute what it was given.
     """
 
     def cache(self, cache: Any) -> Any:
@@ -374,26 +346,25 @@ class Accelerator:
     def prepare(self, relay: Any, fused_weights: bool | None) -> None:
         """Give a new relay cache faster norms, heads and passes through its segments.
 
-        Args:
-            relay ([`RelayCache`]): Its `norms`, `heads` and `passes` may be replaced. A pass has
-                `takes(new, attention_mask)`, which says whether it can run so many new positions,
-                and is called with hidden states of shape `(batch, new, hidden)`, the cache layers
-                of the segment and position ids, or `None` where they count on.
-            fused_weights (`bool`, *optional*): Whether to do so; by default where it pays.
+        A pass says by `takes(new, attention_mask)` whether it can run so many new positions, and is
+        called with states `(batch, new, hidden)`, the cache layers of the segment and position ids,
+        `None` where they count on. `fused_weights` says whether to; by default where it pays.
         """
 
     def decoder(self, decoder: Any) -> Any:
         """Return a decoder around a policy's, of whose parts it may make other use."""
         return decoder
 
+    def flops(self, relay: Any, rows: int, tokens: int) -> tuple[float | None, float | None]:
+        """Return FLOPs that a [`RelayCache`] spent on rows of tokens, and those of plain text."""
+        return None, None
+
 
 class Extension:
-    """What the package adds to the files of a checkpoint.
+    """What the package adds to the files of a checkpoint; the bodies say what is without it.
 
-    The bodies below say what a family does without the package: `from_backbone`, `max_exit` and
-    `by_segment=True` raise, unknown backbones are not checked numerically, saving is the host's
-    own, and the loss of sharded heads or of a compiled model is the host's, with all logits.
-    Relays run without fused weights, chains of drafts and learned draft lengths.
+    Then the loss of sharded heads or of a compiled model is the host's, with all logits, and relays
+    run without fused weights, chains of drafts, learned draft lengths and FLOPs.
     """
 
     def warm_start(self, cls: Any, backbone: Any, loading: Any, **fields: Any) -> Any:

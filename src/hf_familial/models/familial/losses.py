@@ -1,8 +1,4 @@
-"""The multi-exit loss: one token-correct cross entropy per exit, and their weighted mean.
-
-Exits are read straight from their hidden states. Logits exist a chunk of rows at a time, and the
-forward pass computes the gradients as well.
-"""
+"""The multi-exit loss: one token-correct cross entropy per exit, and their weighted mean."""
 
 from __future__ import annotations
 
@@ -56,7 +52,7 @@ class ExitStates:
 
 
 def _is_plain(head: Any) -> bool:
-    """Return whether a head is a linear map that nothing takes part in."""
+    """Return whether a head is a linear map that nothing else takes part in."""
     if type(head) is not nn.Linear or hasattr(head, "_hf_hook"):
         return False
     # A quantised weight is a tensor of another class, whose own forward knows how to read it.
@@ -99,8 +95,8 @@ def multi_exit_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the cross entropy of every exit, each over the same tokens and denominator.
 
-    Without `exit_weights` the loss is their mean, weights 1/G (arXiv:2512.23407). Exits whose
-    logits nobody wants are read in chunks, the others by the host's loss.
+    Exits whose logits nobody wants are read in chunks, the others by the host's loss. The forward
+    pass computes the gradients as well.
 
     Memory, with T target rows, width H, vocabulary V and R rows in a chunk (`chunk_rows`). Logits
     of G exits would take 4 * G * T * V bytes, and their gradient as much again. Instead:
@@ -120,26 +116,14 @@ def multi_exit_loss(
     | distillation | as the loss of the early exit; the deepest exit is a constant in it |
     | `aux_loss` | the routers that ran, weighted by the host's coefficient |
 
-    Args:
-        exits (`Mapping[int, ExitStates]`): By index of the exit, shallowest first.
-        transform, loss_function: Of the host's causal LM.
-        labels (`torch.Tensor` of shape `(batch, seq)`): Token ids, -100 where there is no target;
-            shifted here unless `shift_labels` is among `kwargs`.
-        exit_weights, distillation: As in [`FamilialForCausalLM.forward`].
-        **kwargs: For the loss function: `num_items_in_batch`, the number of targets over all
-            accumulated batches, `shift_labels`, `ignore_index`.
+    `exits` are by index, shallowest first; `labels`, `exit_weights` (by default 1/G each,
+    arXiv:2512.23407), `distillation` and `kwargs` are those of [`FamilialForCausalLM.forward`].
 
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The loss, of shape `()`, and the loss of every exit, of
-        shape `(len(exits),)` and without a graph; both in nats per token.
-
-    Raises:
-        ValueError: If an argument does not fit, or distillation is asked for with heads that cannot
-            be read in chunks.
+    Returned are the loss, of shape `()`, and the loss of every exit, of shape `(len(exits),)` and
+    without a graph; both in nats per token. An argument that does not fit raises `ValueError`.
     """
-    name, given = "labels", labels
-    if kwargs.get("shift_labels") is not None:
-        name, given = "shift_labels", kwargs["shift_labels"]
+    shifted = kwargs.get("shift_labels")
+    name, given = ("labels", labels) if shifted is None else ("shift_labels", shifted)
     shape = next(iter(exits.values())).hidden_states.shape[:-1]
     if given.shape != shape:  # in chunks the rows are flat
         raise ValueError(
@@ -181,21 +165,13 @@ def multi_exit_loss(
 
         def read(*hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             cross_entropy = _traceable_loss if traced else linear_cross_entropy
-            return cross_entropy(
-                hidden_states,
-                heads,
-                targets,
-                denominator,
-                [weights[k] for k in chunked],
-                transform,
-                ignore_index,
-                distillation=distillation if teaches else None,
-            )
+            counted = [weights[k] for k in chunked], transform, ignore_index
+            taught = distillation if teaches else None
+            return cross_entropy(hidden_states, heads, targets, denominator, *counted, taught)
 
         whole: Any = _gathered(heads, read)
-        loss, exit_losses = whole(*(exits[k].hidden_states.flatten(0, -2) for k in chunked))
-        total = total + loss
-        losses |= dict(zip(chunked, exit_losses, strict=True))
+        loss, found = whole(*(exits[k].hidden_states.flatten(0, -2) for k in chunked))
+        total, losses = total + loss, losses | dict(zip(chunked, found, strict=True))
     return total, torch.stack([losses[k].float() for k in exits])
 
 
@@ -323,13 +299,10 @@ def sum_losses(
     plan: LossPlan,
     kept: torch.Tensor,
     targets: torch.Tensor,
-    tensors: Sequence[Any],
+    tensors: Sequence[Any],  # states of every exit, then weight and bias, or `None`, of every head
     needs: Sequence[bool],
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """Sum cross entropies and objectives of the kept rows, shape `(2, exits)`, with gradients.
-
-    `tensors` are the states of every exit, then weight and bias, or `None`, of every head.
-    """
+    """Sum cross entropies and objectives of the kept rows, shape `(2, exits)`, with gradients."""
     count = len(plan.heads)
     gradients: list[torch.Tensor | None] = [None] * len(tensors)
     for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True)):

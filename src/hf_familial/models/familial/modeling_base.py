@@ -21,20 +21,19 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import resolve_hidden_states_indices
 
-from .backbones import find_backbone_spec, host_traits, unsupported_backbone
+from .backbones import TRAITS, find_backbone_spec, host_class, unsupported_backbone
 from .segments import HostDecoder, Members, is_recurrent
 
 
-_SHOWN = ("output_hidden_states", "output_attentions")
+SHOWN = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
 @dataclass
 class FamilialModelOutput(MoeModelOutputWithPast):
     """Output of [`FamilialModel`]: the host's own fields, and the states of every exit.
 
-    Args:
-        exit_hidden_states (`tuple[torch.FloatTensor]`, *optional*): With `output_exits=True`: G
-            tensors of shape `(batch, seq, hidden)`, after each exit's norm, shallowest first.
+    With `output_exits=True`, `exit_hidden_states` are G tensors of shape `(batch, seq, hidden)`,
+    after each exit's norm, shallowest first.
     """
 
     exit_hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -103,8 +102,9 @@ class FamilialPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def __init__(self, config: FamilialConfig) -> None:
+        host = host_class(getattr(config, "text_config", None))
         # the host's own `__init__` asks for some of them
-        self.__dict__.update(host_traits(getattr(config, "text_config", None)))
+        self.__dict__.update({name: getattr(host, name) for name in TRAITS if hasattr(host, name)})
         super().__init__(config)
         # FSDP2 changes the class; the code to save with a checkpoint is still found by this
         self.__module__ = type(self).__module__
@@ -120,12 +120,12 @@ class FamilialPreTrainedModel(PreTrainedModel):
         max_exit: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load as in the host; with `max_exit`, the family cut at that exit.
+        """Load as in the host.
 
         Args:
             pretrained_model_name_or_path, model_args, kwargs: As in the host.
-            max_exit (`int`, *optional*): Exit that becomes the deepest one. Only the tensors of the
-                exits up to it are read, and only their files fetched. It needs the package.
+            max_exit (`int`, *optional*): Exit that becomes the deepest one: only tensors and files
+                of the exits up to it are read and fetched. It needs the package.
 
         Raises:
             IndexError: If there is no exit `max_exit`.
@@ -144,17 +144,14 @@ class FamilialPreTrainedModel(PreTrainedModel):
         by_segment: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save as in the host, with one group of files for each segment.
-
-        The checkpoint that the folder held, its code too, lasts until the new one is whole and is
-        then replaced. Weights of another `variant` stay if the config is the same.
+        """Save as in the host; the package replaces an older checkpoint when the new one is whole.
 
         Args:
             save_directory, args, kwargs: As in the host.
-            by_segment (`bool`, *optional*): Whether the weights of each segment and its exit go
-                into files of their own, so that a shallow member needs only the first ones.
+            by_segment (`bool`, *optional*): Whether each segment and its exit go into files of
+                their own, so that a shallow member needs only the first ones; needs the package.
                 Defaults to doing so from 100 MB of weights on. Adapters, variants, distributed
-                checkpoints and quantised models are never split. It needs the package.
+                checkpoints and quantised models are never split.
         """
         save = super().save_pretrained
         extension().save(save, self, save_directory, *args, by_segment=by_segment, **kwargs)
@@ -163,9 +160,6 @@ class FamilialPreTrainedModel(PreTrainedModel):
         """Promise that no weight changes from now on: relays then do not look for changes.
 
         `freeze_weights(False)` or `train()` ends the promise; in training mode it raises.
-
-        Example:
-            >>> model.eval().freeze_weights()
         """
         if frozen and self.training:
             raise ValueError("`freeze_weights` needs a model that is not training: call `eval()`.")
@@ -178,11 +172,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
 
 
 class FamilialModel(FamilialPreTrainedModel):
-    """A host's decoder with early exits, without heads.
-
-    Raises:
-        ValueError: If the backbone cannot be cut at a depth.
-    """
+    """A host's decoder with early exits, without heads; raises if it cannot be cut at a depth."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^exit_heads\."]
 
@@ -193,32 +183,24 @@ class FamilialModel(FamilialPreTrainedModel):
         self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.spec = find_backbone_spec(self.backbone)
         self.frozen = False
-        if config.num_exit_layers and self.spec.whole:
-            raise unsupported_backbone(
-                config.text_config.model_type,
-                f"with private layers, for {self.spec.whole}; `num_exit_layers` must be 0, got "
-                f"{config.num_exit_layers}",
-            )
+        if config.num_exit_layers and self.spec.host.whole:
+            reason = f"with private layers, for {self.spec.host.whole}; `num_exit_layers` must be "
+            kind = config.text_config.model_type
+            raise unsupported_backbone(kind, f"{reason}0, got {config.num_exit_layers}")
         self.exits = self.build_exits(keep=False)
         self.gradient_checkpointing = False
         self.post_init()
 
     def build_exits(self, keep: bool) -> nn.ModuleList:
-        """Build the modules of every early exit from copies of the backbone's.
-
-        The copies keep the backbone's values, or the host's own initialisation draws new ones.
-        """
+        """Build every early exit of copies that keep the backbone's values or are drawn anew."""
         config, decoder = self.config, self.decoder
-        return nn.ModuleList(
-            Exit(
-                copy_module(decoder.norm, keep) if config.exit_norm == "own" else None,
-                [
-                    _private_layer(decoder.layers, d + j, keep)
-                    for j in range(config.num_exit_layers)
-                ],
-            )
-            for d in config.exits[:-1]
-        )
+        exits = nn.ModuleList()
+        for depth in config.exits[:-1]:
+            private = range(depth, depth + config.num_exit_layers)
+            layers = [_private_layer(decoder.layers, index, keep) for index in private]
+            norm = copy_module(decoder.norm, keep) if config.exit_norm == "own" else None
+            exits.append(Exit(norm, layers))
+        return exits
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -255,18 +237,9 @@ class FamilialModel(FamilialPreTrainedModel):
         output_exits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialModelOutput:
-        r"""Run the backbone up to one exit, or through all of them.
+        r"""Run the backbone up to one exit, or, with `output_exits`, through all of them.
 
-        Arguments, and what is raised, as in [`FamilialForCausalLM.forward`].
-
-        Args:
-            exit_idx (`int`, *optional*): Exit to stop at; defaults to `config.default_exit`.
-            output_exits (`bool`, *optional*, defaults to `False`): Run to the deepest exit and
-                return the hidden states of all.
-            **kwargs: Passed to the backbone.
-
-        Returns:
-            [`FamilialModelOutput`]: With `output_exits`, the hidden states of every exit.
+        Arguments, and what is raised, are those of [`FamilialForCausalLM.forward`].
         """
         exit_idx = self.config.resolve_exit(exit_idx)
         reached = range(self.config.num_exits) if output_exits else (exit_idx,)
@@ -276,9 +249,7 @@ class FamilialModel(FamilialPreTrainedModel):
             "position_ids": position_ids,
             "past_key_values": past_key_values,
             "use_cache": use_cache,
-            "output_hidden_states": self._requested("output_hidden_states", kwargs),
-            "output_attentions": self._requested("output_attentions", kwargs),
-            "output_router_logits": self._requested("output_router_logits", kwargs),
+            **{name: self._requested(name, kwargs.pop(name, None)) for name in SHOWN},
             **kwargs,
         }
         if past_key_values is not None and is_recurrent(past_key_values):
@@ -302,7 +273,6 @@ class FamilialModel(FamilialPreTrainedModel):
     def _cache_for(
         self, exits: Iterable[int], cache: Cache | None, use_cache: bool | None
     ) -> tuple[Cache | None, bool | None]:
-        """Return a cache with a slot for every layer of these exits, where one is wanted."""
         if not self.spec.cache:
             if cache is not None:
                 raise ValueError(
@@ -330,7 +300,7 @@ class FamilialModel(FamilialPreTrainedModel):
             return self.decoder.run_whole(**inputs)
         segment = self.members.member_segment(exit_idx)
         if len(segment.layers) > self.config.exits[exit_idx]:
-            self._hook_private(exit_idx, inputs)
+            self.decoder.hook_private(self.members.private_segment(exit_idx), inputs)
         return self.decoder.run(segment, **inputs)
 
     def _run_exits(
@@ -340,7 +310,8 @@ class FamilialModel(FamilialPreTrainedModel):
         depths, requested = self.config.exits[:-1], inputs["output_hidden_states"]
         position_ids = self._positions(entry, inputs)
         indices = [depth + self.spec.host.tap_shift for depth in depths]
-        asked = _as_list(requested)
+        asked = [] if requested is None or isinstance(requested, bool) else requested
+        asked = [asked] if isinstance(asked, int) else list(asked)
         taps = requested if requested is True else [*indices, *asked]
         outputs = self._run_member(
             self.config.num_exits - 1, entry | inputs | {"output_hidden_states": taps or None}
@@ -363,19 +334,15 @@ class FamilialModel(FamilialPreTrainedModel):
         """Return the normed state of an early exit from its tap, both `(batch, seq, hidden)`."""
         if not self.config.num_exit_layers:
             return self.members.norm(exit_idx)(tap)
-        segment, none = self.members.private_segment(exit_idx), dict.fromkeys(_SHOWN)
-        inputs = inputs | none | {"inputs_embeds": tap}
-        self._hook_private(exit_idx, inputs)
+        segment = self.members.private_segment(exit_idx)
+        inputs = inputs | dict.fromkeys(SHOWN[:2]) | {"inputs_embeds": tap}
+        self.decoder.hook_private(segment, inputs)
         outputs = self.decoder.run(segment, **inputs)
         if inputs["output_router_logits"]:
             # private routers are balanced with the backbone's
             both = (whole.get("router_logits"), outputs.get("router_logits"))
             whole["router_logits"] = tuple(logits for part in both for logits in part or ())
         return outputs.last_hidden_state
-
-    def _hook_private(self, exit_idx: int, inputs: dict[str, Any]) -> None:
-        if any(inputs[name] for name in (*_SHOWN, "output_router_logits")):
-            self.decoder.hook_private(self.members.private_segment(exit_idx))
 
     def _positions(self, entry: dict[str, Any], inputs: dict[str, Any]) -> torch.Tensor | None:
         """Return position ids for private layers, which cannot count the cache's tokens."""
@@ -388,11 +355,9 @@ class FamilialModel(FamilialPreTrainedModel):
         past = 0 if cache is None or is_recurrent(cache) else cache.get_seq_length()
         return (torch.arange(shape_of.shape[1], device=shape_of.device) + past).unsqueeze(0)
 
-    def _requested(self, flag: str, kwargs: dict[str, Any]) -> Any:
-        """Return what the caller, else one of the two configs, asks to be returned."""
-        value = kwargs.pop(flag, None)
+    def _requested(self, flag: str, given: Any) -> Any:
         configs = (self.config, self.backbone.config)
-        return value if value is not None else any(getattr(c, flag, None) for c in configs) or None
+        return given if given is not None else any(getattr(c, flag, None) for c in configs) or None
 
     @property
     def decoder(self) -> HostDecoder:
@@ -405,16 +370,5 @@ class FamilialModel(FamilialPreTrainedModel):
         return Members(self.config, self.decoder, self.exits)
 
     def member_view(self, exit_idx: int) -> PreTrainedModel:
-        """Return a member as a model of the host's class: a view, made anew each time.
-
-        Raises:
-            IndexError: If there is no exit `exit_idx`.
-        """
+        """Return a view of a member, of the host's class; raise `IndexError` if there is none."""
         return self.decoder.view(self.members.member_segment(self.config.resolve_exit(exit_idx)))
-
-
-def _as_list(indices: Any) -> list[int]:
-    """Return indices of hidden states, which the host takes as none, one or several."""
-    if indices is None or isinstance(indices, bool):
-        return []
-    return [indices] if isinstance(indices, int) else list(indices)

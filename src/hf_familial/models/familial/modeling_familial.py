@@ -19,7 +19,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .backbones import LogitTransform, balance_loss, balances, can_tie
+from .backbones import LogitTransform, balance_loss, can_tie
 from .generation_familial import FamilialGenerationMixin
 from .losses import Distillation, ExitStates, multi_exit_loss, target_share
 from .modeling_base import FamilialModel, FamilialPreTrainedModel, build_head, copy_module
@@ -33,13 +33,9 @@ class FamilialCausalLMOutput(MoeCausalLMOutputWithPast):
     """Output of [`FamilialForCausalLM`]: the host's own fields, and those of every exit.
 
     `loss` is the weighted sum of `exit_losses`, in nats per token, plus the weighted `aux_loss` of
-    a mixture of experts whose router logits are asked for.
-
-    Args:
-        exit_losses (`torch.FloatTensor` of shape `(G,)`, *optional*): Loss of every exit in nats
-            per token, detached from the graph; of shape `(1,)` when `exit_idx` chose one.
-        exit_logits (`tuple[torch.FloatTensor]`, *optional*): With `output_exits=True`: G tensors of
-            shape `(batch, seq, vocab)`, shallowest first.
+    a mixture of experts whose router logits are asked for. `exit_losses` are of shape `(G,)`, or
+    `(1,)` when `exit_idx` chose one, without a graph. With `output_exits=True`, `exit_logits` are G
+    tensors of shape `(batch, seq, vocab)`, shallowest first.
     """
 
     exit_losses: torch.Tensor | None = None
@@ -56,11 +52,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         ValueError: If the backbone cannot be cut at a depth, or has no causal language model.
 
     Example:
-        >>> from hf_familial import FamilialConfig, FamilialForCausalLM
-        >>> sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-        >>> config = FamilialConfig(text_config={"model_type": "llama", **sizes})
-        >>> model = FamilialForCausalLM(config)
-        >>> model(input_ids, exit_idx=0).logits  # runs one layer of four
+        >>> config = FamilialConfig(text_config={"model_type": "llama", "num_hidden_layers": 4})
+        >>> FamilialForCausalLM(config)(input_ids, exit_idx=0).logits  # runs one layer of four
     """
 
     # by which names code that was loaded with a checkpoint finds the relay policies
@@ -105,15 +98,13 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         r"""Turn a pretrained decoder into a family.
 
         The deepest exit is the decoder itself, bit for bit. Early exits start from copies of the
-        final norm, of an own head, and, for private layers, of the backbone layers that follow.
+        final norm, of the head, and, for private layers, of the backbone layers that follow.
 
         Args:
             backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, folder, or a
-                causal LM in memory. A model in memory is taken over: the family shares its modules
-                and config (pass a `copy.deepcopy` to keep the two apart).
-            exits (`list[int]`, *optional*): Depth of every exit.
+                causal LM in memory, whose modules and config the family then shares.
             num_exits (`int`, *optional*): Instead of `exits`: G exits, evenly spaced.
-            num_exit_layers, exit_norm, exit_head, default_exit: See [`FamilialConfig`].
+            exits, num_exit_layers, exit_norm, exit_head, default_exit: See [`FamilialConfig`].
             **kwargs: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `revision`, ...).
 
         Returns:
@@ -184,22 +175,19 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
         Args:
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
-                logits_to_keep: As the host takes them. The cache is the family's, updated up to the
-                exit.
+                logits_to_keep: As the host takes them. The cache is updated up to the exit.
             labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Targets, -100 where
                 there is none; shifted here unless `shift_labels` is given too.
             exit_idx (`int`, *optional*): Exit to stop at, with `labels` the only one that has a
                 loss. Defaults to `config.default_exit`, with `labels` to the loss of all exits.
-            output_exits (`bool`, *optional*, defaults to `False`): Return the logits of all exits.
+            output_exits (`bool`, *optional*, defaults to `False`): Return the logits (of
+                [`FamilialModel`], the hidden states) of all exits.
             skip_logits (`bool`, *optional*, defaults to `False`): Return no logits: then the loss
                 needs no more memory than a chunk of them, however many exits there are.
             exit_weights (`Sequence[float]` of length G, *optional*): Weight of each exit's loss;
                 defaults to 1/G each.
             distillation ([`Distillation`], *optional*): What the deepest exit teaches the others.
             **kwargs: Passed to the backbone and to the loss: `num_items_in_batch`, `shift_labels`.
-
-        Returns:
-            [`FamilialCausalLMOutput`]: `loss` is the weighted sum of `exit_losses`.
 
         Raises:
             IndexError: If there is no exit `exit_idx`.
@@ -225,23 +213,20 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         wanted = hidden if output_exits else [] if skip_logits else [chosen]
         transform = LogitTransform.of(self.config.text_config)
         logits = {k: transform.read(hidden[k], self.head(k)) for k in wanted}
-        loss: torch.Tensor | None = None
-        exit_losses: torch.Tensor | None = None
+        loss: Any = None
+        exit_losses: Any = None
         if labels is not None:
             trained = hidden if exit_idx is None else [chosen]
             states = {k: ExitStates(hidden[k], self.head(k), logits.get(k)) for k in trained}
             loss, exit_losses = multi_exit_loss(
                 states, transform, self.loss_function, labels, exit_weights, distillation, **kwargs
             )
-        aux_loss: torch.Tensor | None = None
-        if balances(self.config.text_config, outputs.router_logits):
-            aux_loss, weight = balance_loss(
-                self.config.text_config, outputs.router_logits, attention_mask
-            )
-            if loss is not None and labels is not None:
-                # a mean over accumulated batches, as the cross entropy is
-                share = weight * target_share(labels, **kwargs)
-                loss = loss + share.to(loss.device) * aux_loss.to(loss.device)
+        routers, text_config = outputs.router_logits, self.config.text_config
+        aux_loss, weight = balance_loss(text_config, routers, attention_mask)
+        if aux_loss is not None and labels is not None:
+            # a mean over accumulated batches, as the cross entropy is
+            share = weight * target_share(labels, **kwargs)
+            loss = loss + share.to(loss.device) * aux_loss.to(loss.device)
         return FamilialCausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
@@ -266,7 +251,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         return self.__dict__ | {"_accelerator": None}
 
     def head(self, exit_idx: int) -> nn.Module:
-        """Return the output head that an exit reads with: its own, or the shared `lm_head`."""
+        """Return the output head of an exit: its own, or the shared `lm_head`."""
         exit_idx = self.config.resolve_exit(exit_idx)
         return self.exit_heads[exit_idx] if exit_idx < len(self.exit_heads) else self.lm_head
 
@@ -293,23 +278,20 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     ) -> RelayOutput | torch.Tensor:
         r"""Generate by relay: a shallow exit starts, deeper layers take over where they must.
 
-        A deeper exit reads what it would read had it run from the start, and nothing is computed
-        twice.
+        A deeper exit reads what it would read had it run from the start; nothing is computed twice.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The prompt, padded on
                 the left; or `input_ids` among `kwargs`.
-            relay ([`RelayPolicy`], *optional*): When to go deeper; defaults to
-                `SpeculativeRelay()`, which writes the text of the deepest exit.
-            streamer (`BaseStreamer`, *optional*): As for `generate`.
+            relay, streamer: As for [`relay_decode`].
             **kwargs: As for `generate`.
 
         Returns:
-            [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: As `generate`
-            returns, with `relay_stats`.
+            [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: As of `generate`.
 
         Raises:
-            ValueError: If the host or the way of decoding cannot be relayed.
+            ValueError: If the host, the cache or the way of decoding cannot be relayed.
+            IndexError: If the relay asks for an exit that is not there.
 
         Example:
             >>> model.relay_generate(**inputs, relay=hff.SpeculativeRelay(draft_exit=0))
@@ -322,11 +304,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
     @torch.no_grad()
     def prepare_drafts(self) -> None:
-        """Do now what the first `relay_generate` would do before its first token.
-
-        A server calls `model.eval().prepare_drafts()` before it listens, since fused passes are
-        compared with the host's own once.
-        """
+        """Do now, before a server listens, what the first `relay_generate` would do once."""
         if self.training:
             raise ValueError("`prepare_drafts` needs a model that is not training: call `eval()`.")
         RelayCache(self, range(self.config.num_exits), fused_weights=None)

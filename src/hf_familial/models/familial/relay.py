@@ -22,7 +22,6 @@ from .relay_policies import (
     RelayPolicy,
     SpeculativeRelay,
     check_chain,
-    matrix_sizes,
 )
 
 
@@ -73,21 +72,14 @@ def relay_decode(
 ) -> RelayOutput | torch.Tensor:
     """Decode by relay; a decoding method for `generate(custom_generate=relay_decode, relay=...)`.
 
-    `generate` prepares the arguments that are not named below.
+    `generate` prepares the other arguments; see [`FamilialForCausalLM.relay_generate`] for the
+    result and what is raised.
 
     Args:
-        model ([`FamilialForCausalLM`]): The family.
         relay ([`RelayPolicy`], *optional*): When to go deeper; defaults to `SpeculativeRelay()`.
         streamer (`BaseStreamer`, *optional*): Gets every token as it is certain.
         fused_weights (`bool`, *optional*): Whether to run the package's fused passes where there
             are some, which is faster on a CPU. By default on a CPU, for at most 2 GiB of weights.
-
-    Returns:
-        [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: As `generate` returns.
-
-    Raises:
-        ValueError: If the host, the cache or the way of decoding cannot be relayed.
-        IndexError: If the relay asks for an exit that is not there.
     """
     began = time.perf_counter()
     check_relay(model)  # first: a host without a cache has switched it off by itself
@@ -110,10 +102,8 @@ def relay_decode(
         relay, exits = FixedExit(exits[-1]), exits[-1:]
     past = model_kwargs.get("past_key_values")
     cache = RelayCache(model, exits, past, rollback=relay.rolls_back, fused_weights=fused_weights)
-    logits_processor = guided_at(logits_processor, model, exits[-1])
-    text = GeneratedText(
-        input_ids, logits_processor, stopping_criteria, generation_config, streamer
-    )
+    processors = guided_at(logits_processor, model, exits[-1])
+    text = GeneratedText(input_ids, processors, stopping_criteria, generation_config, streamer)
     decoder = cache.accelerator.decoder(relay.decoder(cache, text))
     inputs = _first_inputs(text, cache, model_kwargs)
     while not text.done:
@@ -129,8 +119,9 @@ def relay_decode(
         streamer.end()
     if not generation_config.return_dict_in_generate:
         return text.input_ids
-    whole, seconds = exits[-1] == model.config.num_exits - 1, time.perf_counter() - began
-    stats = _stats(cache, text, decoder, seconds)  # before the rest of the cache is completed
+    # before the rest of the cache is completed
+    stats = _stats(cache, text, decoder, time.perf_counter() - began)
+    whole = exits[-1] == model.config.num_exits - 1
     return RelayOutput(
         sequences=text.input_ids,
         scores=None if text.scores is None else tuple(text.scores),
@@ -140,36 +131,32 @@ def relay_decode(
     )
 
 
+@dataclass(eq=False)
 class GeneratedText:
     """A text (or a batch of them) as it grows, with the rules of `generate` for writing on.
 
-    `input_ids` is the text so far, `unfinished` says which rows have not ended, and `done` whether
-    all have. A subclass may take random numbers from elsewhere: it overrides `draw` and `uniform`,
-    which are told the column of the text that they decide.
+    A subclass may take random numbers from elsewhere: it overrides `draw` and `uniform`.
     """
 
-    def __init__(
-        self,
-        input_ids: torch.Tensor,
-        processors: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        streamer: Any = None,
-    ) -> None:
-        self.input_ids, self.prompt_length = input_ids, input_ids.shape[1]
-        self.processors, self.criteria = processors, stopping_criteria
-        self.config, self.streamer = generation_config, streamer
-        self.do_sample = bool(generation_config.do_sample)
-        self.unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        self.pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
-        if self.pads and generation_config._pad_token_tensor is None:
+    input_ids: torch.Tensor
+    processors: Any
+    criteria: Any
+    config: Any
+    streamer: Any = None
+
+    def __post_init__(self) -> None:
+        ids, self.prompt_length = self.input_ids, self.input_ids.shape[1]
+        self.do_sample = bool(self.config.do_sample)
+        self.unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        self.pads = any(hasattr(criterion, "eos_token_id") for criterion in self.criteria)
+        if self.pads and self.config._pad_token_tensor is None:
             raise ValueError(
                 "a stopping criterion has `eos_token_id`, so rows that end are padded: give "
                 "`pad_token_id` too."
             )
-        asked = generation_config.return_dict_in_generate
-        self.scores: list[Any] | None = [] if asked and generation_config.output_scores else None
-        self.logits: list[Any] | None = [] if asked and generation_config.output_logits else None
+        asked = self.config.return_dict_in_generate
+        self.scores: list[Any] | None = [] if asked and self.config.output_scores else None
+        self.logits: list[Any] | None = [] if asked and self.config.output_logits else None
         self.sources: list[torch.Tensor] = []
         self.done = False
 
@@ -318,10 +305,7 @@ def check_healing(config: Any, generation_config: Any, exit_idx: int) -> None:
 
 
 def processors_with_memory(processors: Iterable[Any]) -> list[str]:
-    """Return the names of the logits processors that must see every kept token once, in order.
-
-    Those known to have no memory may see drafts too, and others that say `stateless = True`.
-    """
+    """Return the names of processors that may remember: not known as `STATELESS`, nor so marked."""
     prefix, names = logits_process.PrefixConstrainedLogitsProcessor, []
     for one in processors:
         one = one._prefix_allowed_tokens_fn if type(one) is prefix else one
@@ -356,12 +340,11 @@ class RelayStats:
         positions (`tuple[int, ...]`): For each, positions of a row that its segment ran.
         layer_passes, plain_layer_passes (`int`): Layers times positions, of one row; and what
             decoding at the deepest of these exits would have taken.
-        flops, plain_flops (`float`): Likewise the FLOPs of all rows: two for each weight of a
-            matrix and position. All experts of a mixture count; private layers and attention over
-            the past do not.
+        flops, plain_flops (`float`, *optional*): Likewise the FLOPs of all rows, two for each
+            weight of a matrix (of all experts) and position, without private layers and attention
+            over the past. `None` without the package.
         rounds (`int`): Checks of drafts; without drafts, steps.
-        drafted, accepted (`int`): Drafted tokens that were checked, of one row, and those that
-            every unfinished row accepted.
+        drafted, accepted (`int`): Drafts of one row that were checked, and that all rows accepted.
         seconds (`float`): Wall time.
     """
 
@@ -370,8 +353,8 @@ class RelayStats:
     positions: tuple[int, ...]
     layer_passes: int
     plain_layer_passes: int
-    flops: float
-    plain_flops: float
+    flops: float | None
+    plain_flops: float | None
     rounds: int
     drafted: int
     accepted: int
@@ -388,28 +371,32 @@ class RelayStats:
         return self.token_exits.shape[1] / max(1, self.rounds)
 
     @property
-    def flops_saved(self) -> float:
-        """`float`: Share of the plain FLOPs that were not spent; negative if more were."""
-        return 1 - self.flops / self.plain_flops
+    def flops_saved(self) -> float | None:
+        """`float`, *optional*: Share of the plain FLOPs not spent; negative if more were."""
+        known = self.flops is not None and self.plain_flops is not None
+        return 1 - self.flops / self.plain_flops if known else None  # type: ignore[operator]
 
     @property
     def note(self) -> str:
         """`str`: What to do where more FLOPs were spent than plain text takes; else empty."""
-        if self.flops <= self.plain_flops:
+        saved = self.flops_saved or 0.0
+        if saved >= 0:
             return ""
         cause = f"{self.acceptance:.0%} of the drafts were accepted" if self.drafted else "no gain"
         return (
-            f"more FLOPs than plain text, {self.flops / self.plain_flops:.2f} times ({cause}): "
+            f"more FLOPs than plain text, {1 - saved:.2f} times ({cause}): "
             "train the early exits further, draft from another exit, or draft fewer tokens"
         )
 
     def __str__(self) -> str:
         drafts = f"; {self.accepted} of {self.drafted} drafts accepted" if self.drafted else ""
-        note = self.note or f"{self.flops / self.plain_flops:.2f} times the FLOPs of plain text"
+        saved, note = self.flops_saved, self.note
+        if saved is not None and not note:
+            note = f"{1 - saved:.2f} times the FLOPs of plain text"
         return (
             f"{self.token_exits.shape[1]} tokens of {self.token_exits.shape[0]} rows in "
             f"{self.rounds} rounds{drafts}; {self.layer_passes:,} layer passes, plain text "
-            f"{self.plain_layer_passes:,}; {note}"
+            f"{self.plain_layer_passes:,}" + (f"; {note}" if note else "")
         )
 
 
@@ -421,21 +408,17 @@ class RelayOutput(GenerateDecoderOnlyOutput):
 
 
 def _stats(cache: RelayCache, text: Any, decoder: RelayDecoder, seconds: float) -> RelayStats:
-    """Build the report from the counts that were kept."""
     layers = [b - a for a, b in zip(cache.depths, cache.depths[1:], strict=False)]
-    ran, rows, new = cache.ran, len(text.input_ids), cache.length - cache.first
     sources = torch.stack(text.sources, 1)
-    flops, heads = ([2 * n for n in sizes] for sizes in matrix_sizes(cache.model, cache.exits))
-    spent = sum(f * n for f, n in zip(flops, ran, strict=True))
-    reads = sum(f * n for f, n in zip(heads, cache.reads, strict=True))
+    flops, plain_flops = cache.accelerator.flops(cache, *sources.shape)
     return RelayStats(
         token_exits=sources,
         exits=cache.exits,
-        positions=tuple(ran),
-        layer_passes=sum(n * positions for n, positions in zip(layers, ran, strict=True)),
-        plain_layer_passes=cache.depths[-1] * new,
-        flops=rows * (spent + reads),
-        plain_flops=rows * (new * sum(flops) + sources.shape[1] * heads[-1]),
+        positions=tuple(cache.ran),
+        layer_passes=sum(n * positions for n, positions in zip(layers, cache.ran, strict=True)),
+        plain_layer_passes=cache.depths[-1] * (cache.length - cache.first),
+        flops=flops,
+        plain_flops=plain_flops,
         rounds=decoder.rounds,
         drafted=decoder.drafted,
         accepted=decoder.accepted,

@@ -1,13 +1,13 @@
 """Keys, values and pending hidden states of a relay.
 
-Positions run through the layers in segments, each from the hidden states at an exit (the taps) of
-the segment before. A segment that is not wanted yet waits: its positions are pending, their taps
-are kept, and a later pass runs all of them at once. Nothing below is computed again.
+Segments run from the hidden states at an exit (the taps) of the segment before. Positions that are
+not wanted deeper yet are pending: their taps are kept, and a later pass runs all of them at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,10 +42,6 @@ class RelayCache:
         cache ([`DynamicCache`]): The family's cache; of different lengths per layer.
         ran, reads (`list[int]`): Positions that each exit's segment has run, and its head has read.
         first, prompt_end (`int`): Positions at the start, and after the first call of `feed`.
-        columns ([`Columns`]): Position ids and attention mask of the positions seen.
-        norms, heads (`list`): Of each exit; an accelerator may replace them.
-        passes (`dict[tuple[int, int], Any]`): An accelerator's faster passes, by the indices of
-            the first and the last of the segments that they run.
     """
 
     def __init__(
@@ -64,12 +60,14 @@ class RelayCache:
         self.exits = tuple(sorted({config.resolve_exit(k) for k in exits}))
         check_relay(model)
         self.cache = self._prepared(cache)
+        # the accelerator may replace these and give passes, by first and last of their segments
         self.norms = [members.norm(k) for k in self.exits]
         self.heads = [model.head(k) for k in self.exits]
         self.passes: dict[tuple[int, int], Any] = {}
         self.depths = [0, *(config.exits[k] for k in self.exits)]
         self._runners: dict[tuple[int, int], SegmentRunner] = {}
         early = config.num_exits - 1 if config.num_exit_layers else 0  # exits with private layers
+        self._segment_runner = partial(SegmentRunner, model.model.decoder, cache=self.cache)
         self._branches = [
             self._segment_runner(members.private_segment(k)) if k < early else None
             for k in self.exits
@@ -84,12 +82,12 @@ class RelayCache:
         count = len(self.exits)
         self._done, self._read = [self.first] * count, [self.first] * count
         self._taps: list[Any] = [None] * count
-        self._states: list[Any] = [None] * count
+        self._states = list(self._taps)
         self.ran, self.reads = [0] * count, [0] * count
         self.prompt_end = 0
         self.columns = Columns(self.first)
         if rollback:
-            record_past(self.cache.layers, True)
+            self.cache.activate_past_recording()
 
     def _prepared(self, cache: DynamicCache | None) -> DynamicCache:
         """Check a cache, or make one, and give it every slot that the exits write to."""
@@ -103,17 +101,14 @@ class RelayCache:
                 "keys and values of the past are not in it. Give it the whole text instead."
             )
         inner.members.grow(cache, self.exits)
-        recurrent = [la for la in cache.layers if isinstance(la, LinearAttentionCacheLayerMixin)]
-        if self.rollback and recurrent:
+        recurrent = (isinstance(la, LinearAttentionCacheLayerMixin) for la in cache.layers)
+        if self.rollback and any(recurrent):
             raise ValueError(
                 f"`{config.text_config.model_type}` has recurrent layers, whose state cannot be "
                 "taken back: drafts that may be rejected cannot run on it. Use a relay that never "
                 "takes a token back, such as `ConfidenceRelay`."
             )
         return self.accelerator.cache(cache)
-
-    def _segment_runner(self, segment: Any) -> SegmentRunner:
-        return SegmentRunner(self.model.model.decoder, segment, self.cache)
 
     @property
     def length(self) -> int:
@@ -130,7 +125,6 @@ class RelayCache:
         return self.length - self._done[self._at(exit_idx)]
 
     def _at(self, exit_idx: int) -> int:
-        """Return the index of an exit among those of this relay."""
         if exit_idx not in self._index:
             raise IndexError(f"exit {exit_idx} is none of this relay's exits {self.exits}.")
         return self._index[exit_idx]
@@ -146,9 +140,8 @@ class RelayCache:
         """Run new positions through the first segment, or through all of them.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The new tokens.
-            inputs_embeds (`torch.Tensor` of shape `(batch, seq, hidden)`, *optional*): Instead.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): They count on.
+            input_ids, inputs_embeds, position_ids: Of shape `(batch, seq, ...)`, as the host takes
+                them; positions count on by default.
             attention_mask (`torch.Tensor` of shape `(batch, seq)`, or `(batch, past + seq)` at the
                 first call, *optional*): 0 for padding; by default there is none.
             whole (`bool`, *optional*, defaults to `False`): Run to the deepest of the exits, in one
@@ -192,7 +185,7 @@ class RelayCache:
             return self.norms[i](taps[:, -last:])
         new = self._done[i] - self._read[i]
         if new:
-            inputs = self._inputs(self._read[i], new)
+            inputs = self.columns.inputs(self._read[i], new)
             self._states[i] = branch(inputs_embeds=taps[:, -new:], **inputs)
             self._read[i] += new
         return self._states[i][:, -last:]
@@ -200,14 +193,12 @@ class RelayCache:
     def crop(self, count: int) -> None:
         """Forget the last `count` positions everywhere, however deep they got."""
         length = self.length - count
-        for i in range(len(self.exits)):
+        for i, branch in enumerate(self._branches):
             crop(self.runner(i, i).layers, self._done[i] - length)
-            branch = self._branches[i]
             if branch is not None:
                 crop(branch.layers, self._read[i] - length)
-            excess = max(0, self._done[i] - length)
-            self._taps[i] = _without_last(self._taps[i], excess)
-            self._states[i] = _without_last(self._states[i], max(0, self._read[i] - length))
+            self._taps[i] = _without_last(self._taps[i], self._done[i] - length)
+            self._states[i] = _without_last(self._states[i], self._read[i] - length)
             self._done[i] = min(self._done[i], length)
             self._read[i] = min(self._read[i], length)
         self.columns.crop(count)
@@ -218,15 +209,11 @@ class RelayCache:
             windowed = isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized
             if windowed and layer.record_past and layer.get_seq_length() >= layer.sliding_window:
                 layer.crop(0)
-        if last and self.rollback:
-            record_past(self.cache.layers, False)
+            if last and self.rollback and hasattr(layer, "record_past"):
+                layer.record_past = False
 
     def to_plain(self) -> DynamicCache:
-        """Return an ordinary cache, of one length in every backbone layer, without private layers.
-
-        Raises:
-            ValueError: If the layers above the last exit, or below taps from elsewhere, never ran.
-        """
+        """Return an ordinary cache of the backbone's layers; raise if some of them never ran."""
         config = self.model.config
         if self.exits[-1] != config.num_exits - 1:
             raise ValueError(
@@ -243,7 +230,6 @@ class RelayCache:
     ) -> int:
         """Add columns for what is given, of shape `(batch, new, ...)`; return how many."""
         new = given.shape[1]
-        self._device = given.device  # of an offloaded model, the model's own says nothing
         if self._seen:
             check_positions(self.model.config.text_config, self._seen, self.length + new)
         else:
@@ -261,12 +247,11 @@ class RelayCache:
             if states is None:
                 states = self._embed(entry["input_ids"])
             counted = columns.position_ids is None
-            positions = None if counted else self._inputs(start, new)["position_ids"]
+            positions = None if counted else columns.inputs(start, new)["position_ids"]
             taps = fast(states, runner.layers, positions)
         else:
-            taps = runner(**entry, **self._inputs(start, new))
-        for i in range(first, last):
-            self._taps[i] = None
+            taps = runner(**entry, **columns.inputs(start, new))
+        self._taps[first:last] = [None] * (last - first)
         self._keep(last, taps)
         for i in range(first, last + 1):
             self._done[i] += new
@@ -280,14 +265,9 @@ class RelayCache:
             self._runners[first, last] = self._segment_runner(segment)
         return self._runners[first, last]
 
-    def _inputs(self, start: int, new: int) -> dict[str, Any]:
-        return self.columns.inputs(start, new, self._device)
-
     def _keep(self, i: int, taps: torch.Tensor) -> None:
         """Add new taps of an exit and drop those that every reader has had."""
-        readers = [self._done[i]]
-        if i + 1 < len(self.exits):
-            readers.append(self._done[i + 1])
+        readers = self._done[i : i + 2]
         if self._branches[i] is not None:
             readers.append(self._read[i])
         waiting, old = self._done[i] - min(readers), self._taps[i]
@@ -297,31 +277,29 @@ class RelayCache:
 
 
 def _without_last(tensor: torch.Tensor | None, count: int) -> torch.Tensor | None:
-    """Return a buffer without its last columns."""
-    return tensor if tensor is None or not count else tensor[:, : max(0, tensor.shape[1] - count)]
+    """Return a buffer without its last columns; all of it if `count` is below 1."""
+    return tensor if tensor is None or count < 1 else tensor[:, : max(0, tensor.shape[1] - count)]
 
 
 class Columns:
-    """Position ids and padding of the columns seen, where they differ from counting and from ones.
-
-    `position_ids`, `(batch, seq)`, begin at column `first`; `None` while all rows count on.
-    `attention_mask`, `(batch, first + seq)`, is 0 for padding.
-    """
+    """Position ids and mask of the columns seen, where they differ from counting and from ones."""
 
     def __init__(self, first: int) -> None:
         self.first = self._length = first
+        # (batch, seq), from column `first` on; `None` while all rows count on
         self.position_ids: torch.Tensor | None = None
-        self.attention_mask: torch.Tensor | None = None
+        self.attention_mask: torch.Tensor | None = None  # (batch, first + seq), 0 for padding
 
     def extend(
         self, given: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
     ) -> None:
         """Add columns that hold `given`, whose shape begins with `(batch, new)`."""
-        (batch, new), length, old = given.shape[:2], self._length, self.position_ids
+        (batch, new), length = given.shape[:2], self._length
+        old: Any = self.position_ids
+        self._device = given.device  # of an offloaded model, the model's own says nothing
         if old is not None or positions is not None:
             counted = torch.arange(length, length + new, device=given.device).expand(batch, new)
             if positions is None:
-                assert old is not None
                 positions = counted - length + old[:, -1:] + 1
             positions = positions.expand(batch, new)
             if old is None and not torch.equal(positions, counted):
@@ -343,23 +321,16 @@ class Columns:
         self.position_ids = _without_last(self.position_ids, count)
         self.attention_mask = _without_last(self.attention_mask, count)
 
-    def inputs(self, start: int, new: int, device: torch.device) -> dict[str, Any]:
+    def inputs(self, start: int, new: int) -> dict[str, Any]:
         """Return positions and mask of a pass over `new` columns from `start` on."""
         if self.position_ids is None:
-            positions = torch.arange(start, start + new, device=device).unsqueeze(0)
+            positions = torch.arange(start, start + new, device=self._device).unsqueeze(0)
         else:
             positions = self.position_ids[:, start - self.first : start - self.first + new]
         inputs: dict[str, Any] = {"position_ids": positions}
         if self.attention_mask is not None:
             inputs["attention_mask"] = self.attention_mask[:, : start + new]
         return inputs
-
-
-def record_past(layers: Iterable[Any], on: bool) -> None:
-    """Set whether windowed cache layers keep what a crop may need."""
-    for layer in layers:
-        if hasattr(layer, "record_past"):
-            layer.record_past = on
 
 
 def crop(layers: Iterable[Any], excess: int) -> None:
@@ -389,7 +360,7 @@ def past_positions(cache: DynamicCache) -> int:
 def check_relay(model: Any) -> None:
     """Raise for a host whose layers cannot go on from a tap."""
     spec, name = model.model.spec, model.config.text_config.model_type
-    reason = spec.whole or ("" if spec.cache else "it has no cache of transformers' kinds")
+    reason = spec.host.whole or ("" if spec.cache else "it has no cache of transformers' kinds")
     if reason:
         raise ValueError(
             f"`{name}` cannot be relayed: {reason}. `generate(exit_idx=...)` runs one member of it."

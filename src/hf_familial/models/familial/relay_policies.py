@@ -1,18 +1,14 @@
-"""Relay policies: what is given as `relay=`, and says when a text goes deeper.
-
-A policy builds the decoder that makes its tokens; the loop in `relay.py` knows no policy by name.
-"""
+"""Relay policies: what is given as `relay=`, and builds the decoder that makes the tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from operator import index
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from .relay_cache import RelayCache
@@ -24,25 +20,19 @@ FIRST_LENGTH = 4
 
 @dataclass
 class NewTokens:
-    """The tokens that one step of a decoder yields, the same number in every row and at least one.
+    """The tokens that one step of a decoder yields, the same number in every row."""
 
-    Scores and logits are those of each token, `(batch, vocab)`, if the text wants them.
-    """
-
-    tokens: torch.Tensor  # (batch, count)
+    tokens: torch.Tensor  # (batch, count), at least one
     sources: torch.Tensor  # the exit that each came from, (batch, count)
+    # of each token, (batch, vocab), if the text wants them
     scores: list[torch.Tensor] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
 
 
 class RelayDecoder:
-    """The decoder of one text (or batch of texts), made anew by a policy for every call.
+    """The decoder of one text (or batch of texts); this one writes the deepest exit's, by token."""
 
-    This one writes the text of the deepest exit of the cache, token by token. It counts `rounds`
-    (checks of drafts or else steps), tokens `drafted` and those `accepted`, of one row.
-    """
-
-    rounds = drafted = accepted = 0
+    rounds = drafted = accepted = 0  # counted as in `RelayStats`
 
     def __init__(self, cache: RelayCache, text: Any) -> None:
         self.cache, self.text, self.exits = cache, text, cache.exits
@@ -68,17 +58,13 @@ class RelayDecoder:
 class RelayPolicy:
     """The interface of relay policies: which exits run, and which decoder makes the tokens.
 
-    `rolls_back` says whether the decoder takes positions out of the cache again. The base of
-    policies that let tokens leave at early exits is [`EarlyExitRelay`], in the package.
+    The base of policies that let tokens leave at early exits is [`EarlyExitRelay`] of the package.
     """
 
-    rolls_back = False
+    rolls_back = False  # whether the decoder takes positions out of the cache again
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
-        """Return the exits to read, of `num_exits`, shallowest first; the last one decides.
-
-        Indices may count from the end.
-        """
+        """Return the exits to read, shallowest first, perhaps negative; the last one decides."""
         raise NotImplementedError
 
     def decoder(self, cache: RelayCache, text: Any) -> RelayDecoder:
@@ -88,11 +74,7 @@ class RelayPolicy:
 
 @dataclass(frozen=True)
 class FixedExit(RelayPolicy):
-    """Every token comes from one exit: plain decoding of that member.
-
-    Attributes:
-        exit_idx (`int`): The exit.
-    """
+    """Every token comes from one exit, `exit_idx`: plain decoding of that member."""
 
     exit_idx: int = -1
 
@@ -103,9 +85,8 @@ class FixedExit(RelayPolicy):
 
 @dataclass(frozen=True)
 class SpeculativeRelay(RelayPolicy):
-    """Lossless self-speculation: a shallow exit drafts, the layers above it verify.
+    """Lossless self-speculation: a shallow exit drafts, the layers above it verify in one pass.
 
-    Only the segments above the draft exit run again over the drafted positions, all in one pass.
     Greedy text is that of the deepest exit (in float32; in half precision a pass over several
     positions may round a tie otherwise), sampled text has its distribution. Without the package
     `hf_familial` the shallowest of several exits drafts alone, and `draft_length="auto"` is 4 at
@@ -113,8 +94,7 @@ class SpeculativeRelay(RelayPolicy):
 
     Attributes:
         draft_exit (`int`, `Sequence[int]` or `"auto"`): Exit that drafts. Several make a chain, in
-            which each verifies the drafts of the one before. `"auto"` tries all shallower ones and
-            goes on with the one that yields most tokens per time.
+            which each verifies the one before; `"auto"` finds the fastest.
         draft_length (`int`, `"auto"`): Tokens drafted before a check. By default as many as pay,
             from the acceptance and the cost seen so far, and none where none pay.
         exit_idx (`int`): Exit whose text is wanted; the config's `default_exit` does not matter.
@@ -154,11 +134,8 @@ class SpeculativeRelay(RelayPolicy):
                 f"exit {self.exit_idx} is the shallowest of {num_exits}, so none can draft for it: "
                 f"give `relay=FixedExit({self.exit_idx})`, or call `generate(exit_idx=...)`."
             )
-        drafts: Sequence[Any]
-        if isinstance(self.draft_exit, int):
-            drafts = [self.draft_exit]
-        else:
-            drafts = range(last) if self.draft_exit == "auto" else self.draft_exit
+        drafts: Any = range(last) if self.draft_exit == "auto" else self.draft_exit
+        drafts = [drafts] if isinstance(drafts, int) else drafts
         chain = tuple(k % num_exits if -num_exits <= k < num_exits else k for k in (*drafts, last))
         if len(chain) < 2 or any(a >= b for a, b in zip(chain, chain[1:], strict=False)):
             raise ValueError(
@@ -181,7 +158,6 @@ class DraftedTokens:
     scores: list[torch.Tensor]  # what each was drawn from, processed, (batch, vocab)
     sources: torch.Tensor  # the exit that each came from, (batch, count)
     ran: bool = True  # whether the last draft has run too, so that the check yields one more token
-    undrawn: torch.Tensor | None = None  # processed scores from which no draft was drawn any more
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -190,11 +166,7 @@ class DraftedTokens:
 
 
 class SpeculativeDecoder(RelayDecoder):
-    """A decoder that makes tokens in rounds of drafts and a check.
-
-    One that learns when to draft may take its place if it `adapts`: a subclass that overrides the
-    steps of a round, `run_draft`, `read_draft`, `goes_on`, `run_check` and `learn`.
-    """
+    """A decoder in rounds of drafts and a check; if it `adapts`, a subclass may take its place."""
 
     def __init__(self, relay: SpeculativeRelay, cache: RelayCache, text: Any) -> None:
         super().__init__(cache, text)
@@ -237,27 +209,20 @@ class SpeculativeDecoder(RelayDecoder):
             self.draft_length = max(1, self.draft_length + (2 if right == count else -1))
 
     def draft(self, ids: torch.Tensor, inputs: dict[str, Any], tokens_left: int) -> DraftedTokens:
-        """Draw tokens after `ids`, the text so far; `inputs` are those that have not run.
-
-        Every token that is drawn is verified. Whether to draw one is decided before, from the
-        distribution alone: to drop a token after a look at it would change what is sampled.
-        """
+        """Draw tokens after `ids`, the text so far; `inputs` are those that have not run."""
+        # Every token that is drawn is verified: whether to draw is decided before, as to drop a
+        # token after a look at it would change what is sampled.
         start, most = ids.shape[1], min(self.draft_length, tokens_left - 1)
         scores: list[torch.Tensor] = []
-        undrawn = None
         while True:
             self.run_draft(inputs)
-            if len(scores) >= most:
-                break
-            processed = self.read_draft(ids)
-            if not self.goes_on(processed):
-                undrawn = processed
+            if len(scores) >= most or not self.goes_on(processed := self.read_draft(ids)):
                 break
             drawn = self.text.choose(processed, ids.shape[1])
             scores.append(processed)
             ids, inputs = torch.cat((ids, drawn), 1), {"input_ids": drawn}
         sources = torch.full_like(ids[:, start:], self.exits[self.draft_index])
-        return DraftedTokens(ids, start, scores, sources, undrawn=undrawn)
+        return DraftedTokens(ids, start, scores, sources)
 
     def verify(self, drafts: DraftedTokens, exit_idx: int, keep: bool) -> NewTokens:
         """Run an exit over the drafts, keep those it accepts, and add one token of its own."""
@@ -274,20 +239,17 @@ class SpeculativeDecoder(RelayDecoder):
         number = tokens.shape[1]  # syncs
         self.learn(drafts, exit_idx, scores, reached)
         self.cache.crop(max(0, columns - number))
-        same = right[:, :number] & (torch.arange(number, device=tokens.device) < count)
         inherited = F.pad(drafts.sources, (0, max(0, number - count)))[:, :number]
-        sources = torch.where(same, inherited, torch.full_like(tokens, exit_idx))
-        kept = range(number if keep else 0)
-        parts = [[each[:, i] for i in kept] for each in (scores, logits)]
-        return NewTokens(tokens, sources, *parts)
+        sources = torch.where(right[:, :number], inherited, torch.full_like(tokens, exit_idx))
+        kept = [[each[:, i] for i in range(number if keep else 0)] for each in (scores, logits)]
+        return NewTokens(tokens, sources, *kept)
 
     def accept(
         self, drafts: DraftedTokens, scores: torch.Tensor
     ) -> tuple[torch.Tensor, int, torch.Tensor]:
-        """Decide which tokens a check yields, from its processed scores `(batch, columns, vocab)`.
+        """Return a check's tokens, how many drafts all rows accept, and which, `(batch, columns)`.
 
-        Every row takes as many as the row of which fewest are accepted, so that all stay of one
-        length. Also returned are that number, and which drafts are accepted, `(batch, columns)`.
+        Rows take as many as the row of which fewest are accepted, so that all stay of one length.
         """
         drafted, columns = drafts.tokens, scores.shape[1]
         count = drafted.shape[1]
@@ -336,20 +298,3 @@ def check_chain(exits: Sequence[int], num_exits: int) -> tuple[int, ...]:
     if not chain or any(a >= b for a, b in zip(chain, chain[1:], strict=False)):
         raise ValueError(f"a relay's exits must go deeper one after the other, got {tuple(exits)}.")
     return chain
-
-
-def matrix_sizes(model: Any, exits: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the weights in matrices, each multiplied and added once per position.
-
-    They are, for each of some exits, those of the layers from the exit before on, and of its head.
-    """
-    members = model.model.members
-    depths = [0, *(model.config.exits[k] for k in exits)]
-    spans = zip(depths, depths[1:], strict=False)
-    layers = [_matrix_weights(members.segment(*span).layers) for span in spans]
-    return layers, [_matrix_weights([model.head(k)]) for k in exits]
-
-
-def _matrix_weights(modules: Iterable[nn.Module]) -> int:
-    weights = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
-    return sum(p.numel() for p in weights.values())

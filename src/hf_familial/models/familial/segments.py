@@ -1,8 +1,7 @@
 """Parts of a host's decoder, run as views of the backbone over views of the cache.
 
 A view is a shallow copy of the backbone that holds other layers, another norm and a config cut to
-match. Its modules are the backbone's own, so nothing is copied and nothing is mutated. No other
-file knows how a view is made.
+match. Its modules are the backbone's own: nothing is copied, nothing is mutated.
 """
 
 from __future__ import annotations
@@ -32,46 +31,22 @@ from .backbones import IDENTITY, OFF, ONE, ZERO, BackboneSpec, find_backbone_spe
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive layers to run in one pass of the host's own forward.
+    """Consecutive layers to run in one pass of the host's own forward."""
 
-    Attributes:
-        layers (`Sequence[nn.Module]`): The layers; the backbone's or private ones.
-        start (`int`): Depth at which they stand: number of layers before them.
-        norm (`nn.Module`, *optional*): Applied to their output; `None` returns the tap.
-        slots (`Sequence[int]`): Index of each layer's slot in the family's cache.
-    """
-
-    layers: Sequence[nn.Module]
-    start: int
-    norm: nn.Module | None
-    slots: Sequence[int]
+    layers: Sequence[nn.Module]  # the backbone's or private ones
+    start: int  # depth at which they stand: number of layers before them
+    norm: nn.Module | None  # applied to their output; `None` returns the tap
+    slots: Sequence[int]  # index of each layer's slot in the family's cache
 
 
 class HostDecoder:
-    """A host's decoder and where it keeps its parts.
-
-    Args:
-        module (`PreTrainedModel`): The backbone.
-        spec ([`BackboneSpec`], *optional*): Where it keeps its parts; found if not given.
-    """
+    """A host's decoder, the backbone, and where it keeps its parts."""
 
     def __init__(self, module: Any, spec: BackboneSpec | None = None) -> None:
-        self.module, self.spec = module, spec or find_backbone_spec(module)
-
-    @property
-    def config(self) -> Any:
-        """`PreTrainedConfig`: Of the backbone."""
-        return self.module.config
-
-    @property
-    def owner(self) -> Any:
-        """`nn.Module`: The module that owns the layers."""
-        return self.module.get_submodule(self.spec.owner)
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """`nn.ModuleList`: The decoder layers."""
-        return getattr(self.owner, self.spec.layers)
+        self.module, self.config = module, module.config
+        self.spec = spec = spec or find_backbone_spec(module)
+        self.owner = module.get_submodule(spec.host.owner)
+        self.layers: nn.ModuleList = getattr(self.owner, spec.layers)
 
     @property
     def norm(self) -> nn.Module:
@@ -79,20 +54,10 @@ class HostDecoder:
         return nn.Identity() if self.spec.norm is None else getattr(self.owner, self.spec.norm)
 
     def run(self, segment: Segment, past_key_values: Cache | None = None, **inputs: Any) -> Any:
-        """Run one segment through the host's forward.
+        """Run one segment through the host's forward, on slots of the family's cache.
 
-        Args:
-            segment ([`Segment`]): What to run.
-            past_key_values ([`Cache`], *optional*): The family's cache, long enough for the
-                segment's slots (see `grow_cache`). Updated in place.
-            **inputs: What the backbone's forward takes. For `segment.start > 0`: `inputs_embeds`,
-                the tap of shape `(batch, seq, hidden)`, and `position_ids`.
-
-        Returns:
-            `ModelOutput`: As the host returns it; what it says of the cache is the view's.
-
-        Raises:
-            ValueError: If the segment's slots hold different numbers of tokens.
+        For `segment.start > 0`, the inputs are the tap of shape `(batch, seq, hidden)` as
+        `inputs_embeds`, and `position_ids`. Slots of different numbers of tokens raise.
         """
         inputs = self.spec.accepted(inputs)
         # a view that installed them itself would install them twice on the layers it shares
@@ -119,10 +84,11 @@ class HostDecoder:
         if any(inputs.get(name, getattr(self.config, name, False)) for name in names):
             _install_hooks(self.module)
 
-    def hook_private(self, segment: Segment) -> None:
-        """Let private layers be captured like the backbone's own; once is enough."""
+    def hook_private(self, segment: Segment, inputs: dict[str, Any]) -> None:
+        """Let private layers be captured like the backbone's own, if asked for; once is enough."""
         first: Any = segment.layers[0]
-        if not getattr(first, "_output_capturing_hooks_installed", False):
+        asked = any(value for name, value in inputs.items() if name.startswith("output_"))
+        if asked and not getattr(first, "_output_capturing_hooks_installed", False):
             install_all_output_capturing_hooks(self.view(segment))
             first._output_capturing_hooks_installed = True
 
@@ -133,7 +99,7 @@ class HostDecoder:
         if host.keep_depth:
             set_depth(config, self.config.num_hidden_layers)
         root = view = shallow_copy(self.module, config=config)
-        for name in filter(None, spec.owner.split(".")):
+        for name in filter(None, host.owner.split(".")):
             view._modules[name] = view = shallow_copy(view._modules[name], config=config)
         view._modules[spec.layers] = nn.ModuleList(segment.layers)
         if spec.norm is not None:
@@ -243,10 +209,7 @@ def _neutralise(view: Any, name: str, kind: str) -> None:
 
 
 def slice_config(config: Any, start: int, stop: int) -> Any:
-    """Return the config of a model made of the layers `[start, stop)` of this one.
-
-    `stop` may exceed its depth: beyond it, what holds for the last layer repeats.
-    """
+    """Return the config of layers `[start, stop)`; beyond the last, what holds for it repeats."""
     depth = config.num_hidden_layers
     sliced = copy.copy(config)
     sliced.__dict__ = dict(config.__dict__)
