@@ -1,16 +1,21 @@
 """Offline, on one thread, and quiet: set before anything imports transformers."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()  # code of checkpoints, of this process alone
 
 import hypothesis
 import torch
 from transformers.utils import logging
 
 
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
 logging.disable_progress_bar()
 hypothesis.settings.register_profile("offline", deadline=None, max_examples=60, derandomize=True)

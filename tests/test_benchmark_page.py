@@ -133,7 +133,9 @@ def test_the_pictures_of_the_concepts_are_fresh(monkeypatch, capsys):
 
 
 def test_every_picture_is_there_in_both_themes_and_shown():
-    pages = "".join(p.read_text("utf-8") for p in (ROOT / "docs" / "concepts").glob("*.md"))
+    docs = ROOT / "docs"
+    sources = [docs / "architecture.md", *(docs / "concepts").glob("*.md")]
+    pages = "".join(page.read_text("utf-8") for page in sources)
     for path in (ROOT / "docs" / "assets" / "concepts").glob("*-light.svg"):
         dark = path.name.replace("-light", "-dark")
         assert path.with_name(dark).is_file()

@@ -49,7 +49,7 @@ class Assumptions:
 
 
 WEIGHT, OPTIMIZER = 4, 8  # bytes a parameter: float32; AdamW's two means
-FILES = 40  # of a checkpoint at most, most of them the family's code; a pointer beside it
+FILES = 24  # of a checkpoint at most, most of them the family's code; a pointer beside it
 LOCAL_COPIES = 3  # of a run's checkpoints where it trains: two, and the one being written
 
 

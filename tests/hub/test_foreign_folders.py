@@ -160,7 +160,6 @@ def write_tokenizer(folder, name="tokenization_mine.MyTokenizer"):
 @pytest.mark.parametrize("where", ["folder", "memory", "hub"])
 def test_the_code_of_a_tokenizer_goes_along(where, folder, tmp_path, monkeypatch):
     write_tokenizer(folder)
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     source = FamilialForCausalLM.from_pretrained(folder) if where == "memory" else folder
     if where == "hub":
         with hub_of(folder, tmp_path, monkeypatch):
