@@ -155,7 +155,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
         extension().save(save, self, save_directory, *args, by_segment=by_segment, **kwargs)
 
     def freeze_weights(self, frozen: bool = True) -> None:
-        """Promise that weights stay until `freeze_weights(False)` or `train()`; raise if training."""
+        """Promise that weights stay until `freeze_weights(False)` or `train()`; eval mode only."""
         if frozen and self.training:
             raise ValueError("`freeze_weights` needs a model that is not training: call `eval()`.")
         self.base_model.frozen = frozen
