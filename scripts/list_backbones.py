@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from backbones import UNRUNNABLE, causal_lm_types, tiny_model  # noqa: E402
 
 from hf_familial import FamilialForCausalLM, verify_backbone  # noqa: E402
-from hf_familial.models.verification import VERIFIED  # noqa: E402
+from hf_familial.models.backbone_verification import VERIFIED  # noqa: E402
 
 
 PAGE = ROOT / "docs" / "backbones.md"

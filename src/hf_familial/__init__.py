@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .hub.importers import from_layerskip, import_ruyi
     from .hub.push import push_exits_to_hub, push_family_to_hub
     from .isoflop import IsoFlopDesign
+    from .models.backbone_verification import BackboneReport, verify_backbone
+    from .models.early_exit_policies import ConfidenceRelay, EarlyExitRelay, HandoffRelay
     from .models.familial import (
         Distillation,
         FamilialCausalLMOutput,
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
         evenly_spaced_exits,
         relay_decode,
     )
-    from .models.policies import ConfidenceRelay, EarlyExitRelay, HandoffRelay
-    from .models.verification import BackboneReport, verify_backbone
     from .training.args import FamilialTrainingArguments
     from .training.trainer import FamilialTrainer
 
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
-    "BackboneReport": ".models.verification",
+    "BackboneReport": ".models.backbone_verification",
     "calibrate": ".evaluation",
     "choose_exit": ".hub.choose",
-    "ConfidenceRelay": ".models.policies",
+    "ConfidenceRelay": ".models.early_exit_policies",
     "describe": ".hub.description",
     "DeviceSide": ".handoff",
-    "EarlyExitRelay": ".models.policies",
+    "EarlyExitRelay": ".models.early_exit_policies",
     "evaluate_exits": ".evaluation",
     "ExitChoice": ".hub.choose",
     "export_exit": ".hub.export",
@@ -62,7 +62,7 @@ _LAZY = {
     "FamilyDescription": ".hub.description",
     "from_layerskip": ".hub.importers",
     "HandoffError": ".errors",
-    "HandoffRelay": ".models.policies",
+    "HandoffRelay": ".models.early_exit_policies",
     "HandoffState": ".handoff",
     "import_ruyi": ".hub.importers",
     "IsoFlopDesign": ".isoflop",
@@ -70,7 +70,7 @@ _LAZY = {
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
     "server_side": ".handoff",
-    "verify_backbone": ".models.verification",
+    "verify_backbone": ".models.backbone_verification",
 }
 _MODELS = (
     "Distillation",

@@ -28,7 +28,7 @@ class PackageExtension(Extension):
 
     def check_backbone(self, model: Any) -> None:
         """Raise if a backbone of an unknown type fails the numeric checks."""
-        from .models.verification import check_family
+        from .models.backbone_verification import check_family
 
         check_family(model)
 

@@ -25,8 +25,8 @@ from hf_familial.checkpoints.plain import FILE_NAMES
 from hf_familial.checkpoints.safetensors_file import read_header
 from hf_familial.errors import CutError
 from hf_familial.hub import export_exit
+from hf_familial.models.backbone_verification import VERIFIED
 from hf_familial.models.familial.backbones import HOSTS
-from hf_familial.models.verification import VERIFIED
 
 
 # one table holds an embedding of the tokens for every layer

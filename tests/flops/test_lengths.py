@@ -11,7 +11,7 @@ from hf_familial import FamilialConfig
 from hf_familial.flops import FlopCount, _lengths, prepare_training_flops, training
 from hf_familial.flops import training_flops_per_token as flops
 from hf_familial.flops._fake_model import RECURRENT
-from hf_familial.models.verification import VERIFIED
+from hf_familial.models.backbone_verification import VERIFIED
 
 
 TRAINED: dict[str, Any] = {

@@ -10,7 +10,7 @@ from parted import DEPTH, NEW, cut, hand_over, other_side, padded_text, sent, wh
 from reference import tiny_family
 
 from hf_familial.handoff import MODES, DeviceSide, server_side
-from hf_familial.models.verification import VERIFIED
+from hf_familial.models.backbone_verification import VERIFIED
 
 
 ROOT = Path(__file__).resolve().parents[2]

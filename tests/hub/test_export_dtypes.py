@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from hf_familial import FamilialForCausalLM
 from hf_familial.errors import CheckpointError, CutError
 from hf_familial.hub import export_exit
-from hf_familial.models.verification import VERIFIED
+from hf_familial.models.backbone_verification import VERIFIED
 
 
 # hosts that keep something in float32 in one dtype, in both, by pattern or by a module's own choice

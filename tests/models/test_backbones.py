@@ -21,9 +21,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, verify_backbone
+from hf_familial.models.backbone_verification import VERIFIED
 from hf_familial.models.familial.backbones import UNSUPPORTED, find_backbone_spec
 from hf_familial.models.familial.segments import HostDecoder
-from hf_familial.models.verification import VERIFIED
 
 
 ROOT = Path(__file__).resolve().parents[2]

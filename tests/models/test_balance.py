@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_familial import FamilialForCausalLM
 from hf_familial.hub import export_exit
-from hf_familial.models.verification import VERIFIED
+from hf_familial.models.backbone_verification import VERIFIED
 
 
 EXITS = [1, 2, 4]

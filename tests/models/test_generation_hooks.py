@@ -28,9 +28,9 @@ from hf_familial import (
 )
 from hf_familial.handoff.device import DeviceSide
 from hf_familial.models import verification
+from hf_familial.models.backbone_verification import KNOWN_HOOKS, VERIFIED, check_hooks
 from hf_familial.models.familial.backbones import TRAITS
 from hf_familial.models.familial.relay import check_healing
-from hf_familial.models.verification import KNOWN_HOOKS, VERIFIED, check_hooks
 
 
 EXITS = [1, 3, 4]

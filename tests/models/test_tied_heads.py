@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from hf_familial import FamilialForCausalLM
 from hf_familial.errors import CutError
 from hf_familial.hub import export_exit
+from hf_familial.models.backbone_verification import VERIFIED
 from hf_familial.models.familial.backbones import can_tie
-from hf_familial.models.verification import VERIFIED
 
 
 # hosts whose class ties nothing, also where a config says so

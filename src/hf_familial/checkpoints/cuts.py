@@ -16,10 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ..errors import CutError
+from ..models.backbone_verification import VERIFIED, decoder_of
 from ..models.familial import FamilialConfig
 from ..models.familial.backbones import can_tie, find_backbone_spec
 from ..models.familial.segments import per_layer_lists, slice_config
-from ..models.verification import VERIFIED, decoder_of
 
 
 BACKBONE, HEAD = "model.backbone.", "lm_head."

@@ -13,8 +13,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from ..errors import CutError
 from ..models import is_family
+from ..models.backbone_verification import VERIFIED
 from ..models.familial import FamilialForCausalLM
-from ..models.verification import VERIFIED
 from .cuts import check_cut, cut_config, cut_names, find_layout
 from .plain import check_not_quantised, plain_config, plain_tensors
 from .safetensors_file import to_dtype

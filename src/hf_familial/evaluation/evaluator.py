@@ -11,9 +11,9 @@ import torch
 
 from ..flops import measure_flops_per_token
 from ..models import is_family
+from ..models.backbone_verification import evaluation_mode
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.losses import IGNORE_INDEX
-from ..models.verification import evaluation_mode
 from ._batches import Collator, Row, iter_batches
 from ._predictions import Predictions, predict_batches
 from .calibration import CalibrationBins

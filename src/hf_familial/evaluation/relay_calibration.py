@@ -13,10 +13,10 @@ import torch
 
 from ..flops import measure_flops_per_token
 from ..models import is_family
+from ..models.backbone_verification import evaluation_mode
+from ..models.early_exit_policies import ConfidenceRelay, confidence
 from ..models.familial import FamilialForCausalLM
 from ..models.familial.configuration_familial import check_choice
-from ..models.policies import ConfidenceRelay, confidence
-from ..models.verification import evaluation_mode
 from ._batches import Collator, Row, iter_batches
 from ._predictions import predict_batches
 from ._thresholds import Costs, ExitPredictions, TradeOff, trade_offs

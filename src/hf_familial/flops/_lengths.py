@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from ..models.backbone_verification import VERIFIED
 from ..models.familial import FamilialConfig
-from ..models.verification import VERIFIED
 from ._fake_model import SHORT, is_walked
 
 

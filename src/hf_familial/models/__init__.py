@@ -12,16 +12,16 @@ from transformers.configuration_utils import PreTrainedConfig
 
 
 if TYPE_CHECKING:
-    from .policies import ConfidenceRelay, EarlyExitRelay, HandoffRelay, confidence
-    from .verification import BackboneReport, verify_backbone
+    from .backbone_verification import BackboneReport, verify_backbone
+    from .early_exit_policies import ConfidenceRelay, EarlyExitRelay, HandoffRelay, confidence
 
 _LAZY = {
-    "BackboneReport": ".verification",
-    "ConfidenceRelay": ".policies",
-    "EarlyExitRelay": ".policies",
-    "HandoffRelay": ".policies",
-    "confidence": ".policies",
-    "verify_backbone": ".verification",
+    "BackboneReport": ".backbone_verification",
+    "ConfidenceRelay": ".early_exit_policies",
+    "EarlyExitRelay": ".early_exit_policies",
+    "HandoffRelay": ".early_exit_policies",
+    "confidence": ".early_exit_policies",
+    "verify_backbone": ".backbone_verification",
 }
 
 __all__ = [

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from . import is_family_config
+from .backbone_verification import check_unverified, decoder_of
 from .familial.backbones import can_tie, unsupported_backbone
 from .familial.configuration_familial import evenly_spaced_exits
-from .verification import check_unverified, decoder_of
 
 
 # what a quantiser of transformers sets on a model, and where its config says what it leaves alone

@@ -165,16 +165,16 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         r"""Logits of one exit; with `labels`, the loss of all of them.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
-                logits_to_keep: As the host takes them. The cache is updated up to the exit.
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds: As the host
+                takes them. The cache is updated up to the exit.
+            use_cache, logits_to_keep: As the host takes them.
             labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Targets, -100 where
                 there is none; shifted here unless `shift_labels` is given too.
             exit_idx (`int`, *optional*): Exit to stop at, with `labels` the only one that has a
                 loss. Defaults to `config.default_exit`, with `labels` to the loss of all exits.
             output_exits (`bool`, *optional*, defaults to `False`): Return the logits (of
                 [`FamilialModel`], the hidden states) of all exits.
-            skip_logits (`bool`, *optional*, defaults to `False`): Return no logits: then the loss
-                needs no more memory than a chunk of them, however many exits there are.
+            skip_logits (`bool`, *optional*, defaults to `False`): Return no logits, to save memory.
             exit_weights (`Sequence[float]` of length G, *optional*): Weight of each exit's loss;
                 defaults to 1/G each.
             distillation ([`Distillation`], *optional*): What the deepest exit teaches the others.

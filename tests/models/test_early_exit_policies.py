@@ -8,7 +8,7 @@ from reference import logits, token_ids
 from relays import ASKED, EXITS, NEW, family_of
 
 from hf_familial import ConfidenceRelay, EarlyExitRelay, HandoffRelay
-from hf_familial.models.policies import confidence
+from hf_familial.models.early_exit_policies import confidence
 
 
 @pytest.mark.parametrize(
