@@ -27,7 +27,7 @@ from hf_familial import (
     SpeculativeRelay,
 )
 from hf_familial.handoff.device import DeviceSide
-from hf_familial.models import verification
+from hf_familial.models import backbone_verification
 from hf_familial.models.backbone_verification import KNOWN_HOOKS, VERIFIED, check_hooks
 from hf_familial.models.familial.backbones import TRAITS
 from hf_familial.models.familial.relay import check_healing
@@ -233,7 +233,7 @@ def test_a_host_that_generates_in_its_own_way_is_refused(monkeypatch):
         def _update_model_kwargs_for_generation(self, *args, **kwargs):
             return {}
 
-    monkeypatch.setattr(verification, "host_class", lambda config: Odd)
+    monkeypatch.setattr(backbone_verification, "host_class", lambda config: Odd)
     with pytest.raises(ValueError, match="overrides `_update_model_kwargs_for_generation`"):
         tiny_family("llama", EXITS)
 

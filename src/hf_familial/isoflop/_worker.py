@@ -61,8 +61,9 @@ def run_task(task: RunTask, tell: Tell) -> None:
         tell(WorkerEvent("finished", run_id, step=task.plan.steps))
     except Exception as error:
         shared = isinstance(error, SHARED_TROUBLE) or _is_full(error)
-        shared = shared or not _can_write(folder, run_id)
         message = f"{type(error).__name__}: {error}"
+        if not shared and (unwritable := _write_error(folder, run_id)):
+            shared, message = True, f"{message} ({unwritable})"
         trace = traceback.format_exc()
         tell(WorkerEvent("failed", run_id, message=message, trace=trace, stops_sweep=shared))
 
@@ -197,14 +198,14 @@ def _is_full(error: BaseException | None) -> bool:
     return code in (errno.ENOSPC, errno.EDQUOT) or words in str(error) or _is_full(before)
 
 
-def _can_write(folder: SweepFolder, run_id: str) -> bool:
-    """Return whether the folder still takes a megabyte; hosts hide that it does not."""
+def _write_error(folder: SweepFolder, run_id: str) -> OSError | None:
+    """Return why the folder does not take a megabyte, if it does not; hosts hide the reason."""
     try:
         folder.write("0" * 2**20, "runs", run_id, "probe")
         folder.remove("runs", run_id, "probe")
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error
+    return None
 
 
 def serve(tasks: TextIO, events: TextIO) -> None:
