@@ -18,7 +18,7 @@ def offer(seam: int) -> Extension | None:
 
 
 class PackageExtension(Extension):
-    """What the package adds. Its imports run when something is asked for."""
+    """The package's part of a family. Its imports run when something is asked for."""
 
     def warm_start(self, cls: Any, backbone: Any, loading: Any, **fields: Any) -> Any:
         """Build a family around a decoder, given or loaded."""

@@ -75,7 +75,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One training run, as a line of runs.jsonl.
+    """A training run, as a line of runs.jsonl.
 
     Losses are in nats per token. JSON has no NaN and no infinity: a loss that is not finite is
     written as null and comes back as `None`.

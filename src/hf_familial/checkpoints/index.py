@@ -1,4 +1,4 @@
-"""Which file of a checkpoint holds which tensors: the index of the shards, read and written."""
+"""The index of a checkpoint: which file holds which tensor. It is read and written here."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor as a header describes it.
+    """A tensor as a header describes it.
 
     Attributes:
         dtype (`str`): The format's name of its dtype.
@@ -185,7 +185,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 @dataclass(frozen=True)
 class TensorCopy:
-    """One tensor to be written: its new name, where it is, and the dtype that it gets."""
+    """A tensor to write: its new name, where it is, and the dtype that it gets."""
 
     name: str
     source: TensorEntry

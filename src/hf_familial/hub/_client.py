@@ -48,7 +48,7 @@ LOG_IN = (
 
 @dataclass(frozen=True)
 class Retry:
-    """How often and how soon a request that may succeed later is sent again.
+    """A rule for sending a failed request again: how often, and how soon.
 
     Attributes:
         attempts (`int`): Tries in all.

@@ -34,7 +34,7 @@ class ExitVerdict:
 
 @dataclass(frozen=True)
 class ExitChoice:
-    """What [`choose_exit`] returns.
+    """The result of [`choose_exit`].
 
     Attributes:
         exit_idx (`int`): The deepest exit that fits.

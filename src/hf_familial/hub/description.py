@@ -40,7 +40,7 @@ UNMEASURED = (
 
 @dataclass(frozen=True)
 class ExitDescription:
-    """One member: what it weighs and what it costs to run.
+    """The size of a member and its cost to run.
 
     Attributes:
         exit_idx (`int`): Index into `config.exits`, 0 the shallowest.
@@ -77,7 +77,7 @@ class ExitDescription:
 
 @dataclass(frozen=True)
 class FamilyDescription:
-    """What [`describe`] returns.
+    """The result of [`describe`].
 
     Attributes:
         name (`str`): Folder, repository, or name of the model.

@@ -37,7 +37,7 @@ NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()}
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export wrote.
+    """A report of the files that an export wrote.
 
     Attributes:
         path (`Path`): The folder.

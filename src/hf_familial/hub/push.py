@@ -38,7 +38,7 @@ Model = str | os.PathLike[str] | FamilialForCausalLM
 
 @dataclass(frozen=True)
 class Pushed:
-    """One repository or branch.
+    """A repository or branch that was pushed.
 
     Attributes:
         exit_idx (`int`, *optional*): The member in it; `None` for a whole family.
@@ -57,7 +57,7 @@ class Pushed:
 
 @dataclass(frozen=True)
 class PushReport:
-    """What a push did.
+    """A report of a push.
 
     Attributes:
         pushed (`tuple[Pushed, ...]`): In the order of the exits.
@@ -192,7 +192,7 @@ def push_family_to_hub(
 
 
 class _Push:
-    """One push: the family, opened and described once, and where it goes."""
+    """A push in progress: the family, opened and described once, and its target."""
 
     def __init__(
         self, model_or_path: Model, token: str | None, tokenizer: Any, dtype: Any, shard: str | int

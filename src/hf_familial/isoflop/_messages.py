@@ -32,7 +32,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class RunTask(_Line):
-    """One run for a worker to do, and the options of its sweep."""
+    """A run for a worker, with the options of its sweep."""
 
     plan: RunPlan
     folder: str  # the sweep's, a path or a URL that `fsspec` knows

@@ -41,7 +41,7 @@ LEAST = ("FLOPs", "6ND", "seed", "lr", "batch", "D/N", "exits", "passes", "D", "
 
 @dataclass(frozen=True)
 class BudgetCheck:
-    """One curve of constant FLOPs, and whether its lowest point is expected inside."""
+    """A check of one budget: does its curve of constant FLOPs bracket the expected optimum?"""
 
     budget: float  # FLOPs
     G: int

@@ -149,7 +149,7 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 
 class _Worker:
-    """One worker process, and the thread that listens to it."""
+    """A worker process, and the thread that listens to it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""One run of a design: its model, its length, and the id that follows from its content."""
+"""A run of a design: its model, its length, and the id that follows from its content."""
 
 from __future__ import annotations
 

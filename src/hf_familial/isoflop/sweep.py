@@ -31,7 +31,7 @@ STATES = ("finished", "diverged", "running", "failed", "waiting")
 
 @dataclass(frozen=True)
 class RunState:
-    """One run of a sweep: its plan, its `state`, and what is known of it."""
+    """A run of a sweep: its plan, its `state`, and what is known of it."""
 
     plan: RunPlan
     state: str  # one of STATES
@@ -138,7 +138,7 @@ class Sweep:
 
 
 class _SweepRun:
-    """One call of `Sweep.run`: the runs that wait, those in progress, and the news of them."""
+    """The state of one call of `Sweep.run`: runs that wait, runs in progress, and their news."""
 
     def __init__(self, sweep: Sweep, folder: SweepFolder, plans: Sequence[RunPlan]) -> None:
         self.sweep, self.folder = sweep, folder

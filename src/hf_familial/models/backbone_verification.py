@@ -66,7 +66,7 @@ def decoder_of(host: Any) -> Any:
 
 @dataclass(frozen=True)
 class BackboneReport:
-    """What `verify_backbone` found.
+    """The result of `verify_backbone`.
 
     Attributes:
         model_type (`str`): Of the backbone.
@@ -97,7 +97,7 @@ class BackboneReport:
         return self.continues and not self.failure("relay")
 
     def failure(self, *checks: str) -> str:
-        """How the first of these checks failed; empty if none did."""
+        """The failure of the first of these checks; empty if none failed."""
         for name in checks:
             error = self.errors[name]
             if not error <= self.tolerance:

@@ -27,7 +27,7 @@ STEPS = 60  # most steps to a point of a profile
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """How the least objective rises as a quantity is moved."""
+    """A profile: the least objective as a quantity is moved."""
 
     values: np.ndarray  # the quantity, rising, (points,)
     rise: np.ndarray  # objective above its optimum, (points,)
@@ -100,7 +100,7 @@ class CoefficientCovariance:
 
     @cached_property
     def influence(self) -> np.ndarray:
-        """What leaving a run out would move each coefficient by, about; (runs, free)."""
+        """The approximate move of each coefficient if a run is left out; (runs, free)."""
         return self.scores @ self.inverse
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a fit makes small: free parameters, residuals, and the objective at many points."""
+"""The problem that a fit solves: free parameters, residuals, objective at many points."""
 
 from __future__ import annotations
 

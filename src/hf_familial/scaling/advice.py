@@ -46,7 +46,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to train.
+    """The recommendation of [`advise`]: what to train.
 
     Attributes:
         winner (`str`): Name of the option of least loss; empty if some losses do not compare.

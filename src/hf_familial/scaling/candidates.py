@@ -37,7 +37,7 @@ MEANINGS = {"data": "data", "vocab_size": "vocabularies"}
 
 @dataclass(frozen=True)
 class Situation:
-    """What there is, and what is asked for; see `advise`.
+    """The resources and the requirements of a user; see `advise`.
 
     `memory` holds bytes on each device, rising. `epochs` says how often a token may be seen: to
     about 4 repeated tokens are worth nearly as much as new ones (arXiv:2305.16264); a law of
@@ -128,7 +128,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of an option: parameters as the law counts them, tokens, exits, FLOPs.
+    """A training run of an option: parameters as the law counts them, tokens, exits, FLOPs.
 
     `members` are the sizes of the member on each device, as shares of N; 1 unless it is a family.
     """

@@ -88,7 +88,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Entry:
-    """One law in a comparison; `refusal` says why it could not be fitted.
+    """A law in a comparison; `refusal` says why it could not be fitted.
 
     `weight` is its Akaike weight among the laws compared, `error` the root mean square of the
     difference of log losses in sample, `held_out` the same on larger computes, over the splits

@@ -89,7 +89,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """How far the loss of one setting scatters from run to run.
+    """The scatter of the loss of one setting from run to run.
 
     Attributes:
         relative (`float`): Standard deviation of the log of the loss.

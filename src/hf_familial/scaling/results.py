@@ -22,7 +22,7 @@ SCHEMA = 1  # of `Fit.to_dict`
 
 
 class FitStatus(enum.StrEnum):
-    """How a fit ended.
+    """The end of a fit.
 
     Attributes:
         CONVERGED: At an optimum inside the bounds.

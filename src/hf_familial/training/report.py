@@ -23,7 +23,7 @@ from ..models.familial import FamilialForCausalLM
 
 @dataclass(frozen=True)
 class MemberRow:
-    """One member, as a line of the table."""
+    """A member, as a line of the table."""
 
     exit_idx: int  # exit at which it ends
     depth: int  # backbone layers below it

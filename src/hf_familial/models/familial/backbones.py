@@ -43,7 +43,7 @@ TRAITS = tuple(
 
 @dataclass(frozen=True)
 class HostRow:
-    """How one host type differs from the generic rule."""
+    """The differences of a host type from the generic rule."""
 
     owner: str = ""  # dotted path, in the backbone, of the module that owns the layers
     norm: str = ""  # the final norm, where the generic rule would find another module
@@ -139,7 +139,7 @@ def host_row(config: Any) -> HostRow:
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a host's causal LM does around its output head, in the order of the fields."""
+    """The operations of a host's causal LM around its output head, in order."""
 
     hidden_divisor: float | None = None  # of the hidden states before the head
     multiplier: float | None = None
@@ -211,7 +211,7 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Where a backbone keeps what a segment needs."""
+    """The places in a backbone of what a segment needs."""
 
     layers: str  # the list of decoder layers in the owner
     norm: str | None  # the final norm there; `None` if the host has none

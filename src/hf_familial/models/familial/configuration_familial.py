@@ -355,7 +355,7 @@ class Accelerator:
 
 
 class Extension:
-    """What the package adds to the files of a checkpoint; the bodies say what is without it.
+    """The package's part of a family; the bodies say what is without it.
 
     Then the loss of sharded heads or of a compiled model is the host's, with all logits, and relays
     run without fused weights, chains of drafts, learned draft lengths and FLOPs.

@@ -356,7 +356,7 @@ class _Scratch:
 
 @dataclass
 class _Rows:
-    """One chunk of rows, read by one exit after the other, the deepest first."""
+    """A chunk of rows, read by one exit after the other, the deepest first."""
 
     plan: LossPlan
     scratch: _Scratch

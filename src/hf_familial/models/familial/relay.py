@@ -398,7 +398,7 @@ class RelayStats:
 
 @dataclass
 class RelayOutput(GenerateDecoderOnlyOutput):
-    """What `generate` returns, with the report of the relay, a [`RelayStats`]."""
+    """The output of `generate` with the report of the relay, a [`RelayStats`]."""
 
     relay_stats: RelayStats | None = None
 

@@ -63,7 +63,7 @@ LOSS = Variable("loss", "L", "nats per token", "mean cross entropy of held-out o
 
 @dataclass(frozen=True)
 class Parameter:
-    """One coefficient of a law.
+    """A coefficient of a law.
 
     Attributes:
         name (`str`): Its key in `Fit.values`.
@@ -113,7 +113,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Domain:
-    """Where a law was fitted, and where it is known to fail.
+    """The range in which a law was fitted, and the cases in which it is known to fail.
 
     Attributes:
         ranges (`Mapping[str, tuple[float, float]]`): By variable, of the runs behind the values.
@@ -147,7 +147,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Link:
-    """How a linear parameter weights its column, where it is not the weight itself.
+    """The weight of a column as a function of its linear parameter.
 
     Attributes:
         weight (`Callable`): `weight(value, p)`, the factor of the column.

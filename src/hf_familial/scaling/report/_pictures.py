@@ -42,7 +42,7 @@ FRONTIERS = {
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture: the stem of its file, the title of its section, and how to read it."""
+    """A picture: the stem of its file, the title of its section, and how to read it."""
 
     name: str
     section: str

@@ -1,4 +1,4 @@
-"""How pictures and symbols look, and how pictures are saved: as files, or inside a page."""
+"""The look of pictures and symbols; pictures are saved as files or inside a page."""
 
 from __future__ import annotations
 

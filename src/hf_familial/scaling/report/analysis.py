@@ -137,7 +137,7 @@ class Analysis:
 
     @property
     def left_out(self) -> str:
-        """How many rows were left out, in words; empty if none were."""
+        """The number of rows left out, in words; empty if none were."""
         unread = self.source.rows - self.source.used
         far = (self.source.observed or len(self.fit.data)) - len(self.fit.data)
         parts = [f"{unread:,} left out in reading"] if unread else []

@@ -47,7 +47,7 @@ EXAMPLE = "write it as `--where 'optimizer == adamw'` or `--where 'D > 1e9'`"
 
 @dataclass(frozen=True)
 class ColumnChoice:
-    """What to take from a table where it offers more than one thing.
+    """The columns to take from a table that offers more than one.
 
     Attributes:
         size (`str`): What N counts, where the table has the columns of runs.jsonl: `"total"`,
