@@ -11,7 +11,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()  # code of checkpoints, of this process alone
 
 import hypothesis
+import pytest
 import torch
+from module_keywords import keywords
 from transformers.utils import logging
 
 
@@ -27,3 +29,8 @@ def pytest_collection_finish() -> None:
     # a third of a second, spent on the modules and tests loaded by now
     gc.collect()
     gc.freeze()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # `-k cuts` runs the tests of every file that concerns the module of that name
+    item.extra_keyword_matches.update(keywords(item.path))
