@@ -64,7 +64,7 @@ class FamilialGenerationMixin(GenerationMixin):
             model_kwargs.setdefault("exit_idx", config.exit_idx)
         # without a cache, each step must run the whole text, whatever is asked for
         config.use_cache = config.use_cache and bool(self.model.spec.cache)
-        exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
+        exit_idx = self.model.resolve_exit(model_kwargs.get("exit_idx"))
         check_healing(self.config, config, exit_idx)
         return config, model_kwargs
 
@@ -89,7 +89,7 @@ class FamilialGenerationMixin(GenerationMixin):
         if isinstance(cache, DynamicCache) and (
             GenerationMode.ASSISTED_GENERATION in (mode, *args) or generation_config.is_assistant
         ):
-            exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
+            exit_idx = self.model.resolve_exit(model_kwargs.get("exit_idx"))
             self.model.members.grow(cache, (exit_idx,))
             hide_unused(cache, self.model.members.slots(exit_idx))
             if generation_config.is_assistant:

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import resolve_hidden_states_indices
 
@@ -25,6 +25,12 @@ from .backbones import TRAITS, find_backbone_spec, host_class, unsupported_backb
 from .segments import HostDecoder, Members, is_recurrent
 
 
+logger = logging.get_logger(__name__)
+
+ONE_EXIT = (
+    "This family is training exit %d alone. To train every exit, pass `labels`, or make the trainer "
+    "with `hf_familial.multi_exit(YourTrainer)`. To train one exit, pass `exit_idx`."
+)
 SHOWN = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
@@ -170,6 +176,7 @@ class FamilialModel(FamilialPreTrainedModel):
     """A host's decoder with early exits, without heads; raises if it cannot be cut at a depth."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^exit_heads\."]
+    active_exit: Any = None  # runs the calls that name no exit, while a multi-exit loss is computed
 
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
@@ -233,6 +240,14 @@ class FamilialModel(FamilialPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialModelOutput:
         r"""Run up to one exit, or to all; arguments as in [`FamilialForCausalLM.forward`]."""
+        if exit_idx is None and not output_exits:
+            if self.active_exit is not None:
+                given = {"input_ids": input_ids, "attention_mask": attention_mask}
+                given |= {"position_ids": position_ids, "past_key_values": past_key_values}
+                given |= {"inputs_embeds": inputs_embeds, "use_cache": use_cache}
+                return self.active_exit.run(self, given | kwargs)
+            if self.training and torch.is_grad_enabled() and self.config.num_exits > 1:
+                logger.warning_once(ONE_EXIT, self.config.resolve_exit())
         exit_idx = self.config.resolve_exit(exit_idx)
         reached = range(self.config.num_exits) if output_exits else (exit_idx,)
         past_key_values, use_cache = self._cache_for(reached, past_key_values, use_cache)
@@ -348,6 +363,12 @@ class FamilialModel(FamilialPreTrainedModel):
     def _requested(self, flag: str, given: Any) -> Any:
         configs = (self.config, self.backbone.config)
         return given if given is not None else any(getattr(c, flag, None) for c in configs) or None
+
+    def resolve_exit(self, exit_idx: int | None = None) -> int:
+        """Return the index of the exit that a call runs: the named, active or default exit."""
+        if exit_idx is None and self.active_exit is not None:
+            exit_idx = self.active_exit.exit_idx
+        return self.config.resolve_exit(exit_idx)
 
     @property
     def decoder(self) -> HostDecoder:

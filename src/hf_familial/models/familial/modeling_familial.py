@@ -185,8 +185,9 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
             ValueError: If `past_key_values` was filled to different depths, or `labels` have
                 another shape than the positions.
         """
-        every_exit = output_exits or (labels is not None and exit_idx is None)
-        chosen = self.config.resolve_exit(exit_idx)
+        chosen = self.model.resolve_exit(exit_idx)
+        one_loss = exit_idx is not None or self.model.active_exit is not None
+        every_exit = output_exits or (labels is not None and not one_loss)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -194,7 +195,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            exit_idx=chosen,
+            exit_idx=exit_idx,
             output_exits=every_exit,
             **kwargs,
         )
@@ -207,7 +208,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         loss: Any = None
         exit_losses: Any = None
         if labels is not None:
-            trained = hidden if exit_idx is None else [chosen]
+            trained = [chosen] if one_loss else hidden
             states = {k: ExitStates(hidden[k], self.head(k), logits.get(k)) for k in trained}
             loss, exit_losses = multi_exit_loss(
                 states, transform, self.loss_function, labels, exit_weights, distillation, **kwargs
@@ -240,6 +241,10 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the accelerator out of copies and pickles: it belongs to these modules."""
         return self.__dict__ | {"_accelerator": None}
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return `lm_head`, or the active exit's head while a multi-exit loss is computed."""
+        return self.lm_head if self.model.active_exit is None else self.head(self.model.resolve_exit())
 
     def head(self, exit_idx: int) -> nn.Module:
         """Return the output head of an exit: its own, or the shared `lm_head`."""
