@@ -141,7 +141,7 @@ WRONG = [
     ({"backbone": {"multiple": 48}}, "`backbone.multiple` must be a multiple of `head_dim`"),
     ({"backbone": {"fields": {"rms_eps": 1}}}, "`backbone.fields.rms_eps` is no field of `llama`"),
     ({"backbone": [1]}, "`backbone` must be an object with fields"),
-    ({"training": {"a": {1, 2}}}, "`training` must be a mapping of values that JSON has"),
+    ({"training": {"a": {1, 2}}}, "`training` must be a mapping of JSON values"),
     ({"expected": {"A": "x"}}, "`expected.A` must be a finite number"),
     ({"data_tokens": 0}, "`data_tokens` must be positive"),
 ]
