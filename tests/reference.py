@@ -219,6 +219,27 @@ def gradients(model: nn.Module) -> Mapping[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+def gradients_by_exit(
+    make_trainer: Any, gradients_of: Any, model: Any, weights: Any
+) -> dict[str, torch.Tensor]:
+    """Return the weighted sum of the gradients of one step of a plain trainer for each exit."""
+    total: dict[str, torch.Tensor] = {}
+    for k, weight in enumerate(weights):
+        one = copy.deepcopy(model)
+        one.config.default_exit = k
+        one.get_output_embeddings = lambda one=one, k=k: one.head(k)
+        named = {"exit_idx": k}
+        hook = lambda _, args, given, named=named: (args, given | named)  # noqa: E731
+        one.register_forward_pre_hook(hook, with_kwargs=True)
+        trainer = make_trainer(one)
+        reference = getattr(trainer, "ref_model", None)
+        if reference is not None:
+            reference.config.default_exit = k
+        for name, gradient in gradients_of(trainer).items():
+            total[name] = total.get(name, 0) + weight * gradient
+    return total
+
+
 def copy_of(model: nn.Module) -> Any:
     """A deep copy, for a model that something is about to take over."""
     return copy.deepcopy(model)

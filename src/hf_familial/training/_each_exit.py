@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from transformers import Trainer
 
 from ..models import is_family
+from ._pass_flops import PassMeter
 from ._shared_passes import ActiveExit, GradientSum, SharedPasses, active, touch_all
 from .schedules import exit_weights
 
@@ -38,6 +39,7 @@ class EachExitMixin(_Base):
     """The part of a multi-exit trainer that runs the trainer's own `compute_loss` by exit."""
 
     multi_exit_options = MultiExitOptions()
+    _meter: PassMeter | None = None
 
     def _family(self) -> Any:
         """Return the family inside adapters and wrappers; raise `TypeError` if there is none."""
@@ -50,12 +52,29 @@ class EachExitMixin(_Base):
             )
         return family
 
-    def _has_host_loss(self) -> bool:
-        """Return whether the loss is `Trainer`'s own, which the family computes in one call."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(EachExitMixin)]
+        for base in before:
+            if issubclass(base, Trainer) and not issubclass(base, EachExitMixin):
+                raise TypeError(
+                    f"{base.__name__} comes before the multi-exit trainer among the bases of "
+                    f"{cls.__name__}, so its loss would train one exit. Use "
+                    f"`hf_familial.multi_exit({base.__name__})`, or swap the bases."
+                )
+
+    def _host_computes_loss(self) -> bool:
+        """Return whether the trainer class uses `Trainer.compute_loss`."""
         classes = type(self).__mro__
         after = classes[classes.index(EachExitMixin) + 1 :]
-        owner = next(c for c in after if "compute_loss" in vars(c))
-        return owner is Trainer and self.compute_loss_func is None and self.label_smoother is None
+        return next(c for c in after if "compute_loss" in vars(c)) is Trainer
+
+    def _has_host_loss(self) -> bool:
+        """Return whether the loss is the family's own, so that one call computes all exits."""
+        return self._host_computes_loss() and self.compute_loss_func is None
+
+    def _draws(self) -> bool:
+        return self.multi_exit_options.exits == "sample"
 
     def _step_weights(self) -> tuple[float, ...]:
         """Return the weight of each exit in the loss of this optimiser step; they sum to 1."""
@@ -75,10 +94,10 @@ class EachExitMixin(_Base):
     @contextlib.contextmanager
     def _exit_outside_loss(self) -> Iterator[None]:
         """Run what precedes a loss, such as generation, with the drawn or the named exit."""
-        if self._has_host_loss():
+        if self._has_host_loss():  # the host generates nothing
             yield
             return
-        draws = self.multi_exit_options.exits == "sample" and self._family().training
+        draws = self._draws() and self._family().training
         with self._running(self._drawn_exit() if draws else None):
             yield
 
@@ -86,7 +105,7 @@ class EachExitMixin(_Base):
     def _running(self, exit_idx: int | None) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for each, named in self._exits_of_models(exit_idx):
-                stack.enter_context(active(each.model, ActiveExit(named)))
+                stack.enter_context(active(each.model, ActiveExit(named, self._meter)))
             yield
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -112,14 +131,14 @@ class EachExitMixin(_Base):
         family = self._family()
         self._check_batch(inputs)
         training = family.training and torch.is_grad_enabled()
-        if self.multi_exit_options.exits == "sample" and training:
+        if self._draws() and training:
             return self._drawn_loss(compute, model, inputs, wants_outputs)
         count = family.config.num_exits
         weights = self._step_weights() if training else [1 / count] * count
         books, total = _Books(self), GradientSum(self._loss_scale())
         losses, outputs = {}, None
         with contextlib.ExitStack() as stack:
-            shared = [SharedPasses() for _ in self._exits_of_models(0)]
+            shared = [SharedPasses(self._meter) for _ in self._exits_of_models(0)]
             for passes, (each, _) in zip(shared, self._exits_of_models(0), strict=True):
                 stack.enter_context(active(each.model, passes))
             for k, weight in enumerate(weights):
@@ -172,7 +191,7 @@ class EachExitMixin(_Base):
             )
         named = inputs if isinstance(inputs, Mapping) else {}
         old = [n for n, v in named.items() if n.startswith("old_") and v is not None]
-        if old and self.multi_exit_options.exits == "all" and self._family().config.num_exits > 1:
+        if old and not self._draws() and self._family().config.num_exits > 1:
             raise ValueError(
                 f"the batch has old log-probabilities (`{old[0]}`) of the exit that generated it, "
                 "so the ratios of the other exits would be wrong. Use "
@@ -228,9 +247,6 @@ class _Books:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
-
-
-def as_weights(given: str | Sequence[float]) -> str | tuple[float, ...]:
-    """Return exit weights in a form that can be a key."""
-    return given if isinstance(given, str) else tuple(float(w) for w in given)
+    return isinstance(value, int | float) or (
+        isinstance(value, torch.Tensor) and value.numel() == 1
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..models.familial import FamilialModel, FamilialModelOutput
+from ._pass_flops import PassMeter
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,12 @@ class ActiveExit:
     """One exit that runs every call of a family that names no exit."""
 
     exit_idx: int
+    meter: PassMeter | None = None
 
     def run(self, model: FamilialModel, inputs: dict[str, Any]) -> Any:
         """Run the model up to the exit."""
+        if self.meter is not None:
+            self.meter.add(model, inputs, self.exit_idx, _learns(model))
         return model.forward(**inputs, exit_idx=self.exit_idx)
 
 
@@ -44,6 +48,7 @@ class SharedPasses:
     the pass. A call with a KV cache, or with other inputs than the first exit's, is run directly.
     """
 
+    meter: PassMeter | None = None
     exit_idx: int = 0
     leaves: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _passes: list[tuple[dict[str, Any], bool, Any]] = field(default_factory=list)
@@ -58,15 +63,17 @@ class SharedPasses:
     def run(self, model: FamilialModel, inputs: dict[str, Any]) -> Any:
         """Return the output of a call for the exit, from a stored pass if there is one."""
         if inputs.get("past_key_values") is not None or inputs.get("use_cache"):
-            return model.forward(**inputs, exit_idx=self.exit_idx)
+            return ActiveExit(self.exit_idx, self.meter).run(model, inputs)
         index, graph = self._next, torch.is_grad_enabled()
         self._next += 1
         if index == len(self._passes):
+            if self.meter is not None:
+                self.meter.add(model, inputs, None, _learns(model))
             output = model.forward(**inputs | {"use_cache": False}, output_exits=True)
             self._passes.append((inputs, graph, output))
         stored, had_graph, output = self._passes[index]
         if graph is not had_graph or not _same(inputs, stored):
-            return model.forward(**inputs, exit_idx=self.exit_idx)
+            return ActiveExit(self.exit_idx, self.meter).run(model, inputs)
         fields = dict(output) | {"last_hidden_state": output.exit_hidden_states[self.exit_idx]}
         del fields["exit_hidden_states"]
         return FamilialModelOutput(**self._detached(fields))
@@ -82,6 +89,10 @@ class SharedPasses:
         leaf = value.detach().requires_grad_()
         self.leaves[id(leaf)] = (leaf, value)
         return leaf
+
+
+def _learns(model: FamilialModel) -> bool:
+    return model.training and torch.is_grad_enabled()
 
 
 def _same(inputs: dict[str, Any], stored: dict[str, Any]) -> bool:

@@ -28,8 +28,8 @@ from .segments import HostDecoder, Members, is_recurrent
 logger = logging.get_logger(__name__)
 
 ONE_EXIT = (
-    "This family is training exit %d alone. To train every exit, pass `labels`, or make the trainer "
-    "with `hf_familial.multi_exit(YourTrainer)`. To train one exit, pass `exit_idx`."
+    "This family trains exit %d only. To train every exit, use a trainer class that "
+    "`hf_familial.multi_exit(YourTrainer)` makes. To train one exit, pass `exit_idx`."
 )
 SHOWN = ("output_hidden_states", "output_attentions", "output_router_logits")
 

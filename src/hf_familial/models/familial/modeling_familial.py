@@ -244,7 +244,9 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         """Return `lm_head`, or the active exit's head while a multi-exit loss is computed."""
-        return self.lm_head if self.model.active_exit is None else self.head(self.model.resolve_exit())
+        return (
+            self.lm_head if self.model.active_exit is None else self.head(self.model.resolve_exit())
+        )
 
     def head(self, exit_idx: int) -> nn.Module:
         """Return the output head of an exit: its own, or the shared `lm_head`."""
