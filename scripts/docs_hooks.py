@@ -1,6 +1,6 @@
 """Hooks of mkdocs: files of the repository as pages, formulas as MathML, papers as links.
 
-A link from a page to a file outside docs/, such as `../examples/handover.py`, works in the
+A link from a page to a file outside docs/, such as `../examples/handoff.py`, works in the
 repository and on the site: there it leads to a page that shows the file.
 """
 
