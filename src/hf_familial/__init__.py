@@ -1,7 +1,16 @@
-"""Familial models: one training run, many deployable language models.
+"""Familial models: one training run gives several language models of different depth.
 
-Importing this package registers the familial model with the Auto classes of transformers; the rest
-is imported when it is first asked for.
+A family is a decoder of transformers with several exits on one backbone. Each exit is a language
+model of its own, called a member.
+
+Example:
+    >>> import hf_familial as hff
+    >>> model = hff.FamilialForCausalLM.from_backbone("Qwen/Qwen3-0.6B", exits=[8, 16, 28])
+    >>> model.save_pretrained("family")  # after training, for example with `hff.FamilialTrainer`
+    >>> hff.export_exit("family", 0, "member")  # an ordinary Qwen3 checkpoint of 8 layers
+
+The import registers the model with the Auto classes of transformers. All other names are imported
+on first use.
 """
 
 import sys
@@ -147,10 +156,10 @@ def __dir__() -> list[str]:
 
 
 def _is_command() -> bool:
-    """Return whether this process is `hf-familial`.
+    """Return whether this process is the command `hf-familial`.
 
-    Its commands import what they need themselves, so that `--help` and a slip answer at once and
-    not after torch and transformers, some seconds later.
+    The commands import torch and transformers only when they need them, because that takes seconds
+    and `--help` must answer at once.
     """
     script = (getattr(sys, "argv", None) or [""])[0]
     as_module = script == "-m" and "hf_familial" in sys.orig_argv
