@@ -24,7 +24,7 @@ def _count(name: str, symbol: str, meaning: str, minimum: float = 0.0) -> Variab
     return Variable(name, symbol, "1", meaning, minimum, open_minimum=False, levels=2)
 
 
-G = _count("G", "G", "granularity: number of exits of a familial model, with the deepest", 1)
+G = _count("G", "G", "granularity: number of exits, the deepest included", 1)
 U = _count("U", "U", "number of exits shallower than this one")
 V = _count("V", "V", "number of exits deeper than this one")
 EXPERTS = _count("E", "E", "number of experts in every routed layer", 1)
