@@ -1,4 +1,4 @@
-"""Functions that the scripts for generated pages share: tables, writing, and `--check`."""
+"""Functions for scripts that write a page of the documentation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def wants_check(doc: str) -> bool:
-    """Parse the command line of a script. `--check` is its only option."""
+    """Parse the command line of a script, whose only option is `--check`."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
+    parser.add_argument("--check", action="store_true", help="Fail if the file differs.")
     return bool(parser.parse_args().check)
 
 
 def line(cells: Iterable[str]) -> str:
-    """Return a row of a Markdown table, with bars inside cells escaped."""
+    """Return a row of a Markdown table. Bars inside cells are escaped."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -25,18 +25,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def keep(path: Path, text: str, script: str, done: str, check: bool) -> int:
-    """Write a page or compare it with its file, and return the exit status.
+    """Write a page, or compare it with the file. Return the exit code.
 
     Args:
-        path (`Path`): The page.
-        text (`str`): The new content.
+        path (`Path`): File of the page.
+        text (`str`): Text of the page.
         script (`str`): Name of the script that writes the page.
         done (`str`): Message after writing.
-        check (`bool`): If `True`, only compare.
+        check (`bool`): Compare and write nothing.
     """
     if check:
         fresh = path.exists() and path.read_text(encoding="utf-8") == text
-        print("fresh" if fresh else f"{path.name} is stale: run python scripts/{script}")
+        print("fresh" if fresh else f"{path.name} is stale. Run `python scripts/{script}`.")
         return int(not fresh)
     path.write_text(text, encoding="utf-8")
     print(done)
