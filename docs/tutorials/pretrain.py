@@ -221,10 +221,10 @@ for k, depth in enumerate(family.config.exits):
 #   `exit_schedule="gradual"` the deeper exits start first. See [exit
 #   weights](../how-to/weights.md).
 # - With `distillation_weight=1` every early exit also learns the distribution of the deepest
-#   exit. A [relay](relay.md) then accepts more drafts.
+#   exit. A [relay](../relay.md) then accepts more drafts.
 # - `num_exit_layers=1` gives each early exit a private layer. The early members become better and
 #   slightly larger.
 # - `examples/pretrain.py` is this page as a program, for any backbone, any text and several
 #   processes.
-# - The folder `family` is used again in [relay](relay.md), [push](push.md) and
+# - The folder `family` is used again in [relay](../relay.md), [push](push.md) and
 #   [device](device.md).

@@ -30,10 +30,7 @@ FOLDERS = ("family", "outputs/pretrain")
 # page -> blocks that say of themselves, in their first line, why no test runs them
 NOT_RUN: dict[str, int] = {"docs/quickstart.md": 1}
 # page -> why it takes longer than others
-SLOW = {
-    "docs/flops.md": "measures for 20 seconds how fast this machine trains",
-    "docs/quickstart.md": "tunes exits for 120 steps",
-}
+SLOW = {"docs/quickstart.md": "tunes exits for 120 steps"}
 
 
 def python_blocks(page: Path) -> list[Block]:
