@@ -1,4 +1,4 @@
-"""The zoo: a tiny config of every causal language model in transformers.
+"""The zoo: a tiny config of every causal language model in Transformers.
 
 `SIZES` gives values for the attributes that a config class declares. `FAMILIES` adds values for
 single model types. The configs switch on everything special in a model type and make it visible at
@@ -89,7 +89,7 @@ TOWER = {  # a vision encoder, which text does not use
 }
 
 # model_type -> additions to SIZES. A function gets the number of layers.
-# Three values avoid bugs in transformers. moshi's masks ignore the window that its cache has. A
+# Three values avoid bugs in Transformers. moshi's masks ignore the window that its cache has. A
 # cached step of nemotron_h or zamba2 does not clip at `time_step_min`, but a full forward does.
 # fmt: off
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -1,6 +1,6 @@
 """Slow references for tests, which compute the results of a family without its code.
 
-They use only stock transformers, plain loops, and the family's weights by their names in a
+They use only stock Transformers, plain loops, and the family's weights by their names in a
 checkpoint.
 """
 

@@ -110,10 +110,10 @@ def test_a_dense_member_asks_for_no_router_logits(source, tmp_path):
     [
         (
             "minimax",
-            "`minimax` does not work with a relay: it does not use a cache of transformers",
+            "`minimax` does not work with a relay: it does not use a cache of Transformers",
         ),
-        ("xlstm", "`xlstm` does not work with a relay: it does not use a cache of transformers"),
-        ("openai-gpt", "it does not use a cache of transformers"),
+        ("xlstm", "`xlstm` does not work with a relay: it does not use a cache of Transformers"),
+        ("openai-gpt", "it does not use a cache of Transformers"),
         ("mpt", "Pass `use_cache=True`"),
     ],
 )

@@ -424,7 +424,7 @@ def test_wrapped_families_are_found() -> None:
 def test_rows_that_hide_their_length_need_it_given() -> None:
     assert sequence_length(SimpleNamespace(dataset=rows(1))) == LENGTH
     for dataset in (iter([]), rows(1).remove_columns("input_ids"), rows(1).to_iterable_dataset()):
-        with pytest.raises(ValueError, match="`seq_length` must be given"):
+        with pytest.raises(ValueError, match="`seq_length` is missing"):
             sequence_length(SimpleNamespace(dataset=dataset))
 
 

@@ -440,13 +440,13 @@ def test_the_standard_library(tmp_path: Path) -> None:
     ("choice", "match"),
     [
         ({"seq_length": 1}, "`seq_length` must be at least 2, got 1"),
-        ({"eval_fraction": 0.0}, "`eval_fraction` must lie strictly between 0 and 1, got 0.0"),
-        ({"eval_fraction": 1.0}, "`eval_fraction` must lie strictly between 0 and 1, got 1.0"),
+        ({"eval_fraction": 0.0}, "`eval_fraction` must be more than 0 and less than 1, got 0.0"),
+        ({"eval_fraction": 1.0}, "`eval_fraction` must be more than 0 and less than 1, got 1.0"),
         ({"vocab_size": 256}, "`vocab_size` must be at least 257, got 256"),
         ({"max_train_bytes": 0}, "`max_train_bytes` must be at least 1, got 0"),
         ({"max_eval_tokens": 255}, "`max_eval_tokens` must be at least 256 .*, got 255"),
         ({"stream_eval_documents": 0}, "`stream_eval_documents` must be at least 1, got 0"),
-        ({"dataset_name": "a", "train_files": ["b"]}, "two sources"),
+        ({"dataset_name": "a", "train_files": ["b"]}, "cannot be combined"),
         ({"eval_files": ["b"]}, "needs `train_files`"),
         ({"streaming": True}, "`streaming` needs"),
     ],
@@ -465,7 +465,7 @@ def test_missing_column_names_the_columns(tmp_path: Path, streaming: bool) -> No
     with pytest.raises(TextColumnError, match=r"got 'text'.*\['content', 'id'\]"):
         load_corpus(args)
     args.text_column = "id"
-    with pytest.raises(TextColumnError, match="must hold strings, got 'id'.*int"):
+    with pytest.raises(TextColumnError, match="must contain strings, got 'id'.*int"):
         load_corpus(args)
 
 
@@ -481,8 +481,8 @@ def test_file_errors(tmp_path: Path) -> None:
         ("a.xyz", UnknownFileTypeError, "'a.xyz'"),
         ("latin.txt", DataError, "must be UTF-8, got .*latin.txt"),
         ("broken.jsonl", DataError, "broken.jsonl"),
-        ("empty.jsonl", EmptyCorpusError, "must hold documents, got empty .*empty.jsonl"),
-        ("empty", EmptyCorpusError, "must hold text, jsonl or parquet files"),
+        ("empty.jsonl", EmptyCorpusError, "must contain documents, got empty .*empty.jsonl"),
+        ("empty", EmptyCorpusError, "must contain text, jsonl or parquet files"),
     ]:
         args = DataArguments(train_files=[str(tmp_path / name)], cache_dir=cache_dir)
         with pytest.raises(error, match=match):
@@ -523,7 +523,7 @@ def test_one_text_file_is_enough_to_train_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["one", "one\n"])
 def test_one_line_cannot_be_split(tmp_path: Path, text: str) -> None:
-    with pytest.raises(EmptyCorpusError, match="got one line. A text file is one document: give"):
+    with pytest.raises(EmptyCorpusError, match="got one line. Each text file is one document"):
         load_corpus(one_file(tmp_path, text))
 
 
@@ -567,7 +567,10 @@ def test_tokenizer_without_end_of_text(tokenizer: PreTrainedTokenizerFast, tmp_p
     [
         ({"seq_length": 1}, "`seq_length` must be at least 2, got 1"),
         ({"seq_length": 8, "max_tokens": 7}, r"at least `seq_length` \(8\), got 7"),
-        ({"seq_length": 8, "max_tokens": 8, "lazy": True}, "must be None for a lazy pack, got 8"),
+        (
+            {"seq_length": 8, "max_tokens": 8, "lazy": True},
+            "must be None if packing is lazy",
+        ),
     ],
 )
 def test_packing_choices_are_checked(
@@ -588,9 +591,9 @@ def test_an_empty_file_is_called_empty(text: str, tmp_path: Path) -> None:
 WRONG_PLACES: list[tuple[dict[str, Any], str]] = [
     ({"train_files": ["{here}/ntoes.txt"]}, "Did you mean '{here}/notes.txt'?"),
     ({"train_files": ["{here}/notes.txt"], "eval_files": ["{here}/absent"]}, "must exist"),
-    ({"train_files": ["a.txt,b.txt"]}, "separated by spaces"),
+    ({"train_files": ["a.txt,b.txt"]}, "by spaces"),
     ({"dataset_name": "./absent"}, "there is no folder `./absent`"),
-    ({"dataset_name": "{here}/notes.txt"}, "give it as `train_files`"),
+    ({"dataset_name": "{here}/notes.txt"}, "Pass it as `train_files`"),
     ({"train_files": ["{here}/notes.txt"], "tokenizer_name": "./absent"}, "tokenizer_name"),
     ({"tokenizer_name": "outputs/family/model"}, "`tokenizer_name`: there is no folder"),
     ({"tokenizer_name": "{here}/notes.txt"}, "must be the folder of a checkpoint"),

@@ -196,7 +196,7 @@ def test_what_nobody_counted_is_said_to_be_estimated(
     (row,) = read_runs(path)
     assert row.target_tokens is row.computed_tokens is None
     assert row.D_tokens == 6 * 4 * EQUAL[0]
-    assert "Nobody counted the tokens of the run" in caplog.text
+    assert "were not counted" in caplog.text
 
 
 def test_rows_of_older_versions_are_read(tmp_path: Path) -> None:
@@ -249,4 +249,4 @@ def test_a_budget_that_short_batches_miss_is_said_so(
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert trainer.state.total_flos == pytest.approx(2 * sum(EQUAL) * cost)
-    assert "of its budget of" in caplog.text
+    assert "below its budget of" in caplog.text

@@ -163,7 +163,7 @@ def test_a_training_of_adapters_saves_its_checkpoints(
 
     with caplog.at_level(logging.WARNING):
         first = trainer(2)
-    assert ("do not name a base" in caplog.text) == (not first.model.name_or_path)
+    assert ("do not name the base" in caplog.text) == (not first.model.name_or_path)
     first.train()
     second = trainer(3)
     second.train(resume_from_checkpoint=True)
@@ -210,7 +210,7 @@ def test_default_targets_are_those_of_the_decoder(model_type: str) -> None:
 
 def test_a_decoder_without_default_targets_names_its_modules() -> None:
     family = FamilialForCausalLM.from_backbone(tiny_model("nemotron"), exits=[2, 4])
-    with pytest.raises(ValueError, match=r"`nemotron`: choose .* down_proj, k_proj, o_proj"):
+    with pytest.raises(ValueError, match=r"`nemotron`. Choose .* down_proj, k_proj, o_proj"):
         lora_targets(family)
 
 

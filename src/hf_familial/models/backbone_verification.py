@@ -259,7 +259,7 @@ class _Probe:
 
     def relay(self, ids: torch.Tensor) -> float:
         if self.spec.host.whole or not self.spec.cache:
-            raise ValueError(self.spec.host.whole or "it does not use a cache of transformers")
+            raise ValueError(self.spec.host.whole or "it does not use a cache of Transformers")
         cache, length = self.new_cache(), ids.shape[1]
         starts, chunks = [0, *range(length // 3, length)], [0, *range(length // 3, length, 5)]
         taps = self.in_pieces(self.lower, "input_ids", ids, starts, cache)

@@ -17,7 +17,7 @@ from .familial.backbones import can_tie, unsupported_backbone
 from .familial.configuration_familial import evenly_spaced_exits
 
 
-# attributes that a quantiser of transformers sets on a model
+# attributes that a quantiser of Transformers sets on a model
 QUANTISED = set(
     "hf_quantizer is_quantized quantization_method is_loaded_in_4bit is_loaded_in_8bit".split()
 )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .trainer import FamilialTrainer
     from .tuning import lora_targets, train_exits_only
 
-# imported when first asked for: a trainer needs no corpus, a corpus no trainer
+# imported on first use, because a trainer needs no corpus and a corpus needs no trainer
 _MODULES = {
     ".args": "FamilialTrainingArguments",
     ".budget": "flops_per_step steps_for_budget",

@@ -1,4 +1,4 @@
-"""Training arguments of a family: the host's, and how its exits share the loss."""
+"""Training arguments of a family: those of Transformers, and options for the loss of the exits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..models.familial.configuration_familial import check_choice
 from .schedules import SCHEDULES, SCHEMES, ExitSchedule, exit_weights
 
 
-# least value, and the limit above: the host finds out while it trains, or never
+# Argument: lowest value allowed, first value too high. Transformers checks these late or never.
 RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (0, math.inf),
     "weight_decay": (0, math.inf),
@@ -50,41 +50,53 @@ CHOICES: dict[str, list[str]] = {
 
 
 def argument(default: Any, words: str) -> Any:
-    """Return a field of a dataclass for `HfArgumentParser`, with its help."""
+    """Return a dataclass field whose `words` are its help text in `HfArgumentParser`."""
     return field(default=default, metadata={"help": words})
 
 
 @dataclass
 class FamilialTrainingArguments(TrainingArguments):
-    """[`~transformers.TrainingArguments`] and the objective of a family; other arguments as there.
+    """Arguments of [`FamilialTrainer`]: [`~transformers.TrainingArguments`] plus the five below.
 
     Args:
-        exit_weights (`str`, *optional*, defaults to `"uniform"`): Weight of each exit's loss: the
-            name of a scheme, or numbers separated by commas; see `hf_familial.training.schedules`.
-        exit_schedule (`str`, *optional*, defaults to `"constant"`): How the weights of early exits
-            change over the run; see [`ExitSchedule`].
-        exit_schedule_fraction (`float`, *optional*, defaults to 0.5): Share of the steps over which
-            they do.
-        distillation_weight (`float`, *optional*, defaults to 0): Weight of the divergence of early
-            exits from the deepest one, beside the cross entropy's 1; see [`Distillation`].
-        distillation_temperature (`float`, *optional*, defaults to 1): Divides the logits of both.
+        exit_weights (`str`, *optional*, defaults to `"uniform"`): Weight of each exit in the loss.
+            Pass the name of a scheme, or one number per exit separated by commas, such as
+            `"1,1,2"`. See `hf_familial.training.exit_weights` for the schemes.
+        exit_schedule (`str`, *optional*, defaults to `"constant"`): Rule by which the weights of
+            the early exits change during the run. See [`ExitSchedule`].
+        exit_schedule_fraction (`float`, *optional*, defaults to 0.5): Share of the steps during
+            which the weights change.
+        distillation_weight (`float`, *optional*, defaults to 0): Weight of the KL divergence
+            between each early exit and the deepest one. The cross entropy has the weight 1. See
+            [`Distillation`].
+        distillation_temperature (`float`, *optional*, defaults to 1): Number that divides the
+            logits of both exits before the divergence is computed.
 
     Raises:
-        ValueError: If one of them is out of its range.
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> args = FamilialTrainingArguments("outputs", exit_weights="linear", max_steps=1000)
     """
 
     exit_weights: str = argument(
-        "uniform", f"{', '.join(SCHEMES)}, or one number per exit separated by commas."
+        "uniform",
+        f"Weight of each exit in the loss: {', '.join(SCHEMES)}, or one number per exit "
+        "separated by commas.",
     )
-    exit_schedule: str = argument("constant", ", ".join(SCHEDULES))
+    exit_schedule: str = argument(
+        "constant", f"Change of the weights of early exits over the run: {', '.join(SCHEDULES)}."
+    )
     exit_schedule_fraction: float = argument(
-        0.5, "Share of the steps over which the exit weights change."
+        0.5, "Share of the steps during which the weights of early exits change."
     )
-    distillation_weight: float = argument(0.0, "Weight of the divergence from the deepest exit.")
+    distillation_weight: float = argument(
+        0.0, "Weight of the KL divergence between each early exit and the deepest one."
+    )
     distillation_temperature: float = argument(1.0, "Temperature of that divergence.")
 
     def __post_init__(self) -> None:
-        """Check the values before the host sets anything up."""
+        """Check the values before Transformers sets anything up."""
         check_host_arguments(self)
         check_label_smoothing(self)
         if self.distillation_temperature <= 0:
@@ -92,40 +104,43 @@ class FamilialTrainingArguments(TrainingArguments):
                 f"`distillation_temperature` must be positive, got {self.distillation_temperature}."
             )
         scheme = self._scheme()
-        # that there is one number for each exit is seen with the model
+        # the number of exits is not known yet, so the trainer compares it with the model
         count = 1 if isinstance(scheme, str) else len(scheme)
         self.schedule(list(range(1, count + 1)), 0)
         super().__post_init__()
 
     def schedule(self, depths: list[int], total_steps: int) -> ExitSchedule:
-        """Return the weights of exits of these depths (in layers) over a run of so many steps."""
+        """Return the schedule of the exits at `depths` (layers) in a run of `total_steps`."""
         weights = exit_weights(self._scheme(), depths)
         return ExitSchedule(weights, self.exit_schedule, total_steps, self.exit_schedule_fraction)
 
     def _scheme(self) -> str | list[float]:
-        """Return the name of a scheme, or the numbers that `exit_weights` lists."""
+        """Return `exit_weights` as the name of a scheme or as a list of numbers."""
         scheme: str | list[float] = self.exit_weights
         named = isinstance(scheme, str) and scheme in SCHEMES
         return scheme if named else _numbers(scheme)
 
     def distillation(self) -> Distillation | None:
-        """Return the distillation from the deepest exit; `None` if its weight is 0."""
+        """Return the distillation from the deepest exit, or `None` if its weight is 0."""
         if not self.distillation_weight:
             return None
         return Distillation(self.distillation_weight, self.distillation_temperature)
 
 
 def check_label_smoothing(args: TrainingArguments) -> None:
-    """Check that the host smooths no labels, which would bypass the loss of all exits but one."""
+    """Raise `ValueError` if label smoothing is on.
+
+    Transformers smooths the labels of one exit and leaves all others out of the loss.
+    """
     if args.label_smoothing_factor:
         raise ValueError(
-            "`label_smoothing_factor` must be 0 for a family: the host would smooth one exit and "
-            f"leave the others out of the loss, got {args.label_smoothing_factor}."
+            f"`label_smoothing_factor` must be 0 for a family, got {args.label_smoothing_factor}. "
+            "Transformers would smooth one exit and leave all others out of the loss."
         )
 
 
 def check_host_arguments(args: TrainingArguments) -> None:
-    """Check arguments that the host takes as they are, before or after it has set them up."""
+    """Raise `ValueError` for values that Transformers accepts without a check."""
     for name, (least, below) in RANGES.items():
         value = getattr(args, name, None)
         if value is None:
@@ -145,7 +160,7 @@ def check_host_arguments(args: TrainingArguments) -> None:
 
 
 def _numbers(given: Any) -> list[float]:
-    """Read one number per exit: a list of them, or words separated by commas."""
+    """Read one number per exit from a list or from a string such as `"1,1,2"`."""
     parts = given.strip("[]() ").split(",") if isinstance(given, str) else given
     try:
         return [float(part) for part in parts]

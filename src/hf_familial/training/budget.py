@@ -1,4 +1,4 @@
-"""From FLOPs to optimiser steps: the cost of a step, and the steps that a budget pays for."""
+"""FLOPs of one optimiser step, and the number of steps that a FLOP budget pays for."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from .tuning import what_learns
 
 
 def tokens_per_step(args: TrainingArguments, seq_length: int) -> int:
-    """Return the tokens of one step over all processes: full batches of full sequences."""
+    """Return the tokens of one optimiser step over all processes, with full batches."""
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * seq_length
 
 
 def flops_per_token(
     model_or_config: FamilialForCausalLM | FamilialConfig, seq_length: int
 ) -> float:
-    """Return the FLOPs of training on one token: of a model as it learns, of a config all."""
+    """Return the training FLOPs per token.
+
+    A model's frozen parameters need no gradients. A config counts as a model without them.
+    """
     train = "all" if is_family_config(model_or_config) else what_learns(model_or_config)
     return training_flops_per_token(model_or_config, seq_length, train).per_token
 
@@ -30,24 +33,33 @@ def flops_per_token(
 def flops_per_step(
     model_or_config: FamilialForCausalLM | FamilialConfig, args: TrainingArguments, seq_length: int
 ) -> float:
-    """Return the FLOPs of one optimiser step, over all processes.
+    """Return the FLOPs of one optimiser step over all processes.
 
     Args:
-        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family. Of a model,
-            frozen parameters are taken into account; of a config all are taken to learn.
-        args ([`~transformers.TrainingArguments`]): Batch size, accumulation, processes.
-        seq_length (`int`): Tokens of every sequence.
+        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family. For a model,
+            the count leaves out the gradients of frozen parameters. For a config, all parameters
+            count as trained.
+        args ([`~transformers.TrainingArguments`]): Arguments that set the batch size, the
+            accumulation steps and the number of processes.
+        seq_length (`int`): Tokens in each sequence.
+
+    Example:
+        >>> flops = flops_per_step(model, args, seq_length=2048)
     """
     return flops_per_token(model_or_config, seq_length) * tokens_per_step(args, seq_length)
 
 
 def steps_for_budget(budget: float, flops_per_step: float) -> int:
-    """Return the number of optimiser steps whose last one reaches a budget.
+    """Return the number of optimiser steps after which a run has used its FLOP budget.
 
-    As `args.max_steps` it lets the learning rate's schedule end with the budget.
+    Set `args.max_steps` to it, so that the learning rate schedule ends where the budget ends.
+
+    Args:
+        budget (`float`): FLOPs of the whole run.
+        flops_per_step (`float`): FLOPs of one optimiser step, from `flops_per_step`.
 
     Raises:
-        ValueError: If one of them is not positive, or the budget does not pay for a single step.
+        ValueError: If an argument is not positive, or if the budget is less than one step.
 
     Example:
         >>> args.max_steps = steps_for_budget(1e18, flops_per_step(model, args, seq_length=2048))
@@ -60,26 +72,26 @@ def steps_for_budget(budget: float, flops_per_step: float) -> int:
             f"`budget` must pay for at least one step of {flops_per_step:.4g} FLOPs, got "
             f"{budget:.4g}."
         )
-    # the quotient of a whole number of steps may come out a hair above it
+    # rounding may put the quotient slightly above a whole number of steps
     return max(1, math.ceil(budget / flops_per_step * (1 - 1e-12)))
 
 
 def sequence_length(dataloader: Any) -> int:
-    """Return the tokens of the first row of a loader's dataset."""
+    """Return the number of tokens in the first row of a dataloader's dataset."""
     try:
         return len(dataloader.dataset[0]["input_ids"])
     except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError):
         raise ValueError(
-            "`seq_length` must be given: the training data does not show its rows, or they have no "
-            "`input_ids`."
+            "`seq_length` is missing and cannot be read from the training data: the data has no "
+            "row 0, or the row has no `input_ids`. Pass `seq_length`."
         ) from None
 
 
 def unwrap(model: nn.Module) -> Any:
-    """Return the family inside what data parallelism or a compiler wrapped around it."""
+    """Return the family inside the wrappers of data parallelism or `torch.compile`."""
     while not is_family_config(getattr(model, "config", None)):
         inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
         if inner is None:
-            raise TypeError(f"this callback needs a familial model, got {type(model).__name__}.")
+            raise TypeError(f"This callback needs a familial model, got {type(model).__name__}.")
         model = inner
     return model

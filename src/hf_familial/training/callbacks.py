@@ -1,4 +1,4 @@
-"""Callbacks: count FLOPs, stop at a budget of them, write a row of runs.jsonl, show progress."""
+"""Trainer callbacks: FLOP counter, FLOP budget, rows of runs.jsonl, and the progress bar."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ logger = logging.getLogger(__name__)
 
 
 class FlopCounterCallback(TrainerCallback):
-    """Logs the FLOPs trained so far, their rate, and the share of the hardware's peak (MFU).
+    """A callback that adds FLOPs to every training log.
 
-    Adds to every training log `flops`, `flops_per_second` and, where the peak is known, `mfu`. It
-    reads `state.total_flos`, which the trainer counts. The time of evaluations and of saving is
-    left out of the rate.
+    `flops` is the number of FLOPs trained so far, as the trainer counts them in `state.total_flos`.
+    `flops_per_second` is the rate since the last log, without the time of evaluations and saving.
+    `mfu` is the share of the hardware's peak rate. It is logged if `peak_flops` is set.
 
     Args:
-        peak_flops (`float`, *optional*): FLOPs per second of one device at its best.
+        peak_flops (`float`, *optional*): Peak FLOPs per second of one device.
+
+    Example:
+        >>> trainer.add_callback(FlopCounterCallback(peak_flops=989e12))  # H100 or H200, bfloat16
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
@@ -52,19 +55,19 @@ class FlopCounterCallback(TrainerCallback):
         self._since, self._busy, self._counted = time.perf_counter(), 0.0, state.total_flos
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the time since the last step."""
+        """Add the time since the last step to the busy time."""
         now = time.perf_counter()
         self._busy, self._since = self._busy + now - self._since, now
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave out the time of the evaluation."""
+        """Start the clock again, so that the time of the evaluation does not count."""
         self._since = time.perf_counter()
 
     on_save = on_evaluate
 
     def measure(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
-        """Return `flops`, `flops_per_second` and maybe `mfu`; start the next interval."""
-        # on an accelerator the steps end here, where the host has waited for their loss
+        """Return the values to log since the last call: `flops`, `flops_per_second`, `mfu`."""
+        # on an accelerator the steps end only now, when `Trainer` has read their loss
         self.on_step_end(args, state, None)
         rate = (state.total_flos - self._counted) / max(self._busy, 1e-9)
         self._busy, self._counted = 0.0, state.total_flos
@@ -74,7 +77,7 @@ class FlopCounterCallback(TrainerCallback):
         return values
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Add the measures where the trainer has not: to the history and to later callbacks."""
+        """Add the values to the logs, if a trainer other than `FamilialTrainer` wrote the logs."""
         if logs is not None and "loss" in logs and "flops" not in logs:
             values = self.measure(args, state)
             logs |= values
@@ -82,44 +85,53 @@ class FlopCounterCallback(TrainerCallback):
 
 
 class FlopBudgetCallback(TrainerCallback):
-    """Ends training at the optimiser step that reaches a budget of FLOPs.
+    """A callback that ends training at the optimiser step that reaches a FLOP budget.
 
-    The learning rate's schedule must end there too: set `args.max_steps` with `steps_for_budget`
-    before training, which takes every step to hold a full batch of full sequences. Under a
-    [`FamilialTrainer`] the run ends at the step whose counted FLOPs (`state.total_flos`) reach the
-    budget, which rows of other lengths reach sooner. A run that ends before it says so.
+    Set `args.max_steps` with `steps_for_budget` before training, so that the learning rate schedule
+    ends at the same step. `steps_for_budget` counts full batches of full sequences. With a
+    [`FamilialTrainer`], the run ends when the counted FLOPs (`state.total_flos`) reach the budget.
+    Longer rows reach it earlier than `max_steps`. A run that ends below the budget logs a warning.
 
     Args:
-        budget (`float`): FLOPs of the whole run, resumed parts counted.
-        seq_length (`int`, *optional*): Tokens of every sequence, or their mean; read off the first
-            row of the training data by default.
+        budget (`float`): FLOPs of the whole run, including the part before a resume.
+        seq_length (`int`, *optional*): Tokens per sequence, or their mean. Defaults to the length
+            of the first row of the training data.
+
+    Raises:
+        ValueError: When training starts, if `max_steps` differs from the budget by more than one
+            step.
+
+    Example:
+        >>> args.max_steps = steps_for_budget(1e18, flops_per_step(model, args, seq_length=2048))
+        >>> trainer = FamilialTrainer(model, args, callbacks=[FlopBudgetCallback(1e18)], **data)
     """
 
     def __init__(self, budget: float, seq_length: int | None = None) -> None:
         self.budget, self.seq_length, self.steps = budget, seq_length, 0
-        # brings `state.total_flos` up to date; set by the trainer
+        # function of the trainer that updates `state.total_flos`
         self.store: Callable[[], None] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any
     ) -> None:
-        """Raise a ValueError if `max_steps` is more than one step off the budget."""
+        """Check that `max_steps` fits the budget, with a tolerance of one step."""
         length = self.seq_length or sequence_length(kwargs.get("train_dataloader"))
         per_step = flops_per_step(unwrap(kwargs["model"]), args, length)
         self.steps = steps_for_budget(self.budget, per_step)
         if abs(state.max_steps - self.steps) > 1:
             raise ValueError(
                 f"`max_steps` must be {self.steps} for a budget of {self.budget:.4g} FLOPs at "
-                f"{per_step:.4g} a step, or the learning rate would not end with it; got "
-                f"{state.max_steps}. Set it with `steps_for_budget`."
+                f"{per_step:.4g} FLOPs per step, got {state.max_steps}. Otherwise the learning "
+                "rate schedule does not end with the budget. Set `args.max_steps` with "
+                "`steps_for_budget`."
             )
-        # the host ends a run here, with its last log, evaluation and checkpoint
+        # `Trainer` ends a run at this step, with its last log, evaluation and checkpoint
         state.max_steps = min(state.max_steps, self.steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End the run where its FLOPs reach the budget, as the host ends one at `max_steps`."""
+        """End the run once its FLOPs reach the budget, as `Trainer` does at `max_steps`."""
         if self.store is None or state.global_step >= state.max_steps:
             return
         self.store()
@@ -133,35 +145,41 @@ class FlopBudgetCallback(TrainerCallback):
         """Warn if the budget was not reached."""
         if self.store is not None and not self._reached(state):
             logger.warning(
-                "The run ended at %.4g of its budget of %.4g FLOPs: its batches or sequences were "
-                "smaller than full ones. Give `seq_length` the mean length, or more steps.",
+                "The run ended at %.4g FLOPs, below its budget of %.4g, because some batches or "
+                "sequences were not full. Set `seq_length` of the callback to the mean length, or "
+                "use more steps.",
                 state.total_flos,
                 self.budget,
             )
 
     def _reached(self, state: TrainerState) -> bool:
-        # the sum of many steps may come out a hair below it
+        # rounding may leave the sum of many steps slightly below the budget
         return state.total_flos >= self.budget * (1 - 1e-9)
 
 
 class RunRecordCallback(TrainerCallback, ExportableState):
-    """Appends one row of runs.jsonl when training ends, in the first process only.
+    """A callback that appends one row to a runs.jsonl file when training ends.
 
-    The last step is logged, and evaluated if the run evaluates at all, so that the row has its
-    losses. A run that is resumed from a checkpoint keeps its `run_id` and adds to its `wall_s`; one
-    that the file already has as finished is not written again.
+    Only the first process writes. The callback logs the last step, and evaluates the model there if
+    `eval_strategy` is `"steps"`, so that the row has the final losses. A run that resumes from a
+    checkpoint keeps its `run_id` and adds to its `wall_s`. If the file already has the run as
+    finished, the callback does not write it again.
 
-    Under a [`FamilialTrainer`] tokens and FLOPs are those that were run, whatever the lengths of
-    rows and batches. Another trainer does not count them, and an old checkpoint may have no counts:
-    then every step is taken to hold a full batch of full sequences, and a warning says so.
+    With a [`FamilialTrainer`], the row has the tokens and FLOPs that the run really computed. Other
+    trainers do not count tokens, and an old checkpoint may have no counts. The row then assumes
+    full batches of full sequences, and the callback logs a warning.
 
     Args:
-        path (`str`): File of the runs.
-        run_id (`str`, *optional*): Name of the run; drawn by default.
-        data (`str`, *optional*): The training data.
-        seq_length (`int`, *optional*): Tokens of every sequence; read off the first row of the
-            training data by default.
-        code_version (`str`, *optional*): Defaults to this package's version.
+        path (`str`): Path of the runs.jsonl file.
+        run_id (`str`, *optional*): Name of the run. Defaults to a random one.
+        data (`str`, *optional*): Name of the training data.
+        seq_length (`int`, *optional*): Tokens per sequence. Defaults to the length of the first row
+            of the training data.
+        code_version (`str`, *optional*): Version of the training code. Defaults to the version of
+            this package.
+
+    Example:
+        >>> trainer.add_callback(RunRecordCallback("runs.jsonl", data="wikitext"))
     """
 
     def __init__(
@@ -182,7 +200,7 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         self._counted, self._open = False, False
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps; older checkpoints are read by these names."""
+        """Return the state that a checkpoint saves. Old checkpoints need these names."""
         names = ("path", "run_id", "data", "seq_length", "code_version")
         kept: dict[str, Any] = {"_name": self._name, "_wall_before": self._wall()}
         if self._counted and self._counts is not None:
@@ -193,8 +211,8 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         return self._wall_before + (time.perf_counter() - self._began if self._open else 0.0)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Start the clock; read name, time and counts from the checkpoint."""
-        # the host looks for this entry when it saves, also after a run that had none
+        """Start the clock, and load the name, time and counts of a resumed run."""
+        # `Trainer` needs this entry when it saves, even if the resumed run did not have it
         saved = state.stateful_callbacks.setdefault(type(self).__name__, {})
         kept = saved.get("attributes", {}) if isinstance(saved, Mapping) else {}
         if not state.global_step:
@@ -210,7 +228,7 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         self._began, self._open = time.perf_counter(), True
 
     def count(self, tokens: TokenCounts) -> None:
-        """Add tokens that were run over all processes; the trainer calls it with its FLOPs."""
+        """Add the tokens of all processes since the last call. `FamilialTrainer` calls it."""
         self._counted = True
         if self._counts is not None:
             self._counts += tokens
@@ -218,18 +236,18 @@ class RunRecordCallback(TrainerCallback, ExportableState):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask for the losses of the last step."""
+        """Request a log of the last step, and an evaluation if the run evaluates by steps."""
         if control.should_training_stop or state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate |= args.eval_strategy == "steps"
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Write the row."""
+        """Write the row of a run that finished or was stopped."""
         finished = state.global_step >= state.max_steps
         self._write(args, state, "finished" if finished else "stopped")
 
     def on_failure(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Write the row of a run that raised; the trainer calls it, since the host does not."""
+        """Write the row of a run that raised. `FamilialTrainer` calls it."""
         self._write(args, state, "failed")
 
     def _write(self, args: TrainingArguments, state: TrainerState, status: str) -> None:
@@ -239,13 +257,17 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         if not state.is_world_process_zero:
             return
         if _has_finished(self.path, self._name):
-            logger.warning("%s has the finished run %s; not written again.", self.path, self._name)
+            logger.warning(
+                "%s already has the finished run %s, so its row is not written again.",
+                self.path,
+                self._name,
+            )
             return
         counted = self._counts if self._counted else None
         if counted is None:
             logger.warning(
-                "Nobody counted the tokens of the run %s: its row takes every step to hold a full "
-                "batch of sequences of %s tokens.",
+                "The tokens of the run %s were not counted. Its row assumes that every step has a "
+                "full batch of sequences of %s tokens.",
                 self._name,
                 self.seq_length,
             )
@@ -264,7 +286,7 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         )
         if record.eval_loss_exits is None and args.eval_strategy != "no":
             logger.warning(
-                "The run %s has no loss of an evaluation; its `eval_loss_*` are null.", self._name
+                "The run %s was never evaluated, so `eval_loss_*` are null in its row.", self._name
             )
         append_run(self.path, record)
 
@@ -273,27 +295,27 @@ def _has_finished(path: str, run_id: str | None) -> bool:
     try:
         records = read_runs(path)
     except (FileNotFoundError, RunRecordError):
-        # a wrong line of another run must not cost this one its row
+        # a wrong line of another run must not prevent this run's row
         return False
     return any(record.run_id == run_id and record.status == "finished" for record in records)
 
 
-# the losses take the place of the host's steps per second
+# the losses replace the steps per second of the original bar
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-BAR_COLUMNS = 10  # that the bar itself keeps, however many exits there are
+BAR_COLUMNS = 10  # columns that stay free for the bar itself
 
 
 class ExitProgressCallback(ProgressCallback):
-    """The host's progress bar with the latest losses on it; evaluations stay as lines above it."""
+    """The progress bar of `Trainer` with the latest losses. Evaluations are lines above it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Make the bar."""
+        """Create the bar."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.bar_format = BAR
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Show training losses on the bar and write evaluations above it."""
+        """Show training losses on the bar, and print evaluations above it."""
         logs = logs or {}
         if not state.is_world_process_zero or self.training_bar is None:
             return
@@ -305,20 +327,21 @@ class ExitProgressCallback(ProgressCallback):
             self.training_bar.write(line)
 
     def _room(self) -> int | None:
-        """Return the columns for the losses beside the bar; `None` where there is no terminal."""
+        """Return the columns free for the losses, or `None` if there is no terminal."""
         state = self.training_bar.format_dict
         if state["ncols"] is None:
             return None
-        # 100%||, the brackets, both times with hours
+        # columns of "100%||", of the brackets and of both times with hours
         around = 29 + 2 * len(str(state["total"]))
         return int(state["ncols"]) - around - BAR_COLUMNS
 
 
 def fitting(logs: dict[str, Any], room: int | None) -> str:
-    """Return the losses in as many words as there is room for; the deepest exit's always.
+    """Return the losses in the longest form that fits into `room` columns.
 
-    For four exits `loss 3.141, exits 3.512 3.204 3.011 2.837`; in 25 columns
-    `exits 3.51 3.20 3.01 2.84`; in 15 `exits 3.51..2.84`.
+    Four exits give `loss 3.141, exits 3.512 3.204 3.011 2.837` if there is room. They give
+    `exits 3.51 3.20 3.01 2.84` in 25 columns and `exits 3.51..2.84` in 16. The loss of the deepest
+    exit is always shown.
     """
     exact, short = _losses(logs, "exit"), _losses(logs, "exit", 2)
     if not exact:
@@ -334,7 +357,7 @@ def fitting(logs: dict[str, Any], room: int | None) -> str:
 
 
 def _losses(logs: dict[str, Any], prefix: str, digits: int = 3) -> str:
-    """Return the losses of all exits, shallowest first."""
+    """Return the losses of all exits as text, shallowest first."""
     values: list[str] = []
     while (key := f"{prefix}_{len(values)}_loss") in logs:
         values.append(f"{logs[key]:.{digits}f}")

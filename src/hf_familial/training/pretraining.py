@@ -1,4 +1,4 @@
-"""Pretraining one family, as examples and sweeps do: the arguments and the run."""
+"""Pretraining of one family: its arguments and the run. Examples and sweeps use it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PRECISIONS = ("highest", "high", "medium")
 
 
 def _inherit(name: str, default: object, host: Any = TrainingArguments) -> Any:
-    """Return a field of the base's arguments with another default and the same help."""
+    """Return the field `name` of a base class with another default and the same help text."""
     return field(default=default, metadata=host.__dataclass_fields__[name].metadata)
 
 
 @dataclass
 class PretrainingData(DataArguments):
-    """The data arguments, with an evaluation that is broad but takes seconds."""
+    """Data arguments whose defaults give a broad evaluation that takes seconds."""
 
     eval_fraction: float = _inherit("eval_fraction", 0.05, DataArguments)
     max_eval_tokens: int | None = _inherit("max_eval_tokens", 131_072, DataArguments)
@@ -41,11 +41,14 @@ class PretrainingData(DataArguments):
 
 @dataclass
 class PretrainingArguments(FamilialTrainingArguments):
-    """The host's training arguments, with the defaults of a run of a few minutes on two cores.
+    """Training arguments whose defaults suit a run of a few minutes on two CPU cores.
 
     Args:
-        float32_matmul_precision (`str`, *optional*): `"highest"`, `"high"` or `"medium"`, for the
-            time of the run; see `torch.set_float32_matmul_precision`.
+        float32_matmul_precision (`str`, *optional*): `"highest"`, `"high"` or `"medium"`. The run
+            sets it with `torch.set_float32_matmul_precision` and restores it at the end.
+
+    Example:
+        >>> args = PretrainingArguments("outputs/pretrain", max_steps=350)
     """
 
     output_dir: str | None = _inherit("output_dir", "outputs/pretrain")
@@ -68,12 +71,12 @@ class PretrainingArguments(FamilialTrainingArguments):
     ddp_find_unused_parameters: bool | None = _inherit("ddp_find_unused_parameters", False)
     float32_matmul_precision: str | None = argument(
         None,
-        f"{', '.join(PRECISIONS)}: of matrix products in float32, for the time of the run; medium "
-        "can be much faster.",
+        f"Precision of float32 matrix products during the run: {', '.join(PRECISIONS)}. "
+        "`medium` can be much faster.",
     )
 
     def __post_init__(self) -> None:
-        """Check the values before the host sets anything up."""
+        """Check the values before Transformers sets anything up."""
         if self.float32_matmul_precision is not None:
             check_choice("float32_matmul_precision", self.float32_matmul_precision, PRECISIONS)
         super().__post_init__()
@@ -88,17 +91,24 @@ def pretrain(
     checkpoint: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FamilialTrainer:
-    """Train a family from the seed on.
+    """Build a family with random weights and train it. Return its trainer.
 
     Args:
-        build_model (`Callable`): Makes the family; called once the random state is that of
-            `args.seed`, so that its weights follow from the seed.
-        args ([`PretrainingArguments`]): Of the run.
-        data ([`PackedData`]): Blocks to train and to evaluate on.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): Saved beside the weights.
-        checkpoint (`str`, *optional*): Folder of the checkpoint to go on from, bit for bit as if
-            there had been no break.
-        callbacks (`Sequence[TrainerCallback]`, *optional*): Further ones.
+        build_model (`Callable`): Function that builds the family. It is called after
+            `set_seed(args.seed)`, so the seed determines the initial weights.
+        args ([`PretrainingArguments`]): Arguments of the run.
+        data ([`PackedData`]): Blocks for training and evaluation.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Tokenizer to save with the weights.
+        checkpoint (`str`, *optional*): Folder of the checkpoint to continue from. The result is
+            bit for bit the same as without the interruption.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): Callbacks to add to the trainer.
+
+    Returns:
+        [`FamilialTrainer`]: The trainer after training. `trainer.model` is the family.
+
+    Example:
+        >>> data, tokenizer = prepare_data(PretrainingData(train_files=["book.txt"]))
+        >>> trainer = pretrain(lambda: FamilialForCausalLM(config), args, data, tokenizer)
     """
     set_seed(args.seed)
     trainer = FamilialTrainer(
@@ -117,7 +127,7 @@ def pretrain(
 
 @contextmanager
 def matmul_precision(name: str | None) -> Iterator[None]:
-    """Set the precision of matrix products inside the block."""
+    """Set the precision of float32 matrix products inside the `with` block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name or before)
     try:

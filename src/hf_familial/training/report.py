@@ -1,4 +1,4 @@
-"""The end of a training run: a table of the members and a picture of their losses."""
+"""Results of a training run: a table of the members and a plot of their losses."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ..models.familial import FamilialForCausalLM
 
 @dataclass(frozen=True)
 class MemberRow:
-    """A member, as a line of the table."""
+    """One row of the table of members."""
 
-    exit_idx: int  # exit at which it ends
-    depth: int  # backbone layers below it
-    parameters: int  # all parameters it needs, each shared one once
+    exit_idx: int  # exit at which the member ends
+    depth: int  # backbone layers below the exit
+    parameters: int  # all parameters of the member; a shared parameter counts once
     non_embedding: int  # the same without token embedding and output head
     flops_per_token: float  # FLOPs of a forward pass per token, at the training length
     eval_loss: float  # nats per token
@@ -45,15 +45,20 @@ def member_rows(
 
     Args:
         model ([`FamilialForCausalLM`]): The family.
-        metrics (`Mapping[str, float]`): As [`FamilialTrainer`] returns them: `eval_exit_<k>_loss`.
-        seq_length (`int`): Tokens in a sequence, for the FLOPs of attention.
+        metrics (`Mapping[str, float]`): Metrics from `FamilialTrainer.evaluate`. They must have
+            `eval_exit_<k>_loss` of each exit.
+        seq_length (`int`): Tokens in a sequence. The FLOPs of attention depend on it.
         bytes_per_token (`float`): UTF-8 bytes of evaluation text per token.
+
+    Example:
+        >>> rows = member_rows(model, trainer.evaluate(), 256, data.eval_bytes_per_token)
+        >>> print_members(rows)
     """
     rows = []
     for k, depth in enumerate(model.config.exits):
         counts, loss = count_parameters(model, k), metrics[f"eval_exit_{k}_loss"]
         flops = measure_flops_per_token(model, k, seq_length)
-        # a diverged loss is shown as such rather than as an overflow
+        # show a diverged loss as infinity, because `exp` would overflow
         perplexity = math.inf if loss > 700 else math.exp(loss)
         bits = loss / math.log(2) / bytes_per_token
         sizes = (counts["total"], counts["non_embedding"])
@@ -62,8 +67,8 @@ def member_rows(
 
 
 def print_members(rows: Sequence[MemberRow], console: Console | None = None) -> None:
-    """Print the table of the members, to standard output by default."""
-    # fits 80 columns up to members of 10 billion parameters
+    """Print a table of the members, to standard output by default."""
+    # the table fits 80 columns up to members of 10 billion parameters
     table = Table(title="Members", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     table.pad_edge, table.collapse_padding = False, True
     names = ("exit", "depth", "parameters", "without\nembeddings", "FLOPs\n/token")
@@ -84,8 +89,8 @@ def print_members(rows: Sequence[MemberRow], console: Console | None = None) -> 
 
 
 def save_members(rows: Sequence[MemberRow], path: Path) -> None:
-    """Write the table as JSON, one object per member."""
-    # JSON has no infinity: a number that is not finite becomes null
+    """Write the rows to a JSON file, one object per member."""
+    # JSON has no infinity, so a number that is not finite becomes null
     members = [
         {name: value if math.isfinite(value) else None for name, value in asdict(row).items()}
         for row in rows
@@ -99,17 +104,17 @@ def plot_losses(
     tokens_per_step: int,
     path: Path,
 ) -> None:
-    """Draw the loss of every exit over the tokens seen: lines in training, dots in evaluation.
+    """Plot the loss of each exit over the tokens seen, as lines (training) and dots (evaluation).
 
     Args:
         log_history (`Sequence[Mapping[str, Any]]`): `trainer.state.log_history`.
-        depths (`Sequence[int]`): Depth of every exit, in layers.
-        tokens_per_step (`int`): Tokens of one optimiser step, over all processes.
+        depths (`Sequence[int]`): Depth of each exit, in layers.
+        tokens_per_step (`int`): Tokens of one optimiser step over all processes.
         path (`Path`): PNG file to write.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    # lightness falls with the depth, so the exits differ without colour too
+    # deeper exits are darker, so the lines differ in black and white too
     colours = colormaps["viridis"](np.linspace(0, 0.85, len(depths)))[::-1]
     for k, (depth, colour) in enumerate(zip(depths, colours, strict=True)):
         training = _points(log_history, f"exit_{k}_loss", tokens_per_step)
@@ -128,6 +133,6 @@ def plot_losses(
 def _points(
     log_history: Sequence[Mapping[str, Any]], key: str, tokens_per_step: int
 ) -> tuple[list[int], list[float]]:
-    """Return the tokens seen, and the values logged under `key`."""
+    """Return the tokens seen and the values of all logs that have `key`."""
     rows = [row for row in log_history if key in row]
     return [row["step"] * tokens_per_step for row in rows], [row[key] for row in rows]

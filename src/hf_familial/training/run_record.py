@@ -1,4 +1,4 @@
-"""The row of runs.jsonl of a training run, from its config, arguments and logs; token counts."""
+"""Token counts of a training run, and its row in runs.jsonl."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens of a run so far, over all processes."""
+    """Token counts of a run so far, over all processes."""
 
-    computed: int = 0  # positions that the model ran, padding included
-    seen: int = 0  # those of them that are no padding (`attention_mask` is not 0)
+    computed: int = 0  # positions that the model computed, padding included
+    seen: int = 0  # positions without padding (`attention_mask` is not 0)
     targets: int = 0  # positions that have a loss
     longest: int = 0  # positions of the longest sequence, padding included
 
@@ -40,20 +40,20 @@ class TokenCounts:
 
 
 def main_input(inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Return a tensor of shape `(batch, seq)`, one entry for each position of a batch."""
+    """Return a tensor of shape `(batch, seq)` with one entry for each position of a batch."""
     ids: Any = inputs.get("input_ids")
     return inputs["inputs_embeds"][..., 0] if ids is None else ids
 
 
 def count_targets(inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Return the number of targets of a batch, of shape `()`, as the loss reads them."""
+    """Return the number of targets in a batch, as a tensor of shape `()`."""
     given = inputs.get("shift_labels")
     targets = inputs["labels"][..., 1:] if given is None else given
     return (targets != IGNORE_INDEX).sum()
 
 
 def count_tokens(inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Count one batch on its own device, without waiting for it: the four [`TokenCounts`]."""
+    """Return the four numbers of [`TokenCounts`] for a batch, on its device, without waiting."""
     ids, mask = main_input(inputs), inputs.get("attention_mask")
     computed = ids.new_full((), ids.numel(), dtype=torch.int64)
     seen = computed
@@ -66,7 +66,7 @@ def count_tokens(inputs: Mapping[str, Any]) -> torch.Tensor:
 
 
 def add_counts(rows: torch.Tensor) -> torch.Tensor:
-    """Sum counts of shape `(n, 4)`; of the last column the largest stays."""
+    """Sum the rows of counts of shape `(n, 4)`. The last column, `longest`, has a maximum."""
     return torch.cat((rows[:, :3].sum(0), rows[:, 3:].amax(0)))
 
 
@@ -81,10 +81,11 @@ def make_record(
     counted: TokenCounts | None = None,
     **names: Any,
 ) -> RunRecord:
-    """Sum up a run; `names` are `run_id`, `data` and `code_version`.
+    """Return the row of runs.jsonl of a run.
 
-    `train` says what learnt, as `what_learns` does. Without counts every step is taken to hold a
-    full batch of sequences of `seq_length`. A loss that is not finite makes the status "diverged".
+    `train` is the value that `what_learns` returns. `names` are `run_id`, `data` and
+    `code_version`. If `counted` is `None`, the row assumes full batches of sequences of
+    `seq_length` tokens. If a loss is not finite, the status is `"diverged"`.
     """
     sizes = count_family(config)
     if counted is None:
@@ -125,9 +126,9 @@ def make_record(
 def last_exit_losses(
     log_history: Sequence[Mapping[str, Any]], prefix: str, num_exits: int
 ) -> tuple[float, ...] | None:
-    """Return the newest losses of all exits in a history of logs, shallowest first.
+    """Return the newest losses of all exits in `log_history`, shallowest first.
 
-    The prefix is `"exit"` or `"eval_exit"`. `None` if the history has no such losses.
+    `prefix` is `"exit"` or `"eval_exit"`. Return `None` if the history has no such losses.
     """
     names = [f"{prefix}_{k}_loss" for k in range(num_exits)]
     rows = (row for row in reversed(log_history) if all(name in row for name in names))
@@ -135,6 +136,6 @@ def last_exit_losses(
 
 
 def named_losses(name: str, exits: Sequence[float] | None) -> dict[str, Any]:
-    """Return the losses of all exits as a row has them: `<name>_mean`, `_exits` and `_final`."""
+    """Return the fields `<name>_mean`, `<name>_exits` and `<name>_final` of a row."""
     mean = None if exits is None else sum(exits) / len(exits)
     return {f"{name}_mean": mean, f"{name}_exits": exits, f"{name}_final": exits and exits[-1]}

@@ -1,4 +1,4 @@
-"""The weight of each exit's loss, a function of the optimiser step alone."""
+"""Weights of the exits in the loss, and their change over the optimiser steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..models.familial.configuration_familial import check_choice
 
 
-# Weight of an exit before normalisation, from its depth in layers.
+# weight of an exit as a function of its depth in layers, before the weights are scaled
 SCHEMES: Mapping[str, Callable[[int], float]] = {
     "uniform": lambda depth: 1.0,
     "linear": float,
@@ -21,20 +21,28 @@ SCHEDULES = ("constant", "warmup", "decay", "rotating", "gradual")
 
 
 def exit_weights(scheme: str | Sequence[float], depths: Sequence[int]) -> tuple[float, ...]:
-    """Return the weights of the exits' losses, scaled to sum to 1.
+    """Return the weights of the exits in the loss, scaled so that their sum is 1.
+
+    | scheme | weight of an exit at depth d, before scaling |
+    |---|---|
+    | `"uniform"` | 1 (arXiv:2512.23407) |
+    | `"linear"`, `"sqrt"`, `"inverse"` | d, sqrt(d), 1/d (torchtune's early-exit recipe) |
+    | `"sum"` | 1 + 2 + ... + d (LayerSkip, arXiv:2404.16710) |
 
     Args:
-        scheme (`str` or `Sequence[float]`): `"uniform"`, 1/G each (arXiv:2512.23407); `"linear"`,
-            `"sqrt"` or `"inverse"` in the depth (the loss scales of torchtune's early-exit recipe);
-            `"sum"`, the sum of all depths up to it (LayerSkip, arXiv:2404.16710); or one number of
-            0 or more per exit.
-        depths (`Sequence[int]`): Depth of every exit, in layers.
+        scheme (`str` or `Sequence[float]`): Name of a scheme of the table, or one number per exit,
+            shallowest first. Each number must be 0 or more.
+        depths (`Sequence[int]`): Depth of each exit, in layers.
 
     Returns:
         `tuple[float, ...]`: One weight per exit, shallowest first.
 
     Raises:
-        ValueError: If the scheme is unknown, or its numbers are not one per exit, or not weights.
+        ValueError: If the scheme is unknown, if there is not one number per exit, if a number is
+            negative or not finite, or if all numbers are 0.
+
+    Example:
+        >>> exit_weights("linear", [8, 16, 24])  # (1/6, 2/6, 3/6)
     """
     if isinstance(scheme, str):
         check_choice("exit_weights", scheme, [*SCHEMES, "a list of numbers"])
@@ -43,7 +51,7 @@ def exit_weights(scheme: str | Sequence[float], depths: Sequence[int]) -> tuple[
         weights = [float(weight) for weight in scheme]
     if len(weights) != len(depths):
         raise ValueError(
-            f"`exit_weights` must hold one number for each of the {len(depths)} exits, got "
+            f"`exit_weights` must have one number for each of the {len(depths)} exits, got "
             f"{len(weights)}: {weights}."
         )
     total = sum(weights)
@@ -54,19 +62,25 @@ def exit_weights(scheme: str | Sequence[float], depths: Sequence[int]) -> tuple[
 
 @dataclass(frozen=True)
 class ExitSchedule:
-    """Weights of the exits' losses at every optimiser step; they always sum to 1.
+    """Weights of the exits in the loss at every optimiser step. Their sum is always 1.
 
-    The deepest exit is always trained. Of the early exits:
+    The deepest exit is trained at every step. `kind` sets when the early exits are trained:
 
-    - `"constant"`: all are, from the first step to the last;
-    - `"warmup"`: their weight grows linearly from 0 over the first `fraction` of the steps;
-    - `"decay"`: it falls linearly to 0 over the last `fraction` (the idea of Ruyi2,
-      arXiv:2602.22543);
-    - `"rotating"`: one at a time, in turn (LayerSkip's rotational curriculum, arXiv:2404.16710);
-    - `"gradual"`: the deeper join first, evenly over the first `fraction` (LayerSkip's too).
+    - `"constant"`: All early exits are trained at every step.
+    - `"warmup"`: Their weights grow linearly from 0 during the first `fraction` of the steps.
+    - `"decay"`: Their weights fall linearly to 0 during the last `fraction` of the steps (an idea
+      of Ruyi2, arXiv:2602.22543).
+    - `"rotating"`: Each step trains one early exit, in turn (rotational curriculum of LayerSkip,
+      arXiv:2404.16710).
+    - `"gradual"`: The early exits start one after another, the deepest first, spread evenly over
+      the first `fraction` of the steps (also from LayerSkip).
 
     Raises:
-        ValueError: If the kind is unknown, or the fraction is not within (0, 1].
+        ValueError: If `kind` is unknown, if `fraction` is not in (0, 1], or if the deepest exit has
+            the weight 0 and `kind` is not `"constant"`.
+
+    Example:
+        >>> ExitSchedule((0.5, 0.5), "warmup", total_steps=100).at(25)  # (1/3, 2/3)
     """
 
     weights: tuple[float, ...]  # of all exits, see `exit_weights`
@@ -80,11 +94,12 @@ class ExitSchedule:
             raise ValueError(f"`exit_schedule_fraction` must lie in (0, 1], got {self.fraction}.")
         if self.kind != "constant" and self.weights[-1] == 0:
             raise ValueError(
-                f"the deepest exit must have a weight under the {self.kind!r} schedule, got 0."
+                f"The deepest exit must have a weight above 0 with the schedule {self.kind!r}, "
+                "because in some steps it is the only exit trained."
             )
 
     def at(self, step: int) -> tuple[float, ...]:
-        """Return the weights after `step` optimiser steps; 0 for an exit that is not trained."""
+        """Return the weights after `step` optimiser steps. An exit with 0 is not trained."""
         early = len(self.weights) - 1
         scaled = [w * self._scale(k, early, step) for k, w in enumerate(self.weights[:-1])]
         scaled.append(self.weights[-1])
@@ -101,6 +116,6 @@ class ExitSchedule:
         if self.kind == "rotating":
             return float(step % early == exit_idx)
         if self.kind == "gradual":
-            # the deepest early exit joins at once, each shallower one a share of the span later
+            # the deepest early exit starts at step 0, each shallower one span / early steps later
             return float(step >= span * (early - 1 - exit_idx) / early)
         return 1.0

@@ -1,4 +1,4 @@
-"""The host's Trainer, with the loss of every exit in its logs and evaluations."""
+"""The Trainer of families: it logs and evaluates the loss of every exit."""
 
 from __future__ import annotations
 
@@ -36,23 +36,32 @@ logger = logging.getLogger(__name__)
 
 
 class FamilialTrainer(Trainer):
-    """[`~transformers.Trainer`] for families; arguments as there, or [`FamilialTrainingArguments`].
+    """A [`~transformers.Trainer`] that trains all exits of a family at once.
 
-    Training makes no logits, so memory does not grow with the number of exits.
-    Adds to the logs `exit_0_loss`, `exit_1_loss`, ... (nats per token, averaged over the optimiser
-    steps since the last log and over processes), and to every evaluation `eval_exit_0_loss`, ...;
-    the last is the deepest exit's, the one to compare with a dense run. A loss that is not finite
-    is logged as it is, so that the exit that broke shows; `logging_nan_inf_filter` keeps it from
-    `loss` alone.
+    Its arguments are those of [`~transformers.Trainer`]. Pass [`FamilialTrainingArguments`] as
+    `args` to weight the exits or to distil them from the deepest one.
 
-    An evaluation reads every row once, whatever `dataloader_drop_last` says of training. Its
-    losses are sums over all targets divided by their number, so they do not depend on the batch
-    size or on the number of processes; `eval_loss` is their mean. Without a target there are none,
-    and a warning says so.
+    Every training log has `exit_0_loss`, `exit_1_loss` and so on, in nats per token. Each is a mean
+    over the optimiser steps since the last log and over all processes. Every evaluation has
+    `eval_exit_0_loss` and so on. The last of them is the loss of the deepest exit, the one to
+    compare with an ordinary model. A loss of an exit that is NaN or infinite appears in the log.
+    `logging_nan_inf_filter` hides such values in `loss` only.
+
+    An evaluation reads every row once. `dataloader_drop_last` applies to training only. The loss of
+    an exit is its sum over all targets, divided by the number of targets. It therefore depends on
+    neither the batch size nor the number of processes. `eval_loss` is the mean over the exits. If
+    the labels contain no target, the evaluation has no loss and logs a warning.
+
+    Training does not keep the logits of all exits, so the memory for logits does not grow with the
+    number of exits.
 
     Raises:
-        ValueError: If label smoothing is asked for, which would bypass the loss of all exits but
-            one, or if `exit_weights` does not hold one number for each exit.
+        ValueError: If `label_smoothing_factor` is not 0, or if `exit_weights` does not have one
+            number for each exit.
+
+    Example:
+        >>> args = FamilialTrainingArguments("outputs", max_steps=1000)
+        >>> FamilialTrainer(model, args, train_dataset=rows).train()
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -61,18 +70,18 @@ class FamilialTrainer(Trainer):
         adapters = (getattr(self.model, "peft_config", None) or {}).values()
         if any(not adapter.base_model_name_or_path for adapter in adapters):
             logger.warning(
-                "The family was never saved, so its adapters do not name a base to load them on. "
-                "To name it, save the family, load it from there and add the adapters to that."
+                "The family was never saved, so its adapters do not name the base model that they "
+                "belong to. Save the family, load it from that folder, then add the adapters."
             )
         if isinstance(self.args, FamilialTrainingArguments):
             self.args.schedule(self.model.config.exits, 0)  # one weight for each exit
-        # `None` where progress bars are switched off
+        # `None` when progress bars are switched off
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ExitProgressCallback)
         self._exit_losses: torch.Tensor | None = None
         self._steps_kept: set[int] = set()
         self._evaluated: list[torch.Tensor] = []
-        # by sequence length: asked for at every step, while the config stays the same
+        # key: sequence length; every step needs the value, and the config does not change
         self._flops_per_token: dict[int, float] = {}
         self._tokens: list[torch.Tensor] = []
 
@@ -83,13 +92,14 @@ class FamilialTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Return the host's loss of the exits' objective; keep every exit's loss for the logs."""
+        """Return the weighted loss of all exits, and keep each exit's loss for the logs."""
         if self.model.training and self.compute_loss_func is None:
             if "labels" not in inputs:
                 raise ValueError(
-                    "rows to train on must have `labels`: token ids, -100 where there is no target "
-                    "(`DataCollatorForLanguageModeling(tokenizer, mlm=False)` makes them of "
-                    f"`input_ids`); got {', '.join(inputs)}."
+                    "The training rows must have `labels` (token ids, -100 where there is no "
+                    f"target), got {', '.join(inputs)}. "
+                    "`DataCollatorForLanguageModeling(tokenizer, mlm=False)` creates them from "
+                    "`input_ids`."
                 )
             inputs = inputs | self._objective()
         targets = None
@@ -101,7 +111,7 @@ class FamilialTrainer(Trainer):
         )
         exit_losses = outputs["exit_losses"] if "exit_losses" in outputs else None
         if exit_losses is not None and targets is not None:
-            # a row of its share of the mean per replica under DataParallel
+            # under DataParallel: one row per replica, each its share of the mean
             means = exit_losses.float().view(max(1, self.args.n_gpu), -1).sum(0)
             sums = torch.where(targets > 0, means * targets, 0.0)
             self._evaluated.append(torch.cat((sums, targets.to(sums).view(1))))
@@ -110,7 +120,10 @@ class FamilialTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _without_repeats(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
-        """Take the targets from rows that fill up the last batch of several processes; count."""
+        """Remove the targets of repeated rows and return the inputs and the number of targets.
+
+        With several processes, the dataloader repeats rows to fill the last batch.
+        """
         state, name = self.accelerator.gradient_state, "labels"
         if inputs.get("shift_labels") is not None:
             name = "shift_labels"
@@ -124,7 +137,7 @@ class FamilialTrainer(Trainer):
         return inputs, count_targets(inputs)
 
     def _objective(self) -> dict[str, Any]:
-        """Return the model's arguments about the loss of this optimiser step."""
+        """Return the arguments of `model.forward` that set the loss of this optimiser step."""
         objective: dict[str, Any] = {"skip_logits": True}
         if isinstance(self.args, FamilialTrainingArguments):
             exits = self.model.config.exits
@@ -136,7 +149,8 @@ class FamilialTrainer(Trainer):
     def _keep(
         self, exit_losses: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> None:
-        # one row per replica under DataParallel, in one vector; FSDP2 may have rounded them
+        # DataParallel returns one row per replica, in one vector. FSDP2 may have cast the losses
+        # to half precision.
         exit_losses = exit_losses.float().view(max(1, self.args.n_gpu), -1).mean(0)
         exit_losses = exit_losses * self._host_scale(num_items_in_batch)
         self._steps_kept.add(self.state.global_step)
@@ -144,23 +158,23 @@ class FamilialTrainer(Trainer):
         self._exit_losses = exit_losses if kept is None else kept + exit_losses
 
     def _host_scale(self, num_items_in_batch: torch.Tensor | int | None) -> float:
-        """Return the factor that the host applies to a model's loss before it logs it."""
+        """Return the factor by which `Trainer` multiplies a model's loss before it logs it."""
         if num_items_in_batch is None:
             return 1 / self.current_gradient_accumulation_steps
         if not self.args.average_tokens_across_devices:
             return 1.0
-        # each process, or replica, holds its share of a sum over all
+        # each process or replica has its share of a sum over all of them
         processes = self.accelerator.num_processes // self.get_tp_size()
         return self.args.n_gpu if self.args.n_gpu > 1 else processes
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in the host; a checkpoint to resume from must be of a family with the same exits."""
+        """Train like `Trainer.train`. A checkpoint to resume from must have the same exits."""
         self._check_resumed(resume_from_checkpoint)
         self._forget()
         self._tokens.clear()
-        self._flops_per_token.clear()  # something else may learn than before
+        self._flops_per_token.clear()  # other parameters may learn than in the last call
         if self.model is not None:
             model = self.accelerator.unwrap_model(self.model)
             prepare_training_flops(model.config, what_learns(model))
@@ -169,43 +183,43 @@ class FamilialTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception as error:
-            if self.args.world_size == 1:  # others may wait elsewhere, for ever
+            if self.args.world_size == 1:  # with others, this collective call could wait for ever
                 self.store_flos()
             for callback in self._callbacks(RunRecordCallback):
                 try:
                     callback.on_failure(self.args, self.state)
-                except OSError as second:  # a full disk fails both; the first says where
-                    error.add_note(f"its row could not be written either: {second}")
+                except OSError as second:  # on a full disk both fail, and the first says where
+                    error.add_note(f"The row of runs.jsonl could not be written either: {second}")
             raise
 
     def _check_resumed(self, checkpoint: str | bool | None) -> None:
-        """Compare the exits with a checkpoint's: the host would load weights of other exits."""
+        """Raise `ValueError` if a checkpoint has other exits, because `Trainer` would load it."""
         if checkpoint is True:
             folder = self.args.output_dir
             checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
         if not checkpoint or not (Path(checkpoint) / CONFIG_NAME).is_file():
-            return  # none, which the host says, or adapters alone
+            return  # `Trainer` reports a missing checkpoint; adapters alone have no config
         stored, config = FamilialConfig.from_pretrained(checkpoint), self.model.config
         for name in ("exits", "num_exit_layers", "exit_norm", "exit_head"):
             before, now = getattr(stored, name), getattr(config, name)
             if before != now:
                 raise ValueError(
-                    f"`resume_from_checkpoint` ({checkpoint}) is of a family with `{name}` "
-                    f"{before!r}; this model has {now!r}. Resume with the exits of the checkpoint, "
-                    "or start a new training from its weights."
+                    f"`resume_from_checkpoint` ({checkpoint}) has the `{name}` {before!r}, but "
+                    f"this model has {now!r}. Resume with a model like that of the checkpoint, or "
+                    "load its weights and start a new training."
                 )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in the host; the losses of the last evaluation go along, in `trainer_state.json`."""
+        """Save the model, and the losses of the last evaluation in `trainer_state.json`."""
         super().save_model(output_dir, _internal_call)
-        # a checkpoint gets its state from the host
+        # for a checkpoint, `Trainer` itself saves the state
         measured = any("eval_exit_0_loss" in row for row in self.state.log_history)
         if measured and self.args.should_save and not _internal_call:
             folder = Path(output_dir or self.args.output_dir)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
-        """Return the FLOPs of forward and backward as the model learns, every head counted."""
+        """Return the FLOPs of one forward and backward pass on this batch, with all heads."""
         ids = main_input(inputs)
         length = ids.shape[1]
         if length not in self._flops_per_token:
@@ -213,11 +227,11 @@ class FamilialTrainer(Trainer):
             self._flops_per_token[length] = flops_per_token(model, length)
         if self._callbacks(RunRecordCallback):
             self._tokens.append(count_tokens(inputs))
-        # processes that share a batch run it once between them
+        # processes of one tensor-parallel group share a batch and run it once together
         return self._flops_per_token[length] * ids.numel() / self.get_tp_size()
 
     def store_flos(self) -> None:
-        """As in the host, with the tokens beside the FLOPs."""
+        """Add the FLOPs of all processes to the state, and pass token counts to the callbacks."""
         super().store_flos()
         records = self._callbacks(RunRecordCallback)
         if not records:
@@ -232,14 +246,14 @@ class FamilialTrainer(Trainer):
             record.count(TokenCounts(*counts.tolist()))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """As in the host; the model that was fine-tuned defaults to the family's decoder."""
+        """Write the model card. `finetuned_from` defaults to the family's pretrained decoder."""
         name = self.model.config.name_or_path or self.model.config.text_config.name_or_path
         if not args and name and not Path(name).is_dir():
             kwargs.setdefault("finetuned_from", name)
         super().create_model_card(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in the host, with `exit_<k>_loss` beside every training `loss`."""
+        """Log the values, and add `exit_<k>_loss` wherever there is a training `loss`."""
         if "loss" in logs and self._exit_losses is not None:
             gathered = nested_gather(self._exit_losses, self.args.parallel_mode)
             means = gathered.view(-1, len(self._exit_losses)).mean(0) / len(self._steps_kept)
@@ -251,10 +265,13 @@ class FamilialTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As in the host; an interrupted one cannot be resumed with an older run's state."""
+        """Save a checkpoint, after deleting the state of an older run in the same folder.
+
+        If saving is interrupted, nobody can resume from new weights and an old state.
+        """
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            # the host writes it last, and asks for it first
+            # `Trainer` writes this file last and reads it first
             older = Path(self._get_output_dir(trial=trial), name, TRAINER_STATE_NAME)
             older.unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
@@ -267,12 +284,12 @@ class FamilialTrainer(Trainer):
         self._steps_kept = set()
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the host, but every row is read: `dataloader_drop_last` is for training."""
+        """Return a dataloader that reads every row, whatever `dataloader_drop_last` is."""
         with self._dropping_no_row():
             return super().get_eval_dataloader(*args, **kwargs)
 
     def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the host, but every row is read: `dataloader_drop_last` is for training."""
+        """Return a dataloader that reads every row, whatever `dataloader_drop_last` is."""
         with self._dropping_no_row():
             return super().get_test_dataloader(*args, **kwargs)
 
@@ -287,7 +304,7 @@ class FamilialTrainer(Trainer):
             self.args = given
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As in the host, with `<prefix>_exit_<k>_loss` among the metrics."""
+        """Evaluate, and add `<prefix>_exit_<k>_loss` of every exit to the metrics."""
         self._evaluated = []
         output = super().evaluation_loop(*args, **kwargs)
         if self._evaluated:
@@ -297,15 +314,15 @@ class FamilialTrainer(Trainer):
         return output
 
     def _evaluation_losses(self, prefix: str) -> dict[str, float]:
-        """Return the losses of the exits over all targets of all processes, and their mean."""
+        """Return each exit's loss over the targets of all processes, and the mean over exits."""
         sums = torch.stack(self._evaluated).cpu().double().sum(0)
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums.to(self.args.device)).cpu()
         *losses, targets = sums.tolist()
         if not targets:
             logger.warning(
-                "The evaluation `%s` has no loss: all of its labels are %d, so no row has a "
-                "target. Give labels of the tokens to predict.",
+                "The evaluation `%s` has no loss, because all of its labels are %d. Pass labels "
+                "that contain the tokens to predict.",
                 prefix,
                 IGNORE_INDEX,
             )

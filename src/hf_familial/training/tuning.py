@@ -1,4 +1,4 @@
-"""The parameters of a pretrained decoder that learn when it becomes a family."""
+"""Choice of the parameters that learn when a pretrained decoder becomes a family."""
 
 from __future__ import annotations
 
@@ -14,22 +14,29 @@ if TYPE_CHECKING:
 
 
 def train_exits_only(model: FamilialForCausalLM) -> list[str]:
-    """Freeze all but the modules of the early exits, in place.
+    """Freeze all parameters of a model except those of its early exits, in place.
 
-    The backbone then runs without keeping activations, and the deepest exit stays what it was, bit
-    for bit.
+    The backbone then keeps no activations for the backward pass. The output of the deepest exit
+    does not change at all.
+
+    Args:
+        model ([`FamilialForCausalLM`]): The family.
 
     Returns:
         `list[str]`: Names of the parameters that learn.
 
     Raises:
-        ValueError: If early exits have no module of their own.
+        ValueError: If the early exits have no modules of their own.
+
+    Example:
+        >>> names = train_exits_only(model)
     """
     names = model.exit_module_names()
     if not names:
         raise ValueError(
-            "no parameter is left to train: with `exit_norm='shared'`, `exit_head='shared'` and "
-            "`num_exit_layers=0` the early exits have no module of their own."
+            "No parameter would learn: with `exit_norm='shared'`, `exit_head='shared'` and "
+            "`num_exit_layers=0` the early exits have no modules of their own. Change one of the "
+            "three, or train the whole family."
         )
     model.requires_grad_(False)
     for name in names:
@@ -38,14 +45,15 @@ def train_exits_only(model: FamilialForCausalLM) -> list[str]:
 
 
 def lora_targets(model: FamilialForCausalLM) -> str | list[str]:
-    """Return the modules that peft would adapt in the family's decoder by default.
+    """Return peft's default LoRA targets for the backbone of a family.
 
-    peft looks its defaults up by `config.model_type`, which is `familial` here, so it asks for
-    `target_modules`. This function looks them up by the type of the decoder. The names hold for
-    private layers too.
+    peft finds its defaults by `config.model_type`, and it has none for `familial`. This function
+    uses the type of the backbone instead. Private layers have modules with the same names, so LoRA
+    adapts them too.
 
     Raises:
-        ValueError: If peft has no default for this decoder. The message names its linear modules.
+        ValueError: If peft has no default for this backbone. The message names the linear modules
+            to choose from.
 
     Example:
         >>> get_peft_model(model, LoraConfig(target_modules=lora_targets(model)))
@@ -57,19 +65,19 @@ def lora_targets(model: FamilialForCausalLM) -> str | list[str]:
         layers = model.model.decoder.layers
         linear = {n.split(".")[-1] for n, m in layers.named_modules() if isinstance(m, nn.Linear)}
         raise ValueError(
-            f"peft has no default targets for a `{model_type}`: choose `target_modules` among the "
-            f"linear modules of its layers, {', '.join(sorted(linear)) or 'none'}."
+            f"peft has no default targets for `{model_type}`. Choose `target_modules` among the "
+            f"linear modules of its layers: {', '.join(sorted(linear)) or 'none'}."
         )
     targets = DEFAULTS[model_type]
     return targets if isinstance(targets, str) else list(targets)
 
 
 def what_learns(model: Any) -> str | LoraConfig:
-    """Return what of a family learns, for the `train` of `training_flops_per_token`.
+    """Return the value of `train` that describes a model to `training_flops_per_token`.
 
-    `"exits"` if nothing learns but modules that only early exits have; the config of its one LoRA
-    if nothing learns but the adapters and `modules_to_save`; otherwise `"all"`, the most that a
-    step can cost.
+    - `"exits"`, if only modules of the early exits learn.
+    - The `LoraConfig`, if the model has one LoRA and nothing else learns but `modules_to_save`.
+    - `"all"` in every other case. This is the upper bound of the cost.
     """
     learning = [name for name, p in model.named_parameters() if p.requires_grad]
     adapters = list((getattr(model, "peft_config", None) or {}).values())
@@ -78,7 +86,7 @@ def what_learns(model: Any) -> str | LoraConfig:
         if all(name.startswith(prefixes) for name in learning):
             return "exits"
     if len(adapters) == 1 and adapters[0].peft_type == "LORA":
-        # names of peft's own: of the updates, and of the wrappers of what it saves whole
+        # peft names its low-rank updates and its copies of whole modules like this
         if all("lora_" in name or ".modules_to_save." in name for name in learning):
             return adapters[0]
     return "all"

@@ -1,4 +1,4 @@
-"""The familial model. Importing it registers the model with the Auto classes of transformers."""
+"""The familial model. Importing it registers the model with the Auto classes of Transformers."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import (

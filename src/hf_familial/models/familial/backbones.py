@@ -31,7 +31,7 @@ ENTRY_ONLY: Mapping[str, str] = {
     "mup_enabled": OFF,
 }
 
-# Class attributes that transformers reads and that the family copies from the host's causal LM.
+# Class attributes that Transformers reads and that the family copies from the host's causal LM.
 # `post_init` collects the others from the backbone.
 TRAITS = tuple(
     "_is_stateful _supported_generation_modes _can_compile_fullgraph "
@@ -54,7 +54,7 @@ class HostRow:
     logits: Mapping[str, str] = field(default_factory=dict)
     tap_shift: int = 0  # index of the tap after `depth` layers in `hidden_states`, minus `depth`
     keep_depth: bool = False  # whether the forward splits its inputs by the config's full depth
-    cached: bool = True  # whether it uses a cache that transformers' `generate` creates
+    cached: bool = True  # whether it uses a cache that Transformers' `generate` creates
     own_mask: bool = False  # whether its causal LM, not the backbone, builds static cache masks
     whole: str = ""  # reason why a segment cannot continue from a tap (members still work)
 

@@ -22,17 +22,17 @@ from .backbones import HOSTS, UNSUPPORTED, unsupported_backbone
 
 try:
     from transformers.configuration_utils import SubConfigSpec
-except ImportError:  # before transformers 5.20
+except ImportError:  # before Transformers 5.20
     SubConfigSpec = None
 
 logger = logging.get_logger(__name__)
 
-# The config loads with any transformers 5. The models need 5.23: it added `DummyLayer`, and its
-# lists of `output_hidden_states` count the embedding.
+# The config loads with any Transformers 5. The models need 5.23, which added `DummyLayer` and
+# lists of `output_hidden_states` that count the embedding.
 TRANSFORMERS = "5.23"
 
 # The limit protects against configs from untrusted sources, because every layer takes time to
-# build. Private layers count too. The deepest decoders of transformers have about 130 layers.
+# build. Private layers count too. The deepest decoders of Transformers have about 130 layers.
 MAX_LAYERS = 4096
 
 # A process without this package loads a checkpoint by these names if `trust_remote_code=True`.
@@ -79,12 +79,12 @@ def check_exits(exits: Sequence[int], num_hidden_layers: int) -> None:
 
 
 def check_model_type(model_type: object) -> None:
-    """Raise `ValueError`, with near names, if transformers has no config of this type."""
+    """Raise `ValueError`, with near names, if Transformers has no config of this type."""
     if model_type not in CONFIG_MAPPING:
         known = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         close = get_close_matches(str(model_type).lower(), known, 3)
         near = f"Did you mean {' or '.join(close)}?" if close else "Use for example llama or qwen3."
-        raise ValueError(f"`model_type` {model_type!r} is unknown to transformers. {near}")
+        raise ValueError(f"`model_type` {model_type!r} is unknown to Transformers. {near}")
 
 
 def check_text_fields(text_config: Mapping[str, Any]) -> None:
@@ -119,7 +119,7 @@ def _text_config_property(name: str) -> property:
 
 
 class AutoMap(dict[str, str]):
-    """An `AUTO_MAP` that raises `ImportError` if transformers is too old for the models."""
+    """An `AUTO_MAP` that raises `ImportError` if Transformers is too old for the models."""
 
     def __getitem__(self, name: str) -> str:
         if name.startswith("AutoModel"):
@@ -176,7 +176,7 @@ class FamilialConfig(PreTrainedConfig):
     default_exit: int = -1
     tie_word_embeddings: bool | None = None
 
-    if not is_dataclass(PreTrainedConfig):  # before transformers 5.4
+    if not is_dataclass(PreTrainedConfig):  # before Transformers 5.4
 
         def __init__(self, **kwargs: Any) -> None:
             for name, kind in type(self).__annotations__.items():
@@ -257,7 +257,7 @@ class FamilialConfig(PreTrainedConfig):
         kind = text_config.model_type
         if kind in UNSUPPORTED:
             raise unsupported_backbone(kind, UNSUPPORTED[kind])
-        # A type that transformers does not have may be a decoder. Its own types are all known.
+        # A type that Transformers does not have may be a decoder. Its own types are all known.
         known = kind in CONFIG_MAPPING_NAMES and not kind.endswith("_text")
         encoder = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
             getattr(text_config, "is_decoder", True) is False
@@ -308,9 +308,9 @@ for _name in (
 
 
 def check_transformers() -> None:
-    """Raise `ImportError` if transformers is too old for the models."""
+    """Raise `ImportError` if Transformers is too old for the models."""
     hint = (
-        "Familial models need that version, although their configs load with any transformers 5. "
+        "Familial models need that version, although their configs load with any Transformers 5. "
         "Run `pip install -U transformers`. An exported member needs only the version of its class."
     )
     require_version(f"transformers>={TRANSFORMERS}", hint)
@@ -365,11 +365,11 @@ class Extension:
         """Raise if a backbone of an unknown type fails the numeric checks."""
 
     def load_cut(self, load: Any, name: Any, max_exit: int, *args: Any, **kwargs: Any) -> Any:
-        """Load the members up to one exit with `load`, the `from_pretrained` of transformers."""
+        """Load the members up to one exit with `load`, the `from_pretrained` of Transformers."""
         raise _missing("`max_exit`")
 
     def save(self, save: Any, model: Any, folder: Any, *args: Any, **kwargs: Any) -> None:
-        """Save a family with `save`, the `save_pretrained` of transformers."""
+        """Save a family with `save`, the `save_pretrained` of Transformers."""
         if kwargs.pop("by_segment", None):
             raise _missing("`by_segment=True`")
         save(folder, *args, **kwargs)

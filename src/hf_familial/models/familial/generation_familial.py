@@ -1,4 +1,4 @@
-"""`generate` of transformers, extended by `exit_idx`."""
+"""`generate` of Transformers, extended by `exit_idx`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FamilialGenerationMixin(GenerationMixin):
         self, generation_config: Any, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
         config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        # if the config has the attribute, transformers stores the caller's `exit_idx` there
+        # if the config has the attribute, Transformers stores the caller's `exit_idx` there
         if getattr(config, "exit_idx", None) is not None:
             model_kwargs.setdefault("exit_idx", config.exit_idx)
         # a backbone without a cache must run the whole text in each step
@@ -112,7 +112,7 @@ class FamilialGenerationMixin(GenerationMixin):
                 f"`{hook}` is replaced on this model (as by peft for prompt tuning), but a relay "
                 "does not call it. Call `generate(exit_idx=...)` instead."
             )
-        # for a callable, transformers passes neither streamer nor tokenizer and ignores the rest
+        # for a callable, Transformers passes neither streamer nor tokenizer and ignores the rest
         mode = super()._extract_generation_mode_kwargs(None, kwargs, *given)
         check_arguments(kwargs | mode)
         asked = {name: kwargs.pop(name) for name in ("relay", "fused_weights") if name in kwargs}

@@ -139,7 +139,7 @@ def multi_exit_loss(
     if teaches and len(chunked) < len(exits):
         raise ValueError(
             "`distillation` needs unquantised linear heads with their full weight in each process, "
-            "and the default loss function of transformers. Pass `distillation=None`."
+            "and the default loss function of Transformers. Pass `distillation=None`."
         )
     losses: dict[int, torch.Tensor] = {}
     total: Any = 0.0

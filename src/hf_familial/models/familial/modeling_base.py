@@ -30,7 +30,7 @@ SHOWN = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 @dataclass
 class FamilialModelOutput(MoeModelOutputWithPast):
-    """The output of [`FamilialModel`]. It extends transformers' output of a decoder.
+    """The output of [`FamilialModel`]. It extends Transformers' output of a decoder.
 
     Attributes:
         exit_hidden_states (`tuple[torch.Tensor, ...]`): With `output_exits=True`, the normed hidden
@@ -118,7 +118,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
         max_exit: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a family. All arguments of transformers work, and one more.
+        """Load a family. All arguments of Transformers work, and one more.
 
         Args:
             max_exit (`int`, *optional*): Index of the deepest exit to load. Tensors and files of
@@ -144,7 +144,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
         by_segment: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save the family. All arguments of transformers work, and one more.
+        """Save the family. All arguments of Transformers work, and one more.
 
         With the package `hf_familial`, an older checkpoint in the folder stays usable until the new
         one is complete.
@@ -169,7 +169,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Return `False`, because all modules and buffers are those of transformers."""
+        """Return `False`, because all modules and buffers are those of Transformers."""
         return False
 
 
@@ -283,7 +283,7 @@ class FamilialModel(FamilialPreTrainedModel):
             cache = DynamicCache(config=self.backbone.config)
         if cache is not None and not isinstance(getattr(cache, "layers", None), list):
             raise ValueError(
-                "`past_key_values` must be a `DynamicCache` or a `StaticCache` of transformers, "
+                "`past_key_values` must be a `DynamicCache` or a `StaticCache` of Transformers, "
                 f"got a {type(cache).__name__}."
             )
         if cache is not None:

@@ -30,7 +30,7 @@ from .relay_policies import FixedExit, RelayPolicy, SpeculativeRelay
 
 @dataclass
 class FamilialCausalLMOutput(MoeCausalLMOutputWithPast):
-    """The output of [`FamilialForCausalLM`]. It extends transformers' output of a causal LM.
+    """The output of [`FamilialForCausalLM`]. It extends Transformers' output of a causal LM.
 
     Attributes:
         loss (`torch.Tensor`): Weighted sum of the exit losses in nats per token, if `labels` were
@@ -49,7 +49,7 @@ class FamilialCausalLMOutput(MoeCausalLMOutputWithPast):
 class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
     """A causal LM with several exits. Every exit is a language model of its own, called a member.
 
-    `generate` works as in transformers. With `exit_idx=k` it runs only the layers of member k. For
+    `generate` works as in Transformers. With `exit_idx=k` it runs only the layers of member k. For
     LoRA, pass `target_modules=hf_familial.training.lora_targets(model)` to `LoraConfig`. The exits
     stay frozen unless you also pass `modules_to_save=model.exit_module_names()`.
 
@@ -137,7 +137,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """Resize the embedding and every head. The arguments are those of transformers."""
+        """Resize the embedding and every head. The arguments are those of Transformers."""
         embedding = super().resize_token_embeddings(
             new_num_tokens, pad_to_multiple_of, mean_resizing
         )
@@ -152,7 +152,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         return embedding
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Any:
-        """Dequantise the weights, as in transformers. Update the backbone's config too."""
+        """Dequantise the weights, as in Transformers. Update the backbone's config too."""
         model = super().dequantize(dtype)
         vars(self.config.text_config).pop("quantization_config", None)
         return model
@@ -179,7 +179,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds, use_cache, logits_to_keep: As
-                in every causal LM of transformers.
+                in every causal LM of Transformers.
             past_key_values (`Cache`, *optional*): KV cache. Use a cache of its own for each exit.
             labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Target tokens, -100 to
                 ignore a position. The loss shifts them, so usually `labels=input_ids`.

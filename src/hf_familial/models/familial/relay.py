@@ -18,7 +18,7 @@ from .relay_cache import RelayCache, check_positions, check_relay
 from .relay_policies import FixedExit, NewTokens, RelayPolicy, SpeculativeRelay, check_chain
 
 
-# logits processors of transformers whose result depends on their two arguments only
+# logits processors of Transformers whose result depends on their two arguments only
 STATELESS = frozenset(
     "AlternatingCodebooksLogitsProcessor BarkEosPrioritizerLogitsProcessor EpsilonLogitsWarper "
     "ClassifierFreeGuidanceLogitsProcessor DiaClassifierFreeGuidanceLogitsProcessor "
@@ -31,7 +31,7 @@ STATELESS = frozenset(
     "SuppressTokensAtBeginLogitsProcessor SuppressTokensLogitsProcessor TopPLogitsWarper "
     "TemperatureLogitsWarper WatermarkLogitsProcessor WhisperTimeStampLogitsProcessor".split()
 )
-# arguments of transformers' assisted generation, which a relay replaces
+# arguments of Transformers' assisted generation, which a relay replaces
 ASSISTED = frozenset(
     "assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight use_mtp "
     "assistant_lookbehind assistant_model assistant_tokenizer is_assistant target_lookbehind "

@@ -355,7 +355,7 @@ def past_positions(cache: DynamicCache) -> int:
 def check_relay(model: Any) -> None:
     """Raise for a backbone whose layers cannot continue from a tap."""
     spec, name = model.model.spec, model.config.text_config.model_type
-    reason = spec.host.whole or ("" if spec.cache else "it does not use a cache of transformers")
+    reason = spec.host.whole or ("" if spec.cache else "it does not use a cache of Transformers")
     if reason:
         raise ValueError(
             f"`{name}` does not work with a relay: {reason}. Call `generate(exit_idx=...)` instead."

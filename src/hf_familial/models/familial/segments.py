@@ -274,7 +274,7 @@ def _new_slot(cache: Cache, config: Any, layer_idx: int, wanted: int) -> Any:
 
 def hide_unused(cache: DynamicCache, slots: Collection[int]) -> None:
     """Replace empty slots other than `slots` by placeholders. `grow_cache` restores them."""
-    # transformers processes every slot (for example, crops it) and would fail on an empty one
+    # Transformers processes every slot (for example, crops it) and would fail on an empty one
     for slot, layer in enumerate(cache.layers):
         if isinstance(layer, RecurrentLayer):
             used = any(layer.has_previous_state.values())

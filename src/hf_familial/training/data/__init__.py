@@ -1,4 +1,4 @@
-"""From a corpus to packed blocks of tokens, in one call: `prepare_data`."""
+"""Preparation of training data. `prepare_data` turns a corpus into packed blocks of tokens."""
 
 from .arguments import DataArguments
 from .corpus import Corpus, load_corpus

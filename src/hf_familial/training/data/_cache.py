@@ -1,4 +1,4 @@
-"""Folders that are whole or absent, and one process that builds them while the others wait."""
+"""Cached folders, which one process builds while all other processes wait."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 
-# what the launchers (torchrun, accelerate, mpirun) tell each process
+# environment variables that the launchers (torchrun, accelerate, mpirun) set in each process
 WORLD_SIZE_VARIABLES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 
 
 def resolve_cache_dir(cache_dir: str | None) -> Path:
-    """Return the cache folder: the user's, else `hf_familial` under `$HF_HOME`."""
+    """Return the cache folder. The default is `$HF_HOME/hf_familial`."""
     return Path(cache_dir or Path(constants.HF_HOME) / "hf_familial").expanduser()
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let the first process of each machine through the block before the others.
+    """Run the `with` block in the first process of each machine, then in the other processes.
 
-    Every process must enter. Unlike accelerate's own, it lets the others go when the first one
-    fails, so a bad argument is an error in each process and not a deadlock.
+    Every process must enter the block. If the first process raises, the others continue, so a bad
+    argument raises in each process. With accelerate's `local_main_process_first` it would be a
+    deadlock.
     """
-    # a lone process needs no state; making one here would settle the device before the user does
+    # A single process needs no `PartialState`. It would choose the device before the user does.
     if get_int_from_env(WORLD_SIZE_VARIABLES, 1) == 1:
         yield
         return
-    # already there when TrainingArguments were made; else as `accelerate launch` was told
+    # TrainingArguments may have created this state already. Otherwise use the launcher's choice.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if not state.is_local_main_process:
         state.wait_for_everyone()
@@ -51,16 +52,17 @@ def first_process_first() -> Iterator[None]:
 
 
 def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Build a folder once, whole or not at all, and rebuild it when it is damaged.
+    """Build a folder unless it already exists undamaged, and return it.
 
-    Call it in every process of a launch: the first builds, the others find the result. The folder's
-    name must say what it is made from; `build` writes the files into a temporary one.
+    Call this in every process of a launch. The first process builds the folder, and the others find
+    it. `build` writes the files into a temporary folder, which then gets its final name in one
+    atomic step. That name must identify the content, for example by a hash of the inputs.
     """
     with first_process_first():
         if _is_whole(folder):
             return folder
         if folder.exists():
-            logger.warning("The cache `%s` is damaged; it is built again.", folder)
+            logger.warning("The cache folder `%s` is damaged and will be rebuilt.", folder)
         with suppress(_BuiltElsewhere), whole_folder(folder, overwrite=True) as temporary:
             build(temporary)
             sums = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
@@ -71,7 +73,7 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 class _BuiltElsewhere(Exception):
-    """Another launch was sooner with the same result."""
+    """Raised when another launch has built the same folder in the meantime."""
 
 
 def _is_whole(folder: Path) -> bool:

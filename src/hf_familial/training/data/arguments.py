@@ -1,4 +1,4 @@
-"""The choices of a user about the training data, checked before anything is read."""
+"""Arguments that choose the training data."""
 
 from dataclasses import dataclass
 
@@ -6,63 +6,70 @@ from ...errors import DataError
 from ..args import argument
 
 
-# the 256 bytes and the end-of-text token: a byte-level vocabulary cannot be smaller
+# a byte-level vocabulary has at least the 256 bytes and the end-of-text token
 MIN_VOCAB_SIZE = 257
 
 
 @dataclass
 class DataArguments:
-    """The text and how it is cut into blocks; parsed by `HfArgumentParser`.
+    """Arguments for the corpus, the tokenizer and the length of the blocks.
 
-    With neither `dataset_name` nor `train_files` the corpus is the source code of the running
-    Python's standard library: about 30 MB of real text that is on every machine.
+    `HfArgumentParser` can read them from a command line. If neither `dataset_name` nor
+    `train_files` is set, the corpus is the source code of Python's standard library. It is about
+    30 MB of real text that every machine has.
 
     Raises:
-        DataError: If a value is out of range or two choices contradict each other.
+        DataError: If a value is out of range, or if two arguments contradict each other.
+
+    Example:
+        >>> args = DataArguments(train_files=["book.txt"], seq_length=512)
     """
 
     dataset_name: str | None = argument(
-        None, "Name of a dataset on the Hub, or a folder `datasets` reads."
+        None, "Dataset on the Hub, or a folder that `datasets` can load."
     )
     dataset_config_name: str | None = argument(None, "Configuration of `dataset_name`.")
     dataset_train_split: str = argument("train", "Split of `dataset_name` to train on.")
     dataset_eval_split: str | None = argument(
-        None, "Split of `dataset_name` to evaluate on; by default some of the train split."
+        None, "Split of `dataset_name` to evaluate on. Default: a part of the train split."
     )
-    streaming: bool = argument(False, "Read the corpus lazily, in constant memory.")
+    streaming: bool = argument(False, "Stream the corpus instead of loading all of it.")
     stream_eval_documents: int = argument(
-        500, "Documents held out of the head of a stream without an eval split."
+        500, "Documents at the start of a stream to evaluate on, if there is no eval split."
     )
     train_files: list[str] | None = argument(
-        None, "Text, jsonl or parquet files (.gz too), or folders of them, to train on."
+        None, "Text, jsonl or parquet files (also as .gz), or folders of them, to train on."
     )
     eval_files: list[str] | None = argument(
-        None, "Files or folders to evaluate on; by default some of `train_files`."
+        None, "Files or folders to evaluate on. Default: a part of `train_files`."
     )
-    text_column: str = argument("text", "Column that holds the text of a document.")
+    text_column: str = argument("text", "Column that contains the text of a document.")
     tokenizer_name: str | None = argument(
-        None, "Pretrained tokenizer; by default one is trained on the corpus."
+        None, "Pretrained tokenizer. Default: train a new one on the corpus."
     )
-    vocab_size: int = argument(4096, "Size of a trained vocabulary, at least 257.")
+    vocab_size: int = argument(4096, "Vocabulary size of a new tokenizer, at least 257.")
     seq_length: int = argument(256, "Tokens in one block, at least 2.")
     eval_fraction: float = argument(
         0.02,
-        "Share of the documents held out, strictly within (0, 1); of a single one, of its text.",
+        "Share of the documents to evaluate on, between 0 and 1. A corpus of one document is "
+        "split inside its text.",
     )
     max_train_bytes: int | None = argument(
-        None, "Train on the first documents that fit in these UTF-8 bytes."
+        None, "Train only on the first documents, up to this many bytes of UTF-8 text."
     )
-    max_eval_tokens: int | None = argument(1_048_576, "Most tokens to evaluate on.")
+    max_eval_tokens: int | None = argument(1_048_576, "Maximum number of tokens to evaluate on.")
     cache_dir: str | None = argument(
-        None, "Folder for tokenizers and blocks; by default `$HF_HOME/hf_familial`."
+        None, "Folder for tokenizers and blocks. Default: `$HF_HOME/hf_familial`."
     )
-    tokenizer_seed: int = argument(0, "Seed of the sample that a tokenizer is trained on.")
+    tokenizer_seed: int = argument(
+        0, "Seed for the random sample of text that a new tokenizer is trained on."
+    )
 
     def __post_init__(self) -> None:
-        """Check the values, before anything is read or written."""
+        """Check the values before anything is read or written."""
         if not 0 < self.eval_fraction < 1:
             raise DataError(
-                f"`eval_fraction` must lie strictly between 0 and 1, got {self.eval_fraction}."
+                f"`eval_fraction` must be more than 0 and less than 1, got {self.eval_fraction}."
             )
         minima = {"seq_length": 2, "vocab_size": MIN_VOCAB_SIZE, "stream_eval_documents": 1}
         minima |= {"max_train_bytes": 1, "max_eval_tokens": self.seq_length}
@@ -73,10 +80,10 @@ class DataArguments:
                 raise DataError(f"`{name}` must be at least {minimum}{reason}, got {value}.")
         if self.dataset_name is not None and (self.train_files or self.eval_files):
             raise DataError(
-                "`dataset_name` and `train_files` / `eval_files` are two sources, choose one; got "
-                f"{self.dataset_name!r}, {self.train_files} and {self.eval_files}."
+                "`dataset_name` cannot be combined with `train_files` or `eval_files`, got "
+                f"{self.dataset_name!r}, {self.train_files} and {self.eval_files}. Choose one."
             )
         if self.eval_files and not self.train_files:
-            raise DataError(f"`eval_files` needs `train_files`, got only {self.eval_files}.")
+            raise DataError(f"`eval_files` needs `train_files` too, got only {self.eval_files}.")
         if self.streaming and self.dataset_name is None and not self.train_files:
             raise DataError("`streaming` needs `dataset_name` or `train_files`, got neither.")

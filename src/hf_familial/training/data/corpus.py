@@ -1,4 +1,4 @@
-"""The corpus: train and eval documents from the Hub, from files, or from Python itself.
+"""Corpora: documents to train and evaluate on, from the Hub, from files or from Python itself.
 
 Documents are datasets with one column, `text`.
 """
@@ -41,27 +41,34 @@ TEXT_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train and to evaluate on, disjoint."""
+    """Documents to train on, and other documents to evaluate on."""
 
     train: Documents  # one column, `text`
     eval: Documents  # one column, `text`
-    name: str  # short, for the record of a run
-    description: str  # A sentence, for a model card
+    name: str  # short name for the row of runs.jsonl
+    description: str  # sentence for a model card
 
 
 def load_corpus(args: DataArguments) -> Corpus:
-    """Load the corpus that the arguments name, split into train and eval documents.
+    """Load the corpus that `args` selects, split into train and eval documents.
 
-    Without an eval split or eval files a document is held out by a hash of its text (of its
-    path, for the standard library), so it stays on its side whatever the order or its
-    neighbours; if the hash holds out none, the document of the lowest hash is. Of a single
-    document, such as one text file, the last lines are held out. A stream holds out its first
-    `args.stream_eval_documents` instead.
+    If there is neither an eval split nor eval files, some documents are held out for evaluation:
+
+    - A hash of the text decides about each document (for the standard library, a hash of its path).
+      A document therefore stays in its split when other documents are added or reordered. At least
+      one document is held out.
+    - A corpus of one document, such as one text file, holds out the last lines.
+    - A stream holds out its first `args.stream_eval_documents` documents.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        DataError: If a file is damaged, not UTF-8 or of unknown type, a column is missing
-            (`TextColumnError`), or a split has no document (`EmptyCorpusError`).
+        DataError: If a file is damaged, not UTF-8, or of an unknown type.
+        TextColumnError: If `args.text_column` is missing or has no strings.
+        EmptyCorpusError: If a split has no document.
+
+    Example:
+        >>> corpus = load_corpus(DataArguments(train_files=["book.txt"]))
+        >>> corpus.train[0]["text"]
     """
     with first_process_first():
         if args.dataset_name is not None:
@@ -105,9 +112,9 @@ def _from_stdlib(args: DataArguments) -> Corpus:
     root = Path(sysconfig.get_path("stdlib"))
     files = dict(_stdlib_sources(root))
     key_of: dict[str, str] = {}
-    # in order of hash, so that any prefix is a fair sample of the whole library
+    # sorted by hash, so that the first documents are a fair sample of the whole library
     for key in sorted(files, key=_hash_fraction):
-        # the first of equal files alone, or copies would stand on both sides
+        # skip copies of a file, because a copy could be in the other split
         key_of.setdefault(files[key], key)
     texts = Dataset.from_dict({"text": list(key_of)}, features=TEXT_FEATURES)
     train, held_out = _split_by_keys(texts, key_of.values(), args.eval_fraction)
@@ -121,7 +128,7 @@ def _from_stdlib(args: DataArguments) -> Corpus:
 
 
 def stdlib_files(root: Path) -> Iterator[Path]:
-    """Find the source files of Python's standard library below `root`, installed packages aside."""
+    """Yield the source files of Python's standard library in `root`, without installed packages."""
     for path in root.rglob("*.py"):
         parts = path.relative_to(root).parts
         if not {"site-packages", "dist-packages", "__pycache__"}.intersection(parts):
@@ -133,7 +140,7 @@ def _stdlib_sources(root: Path) -> Iterator[tuple[str, str]]:
         try:
             yield path.relative_to(root).as_posix(), path.read_bytes().decode()
         except (UnicodeDecodeError, OSError):
-            # a few of the library's own tests are written in other encodings on purpose
+            # a few tests of the library use other encodings on purpose
             continue
 
 
@@ -150,15 +157,15 @@ def _split(documents: Documents, args: DataArguments) -> tuple[Documents, Docume
 def _split_by_lines(text: str, eval_fraction: float) -> tuple[Dataset, Dataset]:
     """Split one document in two at the end of a line."""
     if not text.strip():
-        raise EmptyCorpusError("A corpus must hold text, got one document, which is empty.")
+        raise EmptyCorpusError("The corpus must contain text, got one document, which is empty.")
     last = min(round(len(text) * (1 - eval_fraction)), len(text) - 1)
-    # the nearest line end before the place asked for, or the first behind it
+    # the nearest line end before the requested position, or the first one after it
     cut = text.rfind("\n", 0, max(0, last)) + 1 or text.find("\n") + 1
     if cut in (0, len(text)):
         raise EmptyCorpusError(
             "A corpus of one document must have two lines or more to be split into train and eval, "
-            "got one line. A text file is one document: give more files, `eval_files`, or a jsonl "
-            "file, of which each line is a document."
+            "got one line. Each text file is one document. Pass more files, `eval_files`, or a "
+            "jsonl file with one document per line."
         )
     kept, held_out = (
         Dataset.from_dict({"text": [part]}, features=TEXT_FEATURES)
@@ -172,15 +179,15 @@ def _split_by_keys(
 ) -> tuple[Dataset, Dataset]:
     fractions = [_hash_fraction(key) for key in keys]
     if not fractions:
-        raise EmptyCorpusError("A corpus must hold at least one document, got none.")
-    # the lowest hash is held out in any case, so a small corpus has an eval split too
+        raise EmptyCorpusError("The corpus must have at least one document, got none.")
+    # the document with the lowest hash is always held out, so a small corpus has an eval split too
     bar = max(eval_fraction, min(fractions))
     held_out = [index for index, fraction in enumerate(fractions) if fraction <= bar]
     kept = [index for index, fraction in enumerate(fractions) if fraction > bar]
     if not kept:
         raise EmptyCorpusError(
-            "A corpus must hold different documents to be split into train and eval, got "
-            f"{len(held_out)}, all held out; give others, `eval_files` or an eval split."
+            "The corpus must have different documents to be split into train and eval, got "
+            f"{len(held_out)}, all held out. Pass other documents, `eval_files` or an eval split."
         )
     return documents.select(kept), documents.select(held_out)
 
@@ -203,7 +210,7 @@ def _bound(corpus: Corpus, max_train_bytes: int | None) -> Corpus:
         if isinstance(documents, Dataset) and len(documents) == 0:
             bound = f" within `max_train_bytes` ({max_train_bytes})" if max_train_bytes else ""
             raise EmptyCorpusError(
-                f"The {split} split of {corpus.name} must hold at least one document{bound}, "
+                f"The {split} split of {corpus.name} must have at least one document{bound}, "
                 "got none."
             )
     return Corpus(train, corpus.eval, corpus.name, corpus.description)
@@ -219,15 +226,15 @@ def _within_bytes(documents: Documents, max_bytes: int) -> Iterator[dict[str, st
 
 
 def iter_texts(documents: Documents, batch_size: int = 1) -> Iterator[list[str]]:
-    """Walk over the texts of a dataset, lazily; missing texts are left out."""
+    """Yield the texts of a dataset in lists, without missing texts."""
     for batch in documents.iter(batch_size):
         yield [text for text in batch["text"] if text is not None]
 
 
 def _read_files(names: list[str], args: DataArguments) -> Documents:
-    """Read text, jsonl and parquet files, or folders of them: first texts, then tables.
+    """Read text, jsonl and parquet files, or folders of them. Text files come first.
 
-    A text file is one document, byte for byte; a row of a table is one document.
+    A text file is one document. In a jsonl or parquet file, each row is one document.
     """
     by_format: dict[str, list[str]] = {"text": [], "json": [], "parquet": []}
     for path in find_files(names):
@@ -237,7 +244,7 @@ def _read_files(names: list[str], args: DataArguments) -> Documents:
 
 
 def find_files(names: list[str]) -> Iterator[Path]:
-    """Find files: those named, and of named folders those of a known type, in sorted order."""
+    """Yield the files among `names`, and the files of known types in the folders among `names`."""
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -247,7 +254,7 @@ def find_files(names: list[str]) -> Iterator[Path]:
         else:
             near = near_path(name)
             hint = f" Did you mean {near!r}?" if near else ""
-            hint = hint or (" Several are separated by spaces." if "," in name else "")
+            hint = hint or (" Separate several files by spaces." if "," in name else "")
             raise FileNotFoundError(
                 f"`train_files` and `eval_files` must exist, got {name!r}.{hint}"
             )
@@ -259,11 +266,11 @@ def _files_of(folder: Path) -> list[Path]:
     known = [path for path in visible if _suffix_of(path) in TEXT_SUFFIXES | TABLE_FORMATS.keys()]
     if not known:
         raise EmptyCorpusError(
-            f"The folder `{folder}` must hold text, jsonl or parquet files, "
-            f"got {len(files)} others."
+            f"The folder `{folder}` must contain text, jsonl or parquet files, "
+            f"got {len(files)} other files."
         )
     if unknown := len(visible) - len(known):
-        logger.warning("%d files of `%s` are of unknown type and left out.", unknown, folder)
+        logger.warning("%d files in `%s` have an unknown type and are skipped.", unknown, folder)
     return known
 
 
@@ -280,7 +287,7 @@ def _format_of(path: Path) -> str:
     if suffix not in TEXT_SUFFIXES | TABLE_FORMATS.keys():
         raise UnknownFileTypeError(
             f"A file's extension must be one of {sorted(TEXT_SUFFIXES | TABLE_FORMATS.keys())}, "
-            f"`.gz` after it or not, got {path.name!r}."
+            f"with or without `.gz` at the end, got {path.name!r}."
         )
     return TABLE_FORMATS.get(suffix, "text")
 
@@ -291,7 +298,7 @@ def _read_format(name: str, paths: list[str], args: DataArguments) -> Documents:
             return _read_text_files(paths, args)
         table = load_dataset(
             name,
-            # datasets takes names for patterns: brackets in one would match nothing
+            # datasets reads names as patterns, so a name with brackets would match nothing
             data_files=[glob.escape(path) for path in paths],
             split="train",
             streaming=args.streaming,
@@ -299,13 +306,13 @@ def _read_format(name: str, paths: list[str], args: DataArguments) -> Documents:
         )
     except StopIteration:
         raise EmptyCorpusError(
-            f"The {name} files must hold documents, got empty {paths}."
+            f"The {name} files must contain documents, got empty {paths}."
         ) from None
     except DatasetGenerationError as error:
-        # datasets wraps what a reader raises; ours is the better message
+        # datasets wraps the errors of a reader; the original message is clearer
         if isinstance(error.__cause__, DataError):
             raise error.__cause__ from None
-        raise DataError(f"These {name} files could not be read: {paths}.") from error
+        raise DataError(f"The {name} files {paths} could not be read.") from error
     return _as_documents(table, args.text_column, f"the {name} files")
 
 
@@ -318,7 +325,7 @@ def _read_text_files(paths: list[str], args: DataArguments) -> Documents:
         return IterableDataset.from_generator(
             _stream_text_files, features=TEXT_FEATURES, gen_kwargs={"paths": paths}
         )
-    # sizes and times enter the key of datasets' cache, so an edited file is read again
+    # the cache key of datasets includes sizes and times, so an edited file is read again
     stamps = [(os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
     return Dataset.from_generator(
         _stream_text_files,
@@ -335,23 +342,26 @@ def _stream_text_files(paths: Iterable[str], stamps: object = None) -> Iterator[
         try:
             yield {"text": data.decode()}
         except UnicodeDecodeError as error:
-            raise DataError(f"A text file must be UTF-8, got `{path}`: {error}.") from None
+            raise DataError(f"Text files must be UTF-8, got `{path}`: {error}.") from None
 
 
 def _as_documents(dataset: Documents, text_column: str, origin: str) -> Documents:
-    """Keep the text column alone and call it `text`; `origin` names the dataset in errors."""
+    """Return a dataset with the text column only, renamed to `text`.
+
+    `origin` describes the dataset in error messages.
+    """
     types = _column_types(dataset, origin)
     if text_column not in types:
         close = get_close_matches(text_column, list(types), 1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise TextColumnError(
-            f"`text_column` must name a column of {origin}, got {text_column!r}; "
-            f"its columns are {sorted(types)}.{hint}"
+            f"`text_column` must name a column of {origin}, got {text_column!r}. "
+            f"The columns are {sorted(types)}.{hint}"
         )
     if types[text_column] not in {"str", "string", "large_string", "null"}:
         raise TextColumnError(
-            f"`text_column` must hold strings, got {text_column!r} of {origin}, "
-            f"which holds {types[text_column]}."
+            f"`text_column` must contain strings, got {text_column!r} of {origin}, "
+            f"which contains {types[text_column]}."
         )
     dataset = dataset.select_columns([text_column])
     if text_column != "text":
@@ -365,6 +375,6 @@ def _column_types(dataset: Documents, origin: str) -> dict[str, str]:
         return {name: str(getattr(feature, "dtype", feature)) for name, feature in features.items()}
     row = next(iter(dataset), None)
     if row is None:
-        raise EmptyCorpusError(f"{origin} must hold at least one document, got an empty stream.")
-    # a missing text says nothing of its column's type
+        raise EmptyCorpusError(f"{origin} must have at least one document, got an empty stream.")
+    # a missing text does not show the type of its column
     return {name: "null" if value is None else type(value).__name__ for name, value in row.items()}

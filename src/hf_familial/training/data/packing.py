@@ -1,4 +1,4 @@
-"""Packing: documents become fixed-length blocks of tokens, without padding."""
+"""Packing of documents into blocks of tokens that have a fixed length and no padding."""
 
 import json
 from collections.abc import Iterator
@@ -29,15 +29,15 @@ SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32())})
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """Blocks of one split, and their counts, which are None for a lazy one.
+    """Blocks of one split and their counts. All counts are `None` if packing is lazy.
 
-    The columns `input_ids` and `labels` are equal (the model shifts).
+    The columns `input_ids` and `labels` are equal, because the model shifts the labels.
     """
 
     blocks: Documents
-    num_tokens: int | None = None  # tokens in the blocks, ends of text counted
-    dropped_tokens: int | None = None  # tokens read that fill no block
-    num_bytes: int | None = None  # UTF-8 bytes of the text in the blocks; ends of text are none
+    num_tokens: int | None = None  # tokens in the blocks, end-of-text tokens included
+    dropped_tokens: int | None = None  # tokens after the last full block
+    num_bytes: int | None = None  # UTF-8 bytes of the blocks' text; an end of text has 0 bytes
 
 
 def pack_documents(
@@ -49,29 +49,38 @@ def pack_documents(
     lazy: bool | None = None,
     cache_dir: Path | None = None,
 ) -> PackedDocuments:
-    """Tokenize documents, end each with the end-of-text token, join them and cut blocks.
+    """Tokenise documents, join them, and cut the result into blocks of `seq_length` tokens.
 
-    The tokens left at the end, fewer than a block, are dropped. A lazy pack reads one document
-    at a time and no further than the blocks asked for. Call it in every process of a launch.
+    An end-of-text token follows each document. The last tokens are dropped if they do not fill a
+    block. Call this function in every process of a launch.
 
     Args:
-        documents (`datasets.Dataset` or `datasets.IterableDataset`): One column, `text`.
-        tokenizer (`transformers.PreTrainedTokenizerBase`): With an end-of-text token.
+        documents (`datasets.Dataset` or `datasets.IterableDataset`): Dataset with one column,
+            `text`.
+        tokenizer (`transformers.PreTrainedTokenizerBase`): Tokenizer with an end-of-text token.
         seq_length (`int`): Tokens per block, at least 2.
-        max_tokens (`int`, *optional*): Most tokens to pack, a block or more; not when lazy.
-        lazy (`bool`, *optional*): Pack while iterating; by default for an `IterableDataset` alone.
-        cache_dir (`pathlib.Path`, *optional*): Keeps the blocks of a `Dataset` for the next run.
+        max_tokens (`int`, *optional*): Maximum number of tokens to pack, at least `seq_length`. It
+            cannot be combined with lazy packing.
+        lazy (`bool`, *optional*): Whether to pack while the blocks are read, one document at a
+            time. Defaults to `True` for an `IterableDataset` and to `False` for a `Dataset`.
+        cache_dir (`pathlib.Path`, *optional*): Folder that keeps the blocks of a `Dataset` for the
+            next run.
 
     Raises:
-        DataError: If a length is too small, `max_tokens` meets a lazy pack, there is no end-of-text
-            token (`TokenizerError`), or the documents do not fill one block (`EmptyCorpusError`;
-            from the iteration when lazy).
+        DataError: If a length is too small, or if `max_tokens` is set and packing is lazy.
+        TokenizerError: If the tokenizer has no end-of-text token.
+        EmptyCorpusError: If the documents do not fill one block. Lazy packing raises it while the
+            blocks are read.
+
+    Example:
+        >>> packed = pack_documents(corpus.train, tokenizer, seq_length=256)
+        >>> packed.blocks[0]["input_ids"]
     """
     lazy = isinstance(documents, IterableDataset) if lazy is None else lazy
     if seq_length < 2:
         raise DataError(f"`seq_length` must be at least 2, got {seq_length}.")
     if max_tokens is not None and lazy:
-        raise DataError(f"`max_tokens` must be None for a lazy pack, got {max_tokens}.")
+        raise DataError(f"`max_tokens` must be None if packing is lazy, got {max_tokens}.")
     if max_tokens is not None and max_tokens < seq_length:
         raise DataError(
             f"`max_tokens` must be at least `seq_length` ({seq_length}), got {max_tokens}."
@@ -108,7 +117,7 @@ def _pack_cached(
     max_tokens: int | None,
     cache_dir: Path,
 ) -> PackedDocuments:
-    # datasets' own cache would hash a pickle of the tokenizer, which changes with use
+    # the cache of datasets would hash a pickle of the tokenizer, which changes with use
     texts = chain.from_iterable(iter_texts(documents, 1000))
     choices = [RECIPE, _identify(tokenizer), str(seq_length), str(max_tokens)]
     folder = cache_dir / "blocks" / digest(chain(choices, texts))
@@ -136,7 +145,7 @@ def _write_blocks(
         while rows := list(islice(blocks, BATCH_BLOCKS)):
             writer.write(pa.record_batch({"input_ids": rows}, schema=SCHEMA))
     cutter.check_not_empty()
-    # whole documents less what was dropped: exact even where the cut splits a character
+    # all bytes read minus the dropped ones is exact, even if a cut splits a character
     num_bytes = cutter.text_bytes - count_text_bytes(tokenizer, cutter.pending)
     return {
         "num_tokens": cutter.num_blocks * seq_length,
@@ -146,7 +155,7 @@ def _write_blocks(
 
 
 class _Cutter:
-    """Cuts encoded documents into blocks, on demand, and keeps count of what it has read."""
+    """An iterator over blocks of encoded documents. It counts the blocks and bytes it has read."""
 
     def __init__(self, encoded: Iterator[tuple[list[int], int]], seq_length: int) -> None:
         self.encoded = encoded
@@ -172,8 +181,8 @@ class _Cutter:
     def check_not_empty(self) -> None:
         if self.num_blocks == 0:
             raise EmptyCorpusError(
-                f"A split must fill at least one block of `seq_length` ({self.seq_length}) tokens, "
-                f"got {len(self.pending)}; give more text or a shorter `seq_length`."
+                f"Each split must fill at least one block of `seq_length` ({self.seq_length}) "
+                f"tokens, got {len(self.pending)}. Use more text or a shorter `seq_length`."
             )
 
 

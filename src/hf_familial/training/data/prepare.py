@@ -1,4 +1,4 @@
-"""From the user's arguments to blocks ready for a Trainer."""
+"""Preparation of a corpus: load it, tokenise it, and pack it into blocks for a Trainer."""
 
 import logging
 from dataclasses import dataclass
@@ -21,37 +21,42 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackedData:
-    """Blocks to train and to evaluate on, columns `input_ids` and `labels`.
+    """Data for a Trainer: blocks for training and evaluation, columns `input_ids` and `labels`.
 
-    The loss in bits per byte is `loss / ln(2) / eval_bytes_per_token`, the loss in nats per token.
+    A loss in nats per token is `loss / ln(2) / eval_bytes_per_token` bits per byte.
     """
 
     train: Documents  # lazy when streaming
-    eval: Dataset  # always in full
+    eval: Dataset  # never lazy
     train_tokens: int | None  # tokens in the train blocks; None when streaming
-    train_dropped_tokens: int | None  # tokens left over after the last train block
+    train_dropped_tokens: int | None  # tokens after the last train block; None when streaming
     eval_tokens: int  # tokens in the eval blocks
-    eval_dropped_tokens: int  # tokens read but not in an eval block
-    eval_bytes_per_token: float  # UTF-8 bytes of text; an end of text is a token of no bytes
-    name: str  # name of the corpus, for the record of a run
+    eval_dropped_tokens: int  # tokens that were read but are not in an eval block
+    eval_bytes_per_token: float  # mean UTF-8 bytes per token; an end-of-text token has 0 bytes
+    name: str  # name of the corpus, for the row of runs.jsonl
 
 
 def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBase]:
-    """Load the corpus, load or train the tokenizer, and pack both splits.
+    """Load the corpus, load or train the tokenizer, and pack both splits into blocks.
 
-    Call it in every process of a launch: the first one of each machine writes the caches, the
-    others wait and read. Their patience is the process group's timeout, so prepare a very large
-    corpus once in a single process, or stream it.
+    Call this function in every process of a launch. The first process of each machine writes the
+    caches, while the others wait. They stop waiting at the timeout of the process group. For a very
+    large corpus, run the function once in a single process first, or set `args.streaming`.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        DataError: If a file is damaged, not UTF-8 or of unknown type (`UnknownFileTypeError`), a
-            column is missing (`TextColumnError`), a split has no document or does not fill one
-            block (`EmptyCorpusError`), or the tokenizer has no end-of-text token
-            (`TokenizerError`).
+        DataError: If a file is damaged or not UTF-8.
+        UnknownFileTypeError: If a file has an unknown type.
+        TextColumnError: If the text column is missing or has no strings.
+        EmptyCorpusError: If a split has no document, or if it does not fill one block.
+        TokenizerError: If the tokenizer has no end-of-text token.
+
+    Example:
+        >>> data, tokenizer = prepare_data(DataArguments(train_files=["book.txt"]))
+        >>> data.train[0]["input_ids"]
     """
     _check_places(args)
-    logger.info("Preparing the text, which is kept for the next run; the first time takes a while.")
+    logger.info("Preparing the text. The first run takes a while, later runs use the cache.")
     corpus = load_corpus(args)
     tokenizer = load_or_train_tokenizer(corpus, args)
     cache_dir = resolve_cache_dir(args.cache_dir)
@@ -65,7 +70,7 @@ def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBa
         cache_dir=cache_dir,
     )
     assert isinstance(held_out.blocks, Dataset)
-    # a pack that is not lazy has its counts
+    # packing that is not lazy counts the tokens
     assert held_out.num_tokens is not None
     assert held_out.dropped_tokens is not None
     assert held_out.num_bytes is not None
@@ -93,7 +98,7 @@ def prepare_data(args: DataArguments) -> tuple[PackedData, PreTrainedTokenizerBa
 
 
 def _check_places(args: DataArguments) -> None:
-    """Check every place that the arguments name, before anything is read or downloaded."""
+    """Check all paths in the arguments before anything is read or downloaded."""
     for names in (args.train_files, args.eval_files):
         for _ in find_files(names or []):
             pass
@@ -101,7 +106,7 @@ def _check_places(args: DataArguments) -> None:
         check_model_place("tokenizer_name", args.tokenizer_name)
     name = args.dataset_name
     if name is not None and Path(name).is_file():
-        raise DataError(f"`dataset_name` {name!r} is a file: give it as `train_files`.")
+        raise DataError(f"`dataset_name` {name!r} is a file. Pass it as `train_files`.")
     if name is not None and not Path(name).exists() and is_local(name):
         raise FileNotFoundError(f"`dataset_name`: {no_such_path(name, 'folder')}")
     check_output_folder("cache_dir", resolve_cache_dir(args.cache_dir))

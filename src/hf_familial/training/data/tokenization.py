@@ -1,4 +1,4 @@
-"""The tokenizer: a pretrained one, or a byte-level BPE trained on the corpus and kept."""
+"""The tokenizer of a corpus: a pretrained one, or a byte-level BPE trained on the corpus."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,31 +17,34 @@ from .corpus import Corpus, Documents, iter_texts
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
-# a byte that no text in UTF-8 holds: its place in the vocabulary is free for the padding token
+# UTF-8 text never contains this byte, so the padding token can take its id
 UNUSED_BYTE = "\u00ff"
 
-# enough for merges of thousands of tokens to settle, and two seconds of training
+# enough text for a stable vocabulary of thousands of tokens; training takes two seconds
 SAMPLE_BYTES = 8_000_000
 
-# part of the cache's key: raise it when the recipe below changes
+# part of the cache key: change it when the training below changes
 RECIPE = "byte-level-bpe-2"
 
 
 def load_or_train_tokenizer(corpus: Corpus, args: DataArguments) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that the arguments name, or train one on the train split.
+    """Load the tokenizer `args.tokenizer_name`, or train one on the train split.
 
-    The trained one is a byte-level BPE: every text survives encoding and decoding unchanged. It is
-    kept under the cache folder by a hash of the documents it was trained on. Call it in every
-    process of a launch.
+    The trained tokenizer is a byte-level BPE, so decoding an encoded text returns the same text. It
+    is saved in the cache folder, under a hash of the text that it was trained on. Call this
+    function in every process of a launch.
 
     Returns:
-        `transformers.PreTrainedTokenizerBase` with an end-of-text token, which also begins a
-        text; a trained one also has a padding token, which no text holds. A tiny corpus gives
-        fewer than `vocab_size` tokens.
+        `transformers.PreTrainedTokenizerBase`: Tokenizer with an `eos_token`. A trained tokenizer
+        also has a `bos_token`, which is the same token, and a padding token. A very small corpus
+        gives fewer than `vocab_size` tokens.
 
     Raises:
-        DataError: If the tokenizer has no `eos_token` (`TokenizerError`), or there is no text to
-            train on (`EmptyCorpusError`).
+        TokenizerError: If the tokenizer has no `eos_token`.
+        EmptyCorpusError: If there is no text to train on.
+
+    Example:
+        >>> tokenizer = load_or_train_tokenizer(corpus, DataArguments(vocab_size=1024))
     """
     if args.tokenizer_name is not None:
         with first_process_first():
@@ -59,21 +62,21 @@ def load_or_train_tokenizer(corpus: Corpus, args: DataArguments) -> PreTrainedTo
 
 
 def check_end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that ends a document, the tokenizer's `eos_token_id`."""
+    """Return `eos_token_id`, the token id that ends a document. Raise if there is none."""
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
             "The tokenizer must have an `eos_token` to end each document, got None for "
-            f"{tokenizer.name_or_path or type(tokenizer).__name__!r}; set one, for example "
+            f"{tokenizer.name_or_path or type(tokenizer).__name__!r}. Set one, for example "
             f'`tokenizer.eos_token = "{END_OF_TEXT}"`.'
         )
     return int(tokenizer.eos_token_id)
 
 
 def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
-    """Return a function from texts to token ids, without special tokens."""
+    """Return a function that turns texts into token ids without special tokens."""
     if tokenizer.is_fast:
         backend = plain_backend(tokenizer)
-        # a third faster than the call, which also builds masks and offsets
+        # a third faster than calling the tokenizer, which also builds masks and offsets
         return lambda texts: [
             encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)
         ]
@@ -83,7 +86,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], li
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Copy the Rust tokenizer, without padding, truncation or special tokens in texts."""
+    """Return a copy of the Rust tokenizer that does not pad, truncate or parse special tokens."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
@@ -92,10 +95,13 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 def count_text_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> int:
-    """Count the UTF-8 bytes of the text that token ids stand for; special tokens count zero.
+    """Count the UTF-8 bytes of the text that the token ids encode. Special tokens count 0.
 
-    Exact for a byte-level tokenizer, even when the ids begin or end inside a character. For
-    others such an edge counts the three bytes of a replacement character.
+    The count is exact for a byte-level tokenizer, even if the ids start or end inside a character.
+    With other tokenizers, a cut character counts as a replacement character of three bytes.
+
+    Example:
+        >>> count_text_bytes(tokenizer, tokenizer("été")["input_ids"])  # 5
     """
     special = set(tokenizer.all_special_ids)
     ids = [i for i in ids if i not in special]
@@ -114,7 +120,7 @@ def _sample(documents: Documents, seed: int) -> list[str]:
     sample = list(_first_bytes(shuffled, SAMPLE_BYTES))
     if not any(sample):
         raise EmptyCorpusError(
-            "A tokenizer must be trained on some text, got an empty train split."
+            "The tokenizer needs text to be trained on, got an empty train split."
         )
     return sample
 
@@ -136,7 +142,7 @@ def _train(sample: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
-        # all 256 bytes, so that no text is unknown; sorted, so that ids do not move
+        # all 256 bytes, so that every text can be encoded; sorted, so that the ids never change
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
