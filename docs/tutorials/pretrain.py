@@ -222,5 +222,5 @@ for k, depth in enumerate(family.config.exits):
 #   larger.
 # - `examples/pretrain.py` is this tutorial as a program: any backbone, any corpus, several
 #   processes.
-# - The family in the folder `family` is used by [relay](../relay.md), [push](push.md) and
-#   [device](device.md).
+# - The outputs of the pages on [relays](../relay.md), [hand-off](../handoff.md) and
+#   [devices](../device.md) come from the family in the folder `family`.
