@@ -200,7 +200,8 @@ def test_a_drawn_exit_runs_the_layers_below_it_only(tmp_path: Path) -> None:
     found = gradients_of(trainer)
     assert not runs
     deep = {n: g for n, g in found.items() if n.startswith("model.backbone.layers.3.")}
-    assert deep and all(not g.any() for g in deep.values())
+    assert deep
+    assert all(not g.any() for g in deep.values())
 
 
 def test_metrics_are_kept_by_exit_and_counters_count_a_batch_once(tmp_path: Path) -> None:
@@ -211,7 +212,8 @@ def test_metrics_are_kept_by_exit_and_counters_count_a_batch_once(tmp_path: Path
     by_exit = [metrics[f"exit_{k}_margin"] for k in range(3)]
     assert [len(values) for values in by_exit] == [3, 3, 3]
     assert metrics["margin"] == [value for step in zip(*by_exit, strict=True) for value in step]
-    assert metrics["batches"] == [3] and "exit_0_batches" not in metrics
+    assert metrics["batches"] == [3]
+    assert "exit_0_batches" not in metrics
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -340,10 +342,9 @@ def test_plain_use_of_one_exit_warns_once(tmp_path: Path, caplog: pytest.LogCapt
     assert not caplog.records
     for call in (lambda: model(ids), lambda: model.model(ids), lambda: model(ids)):
         call()
-    assert [r.message for r in caplog.records if "trains exit 2 only" in r.message] == [
-        r.message for r in caplog.records
-    ]
-    assert len(caplog.records) == 1 and "multi_exit" in caplog.records[0].message
+    (record,) = caplog.records
+    assert "trains exit 2 only" in record.message
+    assert "multi_exit" in record.message
 
 
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
@@ -351,7 +352,8 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainer = trainer_of(hff.multi_exit(ReadsStates), tmp_path, model)
     gradients_of(trainer)
-    assert model.model.active_exit is None and model.get_output_embeddings() is model.lm_head
+    assert model.model.active_exit is None
+    assert model.get_output_embeddings() is model.lm_head
     assert model.config.default_exit == -1
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
 
@@ -379,15 +381,18 @@ def test_classes_and_options_that_cannot_work_are_rejected(tmp_path: Path) -> No
     with pytest.raises(TypeError, match=r"swap the bases"):
         type("Both", (ReadsLogits, hff.FamilialTrainer), {})
     type("Both", (hff.FamilialTrainer, ReadsLogits), {})
+    plain, base = tiny_model("llama"), hff.multi_exit(ReadsLogits)
     with pytest.raises(TypeError, match="needs a FamilialForCausalLM, got a LlamaForCausalLM"):
-        trainer_of(hff.multi_exit(ReadsLogits), tmp_path, tiny_model("llama"))
+        trainer_of(base, tmp_path, plain)
+    model, two = family_of(), hff.multi_exit(ReadsLogits, exit_weights=[1, 2])
     with pytest.raises(ValueError, match="one number for each of the 3 exits"):
-        trainer_of(hff.multi_exit(ReadsLogits, exit_weights=[1, 2]), tmp_path, family_of())
+        trainer_of(two, tmp_path, model)
     args = hff.FamilialTrainingArguments(str(tmp_path), distillation_weight=1.0, use_cpu=True)
     with pytest.raises(ValueError, match="distillation needs the loss of `Trainer`"):
-        hff.multi_exit(ReadsLogits)(model=family_of(), args=args)
+        base(model=model, args=args)
+    three = hff.multi_exit(Trainer, exit_weights=[1, 2, 3])
     with pytest.raises(ValueError, match="set it in one of the two"):
-        hff.multi_exit(Trainer, exit_weights=[1, 2, 3])(model=family_of(), args=args)
+        three(model=model, args=args)
 
 
 def test_one_class_for_equal_options() -> None:

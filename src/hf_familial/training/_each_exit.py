@@ -209,7 +209,7 @@ def _copied(inputs: Any) -> Any:
 
 
 class _Books:
-    """What a trainer records while it computes a loss: counters, and lists of metrics.
+    """The counters and lists of metrics that a trainer changes while it computes a loss.
 
     Counters that are attributes of the trainer count a batch once. Numbers that the loss of an exit
     adds to a list in a dictionary of metrics also go into `exit_<k>_<name>` of the same dictionary.

@@ -16,7 +16,7 @@ LENGTHS = (16, 32)  # tokens; FLOPs per token are linear in the length
 
 
 class PassMeter:
-    """Counts the passes of a trainer's families between two steps.
+    """A counter of the FLOPs and tokens that a trainer's families run between two steps.
 
     A pass that learns costs what `training_flops_per_token` says. Every other pass costs its
     forward FLOPs, with attention as a quadratic in the length, estimated from two lengths.

@@ -26,10 +26,25 @@ class ActiveExit:
             self.meter.add(model, inputs, self.exit_idx, _learns(model))
         return model.forward(**inputs, exit_idx=self.exit_idx)
 
+    def head(self, family: Any) -> torch.nn.Module:
+        """Return the head of the exit."""
+        return _head(family, self.exit_idx)
+
+
+def _head(family: Any, exit_idx: int) -> torch.nn.Module:
+    """Return the head of an exit, whose weight a trainer reads; raise if an adapter changes it."""
+    head = family.head(exit_idx)
+    if hasattr(head, "base_layer"):
+        raise ValueError(
+            "The trainer reads the weight of each output head, so an adapter on `exit_heads` would "
+            'never learn. Add `exclude_modules=r".*exit_heads.*"` to the config of the adapter.'
+        )
+    return head
+
 
 @contextmanager
 def active(model: FamilialModel, runner: Any) -> Iterator[None]:
-    """Let `runner`, such as an [`ActiveExit`], run the calls that name no exit."""
+    """Make `runner`, such as an [`ActiveExit`], run the calls that name no exit."""
     before = model.active_exit
     model.active_exit = runner
     try:
@@ -58,6 +73,10 @@ class SharedPasses:
         """Start the loss of an exit."""
         self.exit_idx, self._next = exit_idx, 0
         self.leaves.clear()
+
+    def head(self, family: Any) -> torch.nn.Module:
+        """Return the head of the exit."""
+        return _head(family, self.exit_idx)
 
     @torch.compiler.disable
     def run(self, model: FamilialModel, inputs: dict[str, Any]) -> Any:

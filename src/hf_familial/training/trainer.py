@@ -41,7 +41,10 @@ logger = logging.getLogger(__name__)
 
 
 class MultiExitTrainer(EachExitMixin):
-    """What [`multi_exit`] adds to a trainer class: losses, logs, FLOPs and evaluations by exit."""
+    """The base class that [`multi_exit`] adds to a trainer class.
+
+    It adds losses, logs, FLOPs and evaluations by exit.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

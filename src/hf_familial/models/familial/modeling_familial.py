@@ -262,9 +262,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         """Return `lm_head`, or the active exit's head while a multi-exit loss is computed."""
-        return (
-            self.lm_head if self.model.active_exit is None else self.head(self.model.resolve_exit())
-        )
+        active = self.model.active_exit
+        return self.lm_head if active is None else active.head(self)
 
     def head(self, exit_idx: int) -> nn.Module:
         """Return the head of an exit, which is the shared `lm_head` or its own."""
