@@ -215,7 +215,9 @@ def test_a_config_that_is_no_ruyi(tmp_path, fields, message):
 
 def test_a_layout_that_is_no_ruyi(tmp_path):
     _, folder = ruyi(tmp_path / "ruyi", shared_heads=True)
-    with pytest.raises(CheckpointError, match=r"`lm_head\.0\.weight` is no tensor .* shared head"):
+    with pytest.raises(
+        CheckpointError, match=r"`lm_head\.0\.weight` does not belong to .* shared head"
+    ):
         import_ruyi(folder, tmp_path / "family")
 
 
@@ -260,7 +262,7 @@ def test_layerskip_reads_any_layer_with_the_one_norm_and_head():
 
 def test_layerskip_norm_and_head_are_shared():
     host = tiny_model("llama")
-    with pytest.raises(ValueError, match="`exit_norm` of a LayerSkip family is 'shared'"):
+    with pytest.raises(ValueError, match="`exit_norm` must be 'shared' for a LayerSkip family"):
         from_layerskip(host, exit_norm="own")
 
 
