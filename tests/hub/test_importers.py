@@ -215,9 +215,7 @@ def test_a_config_that_is_no_ruyi(tmp_path, fields, message):
 
 def test_a_layout_that_is_no_ruyi(tmp_path):
     _, folder = ruyi(tmp_path / "ruyi", shared_heads=True)
-    with pytest.raises(
-        CheckpointError, match=r"`lm_head\.0\.weight` does not belong to .* shared head"
-    ):
+    with pytest.raises(CheckpointError, match=r"`lm_head\.0\.weight` does not .* shared head"):
         import_ruyi(folder, tmp_path / "family")
 
 
