@@ -141,7 +141,7 @@ WRONG = [
     ({"backbone": {"multiple": 48}}, "`backbone.multiple` must be a multiple of `head_dim`"),
     (
         {"backbone": {"fields": {"rms_eps": 1}}},
-        "`backbone.fields.rms_eps` is not a field of `llama`",
+        "`backbone.fields.rms_eps` is not a field",
     ),
     ({"backbone": [1]}, "`backbone` must be an object with fields"),
     ({"training": {"a": {1, 2}}}, "`training` must be a mapping of JSON values"),
