@@ -27,7 +27,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "models": ("Models and relay", ("models.familial", "models"), "concepts/families.md"),
     "training": ("Training", ("training", "training.data"), "training.md"),
     "evaluation": ("Evaluation", ("evaluation",), "relay.md"),
-    "handoff": ("Hand-off", ("handoff",), "handover.md"),
+    "handoff": ("Hand-off", ("handoff",), "handoff.md"),
     "hub": ("Hub and checkpoints", ("hub", "checkpoints"), "hub.md"),
     "flops": ("FLOPs", ("flops",), "flops.md"),
     "isoflop": ("IsoFLOP sweeps", ("isoflop",), "sweeps.md"),

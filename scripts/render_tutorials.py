@@ -1,7 +1,7 @@
 """Run the tutorials and render them to pages: docs/tutorials/<name>.py to <name>.md.
 
     python scripts/render_tutorials.py                 # run all, write their pages
-    python scripts/render_tutorials.py relay           # one; what it needs runs before it
+    python scripts/render_tutorials.py device          # one; what it needs runs before it
     python scripts/render_tutorials.py --prose         # new prose only: outputs stay as they are
     python scripts/render_tutorials.py --check         # run all, compare with the pages
 
@@ -39,7 +39,6 @@ FOLDER = ROOT / "docs" / "tutorials"
 NEEDS = {
     "pretrain": None,
     "tune": None,
-    "relay": "pretrain",
     "push": "pretrain",
     "isoflop": None,
     "device": "pretrain",

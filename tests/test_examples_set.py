@@ -50,7 +50,7 @@ EXAMPLES = {
             *NONE,
         ),
     ),
-    "handover": Example(
+    "handoff": Example(
         shows=("split 137 32", "migrate-light 137 1", "yes"),
         mistakes=(
             ("", 1, "`--family` is missing"),

@@ -135,6 +135,6 @@ print(f"{(ours == theirs).float().mean().item():.0%} of {ids.shape[1]} positions
 # - `hf-familial describe me/family --context 2048 --memory 2GB` does all of this for a repository
 #   on the Hub, without downloading weights.
 # - A device that may grow: `export_exit(..., format="familial")` keeps the exits up to the chosen
-#   one; a text begun there can be [handed over](../handover.md) to a deeper member elsewhere.
-# - Between two members that both fit, [relay generation](relay.md) uses both: the shallow one
+#   one; a text begun there can be [handed over](../handoff.md) to a deeper member elsewhere.
+# - Between two members that both fit, [relay generation](../relay.md) uses both: the shallow one
 #   drafts.

@@ -217,10 +217,10 @@ for k, depth in enumerate(family.config.exits):
 # - `exit_weights="linear"` in the arguments favours the deep exits, `"inverse"` the shallow ones;
 #   `exit_schedule="gradual"` lets the deeper ones join one by one.
 # - `distillation_weight=1` lets every early exit learn the deepest exit's distribution too. Drafts
-#   are then accepted more often in [relay generation](relay.md).
+#   are then accepted more often in [relay generation](../relay.md).
 # - `num_exit_layers=1` gives each early exit a private layer: better early members, a little
 #   larger.
 # - `examples/pretrain.py` is this tutorial as a program: any backbone, any corpus, several
 #   processes.
-# - The family in the folder `family` is used by [relay](relay.md), [push](push.md) and
+# - The family in the folder `family` is used by [relay](../relay.md), [push](push.md) and
 #   [device](device.md).

@@ -172,6 +172,5 @@ print("shape", tuple(logits_after.shape))
 # - `examples/tune_exits.py` is this page as a program; `--train lora` also adapts the backbone, by
 #   low-rank updates, and then the deepest exit does change.
 # - Save it (`family.save_pretrained("tuned")`) and draft with it: `family.relay_generate(**inputs,
-#   relay=hff.SpeculativeRelay(draft_exit=2))`. [Relay generation](relay.md) explains what happens
-#   then.
+#   relay=hff.SpeculativeRelay(draft_exit=2))`. The [relay guide](../relay.md) says when that pays.
 # - `num_exit_layers=0` leaves only norms to learn. Try how far that gets.

@@ -1,12 +1,11 @@
 """Familial models: one training run, many deployable language models.
 
-Importing this package registers the familial model with the Auto classes of transformers; the rest
-is imported when it is first asked for.
+Importing this package registers the familial model with the Auto classes of Transformers. All other
+modules are imported when they are first used.
 """
 
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 
@@ -146,16 +145,6 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _is_command() -> bool:
-    """Return whether this process is `hf-familial`.
-
-    Its commands import what they need themselves, so that `--help` and a slip answer at once and
-    not after torch and transformers, some seconds later.
-    """
-    script = (getattr(sys, "argv", None) or [""])[0]
-    as_module = script == "-m" and "hf_familial" in sys.orig_argv
-    return as_module or Path(script).stem == "hf-familial"
-
-
-if not _is_command():
+# The console script sets `STARTING`. Its commands register the models when they need one.
+if not getattr(sys.modules.get("hf_familial_command"), "STARTING", False):
     import_module(".models.familial", __name__)

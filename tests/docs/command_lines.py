@@ -92,6 +92,7 @@ def of_command(words: list[str], partial: bool) -> list[str]:
         name, command, words = f"{name} {words[0]}", command.commands[words[0]], words[1:]
     known = {
         "--help",
+        "--help-all",
         *(option for row in command.params for option in (*row.opts, *row.secondary_opts)),
     }
     if partial or hasattr(command, "commands"):
@@ -99,7 +100,7 @@ def of_command(words: list[str], partial: bool) -> list[str]:
     try:
         command.make_context(name, list(words))
     except (Exception, SystemExit) as error:
-        return [] if words == ["--help"] else [f"{name}: {error}"]
+        return [] if words in (["--help"], ["--help-all"]) else [f"{name}: {error}"]
     return []
 
 

@@ -30,7 +30,7 @@ FOLDERS = ("family", "outputs/pretrain")
 # page -> blocks that say of themselves, in their first line, why no test runs them
 NOT_RUN: dict[str, int] = {"docs/training.md": 1}
 # page -> why it takes longer than others
-SLOW = {"docs/flops.md": "measures for 20 seconds how fast this machine trains"}
+SLOW: dict[str, str] = {}
 
 
 def python_blocks(page: Path) -> list[Block]:

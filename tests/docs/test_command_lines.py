@@ -51,7 +51,7 @@ def test_lines_are_found() -> None:
         ("`hf-familial fit --lew x", "has no option --lew"),
         ("python examples/absent.py", "no such file: examples/absent.py"),
         ("python examples/relay_generate.py --mudel x", "has no option --mudel"),
-        ("accelerate launch --config_file x.yaml examples/handover.py", "no such file: x.yaml"),
+        ("accelerate launch --config_file x.yaml examples/handoff.py", "no such file: x.yaml"),
         ("make nonsense", "no such target: nonsense"),
         ('pip install -e ".[tests]" -c constraints.txt', "no such extra: tests"),
         ("pip install -r absent.txt", "no such file: absent.txt"),

@@ -147,7 +147,7 @@ def test_every_import_line_works(package):
 @pytest.mark.parametrize(
     ("link", "page", "expected"),
     [
-        ("../examples/handover.py", "handover.md", "examples/handover.py"),
+        ("../examples/handoff.py", "handoff.md", "examples/handoff.py"),
         ("../../benchmarks/results/", "concepts/loss.md", "benchmarks/results"),
         ("relay.md", "training.md", ""),
         ("../training.md", "concepts/loss.md", ""),
@@ -165,10 +165,10 @@ def test_links_in_code_are_left_alone():
 
 
 def test_a_file_of_the_repository_is_shown_whole():
-    page = hooks.shown("examples/handover.py")
-    assert (ROOT / "examples" / "handover.py").read_text(encoding="utf-8").rstrip() in page
+    page = hooks.shown("examples/handoff.py")
+    assert (ROOT / "examples" / "handoff.py").read_text(encoding="utf-8").rstrip() in page
     assert "exclude: true" in page
-    assert hooks.place("examples/handover.py") == "source/examples/handover.py.md"
+    assert hooks.place("examples/handoff.py") == "source/examples/handoff.py.md"
     folder = hooks.shown("benchmarks/results")
     assert "[`relay_cpu.json`](relay_cpu.json.md)" in folder
     assert isinstance(hooks.shown("docs/assets/family-light.svg"), bytes)

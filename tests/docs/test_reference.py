@@ -82,6 +82,12 @@ def test_the_page_of_commands_knows_every_command():
                 assert f"`{option.opts[0]}`" in page, (name, option.opts)
 
 
+@pytest.mark.slow
+def test_the_page_of_commands_shows_their_output():
+    module = load(ROOT / "scripts" / "list_commands.py")
+    assert module.kept_samples() == module.samples()
+
+
 @pytest.mark.parametrize("room", ["", *ROOMS])
 def test_every_public_name_is_on_one_page(room):
     module = importlib.import_module(f"hf_familial.{room}".rstrip("."))

@@ -56,7 +56,7 @@ def book(tmp_path, monkeypatch):
 
 
 def test_every_tutorial_has_its_place_and_its_page():
-    assert set(NAMES) == set(render.NEEDS) >= {"pretrain", "tune", "relay", "push", "device"}
+    assert set(NAMES) == set(render.NEEDS) >= {"pretrain", "tune", "push", "device"}
     assert {page.stem for page in render.FOLDER.glob("*.md")} - {"index"} == set(NAMES)
     order = list(render.NEEDS)
     assert all(order.index(a) < order.index(b) for b, a in render.NEEDS.items() if a)
@@ -197,7 +197,7 @@ def test_an_unknown_name_is_refused():
 
 
 def test_what_is_needed_runs_first():
-    assert render.order(["device", "relay"]) == ["pretrain", "relay", "device"]
+    assert render.order(["device", "isoflop"]) == ["pretrain", "isoflop", "device"]
     assert render.order(["tune"]) == ["tune"]
 
 

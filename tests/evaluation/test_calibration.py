@@ -28,7 +28,7 @@ def test_calibration_at_the_edges(confidence):
     ("arguments", "expected"),
     [
         pytest.param(([], []), "at least one prediction", id="none"),
-        pytest.param(([0.5], [1, 0]), "of one length", id="lengths"),
+        pytest.param(([0.5], [1, 0]), "must have the same shape", id="lengths"),
         pytest.param(([1.5], [1]), "between 0 and 1, got 1.5", id="range"),
         pytest.param(([0.5], [1], 0), "`num_bins` must be 1 or more", id="bins"),
     ],

@@ -181,7 +181,7 @@ def test_a_host_without_a_cache_cannot_decode() -> None:
     config = config_of("openai-gpt")
     assert cache_sizes(config, LENGTH) is None
     assert [row.decode_flops_per_token for row in member_flops(config, LENGTH)] == [None] * 3
-    with pytest.raises(ValueError, match="`past` must be 0: a `openai-gpt` has no cache, got 3"):
+    with pytest.raises(ValueError, match="because `openai-gpt` has no cache, got 3"):
         forward_flops(config, 1, past=3)
 
 

@@ -145,9 +145,9 @@ def test_a_server_without_lower_layers_neither_holds_nor_runs_what_is_below():
     assert all(reference() is None for reference in gone)
     assert sum(p.numel() for p in deep.model.parameters()) == kept
     for run in (deep.model, deep.model.get_input_embeddings(), deep.model.model.backbone.h[1]):
-        with pytest.raises(ValueError, match="is not here: this process holds the layers from"):
+        with pytest.raises(ValueError, match="which has only the layers above"):
             run(ids)
-    with pytest.raises(ValueError, match="is not here"):
+    with pytest.raises(ValueError, match="is not in this process"):
         deep.model(ids, exit_idx=0)
 
 
@@ -156,7 +156,7 @@ def test_a_server_without_lower_layers_cannot_go_on_alone():
     shallow = DeviceSide(device).start(token_ids(1, 6))
     deep = server_side(family, 0, keep_lower=False)
     text = deep.resume(shallow.state("split"))
-    with pytest.raises(ValueError, match="layers below depth 2 are not here"):
+    with pytest.raises(ValueError, match="layers below depth 2 are not in this process"):
         text.generate()
     # what travelled for nothing is refused too
     with pytest.raises(HandoffError, match=r"of the layers \[\] are needed, got \[0, 1\]"):
@@ -306,7 +306,7 @@ def test_the_sides_refuse_what_cannot_be():
     with pytest.raises(ValueError, match="`depth` must be from 1 to 2, got 3"):
         DeviceSide(device, 3)
     side = DeviceSide(device)
-    with pytest.raises(HandoffError, match="`settings` cannot hold 'num_beams'"):
+    with pytest.raises(HandoffError, match="`settings` cannot contain 'num_beams'"):
         side.start(token_ids(1, 4), num_beams=2)
     shallow = side.start(token_ids(1, 4), max_new_tokens=2)
     with pytest.raises(HandoffError, match="`mode` must be one of split, migrate"):
@@ -314,7 +314,7 @@ def test_the_sides_refuse_what_cannot_be():
     with pytest.raises(ValueError, match="got generation mode `beam_search`"):
         server_side(family, 0).resume(shallow.state("migrate"), num_beams=2)
     shallow.state("split")
-    with pytest.raises(HandoffError, match="all 4 columns were sent"):
+    with pytest.raises(HandoffError, match="all 4 columns are sent"):
         shallow.state("split")
     shallow.answer(5)
     assert shallow.tokens.shape == (1, 6)
@@ -359,19 +359,19 @@ def test_messages_out_of_turn_are_refused():
     deep = server_side(family, 0, keep_lower=False)
     first = shallow.state("split")
     text = deep.resume(first)
-    with pytest.raises(HandoffError, match="taps alone of columns 6 to 6, got columns 0 to 6"):
+    with pytest.raises(HandoffError, match="only the taps of columns 6 to 6, got columns 0 to 6"):
         text.take(first)
     tokens = text.step()
     with pytest.raises(HandoffError, match="taps of 6 columns are here, of 7"):
         text.step()
     shallow.take(tokens)
     second = shallow.state("split")
-    with pytest.raises(HandoffError, match="the text begins at column 6: 0 was never seen"):
+    with pytest.raises(HandoffError, match="the state must begin at column 0, got `start=6`"):
         deep.resume(second)
     other = DeviceSide(device).start(token_ids(2, 6), max_new_tokens=NEW)
     other.state("split")
     other.take((tokens + 1) % 100)
-    with pytest.raises(HandoffError, match=r"the taps of .* are wanted, of no other tokens"):
+    with pytest.raises(HandoffError, match=r"expected the taps of the tokens .*, got those of"):
         text.take(other.state("split"))
     text.take(second)  # nothing was lost by the refusals
     assert text.step().shape == (2, 1)

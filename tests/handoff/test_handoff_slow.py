@@ -65,7 +65,7 @@ def both_sides(family):
 
 @pytest.mark.slow
 def test_the_example_hands_over_between_real_processes():
-    line = [sys.executable, ROOT / "examples" / "handover.py", "--smoke", "--max_new_tokens", "4"]
+    line = [sys.executable, ROOT / "examples" / "handoff.py", "--smoke", "--max_new_tokens", "4"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line for line in done.stdout.splitlines() if "yes" in line or " no " in line]

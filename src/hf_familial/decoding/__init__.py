@@ -1,1 +1,1 @@
-"""Faster ways to run a relay, found by a family's own code through the seam in `extension.py`."""
+"""Faster ways to run a relay. The code of a family loads them through `extension.py`."""

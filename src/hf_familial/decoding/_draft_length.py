@@ -1,9 +1,9 @@
-"""Draft lengths: one more token is drafted as long as it is likely to pay for itself.
+"""The rule for draft lengths: draft one more token as long as it is likely to save time.
 
-A round over one known token and k drafts yields `1 + S_1 + ... + S_k` tokens, with `S_i` the
-probability that the first i drafts are all right. One more draft pays if its `S` is worth more, at
-the present rate of tokens per time, than its pass through the shallow layers and its column in the
-checking pass.
+A round with k drafts yields `1 + S_1 + ... + S_k` tokens on average. `S_i` is the probability that
+the first i drafts are all accepted. One more draft costs a pass through the shallow layers and one
+more position in the verifying pass. It saves time if its `S` is larger than this cost times the
+current rate of tokens per second.
 """
 
 from __future__ import annotations
@@ -11,41 +11,42 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
-# classes of confidence; how often a draft is right before that is known, from the least to the
-# most sure (the best token of a shallow exit is the deepest's far more often than its probability
-# says), and how much that weighs
+# number of confidence classes; assumed acceptance rates of the lowest and the highest class; weight
+# of this assumption in drafts. The rates are high: a shallow exit is right more often than it is
+# confident.
 BUCKETS, PRIOR, PRIOR_WEIGHT = 10, (0.5, 1.0), 4.0
-# what drafts that came out as expected the expectation starts with, for all classes together
+# weight, in drafts, of the assumption that these rates are right
 TRUST_WEIGHT = 2.0
-# drafts of a round before anything was checked
+# most drafts of a round before the first verification
 FIRST_DRAFTS = 4
-# how fast old acceptances and times are forgotten, per observation
+# factor per observation by which older acceptances and older times lose weight
 FORGET_ACCEPTANCE, FORGET_TIME = 0.99, 0.9
-# factor beyond which a time is believed no further: the machine did something else meanwhile
+# a time may differ from the mean by this factor; beyond it, the machine was busy with other work
 OUTLIER = 1.5
-# cost of one more position in a checking pass, as a part of the pass, until it is measured
+# assumed cost of one more position in a verifying pass, as a share of the pass, until measured
 EXTRA_POSITION = 0.05
-# drafts of a round, where nothing else limits them
+# most drafts of a round
 LONGEST = 15
-# tokens that begin a text without drafts: the prompt's, and some that tell what one costs
+# rounds without drafts at the start of a text: the prompt, and some that measure the plain cost
 BEGIN = 3
-# tokens at which the draft exit is only read beside the deep one, before anything is drafted
+# rounds that read the draft exit next to the deepest exit before it drafts
 WATCH = 4
-# rounds of drafting before their rate is judged
+# drafted rounds before their rate is compared with the plain rate
 TRIAL = 6
-# plain rounds before the draft exit is watched again, at first and at most
+# plain rounds before the draft exit is watched again: at first, and at most
 FIRST_REST, LONGEST_REST = 16, 256
 
-# kinds of rounds: no draft; no draft, but the draft exit is read too; drafts
+# kinds of rounds: without drafts; without drafts but with a read of the draft exit; with drafts
 PLAIN, WATCHED, DRAFTED = "plain", "watched", "drafted"
 
 
 @dataclass
 class Acceptance:
-    """The share of drafts that were right, by the confidence of their exit.
+    """The share of accepted drafts, by the confidence of the draft exit.
 
-    What is expected of a class of confidence before it was seen is scaled by what the drafts of all
-    classes bore out, so an exit that was never trained, and is sure of itself, is found out soon.
+    A class without observations uses an assumed rate. This rate is scaled by the ratio of accepted
+    to expected drafts over all classes. So the estimate for an untrained but confident exit falls
+    after few drafts.
     """
 
     right: list[float] = field(default_factory=lambda: [0.0] * BUCKETS)
@@ -62,11 +63,11 @@ class Acceptance:
 
     @property
     def mean(self) -> float:
-        """`float`: Share of the recent drafts that were right."""
+        """`float`: The share of recent drafts that were accepted."""
         return (sum(self.right) + 0.5) / (sum(self.seen) + 1)
 
     def observe(self, confidence: float, accepted: float) -> None:
-        """Learn from one draft that was checked: 1 if it was right, 0 if not."""
+        """Record one verified draft. `accepted` is 1 if it was accepted, else 0."""
         i = _bucket(confidence)
         self.right[i] = self.right[i] * FORGET_ACCEPTANCE + accepted
         self.seen[i] = self.seen[i] * FORGET_ACCEPTANCE + 1.0
@@ -86,13 +87,13 @@ def _bucket(confidence: float) -> int:
 
 @dataclass
 class Mean:
-    """A running mean that forgets, and does not believe an outlier at once."""
+    """A running mean in which older values lose weight and outliers are clipped."""
 
     value: float
     measured: bool = False
 
     def observe(self, value: float) -> None:
-        """Move toward a new value."""
+        """Move the mean towards a new value."""
         if self.measured:
             value = min(max(value, self.value / OUTLIER), OUTLIER * self.value)
             self.value = FORGET_TIME * self.value + (1 - FORGET_TIME) * value
@@ -102,7 +103,7 @@ class Mean:
 
 @dataclass
 class Line:
-    """The time of a checking pass as a line over its number of positions."""
+    """The time of a verifying pass as a linear function of its number of positions."""
 
     start: float
     slope: float
@@ -110,11 +111,11 @@ class Line:
     sums: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     def at(self, positions: int) -> float:
-        """Return the expected time."""
+        """Return the expected time of a pass over this number of positions."""
         return self.start + self.slope * positions
 
     def observe(self, positions: int, value: float) -> None:
-        """Fit again, older passes counting less."""
+        """Add one measured pass and fit the line again. Older passes have less weight."""
         if self.weight > 1:
             value = min(max(value, self.at(positions) / OUTLIER), OUTLIER * self.at(positions))
         x, y, xx, xy = (FORGET_TIME * s for s in self.sums)
@@ -133,18 +134,20 @@ class Line:
 class DraftLength:
     """The choice of draft lengths at one exit: whether to draft, and whether to draft one more.
 
-    Decisions depend on distributions that were read and on tokens that were drawn before, never on
-    the token that would be drafted: that would change the distribution of sampled text. A text
-    starts without drafts; then the draft exit is read beside the deep one for some tokens, and it
-    drafts only if that promises to pay.
+    A text starts without drafts. Then some rounds read the draft exit next to the deepest exit. The
+    exit drafts only if the expected rate of tokens is higher with drafts than without.
+
+    Decisions depend on past tokens and on probabilities that were read. They never depend on the
+    token to be drafted, because that would change the distribution of sampled text.
 
     Args:
-        share (`float`): Cost of the layers below the draft exit, as a share of a whole pass.
-        read (`float`, *optional*, defaults to 0.0): Cost of reading the draft exit, likewise.
-        fixed (`int`, *optional*): Draft just as many, whatever it costs.
-        timed (`bool`, *optional*, defaults to `True`): Measure costs with a clock. Otherwise they
-            are `share` and `read`, and the same seed gives the same text.
-        watch (`bool`, *optional*, defaults to `True`): Watch the exit before it drafts.
+        share (`float`): The cost of the layers below the draft exit, as a share of a whole pass.
+        read (`float`, *optional*, defaults to 0.0): The cost of the draft exit's logits, as a share
+            of a whole pass.
+        fixed (`int`, *optional*): The fixed number of drafts per round. By default it is chosen.
+        timed (`bool`, *optional*, defaults to `True`): Whether to measure costs with a clock. With
+            `False` the costs stay `share` and `read`, and the same seed gives the same text.
+        watch (`bool`, *optional*, defaults to `True`): Whether to watch the exit before it drafts.
     """
 
     def __init__(
@@ -160,14 +163,14 @@ class DraftLength:
         deep = 1 - share
         self._feed, self._read, self._plain = Mean(share), Mean(read), Mean(1.0)
         self._check = Line(deep * (1 - EXTRA_POSITION), deep * EXTRA_POSITION)
-        # of the drafted rounds of late; older ones count less
+        # tokens and time of drafted rounds; older rounds have less weight
         self._tokens, self._spent = 0.0, 0.0
         self._watched = WATCH if watch else 0
         self._rest, self._next_rest, self._trial = BEGIN if watch else 0, FIRST_REST, TRIAL
         self._survival, self._confidences = 1.0, []  # type: float, list[float]
 
     def mode(self) -> str:
-        """Return the kind of the next round, one of `PLAIN`, `WATCHED` and `DRAFTED`."""
+        """Start a round and return its kind: `PLAIN`, `WATCHED` or `DRAFTED`."""
         self._survival, self._confidences = 1.0, []
         if self._rest:
             self._rest -= 1
@@ -175,18 +178,23 @@ class DraftLength:
         return WATCHED if self._watched else DRAFTED
 
     def watch_again(self) -> None:
-        """Ask for a watched round, to see whether what was learned still holds."""
+        """Make the next rounds include a watched one, which tests the learned rates again."""
         self._watched = max(1, self._watched)
 
     def watched(self, confidence: float, accepted: float) -> None:
-        """Learn from a watched round: its confidence, the chance that a draft would be accepted."""
+        """Record a watched round.
+
+        Args:
+            confidence (`float`): The confidence of the draft exit.
+            accepted (`float`): The probability that the deepest exit accepts its draft.
+        """
         self.acceptance.observe(confidence, accepted)
         self._watched = max(0, self._watched - 1)
         if not self._watched and self.fixed is None and self.promise < self.plain_rate:
             self._pause()
 
     def goes_on(self, confidence: float) -> bool:
-        """Return whether to draw one more draft, and run it; not asked for a fixed length."""
+        """Return whether to draft one more token. Not used with a fixed length."""
         self._confidences.append(confidence)
         if not self._spent and len(self._confidences) > FIRST_DRAFTS:
             return False
@@ -196,7 +204,7 @@ class DraftLength:
 
     @property
     def _rate(self) -> float:
-        """`float`: Recent tokens per unit of time."""
+        """`float`: Recent tokens per unit of time in drafted rounds."""
         return self._tokens / self._spent if self._spent else self.plain_rate
 
     @property
@@ -207,7 +215,7 @@ class DraftLength:
 
     @property
     def promise(self) -> float:
-        """`float`: Tokens per unit of time of drafted rounds, measured or expected."""
+        """`float`: Tokens per unit of time with drafts, measured or expected."""
         if self._spent and not self._trial:
             return self._rate
         survival, tokens, best = 1.0, 1.0, 0.0
@@ -220,11 +228,17 @@ class DraftLength:
         return best
 
     def finish(self, drafted: int, accepted: int, tokens: int) -> None:
-        """Learn from a round: drafts that were checked, those right, tokens that it yielded."""
+        """Record a drafted round.
+
+        Args:
+            drafted (`int`): The number of verified drafts.
+            accepted (`int`): The number of accepted drafts.
+            tokens (`int`): The number of new tokens.
+        """
         for i, confidence in enumerate(self._confidences[:drafted]):
             if i <= accepted:
                 self.acceptance.observe(confidence, i < accepted)
-        if not self._confidences:  # of a fixed length, or without drafts
+        if not self._confidences:  # a fixed length, or no drafts
             return
         positions = drafted + 1
         spent = positions * self._feed.value + self._check.at(positions)
@@ -238,29 +252,29 @@ class DraftLength:
             self._next_rest = FIRST_REST
 
     def _pause(self) -> None:
-        """Write plainly for a while, longer every time, then watch the exit anew."""
+        """Stop drafting for some rounds, then watch the exit again. Each pause is longer."""
         self._rest, self._trial, self._watched = self._next_rest, TRIAL, WATCH
         self._next_rest = min(2 * self._next_rest, LONGEST_REST)
         self._tokens, self._spent = 0.0, 0.0
 
     def learn_next(self, accepted: float) -> None:
-        """Learn from a draft that was not drawn: the chance that the check would accept it."""
+        """Record the probability that the last draft, which was not drawn, would be accepted."""
         self.acceptance.observe(self._confidences[-1], accepted)
 
     def fed(self, seconds: float) -> None:
-        """Learn the time of one position in the shallow layers."""
+        """Record the time of one position in the shallow layers."""
         self._learn_time(self._feed, seconds)
 
     def read(self, seconds: float) -> None:
-        """Learn the time of reading the draft exit."""
+        """Record the time of the draft exit's logits."""
         self._learn_time(self._read, seconds)
 
     def wrote_plainly(self, seconds: float) -> None:
-        """Learn the time of a round without drafts, over one position."""
+        """Record the time of a round without drafts, over one position."""
         self._learn_time(self._plain, seconds)
 
     def checked(self, positions: int, seconds: float) -> None:
-        """Learn the time of a checking pass."""
+        """Record the time of a verifying pass."""
         if self.timed:
             self._check.observe(positions, seconds)
 

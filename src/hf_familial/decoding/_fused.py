@@ -1,10 +1,12 @@
 """Fused passes through Llama-shaped layers, for the few tokens of a decoding step.
 
-The host's forward spends much of a small step on modules, masks and copies. A fused pass computes
-the same straight from the layers' own parameters. It copies none of them, so it misses no change of
-a weight. A backbone's layers must have the right structure (`_fused_layers.py`), and each layer's
-fused pass must agree once with the host's own pass, at near and at far positions. Otherwise the
-host's forward runs.
+In a small step, the backbone's own `forward` needs much time for modules, masks and copies. A fused
+pass computes the same result directly from the parameters of the layers. It does not copy them, so
+changed weights take effect at once.
+
+A fused pass runs only if the layers have the right structure (`_fused_layers.py`). Each layer's
+fused pass must also agree once with the backbone's own pass, at small and at large positions.
+Otherwise the backbone's `forward` runs.
 """
 
 from __future__ import annotations
@@ -32,29 +34,29 @@ from ._fused_pass import FusedHead, FusedPass, RotaryTable
 from ._growing_cache import GrowingLayer
 
 
-# Largest difference from the host's pass, relative to the largest value: far above rounding, far
-# below what any other arithmetic would give.
+# Largest allowed difference from the backbone's pass, relative to the largest value. It is far
+# above rounding errors and far below the difference of a wrong computation.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 # Kinds of rotary embedding whose frequencies depend on the length of the text.
 _CHANGING_ROTARY = ("dynamic", "longrope")
 
-# Where a config says how far positions go.
+# Fields of a config that limit the positions.
 _POSITIONS = ("max_position_embeddings", "original_max_position_embeddings")
 
-# Outputs of a pass that a fused pass does not have.
+# Config fields that request outputs which a fused pass does not compute.
 _SHOWN = ("output_attentions", "output_hidden_states")
 
 
 @dataclass
 class _ModuleRecord:
-    """A record of a module as it was read.
+    """The fused form of a module, and the results of its comparisons.
 
     Attributes:
-        signature (`list[Any]`): Of the module when it was read.
-        value (`Any`): The fused form; it refers to the module's own parameters.
-        agrees (`dict[int, bool]`): For each depth at which it was compared with the module, whether
-            they agreed. Both ran on noise for weights, so the answer outlives a change of weights.
+        signature (`list[Any]`): The signature of the module when its fused form was built.
+        value (`Any`): The fused form. It uses the module's own parameters.
+        agrees (`dict[int, bool]`): Whether the fused form agreed with the module, by depth. Both
+            ran with noise in place of weights, so the result stays valid when weights change.
     """
 
     signature: list[Any]
@@ -63,22 +65,22 @@ class _ModuleRecord:
 
 
 class FusedPasses:
-    """The fused passes of one model, by segment and by head; each is made when first asked for."""
+    """The fused passes, norms and heads of one model. Each is built at its first use."""
 
     def __init__(self) -> None:
         self._records: dict[nn.Module, _ModuleRecord] = {}
 
     def __reduce__(self) -> tuple[type[FusedPasses], tuple[()]]:
-        return FusedPasses, ()  # what was read belongs to these modules, not to a copy of them
+        return FusedPasses, ()  # a copy starts empty, because the records belong to these modules
 
     @property
     def nbytes(self) -> int:
-        """`int`: Bytes kept beside the weights: tables of rotary angles."""
+        """`int`: Bytes of memory in addition to the weights, for tables of rotary angles."""
         values = [record.value for record in self._records.values()]
         return sum(value.nbytes for value in values if isinstance(value, RotaryTable))
 
     def clear(self) -> None:
-        """Forget everything that was read and compared."""
+        """Clear all fused forms and results of comparisons."""
         self._records.clear()
 
     def runner(
@@ -87,17 +89,17 @@ class FusedPasses:
         segment: Segment,
         cache_layers: Sequence[Any],
     ) -> FusedPass | None:
-        """Return the fused pass of a segment, or `None` where the host's own pass must run.
+        """Return the fused pass of a segment, or `None` if the backbone's own pass must run.
 
-        That is so for layers of another shape, windows, hooks, adapters, quantised weights,
-        training mode, gradients, autocast, attentions or hidden states asked for, and a device or
-        a cache of another kind. Ask again for every text: modules may have been hooked, wrapped or
-        moved since. A layer's first pass is compared with the host's.
+        The result is `None` for layers that are not Llama-shaped, sliding windows, hooks, adapters,
+        quantised weights, training mode, gradients and autocast. It is also `None` if attentions or
+        hidden states are requested, and for other devices or caches. Call this method again for
+        each text, because modules may have changed.
 
         Args:
             decoder ([`HostDecoder`]): The backbone.
-            segment ([`Segment`]): Its `norm` is not applied.
-            cache_layers (`Sequence[DynamicLayer]`): The segment's slots in the cache.
+            segment ([`Segment`]): The segment. Its `norm` is not applied.
+            cache_layers (`Sequence[DynamicLayer]`): The cache layers of the segment.
         """
         layers = list(segment.layers)
         if not _allowed(decoder, segment) or not all(map(is_full_attention, cache_layers)):
@@ -111,7 +113,7 @@ class FusedPasses:
             return None
         noise: dict[Any, nn.Parameter] = {}
         kinds: list[list[Any]] = []
-        # the first layer of all comes last: what enters it is not noise, so it tells less
+        # layer 0 comes last: its inputs are embeddings instead of noise, a weaker comparison
         for i in sorted(range(len(layers)), key=lambda i: segment.start + i == 0):
             depth, layer, record = segment.start + i, layers[i], records[i]
             if depth not in record.agrees:
@@ -127,7 +129,7 @@ class FusedPasses:
         return FusedPass([record.value for record in records], table)
 
     def norm(self, norm: Any) -> RootMeanSquare | None:
-        """Return an exit's norm as a fused call, or `None` where the module must be called."""
+        """Return the fused form of an exit's norm, or `None` if the module itself must run."""
         if not is_plain(norm) or not is_rms_norm(norm) or _watched(norm.weight.device.type):
             return None
         record = self._record(norm, read_norm)
@@ -137,13 +139,13 @@ class FusedPasses:
         return record.value if record.agrees[0] else None
 
     def head(self, head: Any) -> FusedHead | None:
-        """Return an output head as a fused call, or `None` where the module must be called."""
+        """Return the fused form of an output head, or `None` if the module itself must run."""
         if not is_plain(head) or not is_linear(head) or _watched(head.weight.device.type):
             return None
         return self._record(head, lambda module: FusedHead(Projection([module]))).value
 
     def _record(self, module: nn.Module, read: Callable[[Any], Any]) -> _ModuleRecord:
-        """Return the record of a module, made anew if more than values has changed in it."""
+        """Return the record of a module. Build a new one unless only weight values have changed."""
         record, signature = self._records.get(module), _signature(module)
         if record is None or record.signature != signature:
             record = self._records[module] = _ModuleRecord(signature, read(module))
@@ -151,7 +153,7 @@ class FusedPasses:
 
 
 def _signature(module: nn.Module, but: str = "") -> list[Any]:
-    """Return the classes, parameters and plain settings in a module, all but one setting."""
+    """Return the classes, parameters and plain settings of a module, except the setting `but`."""
     found: list[Any] = [
         (id(tensor), tensor.dtype, tensor.device, tensor.shape)
         for tensor in (*module.parameters(), *module.buffers())
@@ -167,12 +169,12 @@ def _signature(module: nn.Module, but: str = "") -> list[Any]:
 
 
 def is_full_attention(cache_layer: Any) -> bool:
-    """Return whether a slot of a cache shows all tokens it was given, and nothing else."""
+    """Return whether a cache layer keeps the keys and values of all tokens, and nothing else."""
     return type(cache_layer) in (DynamicLayer, GrowingLayer)
 
 
 def _allowed(decoder: HostDecoder, segment: Segment) -> bool:
-    """Return whether nothing around the layers asks for the host's own pass."""
+    """Return whether config, backbone and torch state allow a fused pass of a segment."""
     backbone = decoder.module
     config = slice_config(backbone.config, segment.start, segment.start + len(segment.layers))
     types = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -192,7 +194,7 @@ def _allowed(decoder: HostDecoder, segment: Segment) -> bool:
 
 
 def _adds_at_entry(decoder: HostDecoder) -> bool:
-    """Return whether something else than the embedding has weights before the first layer."""
+    """Return whether any module except the embedding has weights before the first layer."""
     backbone, owner, embedding = (
         decoder.module,
         decoder.owner,
@@ -210,12 +212,12 @@ def _adds_at_entry(decoder: HostDecoder) -> bool:
 
 
 def _watched(device: str) -> bool:
-    """Return whether gradients or autocast must see every operation."""
+    """Return whether gradients or autocast are enabled, which need every operation."""
     return torch.is_grad_enabled() or torch.is_autocast_enabled(device)
 
 
 def _is_rotary(rotary: Any, layers: Sequence[Any]) -> bool:
-    """Return whether positions turn whole heads, by angles that no text length changes."""
+    """Return whether rotary angles cover whole heads and do not depend on the text length."""
     kind, angles = getattr(rotary, "rope_type", None), getattr(rotary, "inv_freq", None)
     return (
         isinstance(kind, str)
@@ -233,10 +235,11 @@ def _agrees(
     fused: FusedPass,
     brief: bool,
 ) -> bool:
-    """Return whether a fused pass agrees with the host's, near the start and beyond its positions.
+    """Return whether the fused pass of one layer agrees with the backbone's pass.
 
-    Only one layer at a time tells: over many, rounding alone grows past any tolerance. For a layer
-    that is like one compared before, but for its index, one `brief` pass is enough.
+    It compares positions at the start and beyond the limit of the config. Layers are compared one
+    at a time, because over many layers rounding errors exceed the tolerance. A `brief` comparison
+    with one pass is enough if the layer differs from a compared one only in its index.
     """
     config, embedding = decoder.config, decoder.module.get_input_embeddings()
     segment = Segment([layer], depth, None, [0])
@@ -248,7 +251,7 @@ def _agrees(
             if depth == 0:
                 ids = positions % embedding.num_embeddings
                 taps, entry = embedding(ids), {"input_ids": ids}
-                if not taps.any():  # nothing can be told from it
+                if not taps.any():  # zeros agree in any computation
                     return False
             else:
                 taps = _noise((len(starts), stop - start, config.hidden_size), embedding.weight)
@@ -261,7 +264,7 @@ def _agrees(
 
 
 def _far(config: Any) -> int:
-    """Return a position beyond all that a config says of positions."""
+    """Return a position beyond every position limit in a config."""
     rope = getattr(config, "rope_parameters", None) or {}
     places = [config.__dict__, rope]
     limits = [place.get(name) for place in places for name in _POSITIONS]
@@ -269,14 +272,15 @@ def _far(config: Any) -> int:
 
 
 def _twin(module: nn.Module, noise: dict[Any, nn.Parameter], path: str = "") -> Any:
-    """Return a module that computes the same with noise for weights, and shares all else.
+    """Return a copy of a module with noise in place of its weights. It shares everything else.
 
-    Layers that agree on weights that happen to be zero may differ once these are trained.
+    The comparison needs noise because layers can agree only by chance, for example if some weights
+    are zero before training.
 
     Args:
-        module (`nn.Module`): Left as it is.
-        noise (`dict`): Noise made so far, for the twins of other layers; added to.
-        path (`str`, *optional*): Of the module in what is copied.
+        module (`nn.Module`): The module. It is not changed.
+        noise (`dict`): The noise used so far, shared by all twins. New noise is added.
+        path (`str`, *optional*): The path of the module inside the outermost module.
     """
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
@@ -293,8 +297,8 @@ def _twin(module: nn.Module, noise: dict[Any, nn.Parameter], path: str = "") -> 
 
 
 def _noise_like(parameter: nn.Parameter, number: int) -> nn.Parameter:
-    """Return noise of the size of usual weights: around one in a norm, by inputs in a matrix."""
-    period = _noise((4099,), parameter).roll(number)  # prime: no two rows are alike
+    """Return noise of usual size: around 1 for vectors, scaled by the input width for matrices."""
+    period = _noise((4099,), parameter).roll(number)  # 4099 is prime, so all rows differ
     noise = period.repeat(parameter.numel() // len(period) + 1)[: parameter.numel()]
     noise = noise.view(parameter.shape)
     flat = parameter.dim() < 2
@@ -302,13 +306,13 @@ def _noise_like(parameter: nn.Parameter, number: int) -> nn.Parameter:
 
 
 def _noise(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """Return normal numbers, always the same, from a generator of their own."""
+    """Return the same normal random numbers at each call, without use of the global generator."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(shape, generator=generator).to(like.device, like.dtype)
 
 
 def _close(found: torch.Tensor, right: torch.Tensor) -> bool:
-    """Return whether two results are finite and the same but for rounding."""
+    """Return whether two results are finite and equal up to rounding."""
     if found.shape != right.shape:
         return False
     largest, difference = right.float().abs().max(), (found.float() - right.float()).abs().max()

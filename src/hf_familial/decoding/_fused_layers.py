@@ -1,7 +1,7 @@
-"""The weights of a Llama-shaped layer, read for few rows at a time by a fused pass.
+"""The fused form of a Llama-shaped layer, for passes over few rows.
 
-A layer is read by the structure of its modules: whatever has another part, a hook, a bias in an odd
-place or a parameter more is not read at all, and the host's own forward runs it.
+A layer must have exactly the modules of a Llama layer. If it has another part, a hook, an
+unexpected bias or an additional parameter, the backbone's own `forward` runs it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 
-# float32 on a CPU: up to how many rows, for inputs of up to what width, torch reads a weight faster
-# as the left factor of a product, `weight @ rows.T`, than by `F.linear`. One row is as fast only
-# when it is given twice, since a product with one column is run by a slower routine. Read so,
-# weights need no transposed copy, which would go stale whenever they change.
+# number of rows -> input width up to which `weight @ rows.T` is faster than `F.linear`, for float32
+# on a CPU. A single row is passed twice, because torch runs a product with one column by a slower
+# routine. This product needs no transposed copy of the weights, which would become stale.
 _LEFT_WIDTH = {1: 1024, 2: 1 << 30, 3: 1 << 30} | dict.fromkeys(range(4, 9), 768)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,9 +30,9 @@ _CAPTURING = "transformers.utils.output_capturing"
 
 
 class Projection:
-    """Linear maps of one input, whose weights are read side by side and not copied.
+    """Several linear maps of the same input, without a copy of their weights.
 
-    It maps rows of shape `(rows, in)` to `(rows, out)`, all outputs side by side.
+    A call maps rows of shape `(rows, in)` to `(rows, out)`, with all outputs concatenated.
     """
 
     def __init__(self, linears: Sequence[Any]) -> None:
@@ -55,12 +54,12 @@ class Projection:
         return out.t()[:count].contiguous()
 
     def add_to(self, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Return the same, added to `residual` of shape `(rows, out)`."""
+        """Return the mapped rows plus `residual` of shape `(rows, out)`."""
         return self(rows).add_(residual)
 
 
 class RootMeanSquare:
-    """RMSNorm over the last dimension, rounded where the hosts round (arXiv:1910.07467)."""
+    """RMSNorm over the last dimension with the rounding of Llama's (arXiv:1910.07467)."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         self.weight = weight
@@ -68,7 +67,7 @@ class RootMeanSquare:
         self.eps = torch.tensor(eps, dtype=torch.float32, device=weight.device)
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Normalise; the shape stays."""
+        """Normalise the last dimension. The shape does not change."""
         full = hidden_states if hidden_states.dtype is torch.float32 else hidden_states.float()
         norm = torch.linalg.vector_norm(full, 2, -1, True)
         normed = full * torch.addcmul(self.eps, norm, norm, value=self._share).rsqrt_()
@@ -78,7 +77,7 @@ class RootMeanSquare:
 
 
 class HeadNorms:
-    """An RMSNorm of every head of the queries, and another of every head of the keys."""
+    """Two RMSNorms: one for each query head, the other for each key head."""
 
     def __init__(
         self, queries: RootMeanSquare, keys: RootMeanSquare, counts: tuple[int, int]
@@ -93,10 +92,10 @@ class HeadNorms:
 
 @dataclass(frozen=True)
 class FusedLayer:
-    """A decoder layer as a fused pass reads it."""
+    """The fused form of a decoder layer: its weights and settings."""
 
     input_norm: RootMeanSquare
-    qkv: Projection  # queries, keys and values side by side
+    qkv: Projection  # queries, keys and values concatenated
     qk_norm: HeadNorms | None
     out: Projection
     mlp_norm: RootMeanSquare
@@ -111,7 +110,7 @@ class FusedLayer:
 
 
 def read_layer(layer: Any) -> FusedLayer | None:
-    """Return a decoder layer in fused form, or `None` if it is not shaped like Llama's."""
+    """Return the fused form of a decoder layer, or `None` if it is not Llama-shaped."""
     if not is_llama_shaped(layer):
         return None
     attention, mlp = layer.self_attn, layer.mlp
@@ -136,22 +135,22 @@ def read_layer(layer: Any) -> FusedLayer | None:
 
 
 def read_norm(norm: Any) -> RootMeanSquare:
-    """Read a host's RMSNorm; see `is_rms_norm`."""
+    """Return the fused form of an RMSNorm. See `is_rms_norm`."""
     eps = next(getattr(norm, name) for name in _NORM_EPS if hasattr(norm, name))
     return RootMeanSquare(norm.weight, eps)
 
 
 def _read_qk_norm(attention: Any, queries: int, keys: int) -> HeadNorms | None:
-    """Read the norms of the heads, where there are some."""
+    """Return the norms of query and key heads, or `None` if the attention has none."""
     if not hasattr(attention, "q_norm"):
         return None
     return HeadNorms(read_norm(attention.q_norm), read_norm(attention.k_norm), (queries, keys))
 
 
 def is_llama_shaped(layer: Any) -> bool:
-    """Return whether a layer has the parts of Llama's, in evaluation mode, and no others.
+    """Return whether a layer has exactly the parts of a Llama layer and is in evaluation mode.
 
-    Nothing in it may be hooked, replaced, quantised or sharded.
+    Layers with hooked, replaced, quantised or sharded parts do not qualify.
     """
     if set(layer._modules) != _LAYER_PARTS or not all(is_plain(m) for m in layer.modules()):
         return False
@@ -177,8 +176,8 @@ def is_llama_shaped(layer: Any) -> bool:
 
 
 def is_plain(module: Any) -> bool:
-    """Return whether calling a module runs its class's forward alone, in evaluation mode."""
-    # hooks that the host's own capture of hidden states leaves behind do nothing by themselves
+    """Return whether a call of a module runs only the `forward` of its class, in eval mode."""
+    # hooks that Transformers' capture of hidden states leaves behind have no effect
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return (
         not module.training
@@ -190,12 +189,12 @@ def is_plain(module: Any) -> bool:
 
 
 def _is_own(parameter: torch.Tensor) -> bool:
-    """Return whether a parameter lies in this process, whole and with values."""
+    """Return whether a parameter is complete in this process: not sharded and not on meta."""
     return type(parameter) is nn.Parameter and not parameter.is_meta
 
 
 def is_rms_norm(norm: Any) -> bool:
-    """Return whether a module has the parts of an RMSNorm and no others."""
+    """Return whether a module has exactly the parts of an RMSNorm."""
     weight = norm._parameters.get("weight")
     return (
         set(norm._parameters) == {"weight"}
@@ -208,7 +207,7 @@ def is_rms_norm(norm: Any) -> bool:
 
 
 def is_linear(linear: Any) -> bool:
-    """Return whether a module is torch's own linear map, on a device that a fused pass knows."""
+    """Return whether a module is an `nn.Linear` on a CPU or CUDA device."""
     return (
         type(linear) is nn.Linear
         and linear.weight.device.type in ("cpu", "cuda")

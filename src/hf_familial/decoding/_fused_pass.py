@@ -1,4 +1,4 @@
-"""Fused passes: a segment, or an exit's norm and head, on the few tokens of a decoding step."""
+"""The fused passes of segments and heads, for the few tokens of a decoding step."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch.nn import functional as F
 from ._fused_layers import FusedLayer, Projection
 
 
-# new tokens above which the host's own pass is as fast: a prompt
+# with more new tokens, such as a prompt, the backbone's own pass is as fast
 MAX_TOKENS = 16
 
 
 class FusedPass:
-    """A fused pass through one segment."""
+    """A fused pass through the layers of one segment."""
 
     def __init__(self, layers: Sequence[FusedLayer], rotary: RotaryTable) -> None:
         self._layers, self._rotary = layers, rotary
 
     def part(self, start: int, stop: int) -> FusedPass:
-        """Return the fused pass of some of its layers, counted from its first."""
+        """Return the fused pass of the layers `[start, stop)`, counted from the first one here."""
         return FusedPass(self._layers[start:stop], self._rotary)
 
     def takes(self, new: int, attention_mask: torch.Tensor | None) -> bool:
-        """Return whether to run so many new tokens here rather than by the host's pass."""
+        """Return whether this pass can run `new` tokens, in place of the backbone's own pass."""
         return new <= MAX_TOKENS and attention_mask is None
 
     @torch.no_grad()
@@ -37,18 +37,18 @@ class FusedPass:
         cache_layers: Sequence[Any],
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Run the segment on new tokens, each of which attends to all before it.
+        """Run the segment on new tokens. Each of them attends to all tokens before it.
 
         Args:
-            hidden_states (`torch.Tensor` of shape `(batch, seq, hidden)`): Taps at the segment's
-                start; for the first one what the backbone's embedding returns.
-            cache_layers (`Sequence[DynamicLayer]`): The segment's slots, all of the same length and
-                without padding; updated in place.
-            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): By default the
-                positions that follow what the cache holds, which is faster.
+            hidden_states (`torch.Tensor` of shape `(batch, seq, hidden)`): The taps at the start of
+                the segment, or the embeddings for the first segment.
+            cache_layers (`Sequence[DynamicLayer]`): The cache layers of the segment, all of the
+                same length and without padding. They are updated in place.
+            position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The positions of
+                the tokens. By default they follow the cached tokens, which is faster.
 
         Returns:
-            `torch.Tensor` of shape `(batch, seq, hidden)`: Taps at the segment's end.
+            `torch.Tensor` of shape `(batch, seq, hidden)`: The taps at the end of the segment.
         """
         batch, count, width = hidden_states.shape
         past = cache_layers[0].get_seq_length()
@@ -88,7 +88,7 @@ def _attend(
         q = q.transpose(1, 2)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=layer.scale)
         return out.transpose(1, 2).reshape(batch * count, -1)
-    # query heads that share keys stand as further queries of one head: no key is copied
+    # query heads that share a key head become more queries of one head, so no key is copied
     q = q.view(batch, count, keys, groups, width).permute(0, 2, 3, 1, 4)
     q = q.reshape(batch, keys, groups * count, width)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=layer.scale)
@@ -97,17 +97,17 @@ def _attend(
 
 
 def causal_mask(count: int, past: int, groups: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the mask of new tokens: 0 where one may look, minus infinity where not.
+    """Return the attention mask of new tokens: 0 if a token may attend, else minus infinity.
 
-    Its shape is `(groups * count, past + count)`: the rows of query heads that share a key head
-    follow each other. `like` gives dtype and device.
+    The shape is `(groups * count, past + count)`. The mask repeats its rows for each of the
+    `groups` query heads that share a key head. Dtype and device are those of `like`.
     """
     mask = like.new_full((count, past + count), -torch.inf).triu_(past + 1)
     return mask.repeat(groups, 1) if groups > 1 else mask
 
 
 class RotaryTable:
-    """The host's cosines and sines, looked up instead of computed at every step."""
+    """A table of the backbone's rotary cosines and sines, so that a step need not compute them."""
 
     def __init__(self, rotary: nn.Module) -> None:
         self._rotary = rotary
@@ -115,7 +115,7 @@ class RotaryTable:
         self._buffers: list[Any] = []
 
     def fresh(self) -> RotaryTable:
-        """Return the table itself, emptied if a buffer that it was made from has changed."""
+        """Return this table. Clear it first if a buffer of the rotary module has changed."""
         buffers = [buffer.tolist() for buffer in self._rotary.buffers()]
         if buffers != self._buffers:
             self._table, self._buffers = None, buffers
@@ -123,15 +123,15 @@ class RotaryTable:
 
     @property
     def nbytes(self) -> int:
-        """`int`: Bytes of the table; 0 before the first use."""
+        """`int`: The size of the table in bytes. It is 0 before the first use."""
         return sum(part.nbytes for part in self._table or ())
 
     def at(
         self, hidden_states: torch.Tensor, past: int, position_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosines and signed sines, both `(1 or batch, seq, 1, head_dim)`.
+        """Return cosines and signed sines, both of shape `(1 or batch, seq, 1, head_dim)`.
 
-        They are those of `position_ids`, or else of the positions from `past` on.
+        They belong to `position_ids`, or by default to the positions that start at `past`.
         """
         if position_ids is not None:
             return self._compute(hidden_states, position_ids)
@@ -151,12 +151,12 @@ class RotaryTable:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = self._rotary(hidden_states, position_ids)
         first, second = sin.chunk(2, -1)
-        # the host turns (x1, x2) into (-x2, x1); here the sine carries the sign
+        # the backbone rotates (x1, x2) into (-x2, x1); here the sine contains the sign
         return cos.unsqueeze(2), torch.cat((-first, second), -1).unsqueeze(2)
 
 
 class FusedHead:
-    """An output head as a fused call."""
+    """The fused form of an output head."""
 
     def __init__(self, head: Projection) -> None:
         self._head, self.weight = head, head.weight

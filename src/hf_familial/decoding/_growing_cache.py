@@ -1,4 +1,4 @@
-"""A cache layer that grows by doubling, instead of copying the whole past at every token."""
+"""A cache layer that grows by doubling, so that it does not copy all past tokens at each step."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-# Tokens that a layer makes room for at first.
+# the initial capacity of a layer in tokens
 ROOM = 64
 
 
 class GrowingLayer(DynamicLayer):
-    """A `DynamicLayer` over buffers with room for tokens to come, at most twice those seen.
+    """A `DynamicLayer` with buffers that have free room for future tokens.
 
-    `keys` and `values`, shape `(batch, heads, seq, head_dim)`, are views of the buffers. They are
-    overwritten when tokens are cropped and others take their place.
+    `keys` and `values`, shape `(batch, heads, seq, head_dim)`, are views of the buffers. New tokens
+    after a crop overwrite the cropped ones in place.
     """
 
     _buffers: tuple[torch.Tensor, torch.Tensor]
-    # what `keys` and `values` are while they are views of the buffers, and nobody replaced them
+    # the views made here; if `keys` or `values` are other tensors, outside code replaced them
     _views: tuple[torch.Tensor, torch.Tensor]
 
     @classmethod
     def of(cls, layer: DynamicLayer) -> GrowingLayer:
-        """Return a growing layer with the keys and values of another."""
+        """Return a growing layer with the keys and values of another layer."""
         growing = cls()
         if layer.is_initialized and layer.get_seq_length() > 0:
             growing.lazy_initialization(layer.keys, layer.values)
@@ -40,9 +40,9 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append tokens; return all keys and all values, as views."""
+        """Append tokens and return views of all keys and all values."""
         if key_states.requires_grad and torch.is_grad_enabled():
-            # writing in place would break the graph
+            # an in-place write would break the autograd graph
             return super().update(key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -55,24 +55,24 @@ class GrowingLayer(DynamicLayer):
         return self._show(keys, values, start + new)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; the argument is 0 or negative, as in the host."""
+        """Remove the last tokens. The argument is 0 or negative, as in `DynamicLayer.crop`."""
         if tokens_to_remove < 0 and self._in_place():
             self._show(*self._buffers, max(0, self.keys.shape[2] + tokens_to_remove))
         else:
             super().crop(tokens_to_remove)
 
     def _in_place(self) -> bool:
-        """Return whether `keys` and `values` still are the views that were made here."""
+        """Return whether `keys` and `values` are still the views that this layer made."""
         return self.is_initialized and self.keys is self._views[0] and self.values is self._views[1]
 
     def _has_room(self, length: int) -> bool:
         keys = self._buffers[0]
-        # tensors made in inference mode cannot be written to outside of it
+        # tensors created in inference mode are read-only outside of it
         writable = torch.is_inference_mode_enabled() or not keys.is_inference()
         return length <= keys.shape[-2] and writable and self._in_place()
 
     def _grow(self, length: int) -> None:
-        """Move what is held to buffers with room for `length` tokens, or twice as many as now."""
+        """Copy keys and values to new buffers with room for `length` tokens and at least double."""
         held = self.keys.shape[2]
         room = max(ROOM, length, 2 * held)
         self._show(_roomier(self.keys, room), _roomier(self.values, room), held)
@@ -80,7 +80,7 @@ class GrowingLayer(DynamicLayer):
     def _show(
         self, keys: torch.Tensor, values: torch.Tensor, length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Let `keys` and `values` be the first tokens of these buffers."""
+        """Set `keys` and `values` to views of the first `length` tokens of the buffers."""
         self._buffers = (keys, values)
         self._views = views = (keys.narrow(2, 0, length), values.narrow(2, 0, length))
         self.keys, self.values = views
@@ -88,17 +88,17 @@ class GrowingLayer(DynamicLayer):
 
 
 def _roomier(states: torch.Tensor, room: int) -> torch.Tensor:
-    """Return a copy with room for so many tokens."""
+    """Return a copy of the states in a buffer with room for `room` tokens."""
     buffer = states.new_empty((*states.shape[:2], room, states.shape[-1]))
     buffer.narrow(2, 0, states.shape[2]).copy_(states)
     return buffer
 
 
 def growing(cache: Cache) -> Cache:
-    """Let every full-attention layer of a dynamic cache grow by doubling; return the cache.
+    """Replace the full-attention layers of a dynamic cache by growing ones, and return the cache.
 
-    Layers of other kinds (sliding windows, recurrent states, static and quantised ones) stay as
-    they are, and so does a cache that is offloaded, whose layers change place at every token.
+    Other layers (sliding windows, recurrent states, static, quantised) stay unchanged. An offloaded
+    cache stays unchanged too, because its layers move between devices at each token.
     """
     if cache.offloading:
         return cache

@@ -1,4 +1,4 @@
-"""Self-speculation that learns which exit should draft how many tokens, and chains of drafts."""
+"""Self-speculation that learns which exit drafts and how many tokens, and chains of drafts."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ from ..models.familial.relay_policies import (
 from ._draft_length import DRAFTED, LONGEST, PLAIN, WATCHED, DraftLength
 
 
-# rounds after which all exits are watched again, where several may draft
+# number of rounds after which all exits are watched again, if several may draft
 AGAIN = 64
-# tokens that an exit in the middle of a chain collects before the next one verifies them
+# number of tokens that a middle exit of a chain collects before the next exit verifies them
 COLLECTED = 6
 
 
 class LearnedDecoder(SpeculativeDecoder):
-    """A speculative decoder that times its passes and learns from every check.
+    """A speculative decoder that measures its passes and learns from each verification.
 
-    Rounds are plain (no draft), watched (no draft, but the exits that may draft are read beside the
-    deepest one) or drafted. In a chain each exit verifies the drafts of the one before.
+    A round is of one of three kinds. A plain round has no drafts. A watched round has no drafts
+    either, but it reads the draft exits next to the deepest exit. A drafted round drafts and
+    verifies. In a chain, each exit verifies the drafts of the exit before it.
 
     Args:
-        plain ([`SpeculativeDecoder`]): What the policy built; of this or another copy of its code.
-        known (`dict`): What earlier texts learned, see `ModelAccelerator.draft_lengths`.
+        plain ([`SpeculativeDecoder`]): The decoder that the policy built. Its class may come from
+            another copy of the code, such as a family's remote code.
+        known (`dict`): The draft lengths learned in earlier texts, see
+            `ModelAccelerator.draft_lengths`.
     """
 
     def __init__(self, plain: Any, known: dict[Any, Any]) -> None:
@@ -42,43 +45,43 @@ class LearnedDecoder(SpeculativeDecoder):
         self.draft_length = self.fixed or LONGEST
         self.chain = len(self.exits) > 2 and self.relay.draft_exit != "auto"
         self.drafting = self.exits[:1] if self.chain else self.exits[:-1]
-        # a clock would make sampled text depend on the machine's mood
+        # with a clock, sampled text would depend on the speed of the machine
         timed = not text.do_sample
         watch = not self.chain and (self.fixed is None or len(self.drafting) > 1)
-        # what was learned of a model serves its next text; sampled ones all begin alike
+        # greedy texts reuse learned lengths; sampled texts do not, so a seed gives the same text
         self._known = known if timed and self.fixed is None else {}
         free, fused = self.relay.draft_exit == "auto", bool(cache.passes)
         self._keys = [(self.exits, free, len(text.input_ids), fused, k) for k in self.drafting]
         self.lengths = [
-            # a copy, since another thread may be writing too
+            # a copy, because another thread may use the same object
             copy.deepcopy(self._known.get(key)) or DraftLength(*cost, self.fixed, timed, watch)
             for key, cost in zip(self._keys, self._costs(), strict=True)
         ]
-        # on a CPU the time of this thread alone: other work on the machine says nothing of a pass
+        # on a CPU, time of this thread only, because other work must not count
         on_cpu = cache.model.device.type == "cpu"
         self._clock = time.thread_time if on_cpu else time.perf_counter
         self._began = self._clock()
         self._pending = 0
-        self._undrawn: torch.Tensor | None = None  # processed scores that no draft was drawn from
+        self._undrawn: torch.Tensor | None = None  # scores at which drafting stopped
 
     def _costs(self) -> list[tuple[float, float]]:
-        """Return the cost of running and of reading each exit that drafts, as shares of a pass."""
+        """Return the cost of layers and head of each draft exit, as shares of a whole pass."""
         layers, heads = matrix_sizes(self.cache.model, self.exits)
         checker = 1 if self.chain else len(self.exits) - 1
         whole = sum(layers[: checker + 1]) + heads[checker]
         return [(sum(layers[: i + 1]) / whole, heads[i] / whole) for i in range(len(self.drafting))]
 
     def finish(self) -> None:
-        """Leave what was learned with the model, for its next text."""
+        """Save the learned draft lengths for the next text."""
         self._known.update(zip(self._keys, self.lengths, strict=True))
 
     @property
     def length(self) -> DraftLength:
-        """[`DraftLength`]: Of the exit that drafts in this round."""
+        """[`DraftLength`]: The draft length of the exit that drafts in this round."""
         return self.lengths[self.draft_index]
 
     def step(self, **inputs: Any) -> NewTokens:
-        """Run a round of one of the three kinds."""
+        """Run one round and return its new tokens."""
         self.cache.commit()
         kind = DRAFTED if self.chain else self._kind()
         if kind == PLAIN:
@@ -92,7 +95,7 @@ class LearnedDecoder(SpeculativeDecoder):
     def _propose(
         self, level: int, ids: torch.Tensor, inputs: dict[str, Any], tokens_left: int
     ) -> DraftedTokens:
-        """Return what the exit at a level of the chain proposes; as in `draft`."""
+        """Return the drafts of the exit at a level of the chain, in the form of `draft`."""
         if level == 0:
             return self.draft(ids, inputs, tokens_left)
         parts: list[NewTokens] = []
@@ -109,7 +112,7 @@ class LearnedDecoder(SpeculativeDecoder):
         return DraftedTokens(ids, start, scores, sources, ran=False)
 
     def _kind(self) -> str:
-        """Return the kind of the next round, in which the most promising exit drafts, if any."""
+        """Return the kind of the next round, and select the draft exit with the best rate."""
         if len(self.lengths) > 1 and self.rounds % AGAIN == AGAIN - 1:
             for length in self.lengths:
                 length.watch_again()
@@ -121,7 +124,7 @@ class LearnedDecoder(SpeculativeDecoder):
         return DRAFTED
 
     def _write_plainly(self, inputs: dict[str, Any]) -> NewTokens:
-        """Write one token of the deepest exit, in one pass through all layers."""
+        """Generate one token of the deepest exit in one pass through all layers."""
         before = self.cache.length
         self._lap()
         new = RelayDecoder.step(self, **inputs)
@@ -132,7 +135,7 @@ class LearnedDecoder(SpeculativeDecoder):
         return new
 
     def _watch(self, inputs: dict[str, Any]) -> NewTokens:
-        """Write one token of the deepest exit, and read the exits that may draft beside it."""
+        """Generate one token of the deepest exit, and also read the logits of all draft exits."""
         before, ids = self.cache.length, self.text.input_ids
         self._lap()
         self.cache.feed(**inputs)
@@ -154,7 +157,7 @@ class LearnedDecoder(SpeculativeDecoder):
         return new
 
     def _read_beside(self) -> list[torch.Tensor]:
-        """Read the last position at every exit; a head that they share reads all at once."""
+        """Return the last logits of each exit. A shared head computes them in one call."""
         cache = self.cache
         if len({id(head) for head in cache.heads}) > 1:
             return [cache.logits(k) for k in self.exits]
@@ -170,7 +173,7 @@ class LearnedDecoder(SpeculativeDecoder):
         return lap
 
     def run_draft(self, inputs: dict[str, Any]) -> None:
-        """Run new tokens to the exit that drafts; learn the time of a single one."""
+        """Run new tokens to the draft exit. Record the time if there is one token."""
         before = self.cache.length
         self._lap()
         super().run_draft(inputs)
@@ -178,12 +181,12 @@ class LearnedDecoder(SpeculativeDecoder):
             self.length.fed(self._lap())
 
     def read_draft(self, ids: torch.Tensor) -> torch.Tensor:
-        """Read the exit that drafts."""
+        """Return the processed scores of the draft exit, shape `(batch, vocab)`."""
         self._lap()
         return super().read_draft(ids)
 
     def goes_on(self, scores: torch.Tensor) -> bool:
-        """Return whether one more draft is likely to pay; learn the time of the read."""
+        """Return whether one more draft is likely to save time. Record the time of the read."""
         if self.fixed is not None:
             return True
         confidence = self._confidence(scores)
@@ -193,13 +196,16 @@ class LearnedDecoder(SpeculativeDecoder):
         return goes_on
 
     def run_check(self, exit_idx: int) -> None:
-        """Run what is pending to the exit that verifies."""
+        """Run pending positions to the exit that verifies."""
         self._pending = self.cache.pending(exit_idx)
         self._lap()
         super().run_check(exit_idx)
 
     def learn(self, drafts: DraftedTokens, exit_idx: int, scores: torch.Tensor, right: int) -> None:
-        """Learn the time of the check of the shallowest drafts, and from what it accepted."""
+        """Record the time of the verifying pass, and the drafts that it accepted.
+
+        In a chain, only drafts of the shallowest exit count.
+        """
         if self.chain and exit_idx != self.exits[1]:
             return
         seconds, count = self._lap(), drafts.tokens.shape[1]
@@ -214,13 +220,14 @@ class LearnedDecoder(SpeculativeDecoder):
         self.accepted += right
 
     def _confidence(self, scores: torch.Tensor) -> float:
-        """Return the largest probability in the row that is least sure."""
+        """Return the largest token probability of the least confident row."""
         return float(scores.softmax(-1).amax(-1)[self.text.kept_rows].min())
 
     def _agreement(self, given: torch.Tensor, wanted: torch.Tensor) -> float:
-        """Return the probability that every row accepts a draft from `given`, wanting `wanted`.
+        """Return the probability that a draft from `given` is accepted in every row.
 
-        Both are processed scores of shape `(batch, vocab)`. A sampled draft is accepted with the
+        `given` are the scores of the draft exit, and `wanted` those of the exit that verifies. Both
+        are processed and have the shape `(batch, vocab)`. A sampled draft is accepted with the
         overlap of the two distributions (arXiv:2211.17192, corollary 3.6).
         """
         if self.text.do_sample:
@@ -231,9 +238,10 @@ class LearnedDecoder(SpeculativeDecoder):
 
 
 def matrix_sizes(model: Any, exits: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the weights in matrices, each multiplied and added once per position.
+    """Return the number of weights in matrices, for the segment and the head of each exit.
 
-    They are, for each of some exits, those of the layers from the exit before on, and of its head.
+    The segment of an exit starts at the exit before it in `exits`. Each of these weights needs one
+    multiply-add per position.
     """
     members = model.model.members
     depths = [0, *(model.config.exits[k] for k in exits)]

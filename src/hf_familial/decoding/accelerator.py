@@ -1,4 +1,4 @@
-"""The accelerator of a model: all that the package keeps with it to make relays faster."""
+"""The accelerator of a model: the objects that the package stores with it for faster relays."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ._growing_cache import growing
 from ._learned_drafts import LearnedDecoder, matrix_sizes
 
 
-# bytes of weights up to which modules and masks take a good part of a step
+# in models up to this size in bytes, modules and masks need a large part of the time of a step
 FUSED_LIMIT = 2 * 2**30
-# numbers of each weight that are looked at before a text, in search of changes
+# numbers of each weight that `weights_stamp` reads to detect changes
 SAMPLES = 8
 
 
@@ -23,21 +23,27 @@ class ModelAccelerator(Accelerator):
 
     Attributes:
         fused ([`FusedPasses`]): The fused passes.
-        draft_lengths (`dict`): What relays learned of draft lengths, for the next text. A dict of
-            its own for each state of the weights.
+        draft_lengths (`dict`): The draft lengths that relays have learned, for use in the next
+            text. It is replaced by a new dict when the weights change.
     """
 
     def __init__(self) -> None:
         self.fused = FusedPasses()
         self.draft_lengths: dict[Any, Any] = {}
-        self._learned_of: int | None = None  # stamp of the weights that it was learned of
+        self._learned_of: int | None = None  # stamp of the weights that `draft_lengths` belongs to
 
     def cache(self, cache: Any) -> Any:
-        """Let full-attention layers grow by doubling."""
+        """Return the cache with full-attention layers that grow by doubling."""
         return growing(cache)
 
     def prepare(self, relay: Any, fused_weights: bool | None) -> None:
-        """Give a [`RelayCache`] fused passes, norms and heads, where there are some."""
+        """Add the available fused passes, norms and heads to a [`RelayCache`].
+
+        Args:
+            relay ([`RelayCache`]): The cache to change.
+            fused_weights (`bool`, *optional*): Whether to add them. `None` means only if they make
+                this model faster, see `pays`.
+        """
         if not (pays(relay.model) if fused_weights is None else fused_weights):
             return
         decoder = relay.model.model.decoder
@@ -50,7 +56,7 @@ class ModelAccelerator(Accelerator):
             return self.fused.runner(decoder, runner.segment, runner.layers)
 
         whole, spans = found(0, last), [(i, i) for i in range(last + 1)]
-        if whole is None:  # some of its segments may do
+        if whole is None:  # single segments may still have a fused pass
             passes = {span: found(*span) for span in spans}
             relay.passes = {span: each for span, each in passes.items() if each is not None}
         else:
@@ -58,31 +64,34 @@ class ModelAccelerator(Accelerator):
             relay.passes = {**parts, (0, last): whole}
 
     def decoder(self, decoder: Any) -> Any:
-        """Return a decoder that learns draft lengths, for one that drafts by the plain rule."""
+        """Return a decoder that learns draft lengths, in place of one with the plain rule."""
         if not getattr(decoder, "adapts", False):
             return decoder
         self._follow_weights(decoder.cache.model)
         return LearnedDecoder(decoder, self.draft_lengths)
 
     def flops(self, relay: Any, rows: int, tokens: int) -> tuple[float | None, float | None]:
-        """Count two for each weight of a matrix and position, see [`RelayStats`]."""
+        """Return the FLOPs of a relay and of the deepest exit alone, see [`RelayStats`].
+
+        Each weight of a matrix counts two FLOPs per position.
+        """
         layers, heads = ([2 * n for n in sizes] for sizes in matrix_sizes(relay.model, relay.exits))
         spent = sum(f * n for f, n in zip(layers + heads, relay.ran + relay.reads, strict=True))
         plain = (relay.length - relay.first) * sum(layers) + tokens * heads[-1]
         return rows * spent, rows * plain
 
     def _follow_weights(self, model: Any) -> None:
-        """Forget what was learned of a model whose weights have changed since."""
+        """Clear the learned draft lengths if the weights of the model have changed."""
         if model.model.frozen:
             return
         stamp = weights_stamp(model)
         if self._learned_of != stamp:
-            # a new dict: a text that another thread is writing leaves what it learned in the old
+            # a new dict, because another thread may still write to the old one
             self.draft_lengths, self._learned_of = {}, stamp
 
 
 def pays(model: Any) -> bool:
-    """Return whether fused passes are faster: on a CPU, for a small model."""
+    """Return whether fused passes make a model faster. They do on a CPU if the model is small."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return model.device.type == "cpu" and size <= FUSED_LIMIT
 
@@ -90,10 +99,12 @@ def pays(model: Any) -> bool:
 def weights_stamp(model: Any) -> int:
     """Return a number that changes when the weights of a model are trained, merged or replaced.
 
-    It looks at where each weight lies, at its version, which usual changes in place raise, and at
-    a few of its numbers, which fused optimisers and writes through `.data` change too. That takes a
-    thousandth of a short text. It may miss single numbers written through `.data`, so it must not
-    decide what a text says: only learned numbers that make it faster depend on it.
+    The stamp covers the memory address of each weight, its version counter and a few of its
+    numbers. Usual changes in place raise the version counter. Fused optimisers and writes through
+    `.data` do not, but they change the numbers.
+
+    The stamp may miss single numbers written through `.data`. So only speed may depend on it, and
+    never the generated tokens.
     """
     marks: list[Any] = []
     samples: dict[Any, list[torch.Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Evaluation: how good each exit is and what it costs, and thresholds for leaving early."""
+"""Evaluation: the quality and cost of each exit, and thresholds for early exit."""
 
 from ._plots import plot_exits, plot_trade_offs
 from .calibration import expected_calibration_error

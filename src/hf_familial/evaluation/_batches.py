@@ -1,4 +1,4 @@
-"""From rows of a dataset to batches of tensors with labels."""
+"""Batches of tensors with labels, made from the rows of a dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def iter_batches(
     max_batches: int | None,
     data_collator: Collator | None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield batches of a dataset in its order, with `labels`, and read no further than asked for.
+    """Yield batches of a dataset in order, each with `labels`. Read only the rows that are needed.
 
     The collator defaults to `pad_rows`.
     """
@@ -33,7 +33,7 @@ def iter_batches(
 
 
 def model_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return a batch without its labels, on a device."""
+    """Return a batch without its labels, with all tensors on `device`."""
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
@@ -42,9 +42,9 @@ def model_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, An
 
 
 def pad_rows(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    """Pad rows on the right, and mask only where there is something to mask.
+    """Pad rows on the right. Add an `attention_mask` only if some position is masked.
 
-    Columns other than `input_ids`, `labels` and `attention_mask` are left out.
+    Columns other than `input_ids`, `labels` and `attention_mask` are dropped.
     """
     tensors = [_row_tensors(row) for row in rows]
     ids, labels, mask = (
@@ -56,7 +56,7 @@ def pad_rows(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
 
 
 def _with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a batch with labels (not shifted) that follow from its tokens if it has none."""
+    """Return a batch with labels (not shifted). If it has none, they come from its tokens."""
     batch = dict(batch)
     if "input_ids" not in batch:
         raise ValueError(f"`data_collator` must return `input_ids`, got {sorted(batch)}.")
@@ -71,15 +71,15 @@ def _with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
         if given is not None and given.shape != ids.shape:
             raise ValueError(
                 f"`{name}` of a batch must have the shape of its `input_ids`, {tuple(ids.shape)}, "
-                f"got {tuple(given.shape)}. Give {IGNORE_INDEX} where there is no target."
+                f"got {tuple(given.shape)}. Use {IGNORE_INDEX} at positions without a target."
             )
     return batch
 
 
 def shifted_labels(batch: Mapping[str, Any]) -> torch.Tensor:
-    """Return the target of every position, shape `(batch, seq)`, as the loss of training reads it.
+    """Return the target of each position, shape `(batch, seq)`, as the training loss uses it.
 
-    `shift_labels` go before `labels`; -100 where there is no target.
+    The value is -100 at positions without a target. `shift_labels` take precedence over `labels`.
     """
     given: torch.Tensor | None = batch.get("shift_labels")
     if given is not None:
@@ -88,7 +88,7 @@ def shifted_labels(batch: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _own_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return every token as a label, but those masked or predicted from a masked one."""
+    """Return the tokens as labels, with -100 for masked tokens and those after a masked one."""
     masked = attention_mask == 0
     labels = input_ids.masked_fill(masked, IGNORE_INDEX)
     labels[..., 1:].masked_fill_(masked[..., :-1], IGNORE_INDEX)
@@ -96,11 +96,11 @@ def _own_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.
 
 
 def _row_tensors(row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ids, labels and mask of a row."""
+    """Return the ids, labels and mask of a row, each of shape `(seq,)`."""
     if not isinstance(row, Mapping):
         raise ValueError(
-            "`dataset` must hold rows with a column `input_ids`, such as {'input_ids': [1, 2]}, "
-            f"got a {type(row).__name__}."
+            "`dataset` must contain rows with a column `input_ids`, such as "
+            f"{{'input_ids': [1, 2]}}, got a {type(row).__name__}."
         )
     if row.get("input_ids") is None:
         raise ValueError(f"`dataset` must have a column `input_ids`, got {sorted(row)}.")
@@ -114,7 +114,7 @@ def _row_tensors(row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     shapes = [tuple(tensor.shape) for tensor in (ids, labels, mask)]
     if ids.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(
-            "`input_ids`, `labels` and `attention_mask` of a row must be flat and of one length, "
-            f"got shapes {shapes}."
+            "`input_ids`, `labels` and `attention_mask` of a row must be one-dimensional and "
+            f"of equal length, got shapes {shapes}."
         )
     return ids, labels, mask

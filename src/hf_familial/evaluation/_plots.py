@@ -1,4 +1,4 @@
-"""Pictures of exits against what they cost."""
+"""Plots of the quality of exits against their cost."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ if TYPE_CHECKING:
     from .results import ExitEvaluation, ExitRow
 
 
-# field of a row -> the name of its panel, and its share of the height
+# field of `ExitRow` -> axis label of its panel, relative height of the panel
 PANELS = {
     "loss": ("loss\n(nats per token)", 1.6),
     "agreement": ("agreement with\nthe deepest exit", 1.0),
     "expected_calibration_error": ("expected\ncalibration error", 1.0),
 }
-LABEL_INCHES = 0.62  # width of an exit's name
+LABEL_INCHES = 0.62  # width of the label of one exit
 GREY = "0.72"
 
 
 def plot_exits(evaluation: ExitEvaluation, path: str | PathLike[str] | None = None) -> Figure:
-    """Draw loss, agreement and calibration error of every exit over its FLOPs per token.
+    """Plot loss, agreement and calibration error of each exit over its FLOPs per token.
 
     Args:
-        evaluation ([`ExitEvaluation`]): From `evaluate_exits`.
-        path (`str` or `os.PathLike`, *optional*): File to write; its suffix says the format.
+        evaluation ([`ExitEvaluation`]): The result of [`evaluate_exits`].
+        path (`str` or `os.PathLike`, *optional*): The file to write. Its suffix is the format, for
+            example `"exits.png"`.
 
     Returns:
-        `matplotlib.figure.Figure`: One panel per measure, the exits named above.
+        `matplotlib.figure.Figure`: A figure with one panel per measure.
+
+    Example:
+        >>> plot_exits(evaluate_exits(model, blocks), "exits.png")
     """
     rows = evaluation.rows
     width = max(8.0, (len(rows) + 2) * LABEL_INCHES)
@@ -46,7 +50,7 @@ def plot_exits(evaluation: ExitEvaluation, path: str | PathLike[str] | None = No
         len(PANELS), sharex=True, squeeze=False, height_ratios=[h for _, h in PANELS.values()]
     )[:, 0]
     flops = [row.flops_per_token for row in rows]
-    # lightness falls with the depth, so the exits differ without colour too
+    # deeper exits are darker, so the exits differ in greyscale too
     colours = colormaps["viridis"](np.linspace(0, 0.85, len(rows)))[::-1]
     for axes, (field, (name, _)) in zip(panels, PANELS.items(), strict=True):
         values = [getattr(row, field) for row in rows]
@@ -66,20 +70,24 @@ def plot_exits(evaluation: ExitEvaluation, path: str | PathLike[str] | None = No
     figure.suptitle("Quality of every exit against its FLOPs", x=0.01, ha="left")
     figure.align_ylabels()
     _name_exits(panels[0], rows, gap=LABEL_INCHES / (0.85 * width))
-    # ticks follow from the panels' sizes and those from the ticks: a first layout settles them
+    # a first layout, because panel sizes and tick labels depend on each other
     figure.draw_without_rendering()
     return _saved(figure, path)
 
 
 def plot_trade_offs(calibration: Calibration, path: str | PathLike[str] | None = None) -> Figure:
-    """Draw agreement against layers and against FLOPs per token, for every setting of thresholds.
+    """Plot agreement over layers and over FLOPs per token, for each setting of the thresholds.
 
     Args:
-        calibration ([`Calibration`]): From `calibrate`.
-        path (`str` or `os.PathLike`, *optional*): File to write; its suffix says the format.
+        calibration ([`Calibration`]): The result of [`calibrate`].
+        path (`str` or `os.PathLike`, *optional*): The file to write. Its suffix is the format, for
+            example `"trade_offs.png"`.
 
     Returns:
-        `matplotlib.figure.Figure`: One panel for each; the chosen setting is marked.
+        `matplotlib.figure.Figure`: A figure with two panels. The chosen setting is marked in both.
+
+    Example:
+        >>> plot_trade_offs(calibrate(model, blocks), "trade_offs.png")
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -110,7 +118,7 @@ def _saved(figure: Figure, path: str | PathLike[str] | None) -> Figure:
 
 
 def _name_exits(axes: Axes, rows: Sequence[ExitRow], gap: float) -> None:
-    """Write every exit's name above the panel, tied to its line where it had to move aside."""
+    """Write the name of each exit above the panel, with a line to its position."""
     right = axes.get_xlim()[1]
     at = [row.flops_per_token / right for row in rows]
     above: dict[str, Any] = {"transform": axes.transAxes}
@@ -122,12 +130,12 @@ def _name_exits(axes: Axes, rows: Sequence[ExitRow], gap: float) -> None:
 
 
 def spread(positions: Sequence[float], gap: float) -> np.ndarray:
-    """Move increasing positions in [0, 1] apart until neighbours are `gap` apart.
+    """Move increasing positions in [0, 1] so that neighbours are at least `gap` apart.
 
-    The moves are the least in squares. The gap shrinks where [0, 1] has no room for it.
+    The sum of squared moves is minimal. The gap is smaller if [0, 1] has no room for it.
     """
     count = len(positions)
     steps = min(gap, 1 / max(1, count - 1)) * np.arange(count)
-    # without the steps the positions need only not decrease
+    # after the steps are subtracted, the positions only have to be non-decreasing
     kept = isotonic_regression(np.asarray(positions) - steps).x
     return np.clip(kept, 0, 1 - steps[-1]) + steps

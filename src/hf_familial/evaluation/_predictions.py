@@ -1,4 +1,4 @@
-"""Predictions of all exits: one backbone pass, and logits for a chunk of rows at a time."""
+"""Predictions of all exits from one backbone pass, with logits for one chunk of rows at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..models.familial.losses import IGNORE_INDEX, chunk_rows
 from ._batches import model_inputs, shifted_labels
 
 
-# a measure of confidence: float32 logits of shape `(rows, vocab)` to a number for each row
+# a confidence measure: maps float32 logits of shape `(rows, vocab)` to one number per row
 Measure = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -24,10 +24,10 @@ class Predictions:
     """The predictions of one exit at some positions.
 
     Attributes:
-        losses (`numpy.ndarray` of shape `(rows,)`): Cross entropy, in nats, float32.
+        losses (`numpy.ndarray` of shape `(rows,)`): Cross entropy in nats, float32.
         tokens (`numpy.ndarray` of shape `(rows,)`): The most probable token.
-        confidences (`numpy.ndarray` of shape `(rows,)`): Its probability, or another measure of
-            confidence, float32.
+        confidences (`numpy.ndarray` of shape `(rows,)`): The probability of that token, or another
+            confidence measure, float32.
     """
 
     losses: np.ndarray
@@ -37,14 +37,15 @@ class Predictions:
 
 @dataclass(frozen=True)
 class BatchPredictions:
-    """The predictions of all exits at all positions of a batch that have a target.
+    """The predictions of all exits at the positions of a batch that have a target.
 
     Attributes:
-        num_sequences (`int`): Rows of the batch.
-        seq_length (`int`): Its length; 0 without targets.
-        sequences (`numpy.ndarray` of shape `(positions,)`): Row of each position.
-        targets (`numpy.ndarray` of shape `(positions,)`): Token that follows each.
-        exits (`tuple[Predictions, ...]`): Shallowest first; empty without targets.
+        num_sequences (`int`): The number of rows of the batch.
+        seq_length (`int`): The number of columns, or 0 if the batch has no targets.
+        sequences (`numpy.ndarray` of shape `(positions,)`): The row of each position.
+        targets (`numpy.ndarray` of shape `(positions,)`): The token that follows each position.
+        exits (`tuple[Predictions, ...]`): The predictions by exit, shallowest first. It is empty if
+            the batch has no targets.
     """
 
     num_sequences: int
@@ -57,7 +58,10 @@ class BatchPredictions:
 def predict_batches(
     model: Any, batches: Iterable[Mapping[str, Any]], measure: Measure | None = None
 ) -> Iterator[BatchPredictions]:
-    """Run each batch through the backbone once and read every exit; without targets, skip it."""
+    """Run each batch through the backbone once and yield the predictions of all exits.
+
+    The backbone does not run for a batch without targets.
+    """
     transform = LogitTransform.of(model.config.text_config)
     for batch in batches:
         inputs, labels = model_inputs(batch, model.device), shifted_labels(batch)
@@ -91,7 +95,7 @@ def _predictions(
     targets: torch.Tensor,
     measure: Measure | None,
 ) -> Predictions:
-    """Read an exit, from hidden states of shape `(rows, hidden)` after its norm."""
+    """Return the predictions of one exit from its hidden states `(rows, hidden)` after the norm."""
     device = hidden_states.device
     rows = chunk_rows(head.out_features, device)  # type: ignore[arg-type]
     chunks = zip(positions.to(device).split(rows), targets.split(rows), strict=True)
@@ -111,6 +115,6 @@ def _read_chunk(
     normaliser = logits.logsumexp(dim=1)
     losses = normaliser - logits.gather(1, targets).squeeze(1)
     largest, tokens = logits.max(dim=1)
-    # rounding may put a certain prediction a hair above 1
+    # rounding can make a probability slightly larger than 1
     confidences = (largest - normaliser).exp().clamp(max=1) if measure is None else measure(logits)
     return tuple(tensor.cpu().numpy() for tensor in (losses, tokens, confidences))

@@ -1,4 +1,4 @@
-"""From the predictions of exits on known tokens to thresholds of confidence for leaving there."""
+"""The search for confidence thresholds of early exit, from predictions of all exits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 
-# prices of risk that are tried: enough that neighbours differ by little, few enough to be quick
+# number of risk prices that are tried
 PRICES = 200
 
 
@@ -17,9 +17,9 @@ class Costs:
     """The cost of a token.
 
     Attributes:
-        depths (`tuple[int, ...]`): Layers below each exit, the deepest last.
-        layer_flops (`float`): FLOPs of one layer, per token.
-        read_flops (`tuple[float, ...]`): FLOPs to read each exit: private layers and head.
+        depths (`tuple[int, ...]`): The depth of each exit in layers, the deepest last.
+        layer_flops (`float`): FLOPs of one layer per token.
+        read_flops (`tuple[float, ...]`): FLOPs of the private layers and head of each exit.
     """
 
     depths: tuple[int, ...]
@@ -27,19 +27,21 @@ class Costs:
     read_flops: tuple[float, ...]
 
     def saved(self, exit_idx: int) -> float:
-        """Return the share of all layers that a token saves by leaving at an exit."""
+        """Return the share of all layers that do not run if a token leaves at an exit."""
         return 1 - self.depths[exit_idx] / self.depths[-1]
 
 
 @dataclass(frozen=True)
 class ExitPredictions:
-    """The predictions of all exits for every token of some texts, each after the right text.
+    """The predictions of all exits for each token of a dataset, with the true tokens as context.
 
     Attributes:
-        sequence (`numpy.ndarray` of shape `(tokens,)`): Text of each token, in order.
-        confidence (`numpy.ndarray` of shape `(tokens, exits - 1)`): Of every early exit.
-        agrees (`numpy.ndarray` of shape `(tokens, exits)`): Whether its best is the deepest one's.
-        loss (`numpy.ndarray` of shape `(tokens, exits)`): Cross entropy, in nats.
+        sequence (`numpy.ndarray` of shape `(tokens,)`): The index of each token's text, ascending.
+        confidence (`numpy.ndarray` of shape `(tokens, exits - 1)`): The confidence of each early
+            exit.
+        agrees (`numpy.ndarray` of shape `(tokens, exits)`): Whether the exit's most probable token
+            is that of the deepest exit.
+        loss (`numpy.ndarray` of shape `(tokens, exits)`): Cross entropy in nats.
     """
 
     sequence: np.ndarray
@@ -48,7 +50,7 @@ class ExitPredictions:
     loss: np.ndarray
 
     def half(self, odd: bool) -> ExitPredictions:
-        """Return every other text."""
+        """Return the texts of odd rank, or those of even rank."""
         order = np.unique(self.sequence, return_inverse=True)[1]
         kept = order % 2 == int(odd)
         return ExitPredictions(
@@ -58,16 +60,17 @@ class ExitPredictions:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """A setting of the thresholds, and its effect on texts that it was not made from.
+    """One setting of the thresholds, with its quality and cost on held-out texts.
 
     Attributes:
-        thresholds (`dict[int, float]`): By index of the exit; exits that never let go are absent.
-        agreement (`float`): Share of the tokens that are the deepest exit's.
-        loss_increase (`float`): Mean cross entropy above the deepest exit's, in nats per token.
-        layers_per_token (`float`): Layers that a token waits for, one after the other.
-        flops_per_token (`float`): FLOPs with all heads read, and with the layers above completed
-            for every position before one that goes deeper.
-        shares (`tuple[float, ...]`): Share of the tokens that leave at each exit.
+        thresholds (`dict[int, float]`): The confidence threshold by exit index. Exits without an
+            entry never end a token.
+        agreement (`float`): The share of tokens that equal the deepest exit's token.
+        loss_increase (`float`): The mean cross entropy minus the deepest exit's, in nats per token.
+        layers_per_token (`float`): The mean number of layers that run in sequence for a token.
+        flops_per_token (`float`): The mean FLOPs of a token. They include all heads that are read,
+            and the skipped layers of earlier positions that a deeper token needs later.
+        shares (`tuple[float, ...]`): The share of tokens that leave at each exit.
     """
 
     thresholds: dict[int, float]
@@ -79,10 +82,10 @@ class TradeOff:
 
 
 def risk_curves(predictions: ExitPredictions, goal: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return, for every early exit, increasing confidences and the risk of leaving at each.
+    """Return, for each early exit, increasing confidences and the risk of leaving at each of them.
 
-    The risk is the chance of another token (`goal="agreement"`) or the increase of the loss in nats
-    (`"loss"`). It never increases with the confidence (isotonic regression).
+    The risk is the probability of a token other than the deepest exit's (`goal="agreement"`), or
+    the increase of the loss in nats (`goal="loss"`). Isotonic regression makes it non-increasing.
     """
     curves = []
     for k in range(predictions.confidence.shape[1]):
@@ -99,9 +102,9 @@ def risk_curves(predictions: ExitPredictions, goal: str) -> list[tuple[np.ndarra
 def thresholds_at(
     curves: list[tuple[np.ndarray, np.ndarray]], price: float, costs: Costs
 ) -> dict[int, float]:
-    """Return thresholds, by exit, at which every exit takes the same risk for a layer saved.
+    """Return thresholds by exit at which each exit has the same risk per saved layer.
 
-    `price` is the risk accepted for saving all layers.
+    `price` is the risk that is allowed if a token saves all layers.
     """
     found = {}
     for k, (confidences, risks) in enumerate(curves):
@@ -112,7 +115,7 @@ def thresholds_at(
 
 
 def _exits_taken(predictions: ExitPredictions, thresholds: dict[int, float]) -> np.ndarray:
-    """Return the exit at which each token leaves: the first that is sure enough."""
+    """Return the exit of each token: the first one whose confidence reaches its threshold."""
     taken = np.full(len(predictions.sequence), predictions.agrees.shape[1] - 1)
     for k in sorted(thresholds, reverse=True):
         taken[predictions.confidence[:, k] >= thresholds[k]] = k
@@ -120,7 +123,7 @@ def _exits_taken(predictions: ExitPredictions, thresholds: dict[int, float]) -> 
 
 
 def measure(predictions: ExitPredictions, thresholds: dict[int, float], costs: Costs) -> TradeOff:
-    """Return what thresholds do, as means over the tokens."""
+    """Return the quality and cost of thresholds, as means over all tokens."""
     taken = _exits_taken(predictions, thresholds)
     rows, depths = np.arange(len(taken)), np.asarray(costs.depths)
     read = (*sorted(thresholds), len(depths) - 1)
@@ -142,7 +145,7 @@ def measure(predictions: ExitPredictions, thresholds: dict[int, float], costs: C
 
 
 def _deepest_to_come(taken: np.ndarray, sequence: np.ndarray) -> np.ndarray:
-    """Return, for each token, the deepest exit of itself and those after it in its text."""
+    """Return, for each token, the deepest exit among this token and later ones of its text."""
     deepest = taken.copy()
     for i in range(len(taken) - 2, -1, -1):
         if sequence[i] == sequence[i + 1]:
@@ -153,11 +156,11 @@ def _deepest_to_come(taken: np.ndarray, sequence: np.ndarray) -> np.ndarray:
 def trade_offs(
     learn: ExitPredictions, test: ExitPredictions, costs: Costs, goal: str, target: float
 ) -> tuple[list[TradeOff], int | None]:
-    """Return settings from cautious to bold, made from `learn` and measured on `test`.
+    """Return threshold settings from low to high risk, and the index of the chosen one.
 
-    The index is that of the boldest setting that reaches the target (least agreement, or most
-    increase of the loss in nats) on the texts it was made from. It is `None` if the target asks for
-    more than the deepest exit alone.
+    The settings are fitted on `learn` and measured on `test`. The chosen setting runs the fewest
+    layers among those that reach the target on `learn`. The target is the smallest agreement or the
+    largest increase of the loss in nats. The index is `None` if no setting reaches it.
     """
     curves = risk_curves(learn, goal)
     ratios = [risks / max(1e-9, costs.saved(k)) for k, (_, risks) in enumerate(curves)]

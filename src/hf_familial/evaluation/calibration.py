@@ -1,4 +1,4 @@
-"""Expected calibration error: whether a model is right as often as it claims to be."""
+"""Expected calibration error: the mean distance between a model's confidence and its accuracy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from numpy.typing import ArrayLike
 
 
 class CalibrationBins:
-    """Predictions sorted by their confidence into bins of equal width, a batch at a time.
+    """Counts of predictions in confidence bins of equal width, updated batch by batch.
 
-    Bin m of M holds the confidences in ((m - 1) / M, m / M].
+    Bin m of M contains the confidences in ((m - 1) / M, m / M].
     """
 
     def __init__(self, num_bins: int) -> None:
@@ -21,12 +21,15 @@ class CalibrationBins:
         self._inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
 
     def add(self, confidences: ArrayLike, correct: ArrayLike) -> None:
-        """Sort predictions into the bins, by confidences from 0 to 1; both of shape `(n,)`."""
+        """Add predictions to the bins. Both arguments have the shape `(n,)`.
+
+        `confidences` are between 0 and 1, and `correct` is true for right predictions.
+        """
         confidences = np.asarray(confidences, dtype=np.float64)
         correct = np.asarray(correct, dtype=np.float64)
         if confidences.shape != correct.shape or confidences.ndim != 1:
             raise ValueError(
-                "`confidences` and `correct` must be flat and of one length, got shapes "
+                "`confidences` and `correct` must have the same shape (n,), got shapes "
                 f"{confidences.shape} and {correct.shape}."
             )
         outside = confidences[(confidences < 0) | (confidences > 1)]
@@ -38,10 +41,10 @@ class CalibrationBins:
         self.correct += np.bincount(bins, weights=correct, minlength=num_bins)
 
     def error(self) -> float:
-        """Return the mean distance between accuracy and confidence, weighted by predictions."""
+        """Return the mean distance between accuracy and confidence, over all predictions."""
         if not self.counts.sum():
             raise ValueError("a calibration error needs at least one prediction, got none.")
-        # weight n_m / n times |sum / n_m - sum / n_m|: the bin's own count cancels
+        # the weight n_m / n and the means over n_m predictions: the count n_m cancels
         return float(np.abs(self.correct - self.confidence).sum() / self.counts.sum())
 
 
@@ -51,15 +54,15 @@ def expected_calibration_error(
     """Return the expected calibration error of predictions.
 
     Args:
-        confidences (`ArrayLike` of shape `(n,)`): Probability of each prediction, 0 to 1.
-        correct (`ArrayLike` of shape `(n,)`): Whether it was right, `bool`.
-        num_bins (`int`, *optional*, defaults to 15): Bins of equal width.
+        confidences (`ArrayLike` of shape `(n,)`): The probability of each prediction, 0 to 1.
+        correct (`ArrayLike` of shape `(n,)`): Whether each prediction was right, `bool`.
+        num_bins (`int`, *optional*, defaults to 15): The number of bins, all of equal width.
 
     Returns:
-        `float`: Between 0 (calibrated) and 1.
+        `float`: The error, from 0 (calibrated) to 1.
 
     Raises:
-        ValueError: If there is no prediction, or an argument is out of its range.
+        ValueError: If there are no predictions, or if an argument is out of range.
 
     Example:
         >>> expected_calibration_error([0.9, 0.9, 0.6], [True, True, False], num_bins=2)

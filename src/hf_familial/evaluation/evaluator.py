@@ -1,4 +1,4 @@
-"""Every exit of a family over a dataset, in one pass."""
+"""The evaluation of all exits of a family on a dataset, in one pass."""
 
 from __future__ import annotations
 
@@ -29,34 +29,33 @@ def evaluate_exits(
     num_bins: int = 15,
     data_collator: Collator | None = None,
 ) -> ExitEvaluation:
-    """Measure the quality and the cost of every exit, in one pass over the data.
+    """Measure the quality and the cost of each exit in one pass over a dataset.
 
-    Every batch runs through the backbone once; exits are then read one after the other, a chunk of
-    rows at a time, so that the memory for logits does not grow with their number. The model runs
-    in evaluation mode, on its device and in its dtype; each module gets its own mode back.
+    Each batch runs through the backbone once. Then the logits of one exit after another are
+    computed in chunks of rows, so memory does not grow with the number of exits. The model runs in
+    evaluation mode on its device and in its dtype. Afterwards each module returns to its mode.
 
     Args:
         model ([`FamilialForCausalLM`]): The family.
-        dataset (`datasets.Dataset` or `Iterable`): Rows with `input_ids`, one sequence each, and
-            perhaps `labels` (not shifted, -100 where there is no target; default to the tokens that
-            are not masked) and `attention_mask`.
-        batch_size (`int`, *optional*, defaults to 8): Sequences run at once.
-        max_batches (`int`, *optional*): Most batches to read; all by default.
-        bytes_per_token (`float`, *optional*): UTF-8 bytes of the dataset's text per token. Without
-            it there are no bits per byte.
-        num_bins (`int`, *optional*, defaults to 15): Bins of the calibration error.
-        data_collator (`Callable`, *optional*): Makes a batch, a mapping of tensors, from a list of
-            rows. By default rows are padded on the right and padding is no target.
+        dataset (`datasets.Dataset` or `Iterable`): Rows with `input_ids`, one sequence each. A row
+            may also have an `attention_mask` and `labels`. Labels are not shifted, and -100 means
+            no target. They default to the tokens that are not masked.
+        batch_size (`int`, *optional*, defaults to 8): The number of sequences in a batch.
+        max_batches (`int`, *optional*): The largest number of batches to read. Defaults to all.
+        bytes_per_token (`float`, *optional*): UTF-8 bytes of the dataset's text per token. It is
+            needed for bits per byte.
+        num_bins (`int`, *optional*, defaults to 15): The number of bins of the calibration error.
+        data_collator (`Callable`, *optional*): A function that turns a list of rows into a batch, a
+            mapping of tensors. By default rows are padded on the right, and padding has no target.
 
     Returns:
-        [`ExitEvaluation`]: Of every exit: loss, perplexity, bits per byte, accuracy, agreement with
-        the deepest exit, expected calibration error and FLOPs per token, each defined at
-        [`ExitRow`].
+        [`ExitEvaluation`]: Loss, perplexity, bits per byte, accuracy, agreement with the deepest
+        exit, expected calibration error and FLOPs per token of each exit. [`ExitRow`] defines them.
 
     Raises:
         TypeError: If `model` is not a family.
-        ValueError: If the dataset is empty, has no `input_ids` or no token to predict, or a number
-            is out of its range.
+        ValueError: If the dataset is empty, has no `input_ids` or no token to predict, or if a
+            number is out of range.
 
     Example:
         >>> evaluation = evaluate_exits(model, [{"input_ids": block} for block in blocks])
@@ -71,15 +70,15 @@ def evaluate_exits(
         for found in predict_batches(model, batches):
             num_sequences += found.num_sequences
             seq_length = max(seq_length, found.seq_length)
-            # a batch without targets has no exits
+            # `found.exits` is empty for a batch without targets
             for tally, predictions in zip(tallies, found.exits, strict=False):
                 tally.add(predictions, found.targets, found.exits[-1].tokens)
         if not num_sequences:
-            raise ValueError("`dataset` is empty: there is nothing to evaluate.")
+            raise ValueError("`dataset` is empty. It must contain at least one row.")
         if not tallies[-1].count:
             raise ValueError(
-                f"`dataset` has no token to predict in {num_sequences} sequences: all labels "
-                f"after the first position are {IGNORE_INDEX}, or no sequence has two tokens."
+                f"`dataset` has no token to predict in {num_sequences} sequences. At least one "
+                f"needs two tokens and a label that is not {IGNORE_INDEX} after its first position."
             )
         rows = tuple(
             tally.row(model, k, seq_length, bytes_per_token) for k, tally in enumerate(tallies)
@@ -96,14 +95,20 @@ def evaluate_exits(
 
 
 class _ExitTally:
-    """Sums over the predictions of one exit, a batch at a time, in float64."""
+    """The running float64 sums over all predictions of one exit."""
 
     def __init__(self, num_bins: int) -> None:
         self.count, self.loss, self.correct, self.agreed = 0, 0.0, 0, 0
         self.bins = CalibrationBins(num_bins)
 
     def add(self, predictions: Predictions, targets: np.ndarray, deepest: np.ndarray) -> None:
-        """Add predictions, given the right tokens and the deepest exit's top tokens."""
+        """Add predictions.
+
+        Args:
+            predictions ([`Predictions`]): The predictions of this exit.
+            targets (`numpy.ndarray` of shape `(rows,)`): The true tokens.
+            deepest (`numpy.ndarray` of shape `(rows,)`): The deepest exit's most probable tokens.
+        """
         correct = predictions.tokens == targets
         self.count += len(targets)
         self.loss += float(predictions.losses.sum(dtype=np.float64))
@@ -114,14 +119,14 @@ class _ExitTally:
     def row(
         self, model: Any, exit_idx: int, seq_length: int, bytes_per_token: float | None
     ) -> ExitRow:
-        """Return the means of the exit, and its FLOPs."""
+        """Return the row of this exit: means over all predictions, and FLOPs."""
         loss = self.loss / self.count
         return ExitRow(
             exit_idx=exit_idx,
             depth=model.config.exits[exit_idx],
             flops_per_token=measure_flops_per_token(model, exit_idx, seq_length),
             loss=loss,
-            # a diverged loss is shown as such rather than as an overflow
+            # `math.exp` raises OverflowError for a larger loss
             perplexity=math.inf if loss > 700 else math.exp(loss),
             bits_per_byte=None if bytes_per_token is None else loss / math.log(2) / bytes_per_token,
             accuracy=self.correct / self.count,
@@ -135,8 +140,8 @@ def _check(
 ) -> None:
     if not is_family(model):
         raise TypeError(
-            f"`model` must be a FamilialForCausalLM, got a {type(model).__name__}; pass what is "
-            "inside a wrapper, such as `model.get_base_model()` of an adapter."
+            f"`model` must be a FamilialForCausalLM, got a {type(model).__name__}. If it is a "
+            "wrapper, pass the inner model, for example `model.get_base_model()` of a PEFT model."
         )
     for name, value in {"batch_size": batch_size, "max_batches": max_batches}.items():
         if value is not None and value < 1:

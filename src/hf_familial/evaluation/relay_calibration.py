@@ -1,4 +1,4 @@
-"""Finding the thresholds of a confidence relay for a wanted agreement with the deepest exit."""
+"""The calibration of a confidence relay: thresholds for a target agreement or loss."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ GOALS = ("agreement", "loss")
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds of a relay, and their effect on texts that they were not made from.
+    """A calibrated relay, and a table of threshold settings measured on held-out texts.
 
     Attributes:
-        relay ([`ConfidenceRelay`]): Ready for `relay_generate`.
-        chosen ([`TradeOff`]): Its row of the table.
-        rows (`tuple[TradeOff, ...]`): From cautious to bold.
+        relay ([`ConfidenceRelay`]): The relay with the chosen thresholds, for `relay_generate`.
+        chosen ([`TradeOff`]): The row of the chosen thresholds.
+        rows (`tuple[TradeOff, ...]`): All settings, from most to fewest layers per token.
         goal (`str`): `"agreement"` or `"loss"`.
-        target (`float`): What was asked for.
-        num_tokens (`int`): Tokens that the rows were measured on.
-        depths (`tuple[int, ...]`): Layers below each exit.
+        target (`float`): The requested target.
+        num_tokens (`int`): The number of tokens that the rows were measured on.
+        depths (`tuple[int, ...]`): The depth of each exit in layers.
     """
 
     relay: ConfidenceRelay
@@ -48,11 +48,11 @@ class Calibration:
     depths: tuple[int, ...]
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the trade-off as a table, one row per setting.
+        """Return all settings as a table, one row per setting.
 
         Returns:
-            `pandas.DataFrame`: Columns as the fields of [`TradeOff`], `threshold_k` and `share_k`
-            for exit k, and `chosen`.
+            `pandas.DataFrame`: The numbers of [`TradeOff`] as columns, then `threshold_k` and
+            `share_k` of each exit k, and `chosen`.
         """
         names = ("agreement", "loss_increase", "layers_per_token", "flops_per_token")
         exits = range(len(self.depths))
@@ -78,32 +78,37 @@ def calibrate(
     max_batches: int | None = None,
     data_collator: Collator | None = None,
 ) -> Calibration:
-    """Find the thresholds of a [`ConfidenceRelay`] for a wanted quality.
+    """Find the thresholds of a [`ConfidenceRelay`] for a target quality.
 
-    Every exit reads every token of the dataset, after the right text before it. On half of the
-    texts, isotonic regression tells how much a token of a given confidence loses by leaving, and
-    every exit gets the threshold at which it takes the same risk for a layer saved; the other half
-    measures what comes of it. A text that the relay writes itself may stray further than the rows
-    say, since one other token changes those after it.
+    All exits predict each token of the dataset, with the true tokens as context. One half of the
+    texts fits the thresholds. For each exit, isotonic regression estimates the risk of leaving at a
+    given confidence. Each exit then gets the threshold with the same risk per saved layer. The
+    other half of the texts measures quality and cost.
+
+    Generated text can differ more from the deepest exit's than the table shows, because each
+    different token changes the context of later tokens.
 
     Args:
-        model ([`FamilialForCausalLM`]): The family.
-        dataset (`datasets.Dataset` or `Iterable`): As for `evaluate_exits`: rows with `input_ids`.
-        target (`float`, *optional*, defaults to 0.99): Least share of tokens that are the deepest
-            exit's, or with `goal="loss"` the most nats per token that the loss may increase by.
+        model ([`FamilialForCausalLM`]): The family. It needs two exits or more.
+        dataset (`datasets.Dataset` or `Iterable`): Rows with `input_ids`, as in [`evaluate_exits`].
+            It needs two texts or more.
+        target (`float`, *optional*, defaults to 0.99): The smallest share of tokens that equal the
+            deepest exit's. With `goal="loss"`, the largest increase of the loss in nats per token.
         goal (`str`, *optional*, defaults to `"agreement"`): `"agreement"` or `"loss"`.
-        measure (`str`, *optional*, defaults to `"max_prob"`): Measure of confidence, see
+        measure (`str`, *optional*, defaults to `"max_prob"`): The confidence measure, see
             [`ConfidenceRelay`].
-        batch_size (`int`, *optional*, defaults to 8): Sequences run at once.
-        max_batches (`int`, *optional*): Most batches to read; all by default.
-        data_collator (`Callable`, *optional*): As for `evaluate_exits`.
+        batch_size (`int`, *optional*, defaults to 8): The number of sequences in a batch.
+        max_batches (`int`, *optional*): The largest number of batches to read. Defaults to all.
+        data_collator (`Callable`, *optional*): A function that turns a list of rows into a batch,
+            as in [`evaluate_exits`].
 
     Returns:
-        [`Calibration`]: The relay and the table of trade-offs; [`plot_trade_offs`] draws it.
+        [`Calibration`]: The relay and the table of settings. [`plot_trade_offs`] plots the table.
 
     Raises:
-        ValueError: If there are not two texts, the family has one exit, or a word or number is out
-            of its range.
+        TypeError: If `model` is not a family.
+        ValueError: If the dataset has fewer than two texts, if the family has one exit, if an
+            argument is out of range, or if no thresholds reach the target.
 
     Example:
         >>> calibration = calibrate(model, blocks, target=0.98)
@@ -118,12 +123,15 @@ def calibrate(
     learn, test = predictions.half(odd=False), predictions.half(odd=True)
     if not len(test.sequence):
         raise ValueError(
-            "`dataset` must hold two texts or more: one half finds the thresholds and the other "
-            "measures them."
+            "`dataset` must contain two texts or more with tokens to predict. One half fits the "
+            "thresholds, and the other half measures them."
         )
     rows, chosen = trade_offs(learn, test, costs, goal, target)
     if chosen is None:
-        raise ValueError(f"no thresholds reach `target={target}` for `goal={goal!r}`.")
+        raise ValueError(
+            f"`target={target}` is not reached by any thresholds for `goal={goal!r}`. Choose a "
+            "less strict target."
+        )
     best = rows[chosen]
     rows = sorted(rows, key=lambda row: -row.layers_per_token)
     relay = ConfidenceRelay(dict(best.thresholds), measure)
@@ -133,7 +141,7 @@ def calibrate(
 def _gather(
     model: FamilialForCausalLM, batches: Iterable[Mapping[str, Any]], measure: str
 ) -> ExitPredictions:
-    """Return the predictions of every exit for every token that has a target."""
+    """Return the predictions of all exits at all positions with a target."""
     parts: list[tuple[np.ndarray, ...]] = []
     seen = 0
     for batch in predict_batches(model, batches, partial(confidence, measure=measure)):
@@ -144,12 +152,14 @@ def _gather(
             parts.append((seen + batch.sequences, confidences, tokens == tokens[:, -1:], losses))
         seen += batch.num_sequences
     if not parts:
-        raise ValueError("`dataset` has no token to predict.")
+        raise ValueError(
+            "`dataset` has no token to predict. It needs sequences of two tokens or more."
+        )
     return ExitPredictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def _costs(model: FamilialForCausalLM, seq_length: int) -> Costs:
-    """Return the FLOPs of a layer and of reading each exit, from running the members."""
+    """Return the FLOPs of a layer and of each exit's private layers and head, by measurement."""
     depths = tuple(model.config.exits)
     whole = [measure_flops_per_token(model, k, seq_length) for k in range(len(depths))]
     head = model.head(-1)
@@ -163,7 +173,7 @@ def _check(model: Any, target: float, goal: str) -> None:
     if not is_family(model):
         raise TypeError(f"`model` must be a FamilialForCausalLM, got {type(model).__name__}.")
     if model.config.num_exits < 2:
-        raise ValueError("a family of one exit has no thresholds: `model` must have two or more.")
+        raise ValueError("`model` must have two exits or more, got a family with one exit.")
     check_choice("goal", goal, GOALS)
     if not (0 < target <= 1 if goal == "agreement" else target >= 0):
         wanted = "between 0 and 1" if goal == "agreement" else "0 or more nats"

@@ -1,4 +1,4 @@
-"""The result of an evaluation: one row per exit, as a table or a dict."""
+"""The result of an evaluation, with one row per exit, as a table or a dict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped]
 
 
-# the printed table: heading, width and format of each column
+# columns of the printed table: heading, width, format
 COLUMNS: tuple[tuple[str, int, Callable[[ExitRow], str]], ...] = (
     ("exit", 4, lambda row: str(row.exit_idx)),
     ("depth", 5, lambda row: str(row.depth)),
@@ -29,21 +29,23 @@ class ExitRow:
     """The quality and cost of one exit.
 
     Attributes:
-        exit_idx (`int`): Index into `config.exits`, 0 the shallowest.
-        depth (`int`): Backbone layers below it.
-        flops_per_token (`float`): FLOPs of its member's forward pass per token, at the length of
-            the longest sequence; see `flops.measure_flops_per_token`.
-        loss (`float`): Cross entropy in nats per predicted token, over all tokens of the dataset.
+        exit_idx (`int`): The exit, an index into `config.exits`. 0 is the shallowest.
+        depth (`int`): The number of backbone layers below the exit.
+        flops_per_token (`float`): FLOPs per token of the member's forward pass, at the length of
+            the longest sequence. See [`measure_flops_per_token`].
+        loss (`float`): Cross entropy in nats per predicted token, over the whole dataset.
         perplexity (`float`): `exp(loss)` (Jelinek et al. 1977, "Perplexity: a measure of the
-            difficulty of speech recognition tasks"); infinite where that overflows.
-        bits_per_byte (`float`, *optional*): `loss / ln(2) / bytes_per_token`, comparable between
-            tokenizers (The Pile, arXiv:2101.00027, section 3.1); `None` without `bytes_per_token`.
-        accuracy (`float`): Share of predicted tokens that the exit holds most probable.
-        agreement (`float`): Share of positions where that token is the deepest exit's too (the
-            consistency that CALM, arXiv:2207.07061, asks of an early exit; for greedy
-            self-speculation, arXiv:2404.16710, the share of single drafts accepted).
-        expected_calibration_error (`float`): Mean distance between accuracy and the probability of
-            the top token, over bins of equal width (Guo et al. 2017, arXiv:1706.04599, equation 3).
+            difficulty of speech recognition tasks"). It is infinite if that overflows.
+        bits_per_byte (`float`, *optional*): `loss / ln(2) / bytes_per_token`, which is comparable
+            between tokenizers (The Pile, arXiv:2101.00027, section 3.1). It is `None` if
+            `bytes_per_token` is not given.
+        accuracy (`float`): The share of positions where the most probable token is the true one.
+        agreement (`float`): The share of positions where the most probable token is that of the
+            deepest exit. CALM (arXiv:2207.07061) calls it consistency. In greedy self-speculation
+            (arXiv:2404.16710) it is the share of accepted single drafts.
+        expected_calibration_error (`float`): The mean distance between accuracy and the probability
+            of the most probable token, over bins of equal width (Guo et al. 2017, arXiv:1706.04599,
+            equation 3).
     """
 
     exit_idx: int
@@ -59,16 +61,17 @@ class ExitRow:
 
 @dataclass(frozen=True)
 class ExitEvaluation:
-    """The quality and cost of every exit; [`evaluate_exits`] returns it.
+    """The quality and cost of all exits, as [`evaluate_exits`] returns them.
 
     Attributes:
-        rows (`tuple[ExitRow, ...]`): One per exit, shallowest first.
-        num_tokens (`int`): Predicted tokens, the same for every exit.
-        num_sequences (`int`): Rows of the dataset that were read.
-        seq_length (`int`): Tokens of the longest sequence, the length that FLOPs are counted at.
-        num_bins (`int`): Bins of the calibration error.
-        bytes_per_token (`float`, *optional*): UTF-8 bytes of text per token, as given.
-        backbone (`str`): `model_type` of the backbone.
+        rows (`tuple[ExitRow, ...]`): One row per exit, shallowest first.
+        num_tokens (`int`): The number of predicted tokens, the same for each exit.
+        num_sequences (`int`): The number of dataset rows that were read.
+        seq_length (`int`): The number of tokens of the longest sequence. FLOPs are counted at this
+            length.
+        num_bins (`int`): The number of bins of the calibration error.
+        bytes_per_token (`float`, *optional*): The given UTF-8 bytes of text per token.
+        backbone (`str`): The `model_type` of the backbone.
     """
 
     rows: tuple[ExitRow, ...]
@@ -80,7 +83,7 @@ class ExitEvaluation:
     backbone: str
 
     def __str__(self) -> str:
-        """Return a table of the exits, for a terminal of 80 columns."""
+        """Return the exits as a text table of up to 80 columns."""
         lines = [
             f"{self.num_tokens:,} tokens of {self.num_sequences:,} sequences, a family on "
             f"{self.backbone}; loss in nats per token",
@@ -92,17 +95,17 @@ class ExitEvaluation:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """Return the table as HTML, for a notebook."""
+        """Return the exits as an HTML table for a notebook."""
         return str(self.to_pandas()._repr_html_())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain Python values, the rows as a list of dicts."""
+        """Return all fields as plain Python values. `rows` is a list of dicts."""
         return asdict(self) | {"rows": [asdict(row) for row in self.rows]}
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a `pandas.DataFrame` with one line per exit and the fields of [`ExitRow`].
+        """Return a `pandas.DataFrame` with one row per exit and the fields of [`ExitRow`].
 
-        `bits_per_byte` is NaN where it is `None`; `attrs` holds the other fields.
+        `bits_per_byte` is NaN instead of `None`. The attribute `attrs` contains the other fields.
         """
         fields = self.to_dict()
         table = pd.DataFrame(fields.pop("rows")).astype({"bits_per_byte": float})

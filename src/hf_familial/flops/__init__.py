@@ -1,7 +1,7 @@
-"""Parameters, FLOPs and cache of a family and its members, from its config alone.
+"""Parameters, FLOPs and KV cache of a family and its members, computed from its config.
 
-A multiply-add is two FLOPs; every exit and every head counts; attention counts every pair of
-positions. Nothing is allocated: a family without weights runs once, and its operations are counted.
+A multiply-add counts as two FLOPs. All exits and heads count. Attention counts all pairs of
+positions. No weights are allocated: a model of fake tensors runs, and its operations are counted.
 """
 
 from .counting import Flops

@@ -1,4 +1,4 @@
-"""A family without weights that runs like one with: shapes flow, nothing is allocated."""
+"""A family of fake tensors: it runs like a real model, but only computes shapes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..models.familial import FamilialConfig, FamilialForCausalLM
 from .counting import Flops, FlopTally
 
 
-# Hosts that walk over the positions one by one, too slow at the length of training. Their FLOPs are
-# a quadratic in the length, so three short sequences tell them all.
+# Backbones that process positions one by one, which is too slow for long sequences. Their FLOPs are
+# a quadratic function of the length, so counts at three short lengths determine it.
 RECURRENT = frozenset({"falcon_mamba", "jamba", "mamba", "recurrent_gemma", "zamba"})
 SHORT = (8, 16, 24)
 
@@ -29,31 +29,31 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Keyed(Generic[T]):
-    """A value that equals another one of the same text, as a key of a cache."""
+    """A cache key with a value. Two keys are equal if their `text` is equal."""
 
     text: str
     value: T = field(compare=False)
 
 
 def config_of(model_or_config: Any) -> FamilialConfig:
-    """Return the config of a family, given itself or its model."""
+    """Return the config of a family from its model, or from the config itself."""
     config = getattr(model_or_config, "config", model_or_config)
     if not is_family_config(config):
         raise TypeError(
-            "FLOPs and parameters are counted for a familial model or its config, got "
+            "`model_or_config` must be a FamilialForCausalLM or a FamilialConfig, got "
             f"{type(model_or_config).__name__}."
         )
     return config
 
 
 def keyed_config(model_or_config: Any) -> Keyed[FamilialConfig]:
-    """Return the config of a family as a key: it equals others with the same JSON."""
+    """Return the config of a family as a cache key, equal to keys of configs with the same JSON."""
     config = config_of(model_or_config)
     return Keyed(config.to_json_string(use_diff=False), config)
 
 
 def fake_model(config: FamilialConfig) -> FamilialForCausalLM:
-    """Return the family on the meta device, with kernels whose shapes do not depend on data."""
+    """Return a family on the meta device, with kernels whose shapes do not depend on data."""
     config = copy.deepcopy(config)
     for part in (config, config.text_config):
         part._attn_implementation = "eager"
@@ -64,7 +64,10 @@ def fake_model(config: FamilialConfig) -> FamilialForCausalLM:
 
 @contextmanager
 def fake_tensors(family: nn.Module) -> Iterator[None]:
-    """Give a model on the meta device fake tensors, with which a host sees that it is traced."""
+    """Replace the meta tensors of a model by fake tensors inside a `with` block.
+
+    With fake tensors a backbone detects that it is traced.
+    """
     logger, seen = logging.getLogger("torch._subclasses.fake_tensor"), {}
     disabled, logger.disabled = logger.disabled, True
     try:
@@ -74,7 +77,7 @@ def fake_tensors(family: nn.Module) -> Iterator[None]:
                 for tensors in holders:
                     for name, tensor in tensors.items():
                         if tensor is not None and id(tensor) not in seen:
-                            # kept beside the original, whose id must not be given to another
+                            # also keep the original, so that its id is not used again
                             seen[id(tensor)] = (_faked(tensor), tensor)
                         if tensor is not None:
                             tensors[name] = seen[id(tensor)][0]
@@ -90,12 +93,12 @@ def _faked(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_walked(config: FamilialConfig, length: int) -> bool:
-    """Return whether a sequence is too long for a host that walks over its positions one by one."""
+    """Return whether the backbone processes positions one by one and `length` is too long."""
     return config.text_config.model_type in RECURRENT and length > SHORT[-1]
 
 
 def quadratic(counts: list[int], length: int) -> int:
-    """Return the value at a length of the quadratic through its values at the lengths `SHORT`."""
+    """Return the value at `length` of the quadratic through `counts` at the lengths `SHORT`."""
     first, second, third = counts
     steps = (length - SHORT[0]) / (SHORT[1] - SHORT[0])
     slope, curve = second - first, third - 2 * second + first
@@ -103,9 +106,9 @@ def quadratic(counts: list[int], length: int) -> int:
 
 
 def filled_cache(family: FamilialForCausalLM, length: int) -> Any:
-    """Return the cache of a fake model after `length` tokens, with every exit's slots.
+    """Return the KV cache of a fake model after `length` tokens, with the layers of all exits.
 
-    It is `None` if the host has no cache of transformers' kinds.
+    The result is `None` if the backbone has no cache that Transformers supports.
     """
     walked = is_walked(family.config, length)
     ids = torch.zeros((1, SHORT[0] if walked else length), dtype=torch.long)
@@ -121,9 +124,10 @@ def filled_cache(family: FamilialForCausalLM, length: int) -> Any:
 def flops_by_module(
     family: FamilialForCausalLM, tokens: int, cache: Any = None
 ) -> dict[int | None, Flops]:
-    """Return the FLOPs of a fake model in every layer, private layer and head; the cache grows.
+    """Run new tokens, and return the FLOPs of each layer, private layer and head of a fake model.
 
-    Modules go by identity; `None` is what is left over.
+    Keys are the `id()` of the modules. The key `None` has the FLOPs outside of these modules. The
+    tokens are added to the cache.
     """
     tally = FlopTally([*family.parameters(), *family.buffers()])
     ids = torch.zeros((1, tokens), dtype=torch.long)

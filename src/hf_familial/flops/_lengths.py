@@ -1,4 +1,4 @@
-"""FLOPs of a sequence as a function of its length: a few counts, and a polynomial through them."""
+"""FLOPs of a sequence as a polynomial in its length, fitted to counts at a few lengths."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..models.familial import FamilialConfig
 from ._fake_model import SHORT, is_walked
 
 
-# Hosts that work through a sequence in chunks: the config's field for the chunk, or its length
-# where the code fixes it. Their FLOPs also depend on the number of chunks that are begun.
+# Backbones that process a sequence in chunks -> the config field with the chunk length, or the
+# length itself if the code fixes it. Their FLOPs also depend on the number of chunks.
 CHUNKED: dict[str, str | int] = {
     "bailing_hybrid": 64,
     "bamba": "mamba_chunk_size",
@@ -27,35 +27,35 @@ CHUNKED: dict[str, str | int] = {
     "qwen3_next": 64,
     "zamba2": "chunk_size",
 }
-# A host that cuts a sequence into chunks and a rest, each with kernels of its own.
+# A backbone with separate kernels for whole chunks and for the rest. No polynomial fits it.
 COUNTED = frozenset({"xlstm"})
-CHECKED = 61  # a length at which a host that no test knows has to agree
+CHECKED = 61  # a length at which the polynomial of an untested backbone is checked
 
 
 class LengthCounts:
-    """Totals of one family at every length, from a few calls of a slow `count(length)`.
+    """FLOPs of one family at any length, from a few calls of a slow `count(length)`.
 
-    The first length is counted. At the second one, a polynomial is laid through counts at a few
-    lengths: a quadratic in the length, or, in a host that works in chunks, one quadratic up to the
-    first chunk and beyond it one in the length and the number of chunks. If a polynomial does not
-    fit the host, every length is counted once.
+    The first length is counted. For the second length, a quadratic is fitted to counts at a few
+    lengths. A backbone that works in chunks gets a second polynomial for more than one chunk. It is
+    a quadratic in the length and the number of chunks. If the polynomial does not fit the backbone,
+    each length is counted once.
     """
 
     def __init__(self, config: FamilialConfig, count: Callable[[int], int]) -> None:
         self.config, self.count = config, count
         self.chunk = _chunk_of(config)
         self.known: dict[int, int] = {}
-        # by whether more than one chunk is begun; empty where no polynomial fits
+        # key: whether there is more than one chunk; value: coefficients, empty if none fit
         self._weights: dict[bool, list[Fraction]] = {}
 
     def at(self, length: int) -> int:
-        """Return the total at a length."""
+        """Return the FLOPs of a sequence of this length."""
         if length in self.known or not (self.known or is_walked(self.config, length)):
             return self._counted(length)
         return self._predicted(length, self._laid(self._several(length)))
 
     def prepare(self) -> None:
-        """Lay the usual polynomial now, so that no length of its kind is counted later."""
+        """Fit the polynomial now, so that later calls of `at` are fast."""
         self._laid(self.chunk is not None)
 
     def _several(self, length: int) -> bool:
@@ -94,13 +94,13 @@ class LengthCounts:
 
 
 def _chunk_of(config: FamilialConfig) -> int | None:
-    """Return the positions of a chunk, or `None` in a host that does not work in chunks."""
+    """Return the chunk length, or `None` for a backbone that does not work in chunks."""
     chunk = CHUNKED.get(config.text_config.model_type)
     return getattr(config.text_config, chunk) if isinstance(chunk, str) else chunk
 
 
 def _nodes(chunk: int | None, several: bool) -> Sequence[int]:
-    """Return lengths at which no two polynomials of the kind have the same values."""
+    """Return lengths at which the counts determine the polynomial."""
     if chunk is None:
         return SHORT
     if not several:
@@ -109,7 +109,7 @@ def _nodes(chunk: int | None, several: bool) -> Sequence[int]:
 
 
 def _solved(rows: list[list[int]], values: list[int]) -> list[Fraction]:
-    """Solve a square system exactly, by Gauss and Jordan."""
+    """Solve a square linear system exactly, by Gauss-Jordan elimination."""
     table = [[*map(Fraction, row), Fraction(v)] for row, v in zip(rows, values, strict=True)]
     for column in range(len(table)):
         pivot = next(i for i in range(column, len(table)) if table[i][column])

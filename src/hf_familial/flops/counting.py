@@ -1,4 +1,4 @@
-"""Counting FLOPs by torch's own formulas, and where torch has none, by ours."""
+"""FLOP counters with torch's own formulas, and formulas for operations that torch lacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import (
 
 
 def _attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
-    """Count two matmuls, scores and values, over all pairs of positions."""
+    """Return the FLOPs of two matmuls (scores and values) over all pairs of positions."""
     batch, heads, queries, width = q
     return 2 * batch * heads * queries * k[-2] * (width + v[-1])
 
@@ -36,13 +36,13 @@ def _conv_backward_flops(
     out_shape: Any = None,
     **kwargs: Any,
 ) -> int:
-    """Count as much as forward for each gradient; torch's own formula forgets the groups."""
+    """Return the forward FLOPs for each computed gradient. Torch's formula ignores the groups."""
     transposed, output_mask = args[4], args[7]
     forward = conv_flop_count(list(x), list(weight), list(grad_out), transposed)
     return forward * sum(output_mask[:2])
 
 
-# torch counts the attention kernels of accelerators, but not the CPU's
+# torch has formulas for the attention kernels of accelerators, but not for that of the CPU
 CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 FORMULAS = CPU_ATTENTION | {
     torch.ops.aten.addmm_: _addmm_flops,
@@ -51,20 +51,20 @@ FORMULAS = CPU_ATTENTION | {
 
 
 def counter() -> FlopCounterMode:
-    """Return torch's counter of FLOPs, with the formulas that it lacks."""
+    """Return torch's FLOP counter with the additional `FORMULAS`."""
     return FlopCounterMode(display=False, custom_mapping=FORMULAS)
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a part of a model, a multiply-add as two.
+    """FLOPs of a part of a model. A multiply-add counts as two.
 
     Attributes:
-        matmul (`int`): Of activations with weights: 2 for each weight and token (Kaplan et al.
-            2020, arXiv:2001.08361, table 1); convolutions among them.
-        attention (`int`): Of activations with activations: scores and values of attention over all
-            pairs of positions, 2 x 2 x width for each pair and head (Hoffmann et al. 2022,
-            arXiv:2203.15556, appendix F); products with the states of linear attention.
+        matmul (`int`): FLOPs of products of activations with weights, convolutions included. They
+            are 2 per weight and token (Kaplan et al. 2020, arXiv:2001.08361, table 1).
+        attention (`int`): FLOPs of products of activations with activations. Attention scores and
+            values are 2 x 2 x width per pair of positions and head, over all pairs (Hoffmann et al.
+            2022, arXiv:2203.15556, appendix F). Products with states of linear attention count too.
     """
 
     matmul: int = 0
@@ -72,7 +72,7 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """Both together."""
+        """The sum of `matmul` and `attention`."""
         return self.matmul + self.attention
 
     def __add__(self, other: Flops) -> Flops:
@@ -80,29 +80,30 @@ class Flops:
 
 
 class FlopTally(TorchDispatchMode):
-    """A counter of FLOPs in a `with` block, which tells matmuls with weights from attention.
+    """A FLOP counter for a `with` block that separates matmuls with weights from attention.
 
-    FLOPs are booked under the key `place`. What is made of nothing but `weights` is a weight too,
-    such as a routed expert's part of a stack. `FlopCounterMode` follows modules instead, and fails
-    without gradients in hosts that pass parts of a parameter to a module.
+    FLOPs are recorded under the current key `place`. A tensor computed only from `weights` counts
+    as a weight, for example one expert's slice of stacked experts. Torch's `FlopCounterMode` tracks
+    modules instead. Without gradients it fails for backbones that pass parts of a parameter to a
+    module.
     """
 
     def __init__(self, weights: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.place: object = None
         self._booked: Counter[tuple[object, bool]] = Counter()
-        # storages are kept alive, so that an address is never another's
+        # keep the storages alive, so that no other tensor gets the same address
         self._weights = {_address(weight): weight.untyped_storage() for weight in weights}
         own = {packet: shape_wrapper(formula) for packet, formula in FORMULAS.items()}
         self._formulas: Mapping[Any, Callable[..., int]] = {**flop_registry, **own}
 
     @property
     def total(self) -> int:
-        """Return the FLOPs so far."""
+        """The FLOPs so far."""
         return sum(self._booked.values())
 
     def at(self, place: object) -> Flops:
-        """Return the FLOPs booked at one place."""
+        """Return the FLOPs recorded under the key `place`."""
         return Flops(self._booked[place, True], self._booked[place, False])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

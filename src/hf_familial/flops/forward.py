@@ -1,4 +1,4 @@
-"""FLOPs of a forward pass by layer, private layer and head, and so of members and relays."""
+"""FLOPs of a forward pass by layer, private layer and head, and of members and relays."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ from .parameters import active_shares
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """FLOPs of one pass over one sequence through every layer and every exit, by module.
+    """FLOPs of one pass over one sequence through all layers and exits, by module.
 
     Attributes:
-        tokens (`int`): Positions that were run.
-        past (`int`): Positions in the cache before them.
-        depths (`tuple[int, ...]`): Depth of every exit.
-        num_exit_layers (`int`): Private layers of each early exit.
-        entry ([`Flops`]): What stands outside of layers and heads, such as a projection of the
-            token embedding; none in most hosts.
-        layers (`tuple[Flops, ...]`): Every layer of the backbone.
-        private (`tuple[Flops, ...]`): Private layers of every exit; none of the deepest.
-        heads (`tuple[Flops, ...]`): The head of every exit, read at every position.
-        exact (`bool`): Whether every operation was counted, not estimated.
+        tokens (`int`): The number of positions that run.
+        past (`int`): The number of earlier positions in the KV cache.
+        depths (`tuple[int, ...]`): The depth of each exit.
+        num_exit_layers (`int`): The number of private layers of each early exit.
+        entry ([`Flops`]): FLOPs outside of layers and heads, such as a projection of the token
+            embedding. They are 0 in most backbones.
+        layers (`tuple[Flops, ...]`): FLOPs of each backbone layer.
+        private (`tuple[Flops, ...]`): FLOPs of the private layers of each exit. The deepest exit
+            has none.
+        heads (`tuple[Flops, ...]`): FLOPs of each exit's head at all positions.
+        exact (`bool`): `True` if the operations were counted, `False` if they were estimated.
     """
 
     tokens: int
@@ -55,31 +56,31 @@ class ForwardFlops:
 
     @property
     def all_exits(self) -> Flops:
-        """FLOPs of every layer once and every exit, as in training."""
+        """FLOPs of all layers and all exits, as in the forward pass of training."""
         return sum((*self.layers, *self.private, *self.heads), self.entry)
 
     def segment(self, start: int, stop: int) -> Flops:
-        """Return the FLOPs of the backbone's layers `[start, stop)`, from tap to tap."""
+        """Return the FLOPs of the backbone layers `[start, stop)`."""
         return sum(self.layers[start:stop], Flops())
 
     def member(self, exit_idx: int) -> Flops:
-        """Return the FLOPs of one member, from the token ids to its logits.
+        """Return the FLOPs of one member, from token ids to logits.
 
         Raises:
-            IndexError: If there is no such exit.
+            IndexError: If the family does not have this exit.
         """
         return self.entry + self.segment(0, self.depths[exit_idx]) + self._exit(exit_idx)
 
     def relay(self, from_exit: int, to_exit: int) -> Flops:
-        """Return the FLOPs of going on from the taps of one exit to the logits of a deeper one.
+        """Return the FLOPs from the taps of one exit to the logits of a deeper exit.
 
         Args:
-            from_exit (`int`): Exit whose taps are kept.
-            to_exit (`int`): Deeper exit.
+            from_exit (`int`): The exit whose taps are available.
+            to_exit (`int`): The deeper exit.
 
         Raises:
-            IndexError: If there is no such exit.
-            ValueError: If `to_exit` is not deeper.
+            IndexError: If the family does not have one of these exits.
+            ValueError: If `to_exit` is not deeper than `from_exit`.
         """
         start, stop = self.depths[from_exit], self.depths[to_exit]
         if start >= stop:
@@ -89,11 +90,14 @@ class ForwardFlops:
         return self.segment(start, stop) + self._exit(to_exit)
 
     def layer_passes(self, exit_idx: int, from_exit: int | None = None) -> int:
-        """Return positions times layers that they run through, private ones among them.
+        """Return the number of positions times the number of layers that each runs through.
+
+        Private layers count.
 
         Args:
-            exit_idx (`int`): Exit that is read.
-            from_exit (`int`, *optional*): Exit whose taps are kept; by default none are.
+            exit_idx (`int`): The exit where the pass ends.
+            from_exit (`int`, *optional*): The exit whose taps are available. By default the pass
+                starts at the token ids.
         """
         start = 0 if from_exit is None else self.depths[from_exit]
         early = exit_idx % len(self.depths) < len(self.depths) - 1
@@ -107,28 +111,30 @@ class ForwardFlops:
 def forward_flops(
     model_or_config: FamilialForCausalLM | FamilialConfig, tokens: int, past: int = 0
 ) -> ForwardFlops:
-    """Count the FLOPs of a forward pass, from the config alone.
+    """Count the FLOPs of a forward pass through all exits, from the config alone.
 
-    A family without weights runs (fake tensors). Attention counts every pair of a new position and
-    one that the host's cache holds; of routed experts, those that a token is sent to count.
-    Elementwise operations do not count.
+    A model of fake tensors runs, and its matmuls and attention are counted. Attention counts all
+    pairs of a new position and a position in the cache. Only the routed experts that a token uses
+    count. Elementwise operations do not count.
 
     Args:
         model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
-        tokens (`int`): Positions to run: a whole prompt, one token when decoding, the drafts when
-            verifying.
-        past (`int`, *optional*, defaults to 0): Positions in the cache before them.
+        tokens (`int`): The number of positions to run: the length of a prompt, 1 for decoding, or
+            the number of drafts for verifying.
+        past (`int`, *optional*, defaults to 0): The number of earlier positions in the KV cache.
 
     Returns:
-        [`ForwardFlops`]: Kept for the next call with equal arguments.
+        [`ForwardFlops`]: The FLOPs by module. The result is cached for equal arguments.
 
     Raises:
-        TypeError: If it is not a family.
-        ValueError: If `tokens` is not positive, `past` is negative, or the host has no cache.
+        TypeError: If `model_or_config` is not a family.
+        ValueError: If `tokens` is below 1, if `past` is negative, or if `past` is positive and the
+            backbone has no cache.
 
     Example:
-        >>> prefill = forward_flops(config, tokens=1024)
-        >>> prefill.member(0).total, prefill.relay(0, -1).total  # draft; then verify all of them
+        >>> flops = forward_flops(config, tokens=1024)
+        >>> flops.member(0).total  # the shallowest member
+        >>> flops.relay(0, -1).total  # from the taps of exit 0 to the deepest exit
     """
     config = keyed_config(model_or_config)
     if tokens < 1:
@@ -139,16 +145,20 @@ def forward_flops(
 
 
 def measure_flops_per_token(model: FamilialForCausalLM, exit_idx: int, seq_length: int) -> float:
-    """Count the FLOPs of one member's forward pass, per token, by running it.
+    """Run one member on one sequence, and return its FLOPs per token.
 
     Args:
         model ([`FamilialForCausalLM`]): The family.
-        exit_idx (`int`): Exit at which the member ends.
-        seq_length (`int`): Number of tokens in the sequence; attention grows with it.
+        exit_idx (`int`): The exit where the member ends.
+        seq_length (`int`): The number of tokens in the sequence. The cost of attention grows with
+            it.
 
     Returns:
-        `float`: FLOPs per token: every matmul and attention as torch's `FlopCounterMode` counts
-        them (a multiply-add is two), the head included, causal attention counted in full.
+        `float`: FLOPs per token of all matmuls and attention, the head included. A multiply-add
+        counts as two, and causal attention counts in full. Torch's `FlopCounterMode` counts them.
+
+    Example:
+        >>> measure_flops_per_token(model, exit_idx=0, seq_length=512)
     """
     ids = torch.zeros((1, seq_length), dtype=torch.long, device=model.device)
     with torch.no_grad(), counter() as count:
@@ -163,13 +173,14 @@ def _count(keyed: Keyed[FamilialConfig], tokens: int, past: int) -> ForwardFlops
         family = fake_model(config).eval()
         if past and not family.model.spec.cache:
             raise ValueError(
-                f"`past` must be 0: a `{config.text_config.model_type}` has no cache, got {past}."
+                f"`past` must be 0, because `{config.text_config.model_type}` has no cache, got "
+                f"{past}."
             )
         try:
             with fake_tensors(family):
                 return _counted(family, tokens, past)
         except Exception:
-            # whatever a host's forward raises where it wants to look at values
+            # a backbone may raise any error when it needs real values
             return estimated(fake_model(config), tokens, past)
 
 
@@ -189,11 +200,11 @@ def _counted(family: FamilialForCausalLM, tokens: int, past: int) -> ForwardFlop
 
 
 def estimated(family: FamilialForCausalLM, tokens: int, past: int) -> ForwardFlops:
-    """Return the FLOPs that follow from the sizes of matrices, for hosts that need data to run.
+    """Estimate the FLOPs from the sizes of matrices, for backbones that need real data to run.
 
-    Two for each active entry of a matrix and each token (Kaplan et al. 2020, arXiv:2001.08361,
-    table 1); attention in every layer over all positions, `4 tokens (past + tokens) heads width`
-    (Hoffmann et al. 2022, arXiv:2203.15556, appendix F).
+    Each active entry of a matrix counts 2 per token (Kaplan et al. 2020, arXiv:2001.08361, table
+    1). Attention counts `4 tokens (past + tokens) heads width` in each layer (Hoffmann et al. 2022,
+    arXiv:2203.15556, appendix F).
     """
     config = family.config.text_config
     heads = getattr(config, "num_attention_heads", None) or 1
@@ -213,7 +224,7 @@ def estimated(family: FamilialForCausalLM, tokens: int, past: int) -> ForwardFlo
     early: Any = family.model.exits
     layers = [*family.model.decoder.layers, *(layer for e in early for layer in e.layers)]
     found: dict[int | None, Flops] = {id(m): Flops(matmul(m, tables), attention) for m in layers}
-    # a tied head is a matrix all the same
+    # a tied head counts too, although its weight is the embedding table
     readers = [family.head(k) for k in range(family.config.num_exits)]
     found |= {id(head): Flops(matmul(head, set())) for head in readers}
     found[None] = Flops(matmul(family, tables | seen))
@@ -227,10 +238,10 @@ def _result(
     found: dict[int | None, Flops],
     exact: bool,
 ) -> ForwardFlops:
-    """Sort the FLOPs of modules, by identity, into layers, private layers and heads."""
+    """Return the result from the FLOPs of modules by `id()`."""
     config = family.config
     readers = [id(family.head(k)) for k in range(config.num_exits)]
-    # a shared head was counted once for every exit that reads it, and estimated once
+    # a count includes a shared head once per exit, an estimate includes it once
     times = Counter(readers) if exact else Counter(set(readers))
     early: Any = family.model.exits
     private = [sum((found[id(m)] for m in e.layers), Flops()) for e in early]

@@ -1,4 +1,4 @@
-"""The cost of running one member: FLOPs of reading and of writing a token, and the cache."""
+"""The cost of running one member: FLOPs of prefill and decoding per token, and KV cache size."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from .parameters import ParameterCount, family_parameters
 
 @dataclass(frozen=True)
 class CacheSize:
-    """The cache of one member after a text.
+    """The size of one member's KV cache after a text.
 
     Attributes:
-        bytes (`int`): Keys, values and states; not its counters.
-        per_token (`int`): Growth by one more token; 0 where every window is full or all is state.
-        exact (`bool`): Whether it was looked at, not estimated.
+        bytes (`int`): Bytes of keys, values and recurrent states.
+        per_token (`int`): Bytes that one more token adds. It is 0 if all layers have full sliding
+            windows or recurrent states.
+        exact (`bool`): `True` if the size was measured, `False` if it was estimated.
     """
 
     bytes: int
@@ -38,17 +39,18 @@ class CacheSize:
 
 @dataclass(frozen=True)
 class MemberFlops:
-    """The cost of one member at one length of text, for a batch of one.
+    """The cost of one member for one text of a given length.
 
     Attributes:
-        parameters ([`ParameterCount`]): Its size by every convention.
-        layers (`int`): Layers that every token passes, private ones among them.
-        prefill_flops_per_token (`float`): Mean over a text of the given length, without a cache
-            before it; the head reads every position.
-        decode_flops_per_token (`float`, *optional*): Of one more token after it; `None` if the host
-            has no cache of transformers' kinds.
-        cache ([`CacheSize`], *optional*): After the text; `None` likewise.
-        exact (`bool`): Whether every operation was counted, not estimated from sizes.
+        parameters ([`ParameterCount`]): The number of parameters by each convention.
+        layers (`int`): The number of layers that a token runs through, private layers included.
+        prefill_flops_per_token (`float`): Mean FLOPs per token of one pass over the text, with the
+            head at all positions.
+        decode_flops_per_token (`float`, *optional*): FLOPs of the next token after the text. It is
+            `None` if the backbone has no cache that Transformers supports.
+        cache ([`CacheSize`], *optional*): The size of the KV cache after the text, or `None` for
+            such a backbone.
+        exact (`bool`): `True` if the operations were counted, `False` if they were estimated.
     """
 
     parameters: ParameterCount
@@ -64,19 +66,19 @@ def member_flops(
     context: int,
     dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[MemberFlops, ...]:
-    """Count what every member costs to run, from the config alone.
+    """Return the parameters, FLOPs and cache size of each member, from the config alone.
 
     Args:
         model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
-        context (`int`): Tokens of text.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): Of the cache.
+        context (`int`): The length of the text in tokens.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): The dtype of the cache.
 
     Returns:
-        `tuple[MemberFlops, ...]`: Shallowest first.
+        `tuple[MemberFlops, ...]`: The cost of each member, shallowest first.
 
     Raises:
-        TypeError: If it is not a family.
-        ValueError: If `context` is not positive, or the family cannot be built.
+        TypeError: If `model_or_config` is not a family.
+        ValueError: If `context` is below 1, or if the family cannot be built.
 
     Example:
         >>> [m.decode_flops_per_token for m in member_flops(config, context=4096)]
@@ -104,24 +106,28 @@ def cache_sizes(
     context: int,
     dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[CacheSize, ...] | None:
-    """Return the size of every member's cache after a text, for one row, from the config alone.
+    """Return the KV cache size of each member after a text of one row, from the config alone.
 
-    The host's own cache is looked at: sliding windows, latent keys and values, recurrent states.
-    With full attention that is `2 kv_heads head_dim` values for each layer and token (Pope et al.
-    2022, arXiv:2211.05102, section 2.1).
+    The size is measured on the backbone's own cache, with its sliding windows, latent keys and
+    values, and recurrent states. With full attention it is `2 kv_heads head_dim` values per layer
+    and token (Pope et al. 2022, arXiv:2211.05102, section 2.1).
 
     Args:
         model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
-        context (`int`): Tokens of text.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): Of the cache.
+        context (`int`): The length of the text in tokens.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): The dtype of the cache.
 
     Returns:
-        `tuple[CacheSize, ...]`, *optional*: Shallowest first; `None` if the host has no cache of
-        transformers' kinds. Kept for the next call with equal arguments.
+        `tuple[CacheSize, ...]`, *optional*: The size for each member, shallowest first. It is
+        `None` if the backbone has no cache that Transformers supports. The result is cached for
+        equal arguments.
 
     Raises:
-        TypeError: If it is not a family.
-        ValueError: If `context` is not positive.
+        TypeError: If `model_or_config` is not a family.
+        ValueError: If `context` is below 1.
+
+    Example:
+        >>> [size.bytes for size in cache_sizes(config, context=4096)]
     """
     config = keyed_config(model_or_config)
     if context < 1:
@@ -149,7 +155,7 @@ def _measure(
                 family(input_ids=ids, past_key_values=cache, use_cache=True, output_exits=True)
                 after = [_bytes_of(vars(layer)) for layer in cache.layers]
         except Exception:
-            # whatever a host's forward raises where it wants to look at values
+            # a backbone may raise any error when it needs real values
             return _estimate(config, context, dtype, [len(own) for own in slots])
     sizes = [(sum(before[i] for i in own), sum(after[i] for i in own)) for own in slots]
     return tuple(CacheSize(old, new - old, exact=True) for old, new in sizes)
@@ -167,7 +173,7 @@ def _bytes_of(value: Any) -> int:
 def _estimate(
     config: FamilialConfig, context: int, dtype: torch.dtype, layers: list[int]
 ) -> tuple[CacheSize, ...]:
-    """Return the size of keys and values of every layer in full."""
+    """Estimate the cache size as keys and values of all positions in each layer."""
     sizes = config.text_config
     heads = getattr(sizes, "num_attention_heads", None) or 1
     width = getattr(sizes, "head_dim", None) or sizes.hidden_size // heads

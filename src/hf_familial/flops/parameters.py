@@ -1,4 +1,4 @@
-"""Parameters of a family and its members, from the config alone, in every convention in use."""
+"""Parameter counts of a family and its members, from the config alone, in four conventions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ._fake_model import Keyed, fake_model, keyed_config
 
 
-# Names under which configs keep the number of routed experts, and how many a token is sent to.
+# Names of the config fields for the number of routed experts, and for the experts per token.
 NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 TOP_K = ("num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """The size N of a model by every convention, each shared parameter counted once.
+    """The size N of a model in four conventions. Each shared parameter counts once.
 
     Attributes:
         total (`int`): All parameters.
-        non_embedding (`int`): Without the token embedding and output heads (Kaplan et al. 2020,
-            arXiv:2001.08361, section 2.1).
-        active (`int`): Of the total, those that take part in one token: of routed experts, as many
-            as a token is sent to. Equal to `total` in a dense backbone.
+        non_embedding (`int`): All parameters except the token embedding and output heads (Kaplan et
+            al. 2020, arXiv:2001.08361, section 2.1).
+        active (`int`): The parameters that one token uses. Only the routed experts that the token
+            is sent to count. In a dense backbone it equals `total`.
         layers_and_head (`int`): Decoder layers and one output head, tied or not. The size labels
-            of TeleAI's Ruyi models obey it: 1.7B, 8B and 14B of Ruyi2 (arXiv:2602.22543, table 1).
+            1.7B, 8B and 14B of TeleAI's Ruyi2 follow this convention (arXiv:2602.22543, table 1).
     """
 
     total: int
@@ -38,20 +38,22 @@ class ParameterCount:
     layers_and_head: int
 
 
-# the ways to count N, as `ParameterCount` names them
+# the conventions to count N: the fields of `ParameterCount`
 CONVENTIONS = tuple(ParameterCount.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
 class FamilyParameters:
-    """The parameters of a family by member, segment and exit.
+    """The parameter counts of a family by member, segment and exit.
 
     Attributes:
-        family ([`ParameterCount`]): Of the whole; `layers_and_head` counts all private layers.
-        members (`tuple[ParameterCount, ...]`): Of every member, shallowest first.
-        segments (`tuple[int, ...]`): Layers between two depths, the first from the embedding on.
-        exits (`tuple[int, ...]`): What each exit has for itself: private layers, norm, own head;
-            of the deepest, nothing: its norm and head are the backbone's.
+        family ([`ParameterCount`]): The counts of the whole family. Its `layers_and_head` includes
+            all private layers.
+        members (`tuple[ParameterCount, ...]`): The counts of each member, shallowest first.
+        segments (`tuple[int, ...]`): Parameters of the layers between two depths. The first segment
+            starts after the embedding.
+        exits (`tuple[int, ...]`): Parameters that only one exit has: private layers, norm and own
+            head. The deepest exit has 0, because its norm and head belong to the backbone.
         head_flops (`int`): FLOPs per token of the deepest exit's head.
     """
 
@@ -66,14 +68,14 @@ def family_parameters(model_or_config: FamilialForCausalLM | FamilialConfig) -> 
     """Count the parameters of a family, its members, segments and exits, from the config alone.
 
     Args:
-        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family; sharded or
-            not.
+        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family. Its model may
+            be sharded.
 
     Returns:
-        [`FamilyParameters`]: Kept for the next call with an equal config.
+        [`FamilyParameters`]: The counts. The result is cached for equal configs.
 
     Raises:
-        TypeError: If it is not a family.
+        TypeError: If `model_or_config` is not a family.
         ValueError: If the family cannot be built.
 
     Example:
@@ -83,32 +85,38 @@ def family_parameters(model_or_config: FamilialForCausalLM | FamilialConfig) -> 
 
 
 def count_family(model_or_config: FamilialForCausalLM | FamilialConfig) -> dict[str, int]:
-    """Count the parameters of a whole family, each shared one once, from the config alone.
+    """Count the parameters of a whole family, from the config alone. Shared ones count once.
 
     Args:
-        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family; sharded or
-            not.
+        model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family. Its model may
+            be sharded.
 
     Returns:
         `dict[str, int]`: `total`, `non_embedding` and `active`, as in [`ParameterCount`].
 
     Raises:
-        TypeError: If it is not a family.
+        TypeError: If `model_or_config` is not a family.
+
+    Example:
+        >>> count_family(model)["total"]
     """
     counts = asdict(family_parameters(model_or_config).family)
     return {name: counts[name] for name in ("total", "non_embedding", "active")}
 
 
 def count_parameters(model: FamilialForCausalLM, exit_idx: int) -> dict[str, int]:
-    """Count the parameters of one member, each shared tensor once.
+    """Count the parameters of one member. Shared tensors count once.
 
     Args:
         model ([`FamilialForCausalLM`]): The family.
-        exit_idx (`int`): Exit at which the member ends.
+        exit_idx (`int`): The exit where the member ends.
 
     Returns:
-        `dict[str, int]`: `total`, all that the member needs; `non_embedding`, without the token
-        embedding and the output head: layers, private layers, norms, position embeddings.
+        `dict[str, int]`: `total` has all parameters of the member. `non_embedding` leaves out the
+        token embedding and the output head.
+
+    Example:
+        >>> count_parameters(model, exit_idx=0)["total"]
     """
     exit_idx = model.config.resolve_exit(exit_idx)
     parts = {id(p): p.numel() for p in model.member_parameters(exit_idx)}
@@ -171,18 +179,21 @@ def _parameter_count(
 
 
 def _size(modules: Iterable[nn.Module]) -> int:
-    """Count the parameters of modules, each shared one once."""
+    """Count the parameters of modules. Shared ones count once."""
     return sum({id(p): p.numel() for m in modules for p in m.parameters()}.values())
 
 
 def _outer(family: FamilialForCausalLM, exits: Iterable[int]) -> set[int]:
-    """Return the identities of the parameters of the token embedding and of output heads."""
+    """Return the `id()` of each parameter of the token embedding and the output heads."""
     ends = [family.get_input_embeddings(), *(family.head(k) for k in exits)]
     return {id(p) for module in ends for p in module.parameters()}
 
 
 def active_shares(family: FamilialForCausalLM) -> dict[int, tuple[nn.Parameter, float]]:
-    """Return each parameter and the share of it that meets a token: less than 1 for experts."""
+    """Return each parameter by `id()`, with the share that one token uses.
+
+    The share is below 1 only for routed experts.
+    """
     config = family.config.text_config
     holders = (config, getattr(config, "ffn_config", None))
     count = _first(holders, NUM_EXPERTS)
@@ -194,12 +205,12 @@ def active_shares(family: FamilialForCausalLM) -> dict[int, tuple[nn.Parameter, 
 
 
 def _first(holders: Iterable[Any], names: Iterable[str]) -> int | None:
-    """Return the first of several attributes that some holder has."""
+    """Return the first attribute in `names` that one of the holders has."""
     found = (getattr(holder, name, None) for holder in holders for name in names)
     return next((value for value in found if value), None)
 
 
 def _is_experts(name: str, parameter: nn.Parameter, count: int) -> bool:
-    """Return whether a parameter holds the weights of all routed experts."""
+    """Return whether a parameter contains the weights of all routed experts."""
     stacked = parameter.ndim == 3 and parameter.shape[0] == count
     return stacked or ("experts" in name.split(".") and parameter.shape[0] % count == 0)

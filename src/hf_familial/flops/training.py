@@ -1,4 +1,4 @@
-"""FLOPs of a training step of a family: all of it, its exits only, or LoRA."""
+"""FLOPs of a training step, with all parameters trained, only the exits, or LoRA adapters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-# values of `train`, apart from adapters
+# string values of `train`
 TRAINED = ("all", "exits")
 
 
@@ -31,8 +31,8 @@ class FlopCount:
     """FLOPs of a training step.
 
     Attributes:
-        per_token (`float`): FLOPs per token.
-        exact (`bool`): Whether every operation was counted, not estimated from sizes.
+        per_token (`float`): FLOPs per token, forward and backward.
+        exact (`bool`): `True` if the operations were counted, `False` if they were estimated.
     """
 
     per_token: float
@@ -44,29 +44,34 @@ def training_flops_per_token(
     seq_length: int,
     train: str | LoraConfig = "all",
 ) -> FlopCount:
-    """Count the FLOPs of a training step per token, from the config alone.
+    """Return the FLOPs per token of a training step, from the config alone.
 
-    A family without weights runs forward and backward once, and torch's `FlopCounterMode` counts
-    every layer and every head. Every position has a target, attention is counted in full, and of
-    routed experts those that a token is sent to. Recomputed activations and the optimiser do not
-    count. A matmul costs as much again for each gradient that is wanted: of its weights, and of its
-    input (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
+    A model of fake tensors runs forward and backward, and torch's `FlopCounterMode` counts all
+    layers and heads. All positions have a target. Attention counts in full. Only the routed experts
+    that a token uses count. Recomputed activations and the optimiser do not count.
+
+    A matmul costs its forward FLOPs again for the gradient of its weights, and again for that of
+    its input (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
+
+    The first two lengths of a family are slow. See [`prepare_training_flops`].
 
     Args:
         model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
-        seq_length (`int`): Tokens in a sequence.
-        train (`str` or `peft.LoraConfig`, *optional*, defaults to `"all"`): What learns: all
-            parameters; `"exits"`, the modules that only early exits have, so that the backbone runs
-            forward alone; or the adapters of a LoRA (Hu et al. 2021, arXiv:2106.09685).
+        seq_length (`int`): The number of tokens in a sequence.
+        train (`str` or `peft.LoraConfig`, *optional*, defaults to `"all"`): The trained parameters.
+
+            - `"all"`: All parameters.
+            - `"exits"`: Only modules that belong to early exits. The backbone then has no backward
+              pass.
+            - A `LoraConfig`: Only the LoRA adapters (Hu et al. 2021, arXiv:2106.09685).
 
     Returns:
-        [`FlopCount`]: The first two lengths of a family take some counts, which are kept; every
-        other length follows at once. See `prepare_training_flops`.
+        [`FlopCount`]: The FLOPs per token.
 
     Raises:
-        TypeError: If it is not a family, or `train` is something else.
-        ValueError: If `seq_length` is not positive, `train` is unknown or leaves nothing to learn,
-            or the family cannot be built.
+        TypeError: If `model_or_config` is not a family, or if `train` has another type.
+        ValueError: If `seq_length` is below 1, if `train` is unknown or leaves nothing to train, or
+            if the family cannot be built.
 
     Example:
         >>> count = training_flops_per_token(model, seq_length=2048)
@@ -83,16 +88,19 @@ def training_flops_per_token(
 def prepare_training_flops(
     model_or_config: FamilialForCausalLM | FamilialConfig, train: str | LoraConfig = "all"
 ) -> None:
-    """Count now what `training_flops_per_token` needs, so that it is quick at every length.
+    """Prepare `training_flops_per_token` for a family, so that it is fast at all lengths.
 
-    It takes a few passes of a family without weights, seconds on a model of 30 layers.
+    The preparation runs a few passes with fake tensors. It needs seconds for a model of 30 layers.
 
     Args:
         model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.
-        train (`str` or `peft.LoraConfig`, *optional*, defaults to `"all"`): What learns.
+        train (`str` or `peft.LoraConfig`, *optional*, defaults to `"all"`): The trained parameters,
+            as in [`training_flops_per_token`].
 
     Raises:
-        TypeError, ValueError: As from `training_flops_per_token`.
+        TypeError: If `model_or_config` is not a family, or if `train` has another type.
+        ValueError: If `train` is unknown or leaves nothing to train, or if the family cannot be
+            built.
 
     Example:
         >>> prepare_training_flops(model)
@@ -112,70 +120,70 @@ def _check_train(train: Any) -> None:
 def _keyed_train(train: str | LoraConfig) -> Keyed[str | LoraConfig]:
     if isinstance(train, str):
         return Keyed(train, train)
-    # sets have no order of their own
+    # sort sets, because their order is not stable
     fields = json.dumps(train.to_dict(), sort_keys=True, default=lambda v: sorted(map(str, v)))
     return Keyed(fields, train)
 
 
 def _dense(config: FamilialConfig) -> FamilialConfig:
-    """Return the family of the deepest exit alone, on the same backbone."""
+    """Return the config of a family with only the deepest exit on the same backbone."""
     fields = {"exits": [config.num_hidden_layers], "exit_head": "shared", "default_exit": -1}
     return FamilialConfig.from_dict(config.to_dict() | fields)
 
 
 class _Counts:
-    """FLOPs of one sequence of a family, by its length."""
+    """The FLOPs of one training sequence of a family, by length."""
 
     def __init__(self, config: FamilialConfig, train: str | LoraConfig) -> None:
         self.config, self.train, self.exact = config, train, True
         self.lengths = LengthCounts(config, self._count)
 
     def _count(self, seq_length: int) -> int:
-        # the caller may be evaluating
+        # the caller may have disabled gradients
         with torch.inference_mode(False), torch.enable_grad():
             family: Any = _learning(fake_model(self.config), self.train)
             try:
                 with fake_tensors(family):
                     return _run(family, seq_length)
             except Exception:
-                # whatever a host's forward raises where it wants to look at values
+                # a backbone may raise any error when it needs real values
                 self.exact = False
                 return _estimate(self.config, seq_length, self.train)
 
 
 @cache
 def _kept_counts(config: Keyed[FamilialConfig], train: Keyed[str | LoraConfig]) -> _Counts:
-    # the caller may change its config
+    # copies, because the caller may change its config
     return _Counts(copy.deepcopy(config.value), copy.deepcopy(train.value))
 
 
 def _counts_of(config: FamilialConfig, train: str | LoraConfig) -> tuple[_Counts, int]:
-    """Return counts of the same backbone, and FLOPs per token of the heads they leave out."""
+    """Return the counts of a backbone, and FLOPs per token of heads that are not in them."""
     _check_train(train)
     heads = 0
     if train == "all" and config.num_exits > 1 and not config.num_exit_layers:
-        # Exits without layers cost a head each, forward and for both gradients. So families on one
-        # backbone are counted once.
+        # An exit without private layers only adds a head: its forward pass and two gradients. So
+        # all such families on one backbone share the counts.
         num_heads, config = config.num_exits - 1, _dense(config)
         heads = num_heads * 3 * family_parameters(config).head_flops
     return _kept_counts(keyed_config(config), _keyed_train(train)), heads
 
 
 def _learning(family: FamilialForCausalLM, train: str | LoraConfig) -> FamilialForCausalLM:
-    """Return the same family, of which only the parameters that learn require a gradient."""
+    """Return the family with `requires_grad` set only on the trained parameters."""
     if not isinstance(train, str):
         from peft import inject_adapter_in_model  # takes a second to import
 
-        train = copy.deepcopy(train)  # peft writes into it
-        train.init_lora_weights = False  # some ways to start look at weights
+        train = copy.deepcopy(train)  # because peft changes it
+        train.init_lora_weights = False  # some initialisations need real weights
         with torch.device("meta"):
             inject_adapter_in_model(train, family, low_cpu_mem_usage=True)
     elif train == "exits":
         names = family.exit_module_names()
         if not names:
             raise ValueError(
-                "`train='exits'` leaves nothing to learn: the early exits of this family have no "
-                "module of their own."
+                "`train='exits'` leaves nothing to learn, because the early exits of this family "
+                "have no norm, private layers or head of their own. Use `train='all'`."
             )
         family.requires_grad_(False)
         for name in names:
@@ -184,7 +192,7 @@ def _learning(family: FamilialForCausalLM, train: str | LoraConfig) -> FamilialF
 
 
 def _run(family: FamilialForCausalLM, seq_length: int) -> int:
-    """Count forward and backward through every exit's logits, for one sequence."""
+    """Return the FLOPs of one sequence, forward and backward through the logits of all exits."""
     ids = torch.zeros((1, seq_length), dtype=torch.long)
     with counter() as count:
         outputs = family(
@@ -198,7 +206,7 @@ def _run(family: FamilialForCausalLM, seq_length: int) -> int:
 
 
 def _estimate(config: FamilialConfig, seq_length: int, train: str | LoraConfig) -> int:
-    """Estimate forward, and as much again for each kind of gradient."""
+    """Estimate the FLOPs of one sequence: the forward pass, and as much for each gradient."""
     forward = estimated(fake_model(config), seq_length, 0)
     if train == "all":
         return 3 * forward.all_exits.total
@@ -206,5 +214,5 @@ def _estimate(config: FamilialConfig, seq_length: int, train: str | LoraConfig) 
         heads = 2 if config.exit_head == "own" else 1
         early = sum(2 * f.total for f in forward.private)
         return forward.all_exits.total + early + sum(heads * h.total for h in forward.heads[:-1])
-    # adapters are small beside what they adapt, whose inputs alone need gradients
+    # adapters themselves are small; the adapted layers only need gradients of their inputs
     return 2 * forward.all_exits.total

@@ -1,4 +1,4 @@
-"""Hand-off: a text begun in one process goes on in another, which has the same lower layers."""
+"""Hand-off: one process starts a text, and another with the same lower layers continues it."""
 
 from ..errors import HandoffError
 from ._weights_digest import weights_digest

@@ -1,4 +1,4 @@
-"""Keys, values and recurrent states of cache layers: read, put back, checked, probed."""
+"""Functions that read, restore and check the keys, values and recurrent states of a KV cache."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from ..errors import HandoffError
 from ..models.familial.segments import SegmentRunner
 
 
-# attribute of a cache layer -> its dimension that counts positions
+# attribute of a cache layer -> the dimension of that tensor that counts positions
 BY_POSITION: Mapping[str, int] = {"keys": 2, "values": 2, "indexer_keys": 1}
 RECURRENT = ("conv_states", "recurrent_states")
-# tensors that a layer may have: what travels, and what its config says
+# tensors that a cache layer may have; `_sliding_window_tensor` is not sent, the config has it
 KNOWN = {*BY_POSITION, "_sliding_window_tensor"}
-# two passes over the same numbers may be rounded differently, as a share of the largest
+# allowed difference between two passes over the same numbers, as a share of the largest number
 SAME = {torch.float32: 1e-4, torch.float64: 1e-8}
-ROUNDED = 2e-2  # of the shorter dtypes
+ROUNDED = 2e-2  # the same for 16-bit dtypes
 
 
 @dataclass(frozen=True, eq=False)
 class LayerState:
-    """The cache of one layer after a text.
+    """The KV cache of one layer after some positions of a text.
 
     Attributes:
-        kind (`str`): Class of its cache layer.
-        seen (`int`): Positions it has seen; a window keeps fewer. 0 for purely recurrent layers,
-            which count none.
+        kind (`str`): Class name of the cache layer, for example `"DynamicLayer"`.
+        seen (`int`): Number of positions that the layer has processed. A sliding window stores
+            fewer. Purely recurrent layers do not count positions and have 0.
         tensors (`Mapping[str, torch.Tensor]`): `keys` and `values` of shape
             `(batch, heads, kept, width)`, `indexer_keys` of shape `(batch, kept, width)`, and
-            recurrent states of shape `(batch, ...)` under `conv_states.0`, `recurrent_states.0`.
+            recurrent states of shape `(batch, ...)` named `conv_states.0`, `recurrent_states.0`.
     """
 
     kind: str
@@ -49,21 +49,23 @@ class LayerState:
 
 
 def capture(cache: Cache, slots: Iterable[int]) -> dict[int, LayerState]:
-    """Read layers of a cache, by slot; keys and values are not copied."""
+    """Return the states of the cache layers in `slots`. Keys and values are not copied."""
     return {slot: _captured(slot, cache.layers[slot]) for slot in slots}
 
 
 def _captured(slot: int, layer: Any) -> LayerState:
     kind = type(layer).__name__
     if not isinstance(layer, (DynamicLayer, LinearAttentionCacheLayerMixin, DummyLayer)):
-        raise HandoffError(f"layer {slot} keeps a {kind}; only a `DynamicCache` can travel.")
+        raise HandoffError(
+            f"cache layer {slot} is a {kind}. Only layers of a `DynamicCache` can be sent."
+        )
     odd = [n for n, value in vars(layer).items() if torch.is_tensor(value) and n not in KNOWN]
     if odd:
-        raise HandoffError(f"layer {slot} keeps `{odd[0]}` in its {kind}, which cannot travel.")
+        raise HandoffError(f"cache layer {slot} keeps `{odd[0]}` in its {kind}. It cannot be sent.")
     tensors = {name: getattr(layer, name, None) for name in BY_POSITION}
     for name in RECURRENT:
         for i, state in getattr(layer, name, {}).items():
-            # written in place by the next position, unlike keys and values
+            # the next position overwrites this tensor in place, unlike keys and values
             tensors[f"{name}.{i}"] = None if state is None else state.clone()
     seen = int(layer.get_seq_length()) if isinstance(layer, CacheLayerMixin) else 0
     kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -96,8 +98,12 @@ def check_against_model(
 ) -> None:
     """Raise `HandoffError` if received layers differ in slot, kind, name, dtype or shape.
 
-    `expected` is what one position leaves in the same slots here, see `probe_layers`. The empty
-    `cache` knows the windows of this side, `batch` and `length` are those of the text.
+    Args:
+        layers (`Mapping[int, LayerState]`): The received layers, by slot.
+        expected (`Mapping[int, LayerState]`): The result of `probe_layers` in this process.
+        cache (`Cache`): An empty cache of this process. Its layers have the sliding windows.
+        batch (`int`): Number of rows of the text.
+        length (`int`): Number of columns of the text.
     """
     if layers.keys() != expected.keys():
         raise HandoffError(
@@ -107,12 +113,14 @@ def check_against_model(
         state = layers[slot]
         if (state.kind, state.tensors.keys()) != (mine.kind, mine.tensors.keys()):
             raise HandoffError(
-                f"layer {slot} must be a {mine.kind} of {sorted(mine.tensors)}, got a "
-                f"{state.kind!r:.60} of {sorted(state.tensors)}."
+                f"layer {slot} must be a {mine.kind} with the tensors {sorted(mine.tensors)}, got "
+                f"a {state.kind!r:.60} with {sorted(state.tensors)}."
             )
         seen = length * (mine.seen > 0)
         if state.seen != seen:
-            raise HandoffError(f"layer {slot} must have seen {seen} positions, not {state.seen}.")
+            raise HandoffError(
+                f"layer {slot} must have processed {seen} positions, got {state.seen}."
+            )
         window = getattr(cache.layers[slot], "sliding_window", None)
         kept = length if window is None else min(length, window - 1)
         for name, tensor in mine.tensors.items():
@@ -129,14 +137,18 @@ def check_against_model(
 
 @torch.no_grad()
 def probe_layers(model: Any, start: int, stop: int) -> dict[int, LayerState]:
-    """Return what one position leaves in the cache of the layers `[start, stop)`, by layer.
+    """Return the cache states of the layers `[start, stop)` after one position, by layer.
 
-    A second position runs after the first twice: on the same cache, and on a new one that was
-    given the first one's state, after another text ran in between. If the results differ, the
-    layers keep a part of the text outside the cache, and a `ValueError` says so.
+    The function also checks that these layers can be handed off. It runs a second position twice:
+    once on the same cache, and once on a new cache with the restored state. Another text runs
+    between the two.
+
+    Raises:
+        ValueError: If the two results differ, because then the layers keep a part of the text
+            outside the cache. Also if the model is in training mode.
     """
     if model.training:
-        raise ValueError("the model is in training mode; call `model.eval()` before a hand-off.")
+        raise ValueError("the model is in training mode. Call `model.eval()` before a hand-off.")
 
     def run(cache: DynamicCache, index: int) -> torch.Tensor:
         return _run_position(model, start, stop, cache, index)
@@ -154,7 +166,7 @@ def probe_layers(model: Any, start: int, stop: int) -> dict[int, LayerState]:
     allowed = SAME.get(found.dtype, ROUNDED) * expected.abs().max()
     if not bool((found - expected).abs().max() <= allowed):
         raise ValueError(
-            f"`{model.config.text_config.model_type}` cannot be handed over: its layers keep "
+            f"`{model.config.text_config.model_type}` does not support hand-offs: its layers keep "
             "a part of the text in themselves, not in the cache."
         )
     return state
@@ -163,11 +175,11 @@ def probe_layers(model: Any, start: int, stop: int) -> dict[int, LayerState]:
 def _run_position(
     model: Any, start: int, stop: int, cache: DynamicCache, index: int
 ) -> torch.Tensor:
-    """Run input 0 or 2 at position 0, or input 1 at position 1, through the layers."""
+    """Run one token through the layers. Token 1 has position 1, tokens 0 and 2 have position 0."""
     inner, token = model.model, torch.tensor([[index]], device=model.device)
     inputs = {"input_ids": token}
     if start:
-        # hidden states unlike those of another index: a wave of its own length
+        # hidden states that differ for each index
         wave = torch.arange(inner.backbone.config.hidden_size, device=model.device) * (index + 1)
         inputs = {"inputs_embeds": wave.cos().to(inner.backbone.dtype)[None, None]}
     seen = torch.ones((1, 1 + int(index == 1)), dtype=torch.long, device=model.device)

@@ -1,7 +1,8 @@
-"""Tensors and a few words as bytes: a safetensors file with a checksum, read with suspicion.
+"""The byte format of a hand-off message: a safetensors file with JSON fields and a checksum.
 
-Every size that a header names is held against the bytes that are there before anything is made of
-it. The checksum finds accidents; it is no signature, so a stranger's bytes need a safe channel.
+The reader compares every size in a header with the number of received bytes before it allocates
+memory. The checksum detects accidental changes only. It is not a signature, so use a channel that
+authenticates the sender.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..checkpoints.safetensors_file import Limits, TensorEntry, parse_header, pa
 from ..errors import CheckpointError, HandoffError
 
 
-# name in the header -> dtype; bool is left out, for not every byte is one
+# name in the header -> dtype; bool is missing because not every byte is a valid bool
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -30,19 +31,19 @@ DTYPES: Mapping[str, torch.dtype] = {
     "I8": torch.int8,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# three hundred layers fill a tenth of the header; no tensor, even without elements, is larger
+# 300 layers need a tenth of this header size; `size` also limits tensors without elements
 LIMITS = Limits(header=1 << 20, dims=8, size=1 << 48, dtypes=tuple(DTYPES))
 
 
 def encode(tensors: Mapping[str, torch.Tensor], words: Mapping[str, Any]) -> bytes:
-    """Write tensors and JSON words as the bytes of a safetensors file.
+    """Return tensors and JSON fields as the bytes of a safetensors file.
 
-    The words, and a checksum of both, go into the header's `__metadata__`.
+    The header's `__metadata__` contains the fields (`words`) and a checksum of fields and tensors.
     """
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text, end, parts = _canonical(words), 0, []
     header: dict[str, Any] = {"__metadata__": {"relay": text, "checksum": _checksum(here, text)}}
-    # the widest first, so that every tensor starts where its dtype may
+    # the widest dtypes come first, so that every tensor is aligned to its dtype
     for name, tensor in sorted(here.items(), key=lambda item: (-item[1].itemsize, item[0])):
         parts.append(bytes(_bytes_of(tensor)))
         offsets, end = [end, end + len(parts[-1])], end + len(parts[-1])
@@ -54,19 +55,19 @@ def encode(tensors: Mapping[str, torch.Tensor], words: Mapping[str, Any]) -> byt
 
 
 def decode(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `encode` wrote, from anywhere: tensors in memory of their own, and the words."""
+    """Return the tensors and JSON fields of a message from `encode`. The bytes may be untrusted."""
     if not isinstance(payload, (bytes, bytearray, memoryview)):
         raise HandoffError(f"a payload must be `bytes`, got {type(payload).__name__}.")
     payload = bytes(payload)
     try:
         metadata, entries = parse_header(io.BytesIO(payload).read, len(payload), LIMITS)
         if not isinstance(metadata, dict) or set(metadata) != {"relay", "checksum"}:
-            raise HandoffError("the header's `__metadata__` must hold `relay` and `checksum`.")
+            raise HandoffError("the header's `__metadata__` must contain `relay` and `checksum`.")
         if not all(isinstance(value, str) for value in metadata.values()):
-            raise HandoffError("the header's `__metadata__` must hold strings.")
+            raise HandoffError("the values of the header's `__metadata__` must be strings.")
         tensors = {name: _tensor(payload, entry) for name, entry in entries.items()}
         if metadata["checksum"] != _checksum(tensors, metadata["relay"]):
-            raise HandoffError("the checksum does not match: the bytes were changed on the way.")
+            raise HandoffError("the checksum does not match. The bytes changed on the way.")
         words = parse_json(metadata["relay"])
     except CheckpointError as error:
         raise HandoffError(str(error)) from None
@@ -76,7 +77,7 @@ def decode(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _tensor(payload: bytes, entry: TensorEntry) -> torch.Tensor:
-    """Copy one tensor's bytes, aligned and writable."""
+    """Copy one tensor of the payload into aligned and writable memory."""
     dtype = DTYPES[entry.dtype]
     if not entry.nbytes:
         return torch.empty(entry.shape, dtype=dtype)
@@ -85,7 +86,7 @@ def _tensor(payload: bytes, entry: TensorEntry) -> torch.Tensor:
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
-    """Return the SHA-256 of the words and of every tensor's name, dtype, shape and bytes."""
+    """Return the SHA-256 of the JSON text and of every tensor's name, dtype, shape and bytes."""
     table = {
         name: [
             NAMES[tensor.dtype],

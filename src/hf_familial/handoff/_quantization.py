@@ -1,4 +1,4 @@
-"""Hidden states, keys and values in fewer bytes: float32, bfloat16, or int8 by row."""
+"""Compression of hidden states, keys and values to float32, bfloat16, or int8 with row scales."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ FORMATS: Mapping[str, torch.dtype] = {
 }
 SCALE = ".scale"
 SCALE_DTYPE = torch.float32
-LARGEST = 127  # of int8, on both sides of zero
+LARGEST = 127  # int8 values are between -127 and 127
 TINY = torch.finfo(SCALE_DTYPE).tiny
 
 
 def check_format(name: str | None) -> None:
-    """Raise `HandoffError` for a name that is not in `FORMATS`; `None` means no change."""
+    """Raise `HandoffError` if `name` is not in `FORMATS`. `None` is valid and means no change."""
     if name is not None and name not in FORMATS:
         raise HandoffError(f"`dtype` must be one of {', '.join(FORMATS)} or None, got {name!r}.")
 
 
 def quantize(name: str, tensor: torch.Tensor, dtype: str | None) -> dict[str, torch.Tensor]:
-    """Encode a floating tensor of shape `(..., width)` row by row.
+    """Convert a floating tensor of shape `(..., width)` to the format `dtype`.
 
-    In int8 a row `x` becomes `scale * q` with `scale = max |x| / 127` in float32, off by at most
-    half a scale (symmetric quantisation, arXiv:2004.09602, equation 4). The scales have the shape
-    `(..., 1)` and the tensor's name followed by `SCALE`.
+    In int8 each row `x` is stored as integers `q` and one float32 `scale = max |x| / 127`. The row
+    is `scale * q` with an error of at most half a scale (symmetric quantisation, arXiv:2004.09602,
+    equation 4). The result then also contains the scales under `name + SCALE`, shape `(..., 1)`.
     """
     if dtype != "int8":
         return {name: tensor if dtype is None else tensor.to(FORMATS[dtype])}
     rows = tensor.to(SCALE_DTYPE)
-    # a row of zeros, or of numbers too small to divide by, is all zeros
+    # this minimum turns rows of zeros or of very small numbers into zeros
     scale = rows.abs().amax(-1, keepdim=True).clamp(min=TINY * LARGEST) / LARGEST
     return {name: (rows / scale).round().to(torch.int8), name + SCALE: scale}
 
@@ -44,7 +44,7 @@ def quantize(name: str, tensor: torch.Tensor, dtype: str | None) -> dict[str, to
 def dequantize(
     name: str, tensors: Mapping[str, torch.Tensor], dtype: str | None, original: torch.dtype
 ) -> torch.Tensor:
-    """Return what `quantize` encoded in the format `dtype`, in its original floating dtype."""
+    """Return a tensor that `quantize` encoded, converted back to its `original` dtype."""
     tensor = tensors[name]
     expected = original if dtype is None else FORMATS[dtype]
     if tensor.dtype != expected:
@@ -54,12 +54,12 @@ def dequantize(
     scale = tensors.get(name + SCALE)
     fits = scale is not None and scale.dtype == SCALE_DTYPE
     if scale is None or not fits or scale.shape != (*tensor.shape[:-1], 1):
-        raise HandoffError(f"`{name}` of shape {tuple(tensor.shape)} has no scale for each row.")
+        raise HandoffError(f"`{name}` of shape {tuple(tensor.shape)} needs one scale for each row.")
     return (tensor * scale).to(original)
 
 
 def quantized_bytes(tensor: torch.Tensor, dtype: str | None) -> int:
-    """Return how many bytes `quantize` makes of a tensor, scales included."""
+    """Return the size in bytes of a tensor after `quantize`, scales included."""
     size = tensor.numel() * (tensor.dtype if dtype is None else FORMATS[dtype]).itemsize
     rows = tensor.numel() // max(1, tensor.shape[-1])
     return size + rows * SCALE_DTYPE.itemsize * (dtype == "int8")

@@ -1,4 +1,4 @@
-"""The fields of a `GenerationConfig` that travel with a text, and the values that each may have."""
+"""The fields of `GenerationConfig` that are sent with a text, and the allowed values of each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..errors import HandoffError
 
 MAX_IDS = 10_000
 MAX_TOKENS = 1 << 20  # more than any model has positions
-MAX_NGRAM = 1 << 10  # a step compares as many tokens at every place of the text
-MAX_FACTOR = 1e8  # logits times it, or over its inverse, stay far below the end of float32
+MAX_NGRAM = 1 << 10  # limits the work of a step: it compares n tokens at every column
+MAX_FACTOR = 1e8  # logits multiplied or divided by this factor do not overflow float32
 
 
 def _whole(least: int = 0, most: int = (1 << 31) - 1) -> Callable[[Any], bool]:
@@ -22,7 +22,7 @@ _count = _whole()
 
 
 def _factor(value: Any) -> bool:
-    # the host takes no whole number but 1
+    # Transformers accepts floats, and of the integers only 1
     known = type(value) is float or (type(value) is int and value == 1)
     return known and 1 / MAX_FACTOR <= value <= MAX_FACTOR
 
@@ -41,7 +41,7 @@ def _lists_of_ids(value: Any) -> bool:
     return all(_ids(ids) and ids for ids in value) and sum(map(len, value)) <= MAX_IDS
 
 
-# field of `GenerationConfig` -> a test of its value
+# field of `GenerationConfig` -> a function that returns whether a value is allowed
 SETTINGS: Mapping[str, Callable[[Any], bool]] = {
     "bad_words_ids": _lists_of_ids,
     "do_sample": lambda value: type(value) is bool,
@@ -62,21 +62,21 @@ SETTINGS: Mapping[str, Callable[[Any], bool]] = {
     "top_p": _share,
     "typical_p": lambda value: _share(value) and value > 0,
 }
-# these name tokens
+# fields that contain token ids
 IDS = ("bad_words_ids", "eos_token_id", "pad_token_id", "suppress_tokens")
-# these count the tokens still to come
+# fields that count tokens still to generate
 COUNTED = ("max_new_tokens", "min_new_tokens")
 
 
 def check_settings(settings: Any) -> None:
-    """Raise `HandoffError` for a name that is not in `SETTINGS`, or a value that no run can use."""
+    """Raise `HandoffError` if a name is not in `SETTINGS`, or if its value is not allowed."""
     if not isinstance(settings, Mapping):
         raise HandoffError(f"`settings` must be a mapping, got {type(settings).__name__}.")
     unknown = sorted(str(name) for name in settings if name not in SETTINGS)
     if unknown:
         raise HandoffError(
-            f"`settings` cannot hold {unknown[0]!r:.60}; what travels is {', '.join(SETTINGS)}. "
-            "Give the rest on the side that chooses the tokens."
+            f"`settings` cannot contain {unknown[0]!r:.60}. The allowed names are "
+            f"{', '.join(SETTINGS)}. Set other options on the side that chooses the tokens."
         )
     wrong = [name for name, value in settings.items() if not SETTINGS[name](value)]
     if wrong:
@@ -84,28 +84,31 @@ def check_settings(settings: Any) -> None:
 
 
 def check_length(settings: Mapping[str, Any], last: int, config: Any) -> None:
-    """Raise `HandoffError` for a text that would grow beyond the positions of a model.
+    """Raise `HandoffError` if a text could grow beyond the positions of a model.
 
-    `last` is the largest position of the text so far, `config` the family's.
+    Args:
+        settings (`Mapping[str, Any]`): The settings of the text. Only `max_new_tokens` is used.
+        last (`int`): The largest position of the text so far.
+        config ([`FamilialConfig`]): The config of the family.
     """
     limit = getattr(config.text_config, "max_position_embeddings", None)
     asked = settings.get("max_new_tokens", 0)
     if limit is None or last + max(1, asked) <= limit:
         return
     raise HandoffError(
-        f"{last + 1} positions and `max_new_tokens={asked}` are more than the {limit} positions of "
-        "this model. The side that chooses the tokens can set `max_new_tokens` itself."
+        f"{last + 1} positions plus `max_new_tokens={asked}` are more than the {limit} positions "
+        "of this model. Set a smaller `max_new_tokens` on the side that chooses the tokens."
     )
 
 
 def remaining(settings: Mapping[str, Any], produced: int) -> dict[str, Any]:
-    """Return the settings for the rest of a text, after `produced` tokens per row."""
+    """Return the settings for the rest of a text after `produced` new tokens per row."""
     counted = {name: max(0, settings[name] - produced) for name in COUNTED if name in settings}
     return {**settings, **counted}
 
 
 def largest_id(settings: Mapping[str, Any]) -> int:
-    """Return the largest token id that checked settings name, or -1."""
+    """Return the largest token id in checked settings, or -1 if they contain none."""
     return max((_largest(settings[name]) for name in IDS if name in settings), default=-1)
 
 

@@ -1,4 +1,4 @@
-"""A family without the layers that another process runs."""
+"""A copy of a family without the lower layers, which another process runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..models.familial.segments import shallow_copy
 
 
 class MissingModule(nn.Module):
-    """A placeholder for a module that this process does not hold; running it raises."""
+    """A placeholder for a module that this process does not have. Its `forward` raises."""
 
     def __init__(self, name: str, depth: int) -> None:
         super().__init__()
@@ -20,17 +20,18 @@ class MissingModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(
-            f"{self.name} is not here: this process holds the layers from depth {self.depth} on, "
-            "and another one runs those below."
+            f"{self.name} is not in this process, which has only the layers above depth "
+            f"{self.depth}. The other process runs the layers below."
         )
 
 
 def without_lower_layers(model: Any, exit_idx: int) -> Any:
-    """Return a family that shares the modules above an exit and holds nothing of those below.
+    """Return a copy of a family that shares the modules above an exit and has none of those below.
 
-    Dropped are the token embedding, whatever else acts once before the first layer, the layers
-    below the exit, and norm, private layers and head of every exit up to it. An output head that is
-    tied to the embedding is kept, for it is the head. The given family is left as it is.
+    The copy lacks the token embedding, other modules that run once before the first layer, and the
+    layers below the exit. It also lacks the norm, private layers and head of each exit up to
+    `exit_idx`. It keeps an output head that is tied to the embedding. The function does not change
+    `model`.
     """
     config, spec = model.config, model.model.spec
     depth, backbone = config.exits[exit_idx], model.model.backbone
@@ -50,7 +51,7 @@ def without_lower_layers(model: Any, exit_idx: int) -> Any:
 
 
 def _missing_exit(own: Any, exit_idx: int, depth: int) -> Exit:
-    """Return an exit of the same shape without its modules."""
+    """Return an exit with a placeholder for its norm and for each of its private layers."""
     norm = None if own.norm is None else MissingModule(f"the norm of exit {exit_idx}", depth)
     layers: list[nn.Module] = [
         MissingModule(f"private layer {j} of exit {exit_idx}", depth)
@@ -60,7 +61,7 @@ def _missing_exit(own: Any, exit_idx: int, depth: int) -> Exit:
 
 
 def _replaced(root: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a model that shares all modules but the new ones, given by path."""
+    """Return a copy of `root` that shares all modules except those replaced in `new`, by path."""
     copies: dict[str, Any] = {"": shallow_copy(root)}
     for path, module in new.items():
         parent, *names = "", *path.split(".")

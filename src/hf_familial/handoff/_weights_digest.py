@@ -13,12 +13,12 @@ from transformers import PreTrainedConfig
 from ..checkpoints.cuts import truncated_config
 
 
-WORD = 8  # bytes summed at a time
-WIDTH = 1021  # words in a row of a weight's bits; prime, so that no row of a weight is one of these
-FACTOR = 0x5851F42D4C957F2D  # odd, its bits in no order: Knuth's multiplier
-BLOCK = 8192  # rows at a time, on devices without products of whole numbers
+WORD = 8  # bytes of one summed word
+WIDTH = 1021  # words per row; a prime, so that rows here never match the rows of a weight matrix
+FACTOR = 0x5851F42D4C957F2D  # Knuth's multiplier: odd, with well-mixed bits
+BLOCK = 8192  # rows per step on devices without integer matrix products
 
-# fields of a backbone's config that change no tap, beside those that every config has
+# fields of a backbone's config that do not change hidden states; fields of all configs follow below
 SILENT = frozenset(
     """
     architectures attention_dropout attn_pdrop bos_token_id dtype embd_pdrop eos_token_id
@@ -28,25 +28,32 @@ SILENT = frozenset(
 
 
 def weights_digest(model: Any, depth: int) -> str:
-    """Digest what makes the taps at a depth: embedding, layers below it, and their config.
+    """Return a digest of everything that determines the hidden states at a depth.
 
-    The config counts as of a model cut at the depth, without the fields that change no tap; the
-    weights by name, shape, dtype and bits. The bits of each are laid out in rows of 64-bit words,
-    every row is multiplied by an odd number of its own, and the sums of all columns are digested: a
-    change of one bit changes its column, and an exchange of numbers changes theirs. It tells
-    checkpoints apart; it does not stop someone who makes weights on purpose. It reads every weight
-    once, at the speed of memory.
+    The digest covers the token embedding, the layers below the depth, and their config. Two
+    processes with equal digests compute the same hidden states, up to rounding.
+
+    The config is that of a model cut at this depth, without fields that do not change hidden
+    states. Each weight contributes its name, shape, dtype and bits. The bits form rows of 1021
+    64-bit words. Each row is multiplied by its own odd number, and the column sums are hashed. So
+    one changed bit or two exchanged numbers change the digest.
+
+    The digest distinguishes checkpoints. It does not protect against weights that someone
+    constructs on purpose. The function reads every weight once.
 
     Args:
-        model ([`FamilialForCausalLM`]): A family that has these layers; whole, or cut
-            anywhere from the depth on.
-        depth (`int`): Number of layers.
+        model ([`FamilialForCausalLM`]): The whole family, or one cut at `depth` or above.
+        depth (`int`): Number of backbone layers that the digest covers.
 
     Returns:
         `str`: SHA-256 in hexadecimal.
 
     Raises:
-        ValueError: If a weight has no values, being on the meta device.
+        ValueError: If a weight is on the meta device and therefore has no values.
+
+    Example:
+        >>> weights_digest(family, depth=8) == weights_digest(device_model, depth=8)
+        True
     """
     weights = {name: _weight(name, tensor) for name, tensor in _weights(model, depth)}
     text = json.dumps([_config(model, depth), weights], sort_keys=True, default=str)
@@ -54,7 +61,7 @@ def weights_digest(model: Any, depth: int) -> str:
 
 
 def _config(model: Any, depth: int) -> dict[str, Any]:
-    """Return the config of the layers below a depth, without the fields that change no tap."""
+    """Return the config of the layers below a depth, without the fields in `SILENT`."""
     fields = truncated_config(model.model.backbone.config, depth).to_dict()
     silent = SILENT | PreTrainedConfig().to_dict().keys() - {"model_type"}
     return {name: value for name, value in fields.items() if name not in silent}
@@ -70,11 +77,11 @@ def _weights(model: Any, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _weight(name: str, tensor: torch.Tensor) -> list[Any]:
-    """Return the shape, dtype and a digest of the bits of one weight."""
+    """Return the shape, the dtype and a digest of the bits of one weight."""
     if tensor.is_meta:
         raise ValueError(
-            f"`{name}` is on the meta device: it is offloaded, or was never loaded. Load the "
-            "family without `device_map` to hand a text over."
+            f"`{name}` is on the meta device: it is offloaded or not loaded. A hand-off needs all "
+            "weights in memory. Load the family without `device_map`."
         )
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if raw.storage_offset() % WORD:
@@ -88,9 +95,10 @@ def _weight(name: str, tensor: torch.Tensor) -> list[Any]:
 
 
 def _column_sums(rows: torch.Tensor) -> torch.Tensor:
-    """Sum rows of 64-bit words, each times an odd number; `(rows, WIDTH)` to `(WIDTH,)`.
+    """Return column sums of shape `(WIDTH,)` over rows of 64-bit words, shape `(rows, WIDTH)`.
 
-    Sums wrap around, so that their order, which differs by device, does not matter.
+    Each row is first multiplied by its own odd number. Sums wrap around, so the order of the
+    additions, which differs by device, does not change them.
     """
     factors = torch.arange(len(rows), device=rows.device) * FACTOR
     factors = ((factors >> 29) ^ factors) * FACTOR | 1

@@ -1,6 +1,6 @@
-"""The device's side of a hand-off: it runs the layers below an exit and keeps their taps.
+"""The device side of a hand-off: it runs the layers below an exit and keeps their taps.
 
-A *tap* is the hidden states after some layers of the backbone, before any norm.
+A *tap* is the hidden state at an exit: the backbone's output at that depth, before any norm.
 """
 
 from __future__ import annotations
@@ -22,26 +22,29 @@ from .state import HandoffState
 
 
 MODES = ("split", "migrate", "migrate-light")
-ENDLESS = 1 << 30  # tokens, where the settings name no limit
+ENDLESS = 1 << 30  # `max_new_tokens` when the settings have no limit
 
 
 class DeviceSide:
-    """A process that holds a family cut at an exit.
+    """The device side of a hand-off, which runs a family cut at an exit.
 
     Args:
-        model ([`FamilialForCausalLM`]): As `export_exit(format="familial")` writes it: the exit is
-            its deepest, the exit's private layers are the last ones of its backbone.
-        depth (`int`, *optional*): Layers below the tap that is handed over: the depth of the exit
-            in the whole family. Defaults to all layers, which is right without private layers.
-        answer_idx (`int`, *optional*, defaults to -1): The exit that answers here.
+        model ([`FamilialForCausalLM`]): The family cut at the exit, as
+            `export_exit(..., format="familial")` writes it. Private layers of the exit are the last
+            layers of its backbone.
+        depth (`int`, *optional*): The depth of the exit in the whole family. The device sends the
+            hidden states at this depth. Defaults to all layers of `model`, which is correct if the
+            exit has no private layers.
+        answer_idx (`int`, *optional*, defaults to -1): The exit of `model` whose member generates
+            on the device.
 
     Attributes:
-        weights_digest (`str`): Of the layers below the tap, as they were when the last text began.
+        weights_digest (`str`): The digest of the layers below `depth` when the last text started.
 
     Raises:
-        IndexError: If there is no such exit.
-        ValueError: If the depth is not among its layers, or the host's layers cannot go on from a
-            tap, or from what is in the cache.
+        IndexError: If `model` does not have the exit `answer_idx`.
+        ValueError: If `depth` is not between 1 and the depth of that exit, or if the backbone does
+            not support hand-offs.
 
     Example:
         >>> device = DeviceSide(FamilialForCausalLM.from_pretrained("device"), depth=8)
@@ -65,20 +68,22 @@ class DeviceSide:
         generator: torch.Generator | None = None,
         **settings: Any,
     ) -> DeviceText:
-        """Run a prompt through the layers below the exit.
+        """Start a text: run its prompt through the layers below the exit.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, seq)`): The prompt, padded on the left.
-            attention_mask (`torch.Tensor` of shape `(batch, seq)`, *optional*): 0 for padding.
-            generator (`torch.Generator`, *optional*): Of the CPU, to draw tokens with.
-            **settings: How tokens are chosen, here and after the hand-off: fields of
-                `GenerationConfig` such as `max_new_tokens`, `do_sample`, `temperature`, `top_p`.
+            attention_mask (`torch.Tensor` of shape `(batch, seq)`, *optional*): 0 for padding,
+                else 1. Defaults to no padding.
+            generator (`torch.Generator`, *optional*): The CPU generator for sampling.
+            **settings: Fields of `GenerationConfig` such as `max_new_tokens`, `do_sample`,
+                `temperature`, `top_p`. They apply on this side and after the hand-off.
 
         Returns:
             [`DeviceText`]: The text on this side.
 
         Raises:
-            HandoffError: If a setting cannot travel, or the model has too few positions.
+            HandoffError: If a setting cannot be sent, or if the text could grow beyond the
+                positions of the model.
         """
         check_settings(settings)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -87,13 +92,11 @@ class DeviceSide:
 
 
 class DeviceText(HandoffText):
-    """A text, or a batch of them, on the side that runs the layers below the exit.
-
-    Made by [`DeviceSide.start`].
+    """A batch of texts on the device side of a hand-off, created by [`DeviceSide.start`].
 
     Attributes:
         tokens (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
-        sent (`int`): Columns that the other side was sent.
+        sent (`int`): Number of columns already sent to the server in the mode `"split"`.
     """
 
     @torch.no_grad()
@@ -117,7 +120,7 @@ class DeviceText(HandoffText):
         super().__init__(
             PortableText(model, side.answer_idx, input_ids, mask, generator=generator, **chosen)
         )
-        generator_state(generator)  # an accelerator's is refused before anything runs
+        generator_state(generator)  # raise early if it is not a CPU generator
         inner = model.model
         decoder, members = inner.decoder, inner.members
         self._cache = DynamicCache(config=decoder.config)
@@ -128,11 +131,11 @@ class DeviceText(HandoffText):
         self._below = SegmentRunner(decoder, members.segment(0, depth), self._cache)
         self._above = SegmentRunner(decoder, rest, self._cache) if rest.layers else None
         self._taps: list[torch.Tensor] = []
-        self._answered = 0  # columns that the layers above the tap have run
+        self._answered = 0  # columns that the layers above `depth` have run
         self._run(mask)
 
     def _run(self, mask: torch.Tensor) -> None:
-        """Run new columns, whose mask has the shape `(batch, new)`, through the layers below."""
+        """Run new columns with the mask `(batch, new)` through the layers below the exit."""
         ran, new = self._mask.shape[1], mask.shape[1]
         if ran:
             prompt = int(self._mask[:, : self._prompt_length].sum(1).max())
@@ -142,7 +145,7 @@ class DeviceText(HandoffText):
         self._taps.append(self._below(input_ids=tokens, **self._inputs(ran)))
 
     def _tap(self, start: int) -> torch.Tensor:
-        """Return the taps from column `start` on, shape `(batch, seq - start, hidden)`."""
+        """Return the taps of the columns from `start`, shape `(batch, seq - start, hidden)`."""
         pieces: list[torch.Tensor] = []
         first = self._mask.shape[1]
         while first > start:
@@ -153,21 +156,23 @@ class DeviceText(HandoffText):
 
     @torch.no_grad()
     def answer(self, max_new_tokens: int) -> torch.Tensor:
-        """Go on with the member that this side holds.
+        """Continue the text on the device with the member at `answer_idx`.
 
         Args:
-            max_new_tokens (`int`): At most so many tokens; fewer if the text ends.
+            max_new_tokens (`int`): The number of new tokens per row. Generation stops earlier if
+                the text ends.
 
         Returns:
-            `torch.LongTensor` of shape `(batch, seq)`: The whole text.
+            `torch.LongTensor` of shape `(batch, seq)`: The whole text, prompt included.
 
         Raises:
-            HandoffError: If a logits processor remembers what it sees, for that cannot travel.
+            HandoffError: If a logits processor remembers past tokens, because that memory cannot
+                be sent.
         """
         if self._text.memory:
             raise HandoffError(
-                f"`{self._text.memory[0]}` may remember the tokens that it has seen, and its "
-                "memory does not travel: let the other side choose all tokens, with it."
+                f"`{self._text.memory[0]}` may remember past tokens, and that memory cannot be "
+                "sent. Use this logits processor on the server side, and generate all tokens there."
             )
         for _ in range(max_new_tokens):
             if self.done:
@@ -189,44 +194,55 @@ class DeviceText(HandoffText):
 
     @torch.no_grad()
     def take(self, tokens: torch.Tensor) -> None:
-        """Run tokens that the other side chose.
+        """Append tokens that the server chose, and run them through the layers below the exit.
 
         Args:
-            tokens (`torch.LongTensor` of shape `(batch, new)`): The columns that follow.
+            tokens (`torch.LongTensor` of shape `(batch, new)`): The next columns of the text.
 
         Raises:
-            HandoffError: If the vocabulary has no such token.
+            HandoffError: If a token id is outside the vocabulary.
         """
         vocab = self.side.model.config.vocab_size
         if int(tokens.min()) < 0 or int(tokens.max()) >= vocab:
-            raise HandoffError(f"token ids must be below {vocab}, got {tokens.tolist()!s:.60}.")
+            raise HandoffError(
+                f"token ids must be from 0 to {vocab - 1}, got {tokens.tolist()!s:.60}."
+            )
         for column in tokens.split(1, dim=1):
             self._text.follow(column)
         self._run(torch.ones_like(tokens, device=self._mask.device))
 
     def state(self, mode: str, dtype: str | None = None) -> HandoffState:
-        """Return what the other side needs to go on.
+        """Return the state that the server needs to continue the text.
 
         Args:
-            mode (`str`): `"split"`: tokens and taps of the columns it was not sent yet, for as long
-                as this side runs the layers below the exit. `"migrate"`: the whole text with taps,
-                keys and values, so that it goes on alone. `"migrate-light"`: the whole text with
-                taps; it computes the keys and values of the layers below the exit anew.
-            dtype (`str`, *optional*): `"fp32"`, `"bf16"` or `"int8"`; by default as they are.
+            mode (`str`): One of three modes.
+
+                - `"split"`: The device continues to run the layers below the exit. The state
+                  contains tokens and taps of the columns that are not sent yet.
+                - `"migrate"`: The server continues alone. The state contains the whole text, its
+                  taps, and the keys and values of the layers below the exit.
+                - `"migrate-light"`: As `"migrate"` without keys and values. The server computes
+                  them again.
+            dtype (`str`, *optional*): The format of taps, keys and values: `"fp32"`, `"bf16"` or
+                `"int8"`. Defaults to the model's dtype.
 
         Returns:
-            [`HandoffState`]: See its `bytes_per_token`.
+            [`HandoffState`]: The state. `bytes_per_token` is its size.
 
         Raises:
-            HandoffError: If there is no such mode, nothing to send, or nothing left to say.
+            HandoffError: If `mode` is unknown, if all columns are sent already, or if the text has
+                ended.
+
+        Example:
+            >>> payload = text.state("migrate", dtype="bf16").to_bytes()
         """
         if mode not in MODES:
             raise HandoffError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
         start, columns = self.sent if mode == "split" else 0, self._mask.shape[1]
         if start == columns:
-            raise HandoffError(f"all {columns} columns were sent: there is nothing new.")
+            raise HandoffError(f"all {columns} columns are sent already.")
         if self.done:
-            raise HandoffError("the text has ended on this side: there is nothing left to say.")
+            raise HandoffError("the text has ended on this side. A hand-off needs an open text.")
         depth = self.side.depth
         whole: dict[str, Any] = {}
         if start == 0:

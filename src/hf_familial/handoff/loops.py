@@ -1,7 +1,8 @@
-"""Splitting a text between two processes over any channel of bytes.
+"""Loops for the mode `"split"`, in which device and server run each token together.
 
-The other two modes need no loop: one side sends `text.state("migrate").to_bytes()`, the other
-calls `side.resume(HandoffState.from_bytes(payload)).generate()`.
+They work over any channel that sends bytes. The other two modes need no loop. The device sends
+`text.state("migrate").to_bytes()`, and the server calls
+`side.resume(HandoffState.from_bytes(payload)).generate()`.
 """
 
 from __future__ import annotations
@@ -24,20 +25,29 @@ def run_device(
     receive: Callable[[], bytes],
     dtype: str | None = None,
 ) -> torch.Tensor:
-    """Run the layers below the exit for every token, while the server runs those above.
+    """Run the device side of a split text to its end.
+
+    The device runs the layers below the exit for every token. The server runs the layers above
+    with [`run_server`] and chooses the tokens.
 
     Args:
-        text ([`DeviceText`]): Begun on this side.
-        send (`Callable[[bytes], None]`): Sends one message to the server.
-        receive (`Callable[[], bytes]`): Waits for its next one.
-        dtype (`str`, *optional*): The format that taps travel in: `"fp32"`, `"bf16"`, `"int8"`, or
-            as they are.
+        text ([`DeviceText`]): The text, started on this device.
+        send (`Callable[[bytes], None]`): A function that sends one message to the server.
+        receive (`Callable[[], bytes]`): A function that waits for the server's next message and
+            returns it.
+        dtype (`str`, *optional*): The format of the sent taps: `"fp32"`, `"bf16"` or `"int8"`.
+            Defaults to the model's dtype.
 
     Returns:
-        `torch.LongTensor` of shape `(batch, seq)`: The whole text, as the deepest exit writes it.
+        `torch.LongTensor` of shape `(batch, seq)`: The whole text. It is the text of the deepest
+        exit.
 
     Raises:
-        HandoffError: If an answer is not what `run_server` sends.
+        HandoffError: If a message from the server is not valid.
+
+    Example:
+        >>> device_end, server_end = multiprocessing.Pipe()
+        >>> tokens = run_device(text, device_end.send_bytes, device_end.recv_bytes)
     """
     while True:
         send(text.state("split", dtype).to_bytes())
@@ -53,19 +63,20 @@ def run_server(
     receive: Callable[[], bytes],
     **options: Any,
 ) -> ServerText:
-    """Run the other side of `run_device`, for one text.
+    """Run the server side of one split text to its end. The device runs [`run_device`].
 
     Args:
-        side ([`ServerSide`]): With or without the layers below the exit.
-        send (`Callable[[bytes], None]`): Sends one message to the device.
-        receive (`Callable[[], bytes]`): Waits for its next one.
-        **options: As for [`ServerSide.resume`].
+        side ([`ServerSide`]): The server side, with or without the layers below the exit.
+        send (`Callable[[bytes], None]`): A function that sends one message to the device.
+        receive (`Callable[[], bytes]`): A function that waits for the device's next message and
+            returns it.
+        **options: Options of [`ServerSide.resume`].
 
     Returns:
-        [`ServerText`]: To its end.
+        [`ServerText`]: The finished text.
 
     Raises:
-        HandoffError: If a message is not what `run_device` sends.
+        HandoffError: If a message from the device is not valid.
     """
     text = side.resume(HandoffState.from_bytes(receive()), **options)
     while True:
@@ -77,23 +88,23 @@ def run_server(
 
 
 def encode_tokens(tokens: torch.Tensor, done: bool) -> bytes:
-    """Return the message that carries tokens of shape `(batch, 1)` to the device.
+    """Return a message to the device with tokens of shape `(batch, 1)`.
 
-    `done` says whether the text ends with them.
+    `done` is `True` if the text ends with these tokens.
     """
     return encode({"tokens": tokens.to(torch.int32)}, {"done": done})
 
 
 def decode_tokens(payload: bytes, batch: int) -> tuple[torch.Tensor, bool]:
-    """Read a message that `encode_tokens` wrote, for a text of `batch` rows."""
+    """Return the tokens and `done` of a message from `encode_tokens` for a text of `batch` rows."""
     tensors, words = decode(payload)
     tokens = tensors.get("tokens")
     if set(tensors) != {"tokens"} or tokens is None or set(words) != {"done"}:
-        raise HandoffError("this message carries no tokens.")
+        raise HandoffError("the message must contain `tokens` and `done` only.")
     if type(words["done"]) is not bool or tokens.dtype != torch.int32:
-        raise HandoffError("this message carries no tokens.")
+        raise HandoffError("`tokens` of the message must be int32, and `done` must be a bool.")
     if tokens.shape != (batch, 1) or int(tokens.min()) < 0:
         raise HandoffError(
-            f"a token for each of {batch} rows is wanted, got {tokens.tolist()!s:.60}."
+            f"`tokens` must be one token for each of {batch} rows, got {tokens.tolist()!s:.60}."
         )
     return tokens.long(), words["done"]

@@ -1,4 +1,4 @@
-"""The server's side of a hand-off: it runs the layers above an exit, or the whole family."""
+"""The server side of a hand-off: it runs the layers above an exit, or the whole family."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .state import HandoffState, check_finite
 
 @dataclass(frozen=True)
 class Recomputed:
-    """The cost of computing keys and values anew that did not travel.
+    """The cost of computing keys and values again that the device did not send.
 
     Attributes:
-        positions (`int`): Positions that were run, padding included, over all rows.
-        layers (`int`): Layers that each of them ran through.
-        flops (`int`): Of every matmul and attention, a multiply-add as two, causal attention
-            counted in full.
+        positions (`int`): Number of positions that ran, over all rows, padding included.
+        layers (`int`): Number of layers that each position ran through.
+        flops (`int`): FLOPs of all matmuls and attention. A multiply-add counts as two, and causal
+            attention counts in full.
         seconds (`float`): Wall time.
-        tap_error (`float`): Largest difference of the taps that came from those computed here, as
-            a share of the largest of these: what rounding on the way did, if it is small.
+        tap_error (`float`): The largest difference between received and recomputed taps, divided
+            by the largest recomputed absolute value. A small value is the rounding of `dtype`.
     """
 
     positions: int
@@ -43,20 +43,21 @@ class Recomputed:
 
     @property
     def layer_passes(self) -> int:
-        """Positions times layers."""
+        """The number of positions times the number of layers."""
         return self.positions * self.layers
 
 
 @dataclass(frozen=True)
 class ServerSide:
-    """A process that holds the layers above an exit; made by [`server_side`].
+    """The server side of a hand-off, created by [`server_side`].
 
     Attributes:
         model ([`FamilialForCausalLM`]): The family, whole or without its lower layers.
-        exit_idx (`int`): The exit whose taps come from the device.
-        weights_digest (`str`): Of the layers below it when the side was made.
-        expected_layers (`Mapping[int, LayerState]`): What one position leaves in the cache of each
-            layer below the exit; empty when those layers are not here.
+        exit_idx (`int`): The exit whose hidden states (taps) the device sends.
+        weights_digest (`str`): The digest of the layers below the exit at creation.
+        expected_layers (`Mapping[int, LayerState]`): The cache state of each layer below the exit
+            after one position. Received keys and values are checked against it. It is empty if
+            the server does not have these layers.
     """
 
     model: Any
@@ -66,58 +67,60 @@ class ServerSide:
 
     @property
     def keeps_lower(self) -> bool:
-        """Return whether the layers below the exit are here too."""
+        """`True` if this process also has the layers below the exit."""
         return bool(self.expected_layers)
 
     @property
     def depth(self) -> int:
-        """Layers below the exit."""
+        """The number of layers below the exit."""
         return self.model.config.exits[self.exit_idx]
 
     def _current_digest(self) -> str:
-        """Return the digest that the taps of a new text must carry.
+        """Return the digest that the state of a new text must contain.
 
-        It is computed anew, since weights may have changed; not where `model.freeze_weights()`
-        promises that they do not, nor where the layers are not here.
+        The digest is computed again for each text because weights may have changed. It is not
+        computed again after `model.freeze_weights()`, or if the lower layers are not here.
         """
         if not self.keeps_lower or self.model.model.frozen:
             return self.weights_digest
         return weights_digest(self.model, self.depth)
 
     def resume(self, state: HandoffState, **options: Any) -> ServerText:
-        """Go on with a text from another process.
+        """Continue a text that another process started.
 
         Args:
-            state ([`HandoffState`]): The text from its beginning.
-            **options: As for `generate`; they win over the settings that came with the text.
+            state ([`HandoffState`]): The state of the text from its first column.
+            **options: Arguments of `generate`, for example `max_new_tokens=50`. They override the
+                settings in `state`.
 
         Returns:
             [`ServerText`]: The text on this side.
 
         Raises:
-            HandoffError: If the taps come from other layers, or do not fit these.
+            HandoffError: If the weights below the exit differ between the two processes, or if the
+                state does not fit this model.
         """
         return ServerText(self, state, options)
 
 
 def server_side(model: Any, exit_idx: int, keep_lower: bool = True) -> ServerSide:
-    """Make the server side of a hand-off.
+    """Build the server side of a hand-off.
 
     Args:
-        model ([`FamilialForCausalLM`]): The whole family; left as it is.
-        exit_idx (`int`): The exit whose taps come from the device, not the deepest.
-        keep_lower (`bool`, *optional*, defaults to `True`): Whether to hold the layers below the
-            exit too, which going on alone needs. Without them only the mode `"split"` works:
-            layers, embedding and private layers below are neither held nor runnable, and when
-            nothing else refers to `model`, their memory is free.
+        model ([`FamilialForCausalLM`]): The whole family. It is not changed.
+        exit_idx (`int`): The exit whose hidden states (taps) the device sends. It must not be the
+            deepest exit.
+        keep_lower (`bool`, *optional*, defaults to `True`): Whether the server keeps the layers
+            below the exit. It needs them to continue a text alone. With `False` only the mode
+            `"split"` works. The memory of these layers, the embedding and the lower exits is then
+            freed when nothing else refers to `model`.
 
     Returns:
-        [`ServerSide`]: With the digest of the layers below the exit.
+        [`ServerSide`]: The server side. Call its `resume` with a received state.
 
     Raises:
-        IndexError: If there is no such exit.
-        ValueError: If nothing stands above it, or the host's layers cannot go on from a tap or from
-            what is in the cache.
+        IndexError: If the family does not have this exit.
+        ValueError: If the exit is the deepest, or if the backbone does not support hand-offs.
 
     Example:
         >>> side = server_side(FamilialForCausalLM.from_pretrained("me/family"), exit_idx=0)
@@ -126,7 +129,10 @@ def server_side(model: Any, exit_idx: int, keep_lower: bool = True) -> ServerSid
     check_relay(model)
     exit_idx = model.config.resolve_exit(exit_idx)
     if exit_idx == model.config.num_exits - 1:
-        raise ValueError(f"exit {exit_idx} is the deepest: no layers go on from its taps.")
+        raise ValueError(
+            f"exit {exit_idx} is the deepest. `exit_idx` must be from 0 to {exit_idx - 1}, because "
+            "the server runs the layers above the exit."
+        )
     depth = model.config.exits[exit_idx]
     digest = weights_digest(model, depth)
     probe_layers(model, depth, model.config.exits[-1])
@@ -137,15 +143,14 @@ def server_side(model: Any, exit_idx: int, keep_lower: bool = True) -> ServerSid
 
 
 class ServerText(HandoffText):
-    """A text, or a batch of them, on the side that runs the layers above the exit.
-
-    Made by [`ServerSide.resume`].
+    """A batch of texts on the server side of a hand-off, created by [`ServerSide.resume`].
 
     Attributes:
-        side ([`ServerSide`]): Where it runs.
+        side ([`ServerSide`]): The server side that runs the text.
         tokens (`torch.LongTensor` of shape `(batch, seq)`): The text so far.
-        relay ([`UpperCache`]): Its keys, values and pending taps.
-        recomputed ([`Recomputed`], *optional*): What keys and values that did not travel cost.
+        relay ([`UpperCache`]): The keys, values and pending taps of the text.
+        recomputed ([`Recomputed`], *optional*): The cost of keys and values that this process
+            computed again. It is `None` as long as it has computed none.
     """
 
     def __init__(self, side: ServerSide, state: HandoffState, options: dict[str, Any]) -> None:
@@ -153,7 +158,10 @@ class ServerText(HandoffText):
         self._weights_digest = side._current_digest()
         self.recomputed: Recomputed | None = None
         if state.start:
-            raise HandoffError(f"the text begins at column {state.start}: 0 was never seen here.")
+            raise HandoffError(
+                f"the state must begin at column 0, got `start={state.start}`. This server does "
+                "not have the earlier columns."
+            )
         self._check(state)
         if options.get("max_new_tokens") is None:
             check_length(state.settings, int(state.position_ids.max()), model.config)
@@ -171,73 +179,82 @@ class ServerText(HandoffText):
         )
         super().__init__(text)
         restore(self.relay.cache, state.layers, device)
-        # whether this side runs the lower layers itself; until then the taps that came are kept
+        # True once this process runs the lower layers; until then it keeps the received taps
         self._alone = bool(state.layers)
         self._came: list[torch.Tensor] = []
         self._push(state)
 
     @torch.no_grad()
     def step(self) -> torch.Tensor:
-        """Choose the next token, once the taps of all tokens so far are here.
+        """Choose the next token of each row. The taps of all tokens so far must be here.
 
         Returns:
-            `torch.LongTensor` of shape `(batch, 1)`: Also added to `tokens`.
+            `torch.LongTensor` of shape `(batch, 1)`: The new tokens. They are also appended to
+            `tokens`.
 
         Raises:
-            HandoffError: If the taps of the last token are still to come, or they or the keys
-                and values that came are so large that the logits are not finite.
+            HandoffError: If the taps of the last token are missing. Also if received taps, keys or
+                values are so large that the logits are not finite.
         """
         if self.relay.length < self.tokens.shape[1]:
             raise HandoffError(
-                f"taps of {self.relay.length} columns are here, of {self.tokens.shape[1]}: `take` "
-                "those of the last token first."
+                f"taps of {self.relay.length} columns are here, of {self.tokens.shape[1]}. Call "
+                "`take` with those of the last token first."
             )
         self.relay.catch_up(-1)
         logits = self.relay.logits(-1)[:, -1]
-        # a host may mean minus infinity
+        # minus infinity is valid: some backbones use it for tokens that cannot follow
         check_finite("the logits row", logits.clamp(min=0))
         return self._text.choose_next(logits)
 
     @torch.no_grad()
     def take(self, state: HandoffState) -> None:
-        """Take the taps of the tokens that `step` chose, from the side that ran them.
+        """Add the taps of the tokens that `step` chose, after the device has run these tokens.
 
         Args:
-            state ([`HandoffState`]): Of the columns that follow.
+            state ([`HandoffState`]): The device's state of the next columns, mode `"split"`.
 
         Raises:
-            HandoffError: If it is of other columns or other tokens, or has layers with it.
+            HandoffError: If the state has other columns or other tokens, or contains keys and
+                values.
         """
         self._check(state)
         seen, columns = self.relay.length, state.shape[1]
         chosen = self.tokens[:, seen:].cpu()
         if state.start != seen or columns != chosen.shape[1] or state.layers or self._alone:
             raise HandoffError(
-                f"expected the taps alone of columns {seen} to {seen + chosen.shape[1]}, got "
+                f"expected only the taps of columns {seen} to {seen + chosen.shape[1]}, got "
                 f"columns {state.start} to {state.start + columns}."
             )
         counted = self._positions[:, -1:].cpu() + torch.arange(1, columns + 1)
         if not torch.equal(state.tokens, chosen):
-            raise HandoffError(f"the taps of {chosen.tolist()} are wanted, of no other tokens.")
+            raise HandoffError(
+                f"expected the taps of the tokens {chosen.tolist()!s:.60}, got those of "
+                f"{state.tokens.tolist()!s:.60}."
+            )
         if not torch.equal(state.position_ids, counted) or not state.attention_mask.all():
-            raise HandoffError(f"the positions {counted.tolist()} are wanted, without padding.")
+            raise HandoffError(
+                f"expected the positions {counted.tolist()!s:.60} without padding, got "
+                f"{state.position_ids.tolist()!s:.60}."
+            )
         self._push(state)
 
     @torch.no_grad()
     def generate(self, streamer: Any = None) -> torch.Tensor:
-        """Go on alone to the end of the text.
+        """Generate the rest of the text without the device.
 
-        Keys and values of the layers below the exit that did not travel are computed anew first,
-        see `recomputed`.
+        If the state had no keys and values of the layers below the exit, they are computed first.
+        The attribute `recomputed` then contains the cost.
 
         Args:
-            streamer (`BaseStreamer`, *optional*): Is given the text so far, then every token.
+            streamer (`BaseStreamer`, *optional*): A streamer that receives the text so far, then
+                each new token.
 
         Returns:
-            `torch.LongTensor` of shape `(batch, seq)`: The whole text.
+            `torch.LongTensor` of shape `(batch, seq)`: The whole text, prompt included.
 
         Raises:
-            ValueError: If the layers below the exit are not here.
+            ValueError: If this process does not have the layers below the exit.
         """
         if streamer is not None:
             streamer.put(self.tokens.cpu())
@@ -251,21 +268,21 @@ class ServerText(HandoffText):
         return self.tokens
 
     def _run_last(self) -> None:
-        """Run the tokens that were chosen and not run yet through the layers below the exit."""
+        """Run chosen tokens through the layers below the exit if they have not run yet."""
         new = self.tokens[:, self.relay.length :]
         if not new.shape[1]:
             return
         if not self.side.keeps_lower:
             raise ValueError(
-                f"the layers below depth {self.side.depth} are not here: the other side runs them, "
-                "and `take` takes its taps."
+                f"the layers below depth {self.side.depth} are not in this process. The device "
+                "runs them: call `take` with its taps, or build the server with `keep_lower=True`."
             )
         if not self._alone:
             self._recompute()
         self.relay.feed(new)
 
     def _recompute(self) -> None:
-        """Compute keys and values of the layers below the exit for all columns."""
+        """Compute the keys and values of the layers below the exit for all columns."""
         inner, depth, seen = self.side.model.model, self.side.depth, self.relay.length
         segment = inner.members.segment(0, depth)
         below = SegmentRunner(inner.decoder, segment, self.relay.cache)
@@ -283,7 +300,7 @@ class ServerText(HandoffText):
         self._came, self._alone = [], True
 
     def _push(self, state: HandoffState) -> None:
-        """Make the taps of new columns pending."""
+        """Add the taps of new columns as pending positions."""
         device = self.side.model.device
         taps, mask = state.taps[self.side.depth].to(device), state.attention_mask.to(device)
         positions = state.position_ids.to(device)
@@ -293,19 +310,21 @@ class ServerText(HandoffText):
             self._came.append(taps)
 
     def _check(self, state: HandoffState) -> None:
-        """Raise `HandoffError` if a state's taps come from other layers or do not fit these."""
+        """Raise `HandoffError` if a state is from other weights, or does not fit this model."""
         side = self.side
         if state.weights_digest != self._weights_digest:
             raise HandoffError(
-                f"the taps come from other layers ({state.weights_digest:.12}) than those below "
-                f"this exit ({self._weights_digest:.12}): config or weights differ."
+                f"the taps come from other layers (digest {state.weights_digest:.12}) than those "
+                f"below this exit (digest {self._weights_digest:.12}). Use the same config and "
+                "weights in both processes."
             )
         backbone, (batch, columns) = side.model.model.backbone, state.shape
         shape = (batch, columns, backbone.config.hidden_size)
         found = {depth: (tuple(tap.shape), tap.dtype) for depth, tap in state.taps.items()}
         if found != {side.depth: (shape, backbone.dtype)}:
             raise HandoffError(
-                f"taps of depth {side.depth} are wanted, {backbone.dtype} of {shape}, got {found}."
+                f"expected taps at depth {side.depth}, {backbone.dtype} of shape {shape}, got "
+                f"{found}."
             )
         check_length({}, int(state.position_ids.max()), side.model.config)
         vocab = side.model.config.vocab_size
@@ -315,19 +334,24 @@ class ServerText(HandoffText):
 
 
 class UpperCache(RelayCache):
-    """A relay cache from an exit, which is not read here, to the deepest exit."""
+    """A relay cache that starts from the taps of one exit and ends at the deepest exit."""
 
     def __init__(self, model: Any, exit_idx: int) -> None:
         super().__init__(model, [exit_idx, -1])
-        self._branches[0] = None  # nobody reads that exit, so its private layers need not run
+        self._branches[0] = None  # the first exit gives no logits, so its private layers do not run
 
     def push(
         self, taps: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
     ) -> None:
-        """Take taps of new columns, `(batch, new, hidden)`; they become pending.
+        """Add taps of new columns as pending positions.
 
-        The first segment never runs for them, and its keys and values stay empty. `positions` and
-        `mask` have the shape `(batch, new)`; by default positions count on and nothing is padding.
+        The first segment does not run for these columns, so it has no keys and values for them.
+
+        Args:
+            taps (`torch.Tensor` of shape `(batch, new, hidden)`): The hidden states at the exit.
+            positions (`torch.LongTensor` of shape `(batch, new)`, *optional*): Position ids. By
+                default they continue after the last column.
+            mask (`torch.Tensor` of shape `(batch, new)`, *optional*): 0 for padding, else 1.
         """
         new = self._extend(taps, positions, mask)
         self._keep(0, taps)

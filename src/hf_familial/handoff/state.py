@@ -1,4 +1,4 @@
-"""A text on its way from one process to another: tokens, taps, keys and values, and their bytes."""
+"""The state of a text between two processes: tokens, taps, keys and values, saved as bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._settings import check_settings
 
 VERSION = 1
 TAPS, LAYERS = "taps", "layers"
-# the columns of the text, and the dtype that each travels in
+# fields with one value per token -> the dtype in the message
 COLUMNS: Mapping[str, torch.dtype] = {
     "tokens": torch.int32,
     "attention_mask": torch.uint8,
@@ -32,27 +32,37 @@ WORDS = {"version", "start", "fingerprint", "settings", "dtype", "floats", "laye
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HandoffState:
-    """Some columns of a text, all of them run through the layers below an exit.
+    """The part of a text that one process sends to another in a hand-off.
+
+    All its columns have run through the layers below an exit.
 
     Attributes:
-        tokens (`torch.LongTensor` of shape `(batch, seq)`): The columns' token ids.
+        tokens (`torch.LongTensor` of shape `(batch, seq)`): The token ids of the columns.
         attention_mask (`torch.LongTensor` of shape `(batch, seq)`): 0 for padding, else 1.
-        position_ids (`torch.LongTensor` of shape `(batch, seq)`): As the layers were given them.
-        taps (`Mapping[int, torch.Tensor]`): By depth, the taps of the positions pending there, of
-            shape `(batch, pending, hidden)`; at the shallowest depth they are the last columns.
-        weights_digest (`str`): Of the layers that made the taps, see `weights_digest`.
-        layers (`Mapping[int, LayerState]`): Keys and values by layer, where they travel too.
-        start (`int`): Columns of the text before these, which the other side has.
-        finished (`torch.Tensor` of shape `(batch,)`, *optional*): 1 for rows that have ended.
-        settings (`Mapping[str, Any]`): How tokens are chosen: fields of `GenerationConfig`;
-            `max_new_tokens` counts those still to come.
-        generator (`torch.Tensor` of shape `(bytes,)`, *optional*): State of the CPU generator that
-            tokens are drawn with.
-        dtype (`str`, *optional*): The format that taps, keys and values travel in: `"fp32"`,
-            `"bf16"`, `"int8"` (a scale for each row), or as they are.
+        position_ids (`torch.LongTensor` of shape `(batch, seq)`): The position ids of the columns.
+        taps (`Mapping[int, torch.Tensor]`): The hidden states of pending positions, by depth,
+            shape `(batch, pending, hidden)`. At the shallowest depth they belong to the last
+            columns.
+        weights_digest (`str`): The digest of the layers that computed the taps. See
+            [`weights_digest`].
+        layers (`Mapping[int, LayerState]`): The keys and values of each layer below the exit. It is
+            empty if they are not sent.
+        start (`int`): The number of earlier columns, which the other process already has.
+        finished (`torch.Tensor` of shape `(batch,)`, *optional*): 1 for rows that have ended, else
+            0.
+        settings (`Mapping[str, Any]`): Fields of `GenerationConfig` such as `temperature`.
+            `max_new_tokens` counts the tokens still to generate.
+        generator (`torch.Tensor` of shape `(bytes,)`, *optional*): The state of the CPU generator
+            for sampling.
+        dtype (`str`, *optional*): The format of taps, keys and values in the message: `"fp32"`,
+            `"bf16"`, or `"int8"` with one scale per row. By default they keep their dtype.
 
     Raises:
-        HandoffError: If the parts do not fit together, or a number is not finite.
+        HandoffError: If two fields do not fit together, or if a number is not finite.
+
+    Example:
+        >>> payload = text.state("migrate").to_bytes()
+        >>> state = HandoffState.from_bytes(payload)
     """
 
     tokens: torch.Tensor
@@ -85,12 +95,12 @@ class HandoffState:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """The number of rows and columns."""
         return self.tokens.shape[0], self.tokens.shape[1]
 
     @property
     def bytes_by_part(self) -> dict[str, float]:
-        """Bytes per token of the columns, of the taps, and of the keys and values, on the way."""
+        """Bytes per token in the message, for `columns`, `taps` and `keys_and_values`."""
         count = max(1, self.tokens.numel())
         sizes = {
             name: quantized_bytes(tensor, self.dtype if _is_quantized(name) else None) / count
@@ -103,17 +113,17 @@ class HandoffState:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes per token on the way, all parts together; a header comes once."""
+        """Bytes per token in the message, without the header."""
         return sum(self.bytes_by_part.values())
 
     def to_bytes(self) -> bytes:
-        """Write the state as a safetensors file in memory.
+        """Return the state as the bytes of a safetensors file.
 
         Returns:
-            `bytes`: Tensors, and the rest as JSON in the header's `__metadata__`.
+            `bytes`: The file. Fields that are not tensors are JSON in the header's `__metadata__`.
 
         Raises:
-            HandoffError: If a number is too large for the dtype it travels in.
+            HandoffError: If a number is too large for the format `dtype`.
         """
         tensors = {name: getattr(self, name).to(dtype) for name, dtype in COLUMNS.items()}
         floating = self._floating()
@@ -136,22 +146,25 @@ class HandoffState:
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> HandoffState:
-        """Read what `to_bytes` wrote.
+        """Read a state from bytes that `to_bytes` returned.
 
         Args:
-            payload (`bytes`): From anywhere: nothing in it is run, and no size in it is believed
-                before it is held against the number of bytes.
+            payload (`bytes`): The bytes. They may come from an untrusted sender: no code in them
+                runs, and each size is checked against the number of bytes before its use.
 
         Returns:
-            [`HandoffState`]: On the CPU, taps, keys and values in the dtype they had.
+            [`HandoffState`]: The state on the CPU. Taps, keys and values have their original dtype.
 
         Raises:
-            HandoffError: If the payload is not such a state, complete and unchanged.
+            HandoffError: If the bytes are incomplete, changed, or not a state.
         """
         tensors, words = decode(payload)
         if set(words) != WORDS or words["version"] != VERSION:
             version = words.get("version")
-            raise HandoffError(f"a state of version {VERSION} is wanted, not {version!r:.20}.")
+            raise HandoffError(
+                f"the state must have version {VERSION}, got {version!r:.20}. Use the same version "
+                "of hf_familial in both processes."
+            )
         missing = sorted(COLUMNS.keys() - tensors.keys())
         _require(not missing, f"the state has no `{''.join(missing[:1])}`.")
         columns: dict[str, Any] = {name: tensors.pop(name) for name in COLUMNS}
@@ -177,25 +190,25 @@ class HandoffState:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a safetensors file, whole or not at all, replacing one that is there.
+        """Save the state as a safetensors file in one atomic write. An existing file is replaced.
 
         Raises:
-            OSError: If it cannot be written.
+            OSError: If the file cannot be written.
         """
         write_whole(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HandoffState:
-        """Read a state from a file that `save` wrote.
+        """Load a state from a file that `save` wrote.
 
         Raises:
-            OSError: If it cannot be read.
-            HandoffError: If it is not such a state.
+            OSError: If the file cannot be read.
+            HandoffError: If the file is not a complete, unchanged state.
         """
         return cls.from_bytes(Path(path).read_bytes())
 
     def _floating(self) -> dict[str, torch.Tensor]:
-        """Return taps, keys, values and recurrent states by their names on the way."""
+        """Return taps, keys, values and recurrent states by their names in the message."""
         taps = {f"{TAPS}.{depth}": tap for depth, tap in self.taps.items()}
         return taps | {
             f"{LAYERS}.{slot}.{name}": tensor
@@ -204,71 +217,71 @@ class HandoffState:
         }
 
     def _check_columns(self) -> None:
-        """Check shapes and ranges of everything but taps and layers."""
+        """Check the shapes and ranges of all fields except taps and layers."""
         shape, start, finished, generator = (
             self.tokens.shape, self.start, self.finished, self.generator
         )  # fmt: skip
         _require(
             len(shape) == 2 and self.tokens.numel() > 0,
-            f"`tokens` must be (batch, seq), neither 0, got {tuple(shape)}.",
+            f"`tokens` must have the shape (batch, seq) and not be empty, got {tuple(shape)}.",
         )
         _require(
             type(start) is int and 0 <= start < 1 << 31,
-            f"`start` must count columns, got {start!r:.60}.",
+            f"`start` must be a number of columns, 0 or more, got {start!r:.60}.",
         )
         most = {"tokens": 1 << 31, "attention_mask": 2, "position_ids": start + shape[1]}
         for name, limit in most.items():
             tensor = getattr(self, name)
             _require(
                 tensor.shape == shape and not tensor.is_floating_point(),
-                f"`{name}` must be whole numbers of shape {tuple(shape)}, got {tensor.dtype} of "
+                f"`{name}` must be integers of shape {tuple(shape)}, got {tensor.dtype} of shape "
                 f"{tuple(tensor.shape)}.",
             )
             _require(_within(tensor, limit), f"`{name}` must be from 0 to {limit - 1}.")
         _require(
             isinstance(self.weights_digest, str) and self.weights_digest != "",
-            "`weights_digest` must say which layers made the taps.",
+            f"`weights_digest` must be a non-empty string, got {self.weights_digest!r:.60}.",
         )
         if finished is not None:
             by_row = finished.shape == shape[:1] and not finished.is_floating_point()
             _require(by_row and _within(finished, 2), "`finished` must be 0 or 1 for each row.")
         _require(
             generator is None or (generator.dtype == torch.uint8 and generator.ndim == 1),
-            "`generator` must be the bytes of `torch.Generator.get_state()`.",
+            "`generator` must be the uint8 tensor of `torch.Generator.get_state()`.",
         )
 
     def _check_taps(self) -> None:
-        """Check that every column is pending at one depth at most."""
+        """Check the taps, and that the depths together do not have more taps than columns."""
         batch, columns = self.shape
         for depth, tap in self.taps.items():
             _require(
                 type(depth) is int and depth >= 1,
-                f"`taps` go by depth, from 1 on, got {depth!r:.60}.",
+                f"the keys of `taps` must be depths, 1 or more, got {depth!r:.60}.",
             )
             _require(
                 _is_floating(tap) and tap.ndim == 3 and tap.shape[0] == batch,
-                f"the taps at depth {depth} must be ({batch}, pending, hidden) of a floating "
-                f"dtype, got {tap.dtype} of {tuple(tap.shape)}.",
+                f"the taps at depth {depth} must have the shape ({batch}, pending, hidden) and a "
+                f"floating dtype, got {tap.dtype} of shape {tuple(tap.shape)}.",
             )
             check_finite(f"the taps at depth {depth}", tap)
         pending = sum(tap.shape[1] for tap in self.taps.values())
         _require(pending <= columns, f"{pending} positions are pending, of {columns} columns.")
 
     def _check_layers(self) -> None:
-        """Check the layers as far as the model is not needed; see `check_against_model`."""
+        """Check the layers as far as possible without the model. See `check_against_model`."""
         batch, columns = self.shape
         _require(
             not (self.layers and self.start),
-            "keys and values travel with the whole text: `start` must be 0.",
+            f"`start` must be 0 in a state with keys and values, got {self.start}.",
         )
         for slot, layer in self.layers.items():
             _require(
                 0 <= layer.seen <= columns,
-                f"layer {slot} has seen {layer.seen} positions, of {columns}.",
+                f"layer {slot} has processed {layer.seen} positions, of {columns}.",
             )
             for name, tensor in layer.tensors.items():
                 what = f"`{name:.60}` of layer {slot}"
-                _require(_is_floating(tensor), f"{what} cannot be {tensor.dtype}.")
+                _require(_is_floating(tensor), f"{what} must be floating, got {tensor.dtype}.")
                 _require(
                     tensor.ndim > 0 and tensor.shape[0] == batch,
                     f"{what} must have {batch} rows, got {tuple(tensor.shape)}.",
@@ -277,9 +290,9 @@ class HandoffState:
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise `HandoffError` if a tensor holds NaN or infinity."""
+    """Raise `HandoffError` if a tensor contains NaN or infinity."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise HandoffError(f"{name} holds numbers that are not finite.")
+        raise HandoffError(f"{name} contains numbers that are not finite.")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -296,16 +309,16 @@ def _is_floating(tensor: torch.Tensor) -> bool:
 
 
 def _is_quantized(name: str) -> bool:
-    """Return whether a tensor is quantized. Recurrent states are not: their errors would add up."""
+    """Return whether a tensor is quantised. Recurrent states are not, as errors would add up."""
     return name.startswith(TAPS) or name.rpartition(".")[2] in BY_POSITION
 
 
 def _floats(words: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Return the dtypes that floating tensors had, and check the types of the other words."""
+    """Return the original dtypes of floating tensors, and check the types of the JSON fields."""
     floats, dtype = words["floats"], words["dtype"]
     _require(
         isinstance(floats, dict) and isinstance(words["layers"], dict),
-        "`floats` and `layers` must be objects.",
+        "`floats` and `layers` of the message must be JSON objects.",
     )
     _require(dtype is None or isinstance(dtype, str), f"`dtype` must be a name, got {dtype!r:.60}.")
     check_format(dtype)
@@ -319,7 +332,7 @@ def _floats(words: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> di
 
 
 def _grouped(found: Mapping[str, torch.Tensor], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return taps by depth and layers by slot, from the names they had on the way."""
+    """Return taps by depth and layers by slot, from tensors by their names in the message."""
     taps: dict[int, torch.Tensor] = {}
     parts: dict[int, dict[str, torch.Tensor]] = {_index(slot): {} for slot in kinds}
     for name, tensor in found.items():
@@ -335,7 +348,7 @@ def _grouped(found: Mapping[str, torch.Tensor], kinds: Mapping[str, Any]) -> dic
     for slot, kind in kinds.items():
         _require(
             isinstance(kind, list) and [type(word) for word in kind] == [str, int],
-            f"layer {slot:.20} must have a kind and a length, got {kind!r:.60}.",
+            f"layer {slot:.20} must be a list of kind and length, got {kind!r:.60}.",
         )
         layers[_index(slot)] = LayerState(kind[0], kind[1], parts[_index(slot)])
     return {"taps": taps, "layers": layers}
@@ -344,5 +357,5 @@ def _grouped(found: Mapping[str, torch.Tensor], kinds: Mapping[str, Any]) -> dic
 def _index(text: str) -> int:
     """Parse the index of a layer. Only the canonical decimal form is accepted."""
     canonical = text.isascii() and text.isdigit() and len(text) < 7 and str(int(text)) == text
-    _require(canonical, f"{text!r:.60} is no index of a layer.")
+    _require(canonical, f"{text!r:.60} is not the index of a layer.")
     return int(text)

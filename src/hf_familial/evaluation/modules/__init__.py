@@ -1,4 +1,4 @@
-"""Modules of the `evaluate` library, loaded by path: nothing is downloaded."""
+"""Modules for the `evaluate` library. They load from a local path without a download."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ from ...models.familial.configuration_familial import check_choice
 
 
 def metric_path(name: str) -> str:
-    """Return the path of one of the package's modules for the `evaluate` library.
+    """Return the path of a module of this package for `evaluate.load`.
 
     Args:
         name (`str`): `"exit_agreement"`, `"expected_calibration_error"` or `"exit_quality"`.
 
     Returns:
-        `str`: A folder for `evaluate.load`.
+        `str`: The folder of the module.
 
     Raises:
-        ValueError: If there is no such module.
+        ValueError: If `name` is not one of these.
 
     Example:
         >>> import evaluate

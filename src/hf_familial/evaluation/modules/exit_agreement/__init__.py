@@ -1,1 +1,1 @@
-"""Agreement of an exit with the deepest one, as a module of the `evaluate` library."""
+"""Agreement of an exit with the deepest exit, as a module of the `evaluate` library."""

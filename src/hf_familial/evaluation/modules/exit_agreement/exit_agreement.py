@@ -1,4 +1,4 @@
-"""Agreement of an exit with the deepest one, as a metric of the `evaluate` library."""
+"""Agreement of an exit with the deepest exit, as a metric of the `evaluate` library."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ import numpy as np
 
 INPUTS = """
 Args:
-    predictions (`list[int]`): The most probable token of an exit, at every position.
-    references (`list[int]`): The most probable token of the deepest exit, at the same positions.
+    predictions (`list[int]`): The most probable token of an exit at each position.
+    references (`list[int]`): The most probable token of the deepest exit at the same positions.
 
 Returns:
-    `dict`: `exit_agreement`, the share of positions where the two are one, between 0 and 1.
+    `dict`: `exit_agreement`, the share of positions where both are the same token, from 0 to 1.
 """
 
 
 class ExitAgreement(evaluate.Metric):
-    """Share of positions where an exit and the deepest one hold the same token most probable."""
+    """Share of positions where an exit and the deepest exit predict the same token."""
 
     def _info(self) -> evaluate.MetricInfo:
         token = datasets.Value("int64")

@@ -12,18 +12,18 @@ INPUTS = """
 Args:
     input_ids (`list[list[int]]`): Sequences of token ids.
     model (`FamilialForCausalLM`): The family.
-    **kwargs: Of `hf_familial.evaluation.evaluate_exits`: `batch_size`, `max_batches`,
+    **kwargs: Arguments of `hf_familial.evaluation.evaluate_exits`: `batch_size`, `max_batches`,
         `bytes_per_token`, `num_bins`.
 
 Returns:
-    `dict`: For each measure (`loss`, `perplexity`, `bits_per_byte`, `accuracy`, `agreement`,
-    `expected_calibration_error`, `flops_per_token`) and for `exit_idx` and `depth`, a list with one
+    `dict`: One list for each of `exit_idx`, `depth`, `flops_per_token`, `loss`, `perplexity`,
+    `bits_per_byte`, `accuracy`, `agreement` and `expected_calibration_error`. Each list has one
     value per exit, shallowest first.
 """
 
 
 class ExitQuality(evaluate.Measurement):
-    """Loss, perplexity, bits per byte, agreement, calibration error and FLOPs of every exit."""
+    """Loss, perplexity, bits per byte, agreement, calibration error and FLOPs of each exit."""
 
     def _info(self) -> evaluate.MeasurementInfo:
         tokens = datasets.List(datasets.Value("int64"))

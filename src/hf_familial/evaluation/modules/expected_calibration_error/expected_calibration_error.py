@@ -11,18 +11,18 @@ from hf_familial.evaluation.calibration import expected_calibration_error
 
 INPUTS = """
 Args:
-    predictions (`list[int]`): The most probable token, or class, at every position.
-    references (`list[int]`): The right one.
-    confidences (`list[float]`): Probability of the prediction, between 0 and 1.
-    num_bins (`int`, *optional*, defaults to 15): Bins of equal width.
+    predictions (`list[int]`): The most probable token or class at each position.
+    references (`list[int]`): The true token or class at each position.
+    confidences (`list[float]`): The probability of each prediction, from 0 to 1.
+    num_bins (`int`, *optional*, defaults to 15): The number of bins, all of equal width.
 
 Returns:
-    `dict`: `expected_calibration_error`, between 0 (calibrated) and 1.
+    `dict`: `expected_calibration_error`, from 0 (calibrated) to 1.
 """
 
 
 class ExpectedCalibrationError(evaluate.Metric):
-    """Mean distance between accuracy and confidence, over bins of confidence of equal width."""
+    """Mean distance between accuracy and confidence, over confidence bins of equal width."""
 
     def _info(self) -> evaluate.MetricInfo:
         token, number = datasets.Value("int64"), datasets.Value("float64")

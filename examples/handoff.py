@@ -1,14 +1,16 @@
-"""One text, two processes: a device holds the first layers of a family, another process the rest.
+"""Move a text between two processes: a device runs the first layers, a server the rest.
 
-    python examples/handover.py --family outputs/pretrain
-    python examples/handover.py --family outputs/pretrain --exit_idx 1 --dtype bf16
-    python examples/handover.py --smoke
+    python examples/handoff.py --family outputs/pretrain
+    python examples/handoff.py --family outputs/pretrain --exit_idx 1 --dtype bf16
+    python examples/handoff.py --smoke
 
-The device loads only what `export_exit(format="familial")` writes of the family. For each of the
-three modes a second process is started, and bytes go through a pipe: `split` (every token passes
-both), `migrate` (the text moves with its keys and values) and `migrate-light` (without them). The
-table says what travelled, and whether the tokens are those of one process; with `--dtype bf16` or
-`int8` less travels, rounded, and they may differ.
+The device loads only the part of the family up to the exit, which `export_exit(format="familial")`
+writes. The script starts a second process for each of the three modes and sends bytes through a
+pipe. In `split`, both processes work on every token. In `migrate`, the text moves once, with its
+keys and values. In `migrate-light` it moves without them, and the server computes them again.
+
+The table shows how many bytes each mode sends, and whether the tokens equal those of one process.
+`--dtype bf16` and `--dtype int8` send fewer bytes. They round, so the tokens may differ.
 """
 
 from __future__ import annotations
@@ -45,23 +47,24 @@ from hf_familial.toy import toy_family
 
 
 @dataclass
-class HandoverArguments:
-    """The family, what to say, and how much of it travels."""
+class HandoffArguments:
+    """The family, the prompt, and the format in which numbers are sent."""
 
-    family: str | None = field(default=None, metadata={"help": "Folder of a family."})
-    exit_idx: int = field(default=0, metadata={"help": "Exit at which the text is handed over."})
-    prompt: str = field(default="def main():", metadata={"help": "Where the text begins."})
+    family: str | None = field(default=None, metadata={"help": "Folder of the family."})
+    exit_idx: int = field(default=0, metadata={"help": "Exit up to which the device runs."})
+    prompt: str = field(default="def main():", metadata={"help": "Start of the text."})
     max_new_tokens: int = field(default=32, metadata={"help": "Tokens to generate."})
     dtype: str | None = field(
         default=None,
-        metadata={"help": "How numbers travel: fp32, bf16 or int8; else as they are."},
+        metadata={"help": "Format to send numbers in: fp32, bf16 or int8. Default: the model's."},
     )
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense, before a model is read."""
+        """Check the arguments before a model is loaded."""
         if self.family is None:
             raise ValueError(
-                "`--family` is missing: a folder, as of pretrain.py; or try `--smoke`."
+                "`--family` is missing: pass the folder of a family (pretrain.py writes one), "
+                "or try `--smoke`."
             )
         if self.dtype is not None:
             check_choice("--dtype", self.dtype, ("fp32", "bf16", "int8"))
@@ -70,34 +73,34 @@ class HandoverArguments:
 
 
 def other_process(connection: Connection, family: str, exit_idx: int, mode: str) -> None:
-    """What the second process does, for one text."""
+    """Run the second process for one text."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     model = FamilialForCausalLM.from_pretrained(family).eval()
     side = server_side(model, exit_idx, keep_lower=mode != "split")
-    del model  # without `keep_lower` the side lets go of everything below the exit
+    del model  # the server has dropped the lower layers: keep no other reference to them
     connection.send_bytes(b"ready")
     if mode == "split":
         run_server(side, connection.send_bytes, connection.recv_bytes)
         return
     text = side.resume(HandoffState.from_bytes(connection.recv_bytes()))
-    found = {"tokens": text.generate().tolist()}
+    result = {"tokens": text.generate().tolist()}
     cost = text.recomputed
-    found["recomputed"] = cost.layer_passes if cost else 0
-    connection.send_bytes(json.dumps(found).encode())
+    result["recomputed"] = cost.layer_passes if cost else 0
+    connection.send_bytes(json.dumps(result).encode())
 
 
-def hand_over(
-    side: DeviceSide, ids: torch.Tensor, mode: str, args: HandoverArguments
+def hand_off(
+    side: DeviceSide, ids: torch.Tensor, mode: str, args: HandoffArguments
 ) -> dict[str, Any]:
-    """Hand one text to a second process; what comes of it, and what travelled."""
+    """Move one text to a second process. Return its tokens and the sizes of all messages."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(
         target=other_process, args=(there, args.family, args.exit_idx, mode), daemon=True
     )
     process.start()
-    there.close()  # so that its end is noticed here
+    there.close()  # so that `here` sees the end of the second process
     assert here.recv_bytes() == b"ready"
     messages: list[int] = []
 
@@ -108,16 +111,16 @@ def hand_over(
     text = side.start(ids, max_new_tokens=args.max_new_tokens, do_sample=False)
     state = text.state("migrate" if mode == "migrate" else "migrate-light", args.dtype)
     if mode == "split":
-        found = {"tokens": run_device(text, send, here.recv_bytes, args.dtype), "recomputed": 0}
+        result = {"tokens": run_device(text, send, here.recv_bytes, args.dtype), "recomputed": 0}
     else:
         send(state.to_bytes())
-        found = json.loads(here.recv_bytes())
+        result = json.loads(here.recv_bytes())
     process.join()
-    return found | {"messages": messages, "bytes_per_token": state.bytes_per_token}
+    return result | {"messages": messages, "bytes_per_token": state.bytes_per_token}
 
 
 def smoke(folder: Path) -> dict[str, Any]:
-    """A tiny family that learnt nothing, for a look at the bytes."""
+    """Save a tiny untrained family in `folder`. It is enough to count bytes."""
     model, tokenizer = toy_family()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -125,10 +128,10 @@ def smoke(folder: Path) -> dict[str, Any]:
 
 
 def show(rows: dict[str, dict[str, Any]], expected: torch.Tensor) -> None:
-    """What travelled in each mode, and whether the text is that of one process."""
-    table = Table(title="Handed over to another process", title_justify="left")
-    table.add_column("mode")
-    for name in ("bytes per token", "messages", "bytes sent", "layer passes again", "same text"):
+    """Print the bytes sent in each mode, and whether the text equals that of one process."""
+    table = Table(title="Hand-off to another process", title_justify="left")
+    table.add_column("mode", no_wrap=True)
+    for name in ("bytes per token", "messages", "bytes sent", "layer passes repeated", "same text"):
         table.add_column(name, justify="right")
     for mode, row in rows.items():
         same = torch.equal(torch.as_tensor(row["tokens"]), expected)
@@ -139,10 +142,10 @@ def show(rows: dict[str, dict[str, Any]], expected: torch.Tensor) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Hand a text over in each mode, and compare with one process."""
+    """Run the hand-off in each mode, and compare its text with that of one process."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    with arguments(__doc__, [HandoverArguments], smoke=smoke, argv=argv) as (args, _):
+    with arguments(__doc__, [HandoffArguments], smoke=smoke, argv=argv) as (args, _):
         with loading("--family", args.family):
             config = FamilialConfig.from_pretrained(args.family)
             tokenizer = AutoTokenizer.from_pretrained(args.family)
@@ -151,9 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             export_exit(args.family, args.exit_idx, Path(folder) / "device", format="familial")
             device = FamilialForCausalLM.from_pretrained(Path(folder) / "device").eval()
         side = DeviceSide(device, config.exits[args.exit_idx])
-        modes = progress(MODES, "handing over")
-        rows = {mode: hand_over(side, ids, mode, args) for mode in modes}
-        # for comparison alone: neither process needs the whole
+        modes = progress(MODES, "hand-off")
+        rows = {mode: hand_off(side, ids, mode, args) for mode in modes}
+        # only for the comparison with one process
         whole = FamilialForCausalLM.from_pretrained(args.family).eval()
         expected = whole.generate(ids, max_new_tokens=args.max_new_tokens, do_sample=False)
         console().print(Panel(Text(tokenizer.decode(expected[0])), title="one process"))
