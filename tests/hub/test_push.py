@@ -228,13 +228,13 @@ def warnings_of(caplog) -> list[str]:
 def test_without_a_tokenizer_the_cards_have_none_and_one_warning_says_so(hub, to, bare, caplog):
     push_exits_to_hub(bare, "me/fam", exits=[0, 1], **to)
     assert warnings_of(caplog) == [
-        "`me/fam-depth1`, `me/fam-depth2` have no tokenizer: pass `tokenizer=`, or save one in the "
+        "`me/fam-depth1`, `me/fam-depth2` have no tokenizer. Pass `tokenizer=`, or save one in the "
         "family's folder."
     ]
     caplog.clear()
     push_exits_to_hub(bare, "me/fam", exits=[2], layout="revisions", **to)
     push_family_to_hub(bare, "me/fam", **to)
-    assert [line.split(":")[0] for line in warnings_of(caplog)] == [
+    assert [line.split(".")[0] for line in warnings_of(caplog)] == [
         "`me/fam@depth4` has no tokenizer",
         "`me/fam` has no tokenizer",
     ]
@@ -560,7 +560,7 @@ def test_the_hub_refuses_a_file(hub, to, folder):
 
 def test_offline(monkeypatch, to, folder):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubUnavailableError, match="unset `HF_HUB_OFFLINE`"):
+    with pytest.raises(HubUnavailableError, match="Unset `HF_HUB_OFFLINE`"):
         push_exits_to_hub(folder, "me/fam", **to)
 
 

@@ -90,9 +90,7 @@ def test_a_request_that_no_node_can_meet_is_refused():
 def test_processes_of_a_run_need_an_accelerator_each():
     pytest.importorskip("ray")
     task = RunTask(DESIGN.runs()[0], "folder", processes=2)
-    with pytest.raises(
-        DesignError, match="`gpus` must be at least 1 for each of 2 processes"
-    ):
+    with pytest.raises(DesignError, match="`gpus` must be at least 1 for each of 2 processes"):
         RayExecutor(gpus=1).submit(task)
 
 

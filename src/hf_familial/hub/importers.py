@@ -127,8 +127,8 @@ def ruyi_config(fields: Mapping[str, Any], name: str = "it") -> FamilialConfig:
     depth = text_config.num_hidden_layers
     if not _are_points(points, depth):
         raise ValueError(
-            f"`early_exit_points` of `{name}` must be increasing layer indices, from 1 up to "
-            f"{depth - 1} for {depth} layers, got {points!r}."
+            f"`early_exit_points` of `{name}` must be increasing layer indices of 1 or more, and "
+            f"the last one must be {depth - 1} for {depth} layers, got {points!r}."
         )
     default = fields.get("default_early_exit_point", -1)
     return FamilialConfig(

@@ -286,7 +286,8 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         )
         if record.eval_loss_exits is None and args.eval_strategy != "no":
             logger.warning(
-                "The run %s was never evaluated, so `eval_loss_*` are null in its row.", self._name
+                "The run %s has no evaluation loss, so `eval_loss_*` are null in its row.",
+                self._name,
             )
         append_run(self.path, record)
 
