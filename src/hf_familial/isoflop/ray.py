@@ -104,7 +104,7 @@ class RayExecutor:
             has = ", ".join(f"{n.get('CPU', 0):g} + {n.get('GPU', 0):g}" for n in nodes)
             raise SweepError(
                 f"no node of the cluster has room for a run of {self.cpus} CPUs + {self.gpus:g} "
-                f"GPUs. The nodes have {has or 'gone'}. If the cluster grows on demand, pass "
+                f"GPUs. The nodes have {has or 'none'}. If the cluster grows on demand, pass "
                 "`slots`."
             )
         self.slots = max(1, room)

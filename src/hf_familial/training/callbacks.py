@@ -103,7 +103,8 @@ class FlopBudgetCallback(TrainerCallback):
 
     Example:
         >>> args.max_steps = steps_for_budget(1e18, flops_per_step(model, args, seq_length=2048))
-        >>> trainer = FamilialTrainer(model, args, callbacks=[FlopBudgetCallback(1e18)], **data)
+        >>> budget = FlopBudgetCallback(1e18)
+        >>> FamilialTrainer(model, args, train_dataset=rows, callbacks=[budget]).train()
     """
 
     def __init__(self, budget: float, seq_length: int | None = None) -> None:
