@@ -26,10 +26,9 @@ from .segments import HostDecoder, Members, is_recurrent
 
 
 logger = logging.get_logger(__name__)
-
 ONE_EXIT = (
-    "This family trains exit %d only. To train every exit, use a trainer class that "
-    "`hf_familial.multi_exit(YourTrainer)` makes. To train one exit, pass `exit_idx`."
+    "This family trains exit %d only. To train every exit, use the trainer class that "
+    "`hf_familial.multi_exit(YourTrainer)` returns. To train one exit, pass `exit_idx`."
 )
 SHOWN = ("output_hidden_states", "output_attentions", "output_router_logits")
 
@@ -102,8 +101,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = _supports_sdpa = _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_flash_attn = _supports_sdpa = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: FamilialConfig) -> None:
         host = host_class(getattr(config, "text_config", None))
@@ -247,30 +245,23 @@ class FamilialModel(FamilialPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialModelOutput:
         r"""Run to one exit. The arguments are those of [`FamilialForCausalLM.forward`]."""
+        entry = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        inputs = {"attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
         if exit_idx is None and not output_exits:
             if self.active_exit is not None:
-                given = {"input_ids": input_ids, "attention_mask": attention_mask}
-                given |= {"position_ids": position_ids, "past_key_values": past_key_values}
-                given |= {"inputs_embeds": inputs_embeds, "use_cache": use_cache}
-                return self.active_exit.run(self, given | kwargs)
+                given = {"past_key_values": past_key_values, "use_cache": use_cache}
+                return self.active_exit.run(self, entry | inputs | given)
             if self.training and torch.is_grad_enabled() and self.config.num_exits > 1:
                 logger.warning_once(ONE_EXIT, self.config.resolve_exit())
         exit_idx = self.config.resolve_exit(exit_idx)
         reached = range(self.config.num_exits) if output_exits else (exit_idx,)
         past_key_values, use_cache = self._cache_for(reached, past_key_values, use_cache)
-        inputs = {
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "use_cache": use_cache,
-            **{name: self._requested(name, kwargs.pop(name, None)) for name in SHOWN},
-            **kwargs,
-        }
+        inputs |= {"past_key_values": past_key_values, "use_cache": use_cache}
+        inputs |= {name: self._requested(name, kwargs.get(name)) for name in SHOWN}
         if past_key_values is not None and is_recurrent(past_key_values):
             # these backbones mask padding in the prompt only
             states = past_key_values.layers[0].has_previous_state
             inputs["attention_mask"] = None if any(states.values()) else attention_mask
-        entry = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         if output_exits:
             outputs, exit_hidden_states = self._run_exits(entry, inputs)
         else:
@@ -373,9 +364,8 @@ class FamilialModel(FamilialPreTrainedModel):
 
     def resolve_exit(self, exit_idx: int | None = None) -> int:
         """Return the index of the exit that a call runs: the named, active or default exit."""
-        if exit_idx is None and self.active_exit is not None:
-            exit_idx = self.active_exit.exit_idx
-        return self.config.resolve_exit(exit_idx)
+        active = self.active_exit if exit_idx is None else None
+        return self.config.resolve_exit(active.exit_idx if active else exit_idx)
 
     @property
     def decoder(self) -> HostDecoder:

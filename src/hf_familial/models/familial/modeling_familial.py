@@ -6,7 +6,7 @@ from .configuration_familial import Accelerator, FamilialConfig, check_transform
 check_transformers()  # before imports that fail with an older version
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -231,22 +231,20 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
             loss, exit_losses = multi_exit_loss(
                 states, transform, self.loss_function, labels, exit_weights, distillation, **kwargs
             )
-        routers, text_config = outputs.router_logits, self.config.text_config
-        aux_loss, weight = balance_loss(text_config, routers, attention_mask)
+        routers = outputs.router_logits
+        aux_loss, weight = balance_loss(self.config.text_config, routers, attention_mask)
         if aux_loss is not None and labels is not None:
             # average over accumulated batches, like the cross entropy
             share = weight * target_share(labels, **kwargs)
             loss = loss + share.to(loss.device) * aux_loss.to(loss.device)
+        kept = ("past_key_values", "hidden_states", "attentions", "router_logits")
         return FamilialCausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
             logits=logits.get(chosen),
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=outputs.router_logits,
             exit_losses=exit_losses,
             exit_logits=tuple(logits.values()) if output_exits else None,
+            **{name: outputs.get(name) for name in kept},
         )
 
     @property
@@ -270,17 +268,8 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         exit_idx = self.config.resolve_exit(exit_idx)
         return self.exit_heads[exit_idx] if exit_idx < len(self.exit_heads) else self.lm_head
 
-    def member_parameters(self, exit_idx: int) -> Iterator[nn.Parameter]:
-        """Iterate over the parameters of one member, head included. Each comes once."""
-        parts = (self.model.member_view(exit_idx), self.head(exit_idx))
-        return iter({p: None for part in parts for p in part.parameters()})
-
     def exit_module_names(self) -> list[str]:
-        """Return the names of the modules of early exits, as `modules_to_save` of peft needs them.
-
-        Example:
-            >>> LoraConfig(target_modules=["q_proj"], modules_to_save=model.exit_module_names())
-        """
+        """Return the names of the modules of early exits, for `modules_to_save` of peft."""
         names = []
         early: Any
         for k, early in enumerate(self.model.exits):
