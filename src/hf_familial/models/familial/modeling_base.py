@@ -1,6 +1,6 @@
 """The family without heads: a backbone that can stop at any of its exits."""
 
-from .configuration_familial import FamilialConfig, check_transformers, extension
+from .configuration_familial import PACKAGE, FamilialConfig, check_transformers, extension
 
 
 check_transformers()  # before imports that fail with an older version
@@ -28,7 +28,7 @@ from .segments import HostDecoder, Members, is_recurrent
 logger = logging.get_logger(__name__)
 ONE_EXIT = (
     "This family trains exit %d only. To train every exit, use the trainer class that "
-    "`hf_familial.multi_exit(YourTrainer)` returns. To train one exit, pass `exit_idx`."
+    f"`{PACKAGE}.multi_exit(YourTrainer)` returns. To train one exit, pass `exit_idx`."
 )
 SHOWN = ("output_hidden_states", "output_attentions", "output_router_logits")
 
