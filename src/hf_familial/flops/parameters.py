@@ -179,7 +179,6 @@ def _parameter_count(
 
 
 def _size(modules: Iterable[nn.Module]) -> int:
-    """Count the parameters of modules. Shared ones count once."""
     return sum({id(p): p.numel() for m in modules for p in m.parameters()}.values())
 
 
