@@ -72,7 +72,7 @@ def replace(model: Any, skipped: list[str]) -> None:
 
 
 def quantised(host: PreTrainedModel, skipped: list[str] | None = None) -> PreTrainedModel:
-    """Convert a model to int8 in place, and set the attributes that a load with Transformers sets."""
+    """Convert a model to int8 in place, with the attributes that Transformers sets on loading."""
     config = Int8Config(skipped)
     quantizer = Int8Quantizer(config, pre_quantized=True)
     replace(host, quantizer.get_modules_to_not_convert(host, skipped))
