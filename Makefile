@@ -88,7 +88,7 @@ check: lint types test  ## lint, types and fast tests
 conformance: $(CONFORMANCE)  ## run transformers' own model tests on this package's classes
 	$(BIN)/python tests/conformance/run.py -n $(WORKERS) $(ARGS)
 
-# no network, no import of the package: mkdocs reads the sources
+# no network; the reference is read from the sources, the reports of studies are drawn from fit.json
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(DOCS)  ## build the book into site/; warnings are errors
 	$(BIN)/mkdocs build --strict $(ARGS)

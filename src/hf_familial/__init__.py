@@ -1,12 +1,20 @@
-"""Familial models: one training run, many deployable language models.
+"""Familial models: one training run gives several language models of different depth.
 
-Importing this package registers the familial model with the Auto classes of transformers; the rest
-is imported when it is first asked for.
+A family is a decoder of Transformers with several exits on one backbone. Each exit is a language
+model of its own, called a member.
+
+Example:
+    >>> import hf_familial as hff
+    >>> model = hff.FamilialForCausalLM.from_backbone("Qwen/Qwen3-0.6B", exits=[8, 16, 28])
+    >>> model.save_pretrained("family")  # after training, for example with `hff.FamilialTrainer`
+    >>> hff.export_exit("family", 0, "member")  # an ordinary Qwen3 checkpoint of 8 layers
+
+The import registers the model with the Auto classes of Transformers. All other names are imported
+on first use.
 """
 
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 
@@ -146,16 +154,6 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _is_command() -> bool:
-    """Return whether this process is `hf-familial`.
-
-    Its commands import what they need themselves, so that `--help` and a slip answer at once and
-    not after torch and transformers, some seconds later.
-    """
-    script = (getattr(sys, "argv", None) or [""])[0]
-    as_module = script == "-m" and "hf_familial" in sys.orig_argv
-    return as_module or Path(script).stem == "hf-familial"
-
-
-if not _is_command():
+# The console script sets `STARTING`. Its commands register the models when they need one.
+if not getattr(sys.modules.get("hf_familial_command"), "STARTING", False):
     import_module(".models.familial", __name__)

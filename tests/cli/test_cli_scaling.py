@@ -58,10 +58,11 @@ def fit_json(runs, cli_once):
     words = ("fit", runs, "--law", "familial", "--bootstrap", "80", "--out", out)
     code, shown, errors = cli_once(*words)
     assert (code, errors) == (0, "")
-    assert "44 rows of 44 runs, 1 left out in reading; converged" in shown
-    assert "Left out line 46: not one JSON object." in shown
-    assert "Left out line 4: status failed." in shown
-    assert "wrote " in shown
+    assert "Data: 44 rows of 44 runs, 1 left out in reading.\nSearch: converged" in shown
+    assert "Line 46 was left out: expected one JSON object." in shown
+    assert "Line 4 was left out: the status is failed." in shown
+    assert f"Saved {out}" in shown
+    assert f"Next: `hf-familial plan {out} --flops 1e21`" in shown
     assert "Compute-optimal training" in shown
     return out
 
@@ -135,13 +136,13 @@ def test_plan(cli, fit_json):
     alone, paid = (heads[name]["value"] for name in ("granularity", "granularity_with_heads"))
     assert alone < paid
     rows = " ".join(shown.split())
-    assert f"buys back the exits' loss {significant(alone, 3)} [" in rows
-    assert f"the same, their heads paid for {significant(paid, 3)} [" in rows
+    assert f"needed to match the loss of G = 1 {significant(alone, 3)} [" in rows
+    assert f"with the FLOPs of all heads {significant(paid, 3)} [" in rows
     code, out, _ = cli("plan", fit_json, "--flops", "1e21", "--no-head-flops", "--json")
     plain = json.loads(out)
     _, out, _ = cli("plan", fit_json, "--flops", "1e21", "--granularity", "4", "--no-head-flops")
-    assert "buys back the exits' loss" in out
-    assert "heads paid for" not in out
+    assert "needed to match the loss of G = 1" in out
+    assert "FLOPs of all heads" not in out
     assert 6 * plain["N"]["value"] * plain["D"]["value"] == pytest.approx(1e21)
     assert plain["N"]["value"] == pytest.approx(2.8e9, rel=0.1)
 
@@ -169,7 +170,7 @@ def test_report(cli, fit_json, tmp_path):
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     stems = {path.stem for path in folder.iterdir()}
     assert {"isoflop_0", "penalty_G", "frontier_N", "agreement", "profile_gamma"} <= stems
-    assert f"{len(stems) * 2} files to" in out
+    assert f"{len(stems) * 2} files in" in out
 
 
 def test_compare(cli, runs):
@@ -186,7 +187,7 @@ def test_advise(cli, fit_json):
     code, out, err = cli("advise", fit_json, "hoffmann:error=0.01", *words, "--losses-compare")
     assert (code, err) == (0, "")
     assert "nats per token" in out
-    assert "If it were otherwise" in out
+    assert "Under other assumptions" in out
     code, out, _ = cli("advise", fit_json, "hoffmann", *words, "--losses-compare", "--json")
     assert sum(option["chance"] for option in json.loads(out)["options"]) == pytest.approx(1)
 
@@ -195,9 +196,9 @@ def test_advice_does_not_rank_published_laws_of_different_papers(cli):
     words = ("--unique-tokens", "1e11", "--flops", "1e21", "--memory", "2e9,8GB")
     code, out, err = cli("advise", "frantar:S=0.5", "hoffmann", *words)
     assert (code, err) == (0, "")
-    assert out.startswith("No ranking: 'frantar' and 'hoffmann' do not compare")
+    assert out.startswith("No ranking: The losses of 'frantar' and 'hoffmann' cannot be compared")
     assert "learly" not in out
-    assert "If it were otherwise" not in out
+    assert "Under other assumptions" not in out
     _, out, _ = cli("advise", "frantar:S=0.5", "hoffmann", *words, "--json")
     record = json.loads(out)
     assert record["winner"] is None
@@ -231,7 +232,7 @@ def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path, undrawn):
     assert (facts.size, facts.flops) == ("total", "heads")
     words = ("plan", out, "--flops", "1e17", "--granularity", "4")
     _, shown, _ = cli(*words)
-    assert "heads of 300 tokens (as the runs fitted have)" in shown
+    assert "for a vocabulary of 300 (from the fitted runs)" in shown
     own = json.loads(cli(*words, "--json")[1])
     other = json.loads(cli(*words, "--vocab", "50304", "--json")[1])
     N, D = own["N"]["value"], own["D"]["value"]
@@ -242,7 +243,7 @@ def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path, undrawn):
     page = tmp_path / "report.html"
     assert cli("report", out, "--out", page)[0] == 0
     text = page.read_text(encoding="utf-8")
-    assert "C as the runs count it, 6ND and every head of 300 tokens" in text
+    assert "C counted as in the runs, 6ND plus the head of every exit with 300 tokens" in text
 
 
 # mistakes: one line, exit code 1, nothing written
@@ -253,62 +254,74 @@ def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path, undrawn):
     [
         (
             ("fit", "RUNS", "--law", "famillial"),
-            "called 'famillial'; did you mean familial",
+            "named 'famillial'. Did you mean familial",
         ),
         (
             ("fit", "RUNS", "--law", "xyzzy"),
-            "called 'xyzzy'; `hf-familial fit --law list`",
+            "named 'xyzzy'. `hf-familial fit --law list`",
         ),
-        (("fit",), "name the file of the runs"),
+        (("fit",), "RUNS is missing"),
         (("fit", "absent.jsonl"), "absent.jsonl"),
         (("fit", "EMPTY"), "empty.csv is empty"),
-        (("fit", "BINARY"), "binary.csv is binary; runs come as CSV, JSON lines or parquet"),
-        (("fit", "WRONG"), "wrong.csv has no column for N, D, G; it has width, loss"),
-        (("fit", "RUNS", "--column", "N"), "write --column N=my_column, got 'N'"),
+        (
+            ("fit", "BINARY"),
+            "binary.csv is a binary file. Save the runs as CSV, JSON lines or parquet",
+        ),
+        (("fit", "WRONG"), "wrong.csv has no column for N, D, G. Its columns are width, loss"),
+        (("fit", "RUNS", "--column", "N"), "`--column` must look like N=my_column, got 'N'"),
         (
             ("fit", "RUNS", "--column", "N=wide"),
-            "has no column 'wide' for N; it has run_id",
+            "has no column 'wide' for N. Its columns are run_id",
         ),
         (
             ("fit", "RUNS", "--size", "all"),
             "`--size` must be one of total, non_embedding, active, got 'all'",
         ),
         (("fit", "RUNS", "--loss", "median"), "has no loss 'median'"),
-        (("fit", "RUNS", "--status", "stopped"), "no run of status stopped, only finished"),
-        (("fit", "RUNS", "--where", "G"), "'G' is no condition; write it as"),
-        (("fit", "RUNS", "--where", "g == 1"), "no column 'g' .* did you mean 'G'"),
+        (("fit", "RUNS", "--status", "stopped"), "no run with status stopped, only finished"),
+        (("fit", "RUNS", "--where", "G"), "'G' is not a condition. Write it like"),
+        (("fit", "RUNS", "--where", "g == 1"), "no column 'g' .* Did you mean 'G'"),
         (("fit", "RUNS", "--where", "G == 3"), "has no row where G == 3"),
-        (("fit", "RUNS", "--unit", "N=lots"), "no unit 'lots' of N; write it as in"),
-        (("fit", "RUNS", "--unit", "Q=1"), "`--unit Q` has no column"),
-        (("fit", "RUNS", "--runs-are", "many"), "checkpoints, independent, got 'many'"),
-        (("fit", "RUNS", "--law", "familial:G=4"), "the law alone goes here; give G by"),
+        (("fit", "RUNS", "--unit", "N=lots"), "'lots' is not a unit of N. Write it like"),
+        (("fit", "RUNS", "--unit", "Q=1"), "`--unit Q` needs a variable"),
+        (("fit", "RUNS", "--runs-are", "many"), "checkpoints or independent, got 'many'"),
+        (
+            ("fit", "RUNS", "--law", "familial:G=4"),
+            "a law without 'G=4'. Set G with",
+        ),
         (
             ("advise", "familial:G=4", "FIT", "--unique-tokens", "1e9", "--flops", "1e20")
             + ("--memory", "1e9,2e9"),
-            "candidate 'familial': leave G out, it follows from the devices",
+            "Candidate 'familial': leave G out, because there is one exit",
         ),
-        (("fit", "RUNS", "--fix", "beta=x"), "write --fix beta=0.28, got 'beta=x'"),
+        (("fit", "RUNS", "--fix", "beta=x"), "`--fix` must look like beta=0.28, got 'beta=x'"),
         (("fit", "RUNS", "--fix", "delta=1"), "delta"),
-        (("fit", "RUNS", "--bound", "gamma=1"), "write --bound gamma=0:1"),
+        (("fit", "RUNS", "--bound", "gamma=1"), "`--bound` must look like gamma=0:1"),
         (("fit", "RUNS", "--objective", "l2"), "objective"),
-        (("fit", "RUNS", "--drop-far", "4", "--drop-largest", "1"), "use one of"),
+        (
+            ("fit", "RUNS", "--drop-far", "4", "--drop-largest", "1"),
+            "not both",
+        ),
         (("fit", "RUNS", "--bootstrap", "5", "--no-profiles"), "replicates"),
         (
             ("fit", "RUNS", "--no-profiles", "--out", "absent/fit.json"),
             "cannot write absent/fit.json",
         ),
-        (("plan", "FIT"), "give `--flops` or `--loss`."),
+        (("plan", "FIT"), "Pass `--flops` or `--loss`."),
         (("plan", "FIT", "--flops", "1e21", "--loss", "2"), "`--flops` or `--loss`, not both"),
         (("plan", "FIT", "--flops", "-1"), "`C` must be positive"),
         (("plan", "RUNS.json", "--flops", "1e21"), "RUNS.json"),
-        (("plan", "NEWER", "--flops", "1e21"), "newer.json: its `schema` is 99.*upgrade"),
+        (("plan", "NEWER", "--flops", "1e21"), "newer.json: `schema` is 99.*Upgrade"),
         (("plan", "RUNS/", "--flops", "1e21"), "RUNS"),
-        (("plan", "hofman", "--flops", "1e21"), "did you mean hoffmann"),
-        (("plan", "FIT", "--flops", "1e21", "--set", "G"), "write --set S=0.5"),
-        (("plan", "FIT", "--flops", "1e21", "--members", "a"), "write --members 0.25,0.5,1"),
+        (("plan", "hofman", "--flops", "1e21"), "Did you mean hoffmann"),
+        (("plan", "FIT", "--flops", "1e21", "--set", "G"), "`--set` must look like S=0.5"),
+        (
+            ("plan", "FIT", "--flops", "1e21", "--members", "a"),
+            "`--members` must look like 0.25",
+        ),
         (("report", "RUNS"), "not a fit"),
         (("report", "FIT", "--out", "."), "cannot write ."),
-        (("compare", "RUNS", "--laws", "familial,nope"), "no law is called 'nope'"),
+        (("compare", "RUNS", "--laws", "familial,nope"), "No law is named 'nope'"),
         (
             ("advise", "FIT", "--unique-tokens", "1", "--flops", "1", "--memory", "x"),
             "a size must look like 2GB or 512MiB, got 'x'",

@@ -76,7 +76,7 @@ def test_status_before_anything_ran(cli: Cli, design: Path, tmp_path: Path) -> N
     assert not out_folder.exists()
 
 
-def test_status_shows_why_a_run_failed_and_retry_forgives(
+def test_status_shows_why_a_run_failed_and_retry_resets_it(
     cli: Cli, design: Path, tmp_path: Path
 ) -> None:
     folder, run = SweepFolder(tmp_path / "sweep"), IsoFlopDesign.from_yaml(design).runs()[1]
@@ -94,8 +94,8 @@ def test_status_shows_why_a_run_failed_and_retry_forgives(
     assert rows[1]["error"] == message
     code, out, _ = cli("retry", design, "--out", tmp_path / "sweep")
     go_on = f"hf-familial sweep run {design} --out {tmp_path / 'sweep'}"
-    assert (code, out) == (0, f"1 run is forgiven; go on with `{go_on}`.\n")
-    assert cli("retry", design, "--out", tmp_path / "sweep")[1] == "no run had failed.\n"
+    assert (code, out) == (0, f"Reset 1 failed run.\nNext: `{go_on}`\n")
+    assert cli("retry", design, "--out", tmp_path / "sweep")[1] == "No run has failed.\n"
     _, out, _ = cli("status", design, "--out", tmp_path / "sweep")
     assert "4 runs: 4 waiting" in out
 
@@ -104,9 +104,9 @@ def test_status_shows_why_a_run_failed_and_retry_forgives(
     ("fields", "message"),
     [
         ({"training": {"max_step": 3}}, "`training.max_step` is unknown; did you mean `max_steps`"),
-        ({"training": {"max_steps": 3}}, "`training.max_steps` follows from `budgets`; leave it"),
+        ({"training": {"max_steps": 3}}, "`training.max_steps` is set by `budgets`. Leave it"),
         ({"data": "./gone.txt"}, "`data` must be a file or a folder that exists"),
-        ({"sizes": ["16x2", "512x2"]}, "no whole number of steps meets it within 0.5 %"),
+        ({"sizes": ["16x2", "512x2"]}, "no whole number of steps meets the budget within 0.5 %"),
         ({"budget": [1]}, "`budget` is unknown; did you mean `budgets`?"),
     ],
 )
@@ -116,7 +116,7 @@ def test_what_is_wrong_ends_in_one_line(
     design = write(tmp_path / "design.yaml", **fields)
     code, out, err = cli("run", design, "--out", tmp_path / "sweep")
     assert code == 1
-    waiting = "working out the runs and preparing their data\n"
+    waiting = "Preparing the runs and their data.\n"
     assert err.removeprefix(waiting).startswith("error: ")
     assert message in err
     assert not (tmp_path / "sweep").exists()
@@ -146,12 +146,13 @@ def test_run_leaves_every_row_and_then_has_nothing_to_do(
     design, out = write(tmp_path / "design.yaml", data=str(texts)), tmp_path / "sweep"
     code, shown, err = cli("run", design, "--out", out, "--workers", 1)
     assert code == 0, err
-    assert "4 runs ended (4 now, 0 diverged)" in shown
+    assert "4 runs finished (4 now, 0 diverged)" in shown
+    assert f"Next: `hf-familial fit {out}/runs.jsonl`" in shown
     rows = read_runs(out / "runs.jsonl")
     assert [row.run_id for row in rows] == [r.id for r in IsoFlopDesign.from_yaml(design).runs()]
     assert "\x1b" not in err
     before = (out / "runs.jsonl").read_bytes()
     code, shown, _ = cli("run", design, "--out", out, "--workers", 1)
-    assert "4 runs ended (0 now" in shown
+    assert "4 runs finished (0 now" in shown
     assert (out / "runs.jsonl").read_bytes() == before
     assert "4 runs: 4 finished" in cli("status", design, "--out", out)[1]

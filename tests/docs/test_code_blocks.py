@@ -22,15 +22,15 @@ from hf_familial.toy import toy_decoder
 
 
 # what pages call a decoder or a family on the Hub
-DECODERS = ("Qwen/Qwen3-0.6B",)
+DECODERS = {"Qwen/Qwen3-0.6B": "qwen3", "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2"}
 FAMILIES = ("me/family",)
 # what they call a family on the disk
 FOLDERS = ("family", "outputs/pretrain")
 
 # page -> blocks that say of themselves, in their first line, why no test runs them
-NOT_RUN: dict[str, int] = {"docs/training.md": 1}
+NOT_RUN: dict[str, int] = {"docs/quickstart.md": 1}
 # page -> why it takes longer than others
-SLOW = {"docs/flops.md": "measures for 20 seconds how fast this machine trains"}
+SLOW = {"docs/quickstart.md": "tunes exits for 120 steps"}
 
 
 def python_blocks(page: Path) -> list[Block]:
@@ -43,13 +43,14 @@ PAGES = [page for page in pages() if python_blocks(page)]
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder of the layers of Qwen3-0.6B, a family, and a fit."""
+    """Decoders with as many layers as those on the Hub, a family, and a fit."""
     folder = tmp_path_factory.mktemp("checkpoints")
     _, tokenizer = toy_decoder()
     words = {"vocab_size": len(tokenizer), "tie_word_embeddings": True}
-    decoder = tiny_model("qwen3", 28, layer_types=["full_attention"] * 28, **words)
+    qwen3 = tiny_model("qwen3", 28, layer_types=["full_attention"] * 28, **words)
+    smollm2 = tiny_model("llama", 30, **words)
     family = FamilialForCausalLM.from_backbone(tiny_model("llama", 10, **words), exits=[8, 9, 10])
-    for model, name in ((decoder, "decoder"), (family, "family")):
+    for model, name in ((qwen3, "qwen3"), (smollm2, "smollm2"), (family, "family")):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     law = get_law("familial")
@@ -80,8 +81,8 @@ def desk(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     with Hub().running() as hub:
         let_out(monkeypatch, tmp_path / "cache", hub)
-        for names, kind in ((DECODERS, "decoder"), (FAMILIES, "family")):
-            hub.repos |= {name: repository(checkpoints / kind) for name in names}
+        names = DECODERS | dict.fromkeys(FAMILIES, "family")
+        hub.repos |= {name: repository(checkpoints / kind) for name, kind in names.items()}
         yield tmp_path
 
 

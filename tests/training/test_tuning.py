@@ -132,7 +132,7 @@ def test_adapters_of_transformers_round_trip(tmp_path: Path, made: Made) -> None
     loaded = made()
     loaded.load_adapter(str(tmp_path / "adapter"))
     assert torch.equal(every_logits(loaded), every_logits(family))
-    with pytest.raises(ValueError, match=r"added in place .*default.*save_pretrained\(folder\)"):
+    with pytest.raises(ValueError, match=r"added with .*default.*save_pretrained\(folder\)"):
         export_exit(family, 0, tmp_path / "member")
     assert not (tmp_path / "member").exists()
 

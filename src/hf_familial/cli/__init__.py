@@ -1,7 +1,11 @@
-"""The command line: `hf-familial`."""
+"""The command line `hf-familial`."""
 
-from . import members, planning, scaling, sweep
+# isort: off
+from . import members
+from . import scaling, planning  # in this order, `--help` lists `fit` before `plan`
+from . import sweep
 from .app import app, main
+# isort: on
 
 
 __all__ = ["app", "main", "members", "planning", "scaling", "sweep"]

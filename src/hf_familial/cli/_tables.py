@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """Return a console as wide as the terminal or `COLUMNS`, else 200; numbers stay plain."""
+    """Return a console as wide as the terminal or `COLUMNS`, else 200 columns."""
     from rich.console import Console
 
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
@@ -26,7 +26,7 @@ def console() -> Console:
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
-    """Print rows of words; all but the first `left` columns are flush right."""
+    """Print a table. All columns but the first `left` ones are aligned right."""
     from rich.table import Table
     from rich.text import Text
 
@@ -35,7 +35,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: 
         out.print(Text(f"\n{title}", "italic"))
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(head):
-        # what is left over goes on in the next line
+        # long text continues on the next line
         shown.add_column(
             name, justify="left" if i < left else "right", no_wrap=not i, overflow="fold"
         )
@@ -45,12 +45,12 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: 
 
 
 def bold(words: str) -> None:
-    """Print a sentence that stands out."""
+    """Print a sentence in bold."""
     typer.secho(words, bold=True)
 
 
 def notes(title: str, sentences: Iterable[str], colour: str | None = None) -> None:
-    """Print sentences below a title, if there are any."""
+    """Print a title and a list of sentences, if there are sentences."""
     from rich.text import Text
 
     found, out = list(sentences), console()
@@ -60,12 +60,12 @@ def notes(title: str, sentences: Iterable[str], colour: str | None = None) -> No
         out.print(Text(f"- {sentence}", colour or ""))
 
 
-def written(paths: Iterable[Path]) -> None:
-    """Name the files that were written; many of one folder in one line."""
+def saved(paths: Iterable[Path]) -> None:
+    """Print the names of saved files. More than three files of a folder are only counted."""
     folders: dict[Path, list[Path]] = {}
     for path in paths:
         folders.setdefault(path.parent, []).append(path)
     for folder, files in folders.items():
         many = len(files) > 3
-        for words in [f"{plural(len(files), 'file')} to {folder}"] if many else files:
-            typer.echo(f"wrote {words}")
+        for words in [f"{plural(len(files), 'file')} in {folder}"] if many else files:
+            typer.echo(f"Saved {words}")

@@ -1,4 +1,4 @@
-"""The command `hf-familial`: one application, to which the files beside this add their commands."""
+"""The application `hf-familial`, to which the other modules of this folder add their commands."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from difflib import get_close_matches
 import typer
 
 from ..paths import TRACEBACK, words_of
+from ._help import Group
 
 
-# options that take several numbers, and such numbers
+# options that accept several numbers, and such numbers
 SEVERAL = ("--exit", "--exits", "--members")
 NUMBERS = re.compile(r"-?[\d.]+(,-?[\d.]+)*,?")
 
-# plain help is half as long at 80 columns as help in boxes
+# panels of `hf-familial --help`
+MEMBERS, LAWS, SWEEPS = "Members of a family", "Scaling laws", "Sweeps"
+
+# without markup, `_help` writes the help: boxes would double its length at 80 columns
 app = typer.Typer(
     name="hf-familial",
-    help="Familial models: one training run, many deployable language models.",
+    cls=Group,
+    help="Inspect, export and publish the members of a familial model, and plan its training.",
+    epilog="`hf-familial COMMAND --help` explains one command.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -28,9 +34,9 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; what a user can get wrong ends in one line and exit code 1."""
+    """Run the command line. An error ends the process with one line and exit code 1."""
     try:
-        app(joined(sys.argv[1:]))
+        app(joined(sys.argv[1:]), prog_name=app.info.name)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
@@ -40,8 +46,13 @@ def main() -> None:
         sys.exit(1)
 
 
+def register_models() -> None:
+    """Register the familial models with Transformers, for commands that load a model or config."""
+    from ..models import familial  # noqa: F401
+
+
 def one_of(option: str, *choices: str) -> Callable[[str | None], str | None]:
-    """Make the callback of an option that takes one of several names, and suggests the nearest."""
+    """Return a callback that checks the value of an option against the choices."""
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in choices:
@@ -56,7 +67,7 @@ def one_of(option: str, *choices: str) -> Callable[[str | None], str | None]:
 
 
 def joined(words: Sequence[str]) -> list[str]:
-    """Join the numbers after an option that takes several: `--exits 0 1` is `--exits 0,1`."""
+    """Join numbers that follow an option for several numbers: `--exits 0 1` is `--exits 0,1`."""
     found: list[str] = []
     open_list = False
     for word in words:
@@ -73,4 +84,4 @@ def joined(words: Sequence[str]) -> list[str]:
 
 @app.callback()
 def _commands() -> None:
-    """Keep the application a group of commands, however many there are."""
+    """Make Typer treat the application as a group of commands."""

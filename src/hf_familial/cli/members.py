@@ -1,4 +1,4 @@
-"""`hf-familial describe`, `export` and `push`: the members of a family."""
+"""Commands for the members of a family: describe, export, push."""
 
 from __future__ import annotations
 
@@ -12,41 +12,71 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from .._wording import parse_size
+from .._wording import parse_size, plural
 from ..paths import check_model_place, check_output_folder
-from .app import app, one_of
+from ._help import Command
+from .app import MEMBERS, app, one_of, register_models
 
 
 if TYPE_CHECKING:
     from ..hub.push import Pushed
 
 
-Source = Annotated[str, Argument(metavar="PATH_OR_REPO", help="A family.")]
-Dtype = Annotated[str | None, Option(help="Weights: float32, bfloat16 or float16.")]
+Source = Annotated[
+    str, Argument(metavar="PATH_OR_REPO", help="Folder of a family, or its name on the Hub.")
+]
+Dtype = Annotated[
+    str | None,
+    Option(
+        metavar="NAME",
+        help="Type of the weights: float32, bfloat16 or float16. Unchanged by default.",
+    ),
+]
 Format = Annotated[
-    str, Option(help="plain or familial.", callback=one_of("--format", "plain", "familial"))
+    str,
+    Option(
+        metavar="NAME",
+        help="plain saves ordinary models, familial saves families that end at the exit.",
+        callback=one_of("--format", "plain", "familial"),
+    ),
 ]
 Layout = Annotated[
-    str, Option(help="repos or revisions.", callback=one_of("--layout", "repos", "revisions"))
+    str,
+    Option(
+        metavar="NAME",
+        help="repos makes a repository for each member, revisions a branch of REPO.",
+        callback=one_of("--layout", "repos", "revisions"),
+    ),
 ]
-Revision = Annotated[str | None, Option(help="Branch, tag or commit on the Hub.")]
-ShardSize = Annotated[str, Option(help="Size of a file of weights, at most.")]
+Revision = Annotated[
+    str | None, Option(metavar="NAME", help="Branch, tag or commit of the family on the Hub.")
+]
+ShardSize = Annotated[str, Option(metavar="SIZE", help="Maximum size of a weights file.")]
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MEMBERS)
 def describe(
     path_or_repo: Source,
-    context: Annotated[int | None, Option(help="Tokens of text; else at most 4096.")] = None,
+    memory: Annotated[
+        str | None,
+        Option(metavar="SIZE", help="Find the deepest member that fits, for example in 2GB."),
+    ] = None,
+    flops: Annotated[
+        float | None,
+        Option(help="Find the deepest member that needs at most X FLOPs per token."),
+    ] = None,
+    context: Annotated[
+        int | None,
+        Option(help="Tokens of text in the KV cache. By default at most 4096."),
+    ] = None,
     dtype: Dtype = None,
-    memory: Annotated[str | None, Option(help="Which member fits in 2GB, 512MiB, ...?")] = None,
-    flops: Annotated[float | None, Option(help="Which needs no more FLOPs per token?")] = None,
     revision: Revision = None,
-    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """Show what every member weighs and costs; no weights are downloaded."""
+    """Show size, memory and FLOPs of every member. No weights are downloaded."""
     limits = (None if memory is None else parse_size(memory), flops)
     check_family(path_or_repo, revision)
-
+    register_models()
     from ..hub.choose import judge_exits, pick_exit
     from ..hub.description import describe
 
@@ -60,27 +90,35 @@ def describe(
     typer.echo(str(family))
     if verdicts:
         choice = pick_exit(family, verdicts)
-        typer.echo(f"\n{choice}\n\nThe deepest that fits is exit {choice.exit_idx}.")
+        typer.echo(f"\n{choice}\n\nThe deepest member that fits is exit {choice.exit_idx}.")
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MEMBERS)
 def export(
     path_or_repo: Source,
-    out: Annotated[str, Argument(help="Folder to write.")],
+    out: Annotated[str, Argument(metavar="OUT", help="Folder to save to.")],
     exit_idx: Annotated[
-        str, Option("--exit", "--exits", metavar="K,...|all", help="Several get a folder each.")
+        str,
+        Option(
+            "--exit",
+            "--exits",
+            metavar="K,...|all",
+            help="Members to save. Several get one folder each, inside OUT.",
+        ),
     ] = "all",
     format: Format = "plain",  # noqa: A002
     dtype: Dtype = None,
+    overwrite: Annotated[
+        bool, Option("--overwrite/--no-overwrite", help="Replace existing checkpoints.")
+    ] = False,
     max_shard_size: ShardSize = "5GB",
-    overwrite: Annotated[bool, Option(help="Replace what is there.")] = False,
     revision: Revision = None,
 ) -> None:
-    """Write members as checkpoints of their own."""
+    """Save members as ordinary checkpoints."""
     exits = parse_exits(exit_idx)
     check_family(path_or_repo, revision)
     check_output_folder("OUT", out)
-
+    register_models()
     from ..hub.export import export_exit, export_family
 
     options: dict[str, Any] = {
@@ -99,36 +137,42 @@ def export(
             reports = export_family(path_or_repo, out, exits=exits, **options)
     for report in reports:
         typer.echo(
-            f"exit {report.exit_idx}: {report.architecture} of {report.depth} layers, "
-            f"{report.nbytes:,} bytes of {report.dtype}, in {report.path}"
+            f"exit {report.exit_idx}: {report.architecture} with "
+            f"{plural(report.depth, 'layer')}, "
+            f"{report.nbytes:,} bytes of {report.dtype}, saved in {report.path}"
         )
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MEMBERS)
 def push(
     path_or_repo: Source,
-    repo_id: Annotated[str, Argument(metavar="REPO", help="user/name on the Hub.")],
+    repo_id: Annotated[str, Argument(metavar="REPO", help="Repository on the Hub: user/name.")],
     exits: Annotated[
         str, Option("--exits", "--exit", metavar="K,...|all|none", help="Members to push.")
     ] = "all",
-    family: Annotated[bool, Option(help="Push the whole family too, to REPO.")] = False,
+    family: Annotated[
+        bool, Option("--family/--no-family", help="Also push the whole family to REPO.")
+    ] = False,
+    private: Annotated[bool, Option("--private", help="Make new repositories private.")] = False,
     layout: Layout = "repos",
-    private: Annotated[bool, Option("--private", help="Make new ones private.")] = False,
-    collection: Annotated[bool, Option(help="Gather the members in a collection.")] = True,
-    base_model: Annotated[str | None, Option(help="What the family was made of.")] = None,
+    collection: Annotated[bool, Option(help="Put the members in a collection.")] = True,
+    base_model: Annotated[
+        str | None,
+        Option(metavar="REPO", help="Pretrained model that the family was created from."),
+    ] = None,
     dtype: Dtype = None,
     max_shard_size: ShardSize = "5GB",
 ) -> None:
-    """Push members to the Hub; what is there already is left as it is."""
+    """Push members to the Hub. Members that are already there are not sent again."""
     wanted = [] if exits == "none" else parse_exits(exits)
     if not family and wanted == []:
-        raise ValueError("nothing to push: `--exits none` goes with `--family`.")
+        raise ValueError("`--exits none` pushes nothing. Add `--family` to push the family.")
     check_family(path_or_repo)
-
+    register_models()
     from ..hub.push import push_exits_to_hub, push_family_to_hub
 
     options: dict[str, Any] = {
-        # not `False`: an organisation may make its repositories private by default
+        # `None` keeps the default of an organisation, which may be private
         "private": private or None,
         "base_model": base_model,
         "dtype": dtype,
@@ -152,28 +196,28 @@ def push(
 
 
 def check_family(path_or_repo: str, revision: str | None = None) -> None:
-    """Check that a family can be where it is said to be, before torch is imported.
+    """Check that a folder is a checkpoint, or that a name can be on the Hub.
 
-    A revision says that it is on the Hub.
+    The check runs before torch is imported. With a `revision` the name must be on the Hub.
     """
     folder = Path(path_or_repo)
     if revision is None:
         check_model_place("PATH_OR_REPO", path_or_repo)
     if not folder.is_dir():
-        typer.echo(f"there is no folder {path_or_repo}: it is looked for on the Hub", err=True)
+        typer.echo(f"Folder {path_or_repo} does not exist. Searching on the Hub.", err=True)
         return
     if not (folder / "config.json").is_file():
         inside = sorted(path.parent for path in folder.glob("*/config.json"))
         hint = f" Did you mean `{inside[-1]}`?" if inside else ""
         raise FileNotFoundError(
-            f"`{path_or_repo}` holds no `config.json`: it is not a checkpoint. A family is what "
-            f"`save_pretrained` or `push_family_to_hub` leaves.{hint}"
+            f"Folder `{path_or_repo}` is not a checkpoint, because it has no `config.json`. "
+            f"`save_pretrained` or `push_family_to_hub` saves a family.{hint}"
         )
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise an exit that is out of range as a `ValueError`: it is the user's mistake."""
+    """Turn the `IndexError` of an exit out of range into a `ValueError` with the same message."""
     try:
         yield
     except IndexError as error:
@@ -181,9 +225,9 @@ def plain_errors() -> Iterator[None]:
 
 
 def parse_exits(words: str) -> list[int] | None:
-    """Parse `all` as `None`, and numbers between commas."""
+    """Parse exits: `all` is `None`, else numbers separated by commas."""
     if words == "all":
         return None
     if not re.fullmatch(r"-?\d+(,-?\d+)*", words):
-        raise ValueError(f"exits must be `all` or numbers such as 0,-1, got {words!r}.")
+        raise ValueError(f"`--exits` must be `all` or numbers such as 0,-1, got {words!r}.")
     return [int(word) for word in words.split(",")]

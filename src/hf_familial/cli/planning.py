@@ -1,4 +1,4 @@
-"""Commands that plan a run by a fit: plan, advise."""
+"""Commands that plan a training run from a fit: plan, advise."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import typer
 from typer import Argument, Option
 
 from .._wording import MISSING, count, parse_size, scientific, significant
+from ._help import ADVANCED, Command
 from ._options import AsJson, Level, fit_or_law, numbers, pairs
 from ._tables import bold, notes, table
-from .app import app
+from .app import LAWS, app
 
 
 if TYPE_CHECKING:
@@ -23,43 +24,108 @@ if TYPE_CHECKING:
     from ..scaling.tables.facts import Facts
 
 CANDIDATES = (
-    "A fit.json or a law for each architecture, with what is particular to it, as "
-    "moe.json:S=0.9,stored=8 or family.json:branch=branch.json."
+    "At least two files from `fit --out`, or names of laws. Append variables of the law and "
+    "traits, for example moe.json:S=0.9,stored=8 or family.json:branch=branch.json."
 )
-# of a candidate: what is no variable of its law
+# traits of a candidate that are not variables of its law
 TRAITS = ("stored", "active", "error")
 GAINS = {
     "loss": "Efficiency Leverage, ratio of losses at equal FLOPs",
     "compute": "Efficiency Leverage, ratio of FLOPs at equal loss",
 }
+DEPLOY = "Memory and serving"
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=LAWS)
 def plan(
-    fit: Annotated[str, Argument(help="A fit.json, or a law for its published values.")],
-    flops: Annotated[float | None, Option(help="Compute budget, as 1e21.")] = None,
-    loss: Annotated[float | None, Option(help="Loss to reach, instead of a budget.")] = None,
-    granularity: Annotated[int, Option(min=1, help="Number of exits, G.")] = 1,
-    given: Annotated[list[str] | None, Option("--set", help="A variable, as S=0.5.")] = None,
-    tokens: Annotated[float | None, Option(help="Training tokens there are.")] = None,
-    memory: Annotated[str | None, Option(help="For the weights: bytes, 2GB, 512MiB.")] = None,
-    bytes_per_parameter: Annotated[float, Option(help="2 for bfloat16.")] = 2.0,
-    deployed: Annotated[float, Option(help="The deployed member's share of N.")] = 1.0,
-    inference_tokens: Annotated[float, Option(help="Tokens to be served.")] = 0.0,
-    head_flops: Annotated[bool, Option(help="Count the exits' heads; else C = 6ND.")] = True,
-    vocab: Annotated[int | None, Option(min=1, help="Rows of a head; else the runs' own.")] = None,
-    branch: Annotated[str | None, Option(help="Fit of a branch law: loss of every exit.")] = None,
-    members: Annotated[str | None, Option(help="Members' shares of N, as 0.25,0.5,1.")] = None,
-    level: Level = 0.95,
+    fit: Annotated[
+        str,
+        Argument(metavar="FIT", help="A file from `fit --out`, or a law with published values."),
+    ],
+    flops: Annotated[
+        float | None, Option(help="Training budget in FLOPs, for example 1e21.")
+    ] = None,
+    loss: Annotated[
+        float | None, Option(help="Find the smallest budget that reaches this loss.")
+    ] = None,
+    granularity: Annotated[int, Option(min=1, metavar="G", help="Number of exits.")] = 1,
+    tokens: Annotated[
+        float | None, Option(metavar="N", help="Use at most N training tokens.")
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        Option(
+            "--set",
+            metavar="NAME=X",
+            help="Set another variable of the law, for example S=0.5.",
+        ),
+    ] = None,
     as_json: AsJson = False,
+    memory: Annotated[
+        str | None,
+        Option(
+            metavar="SIZE",
+            rich_help_panel=DEPLOY,
+            help="Memory for the weights: a number of bytes, 2GB or 512MiB.",
+        ),
+    ] = None,
+    bytes_per_parameter: Annotated[
+        float, Option(metavar="X", rich_help_panel=DEPLOY, help="2 is bfloat16, 4 is float32.")
+    ] = 2.0,
+    deployed: Annotated[
+        float,
+        Option(
+            metavar="SHARE",
+            rich_help_panel=DEPLOY,
+            help="Size of the deployed member as a share of N.",
+        ),
+    ] = 1.0,
+    inference_tokens: Annotated[
+        float,
+        Option(
+            metavar="N",
+            rich_help_panel=DEPLOY,
+            help="The budget also pays for serving N tokens.",
+        ),
+    ] = 0.0,
+    head_flops: Annotated[
+        bool,
+        Option(rich_help_panel=ADVANCED, help="Count the FLOPs of every head, not only 6ND."),
+    ] = True,
+    vocab: Annotated[
+        int | None,
+        Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=ADVANCED,
+            help="Vocabulary size of the heads. By default that of the fitted runs.",
+        ),
+    ] = None,
+    branch: Annotated[
+        str | None,
+        Option(
+            metavar="FIT",
+            rich_help_panel=ADVANCED,
+            help="Fit of a branch law, to predict the loss of every exit.",
+        ),
+    ] = None,
+    members: Annotated[
+        str | None,
+        Option(
+            metavar="SHARES",
+            rich_help_panel=ADVANCED,
+            help="Sizes of the members as shares of N, for example 0.25,0.5,1.",
+        ),
+    ] = None,
+    level: Level = 0.95,
 ) -> None:
-    """Plan the best run for a budget, or the least budget for a loss."""
+    """Find the best model size and token count for a budget or loss."""
     from ..errors import DomainWarning
     from ..scaling import Limits, plan
 
     if (flops is None) == (loss is None):
-        both = "give either `--flops` or `--loss`, not both."
-        raise ValueError("give `--flops` or `--loss`." if flops is None else both)
+        both = "Pass either `--flops` or `--loss`, not both."
+        raise ValueError("Pass `--flops` or `--loss`." if flops is None else both)
     source, facts = fit_or_law(fit)
     cost = _head_cost(facts, vocab) if head_flops else None
     with warnings.catch_warnings():
@@ -79,9 +145,9 @@ def plan(
                 inference_tokens=inference_tokens,
             ),
             branch=None if branch is None else fit_or_law(branch)[0],
-            members=None if members is None else numbers(members, "--members 0.25,0.5,1"),
+            members=None if members is None else numbers(members, "--members", "0.25,0.5,1"),
             level=level,
-            **(pairs(given, float, "--set S=0.5") or {}),
+            **(pairs(given, float, "--set", "S=0.5") or {}),
         )
     if as_json:
         typer.echo(json.dumps(answer.to_dict(), allow_nan=False))
@@ -89,21 +155,36 @@ def plan(
         _show_plan(answer, _cost_words(facts, cost))
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=LAWS)
 def advise(
-    candidates: Annotated[list[str], Argument(help=CANDIDATES)],
-    unique_tokens: Annotated[float, Option(help="Different training tokens there are.")],
-    flops: Annotated[float, Option(help="Compute budget, as 1e22.")],
-    memory: Annotated[str, Option(help="For the weights on each device, as 4GB,16GB.")],
-    inference_tokens: Annotated[float, Option(help="Tokens served; the budget pays.")] = 0.0,
-    epochs: Annotated[float, Option(help="How often a token may be seen.")] = 4.0,
-    bytes_per_parameter: Annotated[float, Option(help="2 for bfloat16.")] = 2.0,
+    candidates: Annotated[list[str], Argument(metavar="CANDIDATES", help=CANDIDATES)],
+    flops: Annotated[float, Option(help="Training budget in FLOPs, for example 1e22.")],
+    unique_tokens: Annotated[
+        float, Option(metavar="N", help="Number of distinct training tokens.")
+    ],
+    memory: Annotated[
+        str,
+        Option(
+            metavar="SIZES", help="Memory for the weights on each device, for example 4GB,16GB."
+        ),
+    ],
+    epochs: Annotated[float, Option(help="Use each token at most X times.")] = 4.0,
+    inference_tokens: Annotated[
+        float, Option(metavar="N", help="The budget also pays for serving N tokens per device.")
+    ] = 0.0,
+    bytes_per_parameter: Annotated[
+        float, Option(metavar="X", help="2 is bfloat16, 4 is float32.")
+    ] = 2.0,
     losses_compare: Annotated[
-        bool, Option("--losses-compare", help="Rank laws even of other data, tokenizer or loss.")
+        bool,
+        Option(
+            "--losses-compare",
+            help="Rank the laws even if their data, tokenizers or kinds of loss differ.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say which architecture to train, how sure that is, and what would change the answer."""
+    """Choose an architecture, and show how certain the choice is."""
     from ..scaling import advise
 
     answer = advise(
@@ -123,7 +204,7 @@ def advise(
 
 
 def _candidate(word: str) -> Candidate:
-    """Parse a candidate, as `moe.json:S=0.9,stored=8`."""
+    """Parse a candidate such as `moe.json:S=0.9,stored=8`."""
     from ..scaling import Candidate
 
     name, colon, words = word.rpartition(":")
@@ -132,7 +213,7 @@ def _candidate(word: str) -> Candidate:
     parts = [part for part in words.split(",") if part]
     branch = [part.removeprefix("branch=") for part in parts if part.startswith("branch=")]
     others = [part for part in parts if not part.startswith("branch=")]
-    given = pairs(others, float, f"{name}:S=0.9,stored=8") or {}
+    given = pairs(others, float, "CANDIDATES", f"{name}:S=0.9,stored=8") or {}
     source, facts = fit_or_law(name)
     return Candidate(
         name=Path(name).stem,
@@ -145,7 +226,7 @@ def _candidate(word: str) -> Candidate:
 
 
 def _head_cost(facts: Facts | None, vocab: int | None) -> HeadFlops:
-    """Return the cost of a run, heads included, counted as the fitted runs counted it."""
+    """Return the FLOPs of a run with heads, counted in the same way as for the fitted runs."""
     from ..scaling import HeadFlops
 
     known = facts.cost(vocab) if facts is not None else None
@@ -153,19 +234,22 @@ def _head_cost(facts: Facts | None, vocab: int | None) -> HeadFlops:
 
 
 def _cost_words(facts: Facts | None, cost: HeadFlops | None) -> str:
-    """Say in one line how a plan counts FLOPs."""
+    """Return a sentence about how a plan counts FLOPs."""
     if cost is None:
-        return "FLOPs by C = 6ND."
+        return "FLOPs are 6ND."
     own = facts is not None and facts.vocab_size == cost.vocab
-    of = "as the runs fitted have" if own else "by assumption; set it with --vocab"
-    inside = "with embeddings and one head" if cost.heads_in_N else "without embeddings and heads"
-    return f"FLOPs by 6ND and heads of {cost.vocab:,} tokens ({of}); N {inside}."
+    source = "from the fitted runs" if own else "assumed, see --vocab"
+    parts = "embeddings and one head" if cost.heads_in_N else "no embeddings and no heads"
+    return (
+        f"FLOPs are 6ND plus the heads, for a vocabulary of {cost.vocab:,} ({source}).\n"
+        f"N counts {parts}."
+    )
 
 
 def _show_plan(plan: Plan, counted: str) -> None:
     """Print the best run for a budget, and how its FLOPs are counted."""
     exits = f" with G = {plan.G:g}" if plan.G != 1 else ""
-    bold(f"{scientific(plan.C)} FLOPs{exits}, by `{plan.law}`")
+    bold(f"Best run for {scientific(plan.C)} FLOPs{exits}, by the law `{plan.law}`")
     span = f"{plan.level:.0%} interval"
     rows = [
         ["parameters N", *_words(plan.N, count)],
@@ -174,15 +258,15 @@ def _show_plan(plan: Plan, counted: str) -> None:
         ["tokens per parameter", significant(plan.D.value / plan.N.value, 3), ""],
         ["training FLOPs", scientific(plan.training_flops), ""],
     ]
-    table("", ["", "best", span], rows)
+    table("", ["", "value", span], rows)
     simple = plan.simple
     typer.echo(
-        f"\n{counted}\n\nWith C = 6ND and no limits: N {count(simple['N'])}, D "
-        f"{count(simple['D'])}, loss {significant(simple['loss'])}; heads, limits and service move "
-        f"N by a factor of {significant(plan.shift, 3)}."
+        f"\n{counted}\n\nWith C = 6ND and no limits, N would be {count(simple['N'])}, D "
+        f"{count(simple['D'])} and the loss {significant(simple['loss'])}.\nHeads, limits and "
+        f"serving change N by a factor of {significant(plan.shift, 3)}."
     )
     for limit in plan.limits_hit:
-        typer.echo(f"Held by the limit on {limit}.")
+        typer.echo(f"The limit on {limit} determines this plan.")
     if plan.exits:
         rows = [
             [f"exit {i}", count(share * plan.N.value), *_words(loss)]
@@ -190,33 +274,33 @@ def _show_plan(plan: Plan, counted: str) -> None:
         ]
         table("Exits", ["", "parameters", "loss", span], rows)
     gains = {
-        "factor of compute that buys back the exits' loss": plan.granularity,
-        "the same, their heads paid for": plan.granularity_with_heads,
+        "Factor of FLOPs needed to match the loss of G = 1": plan.granularity,
+        "The same factor, with the FLOPs of all heads": plan.granularity_with_heads,
         **{GAINS[kind]: gain for kind, gain in plan.leverage.items()},
     }
     rows = [[name, *_words(gain, _three)] for name, gain in gains.items() if gain is not None]
     if rows:
-        table("Against dense models", ["", "", span], rows)
+        table("Compared with dense models", ["", "", span], rows)
     notes("Notes", plan.notes, "yellow")
 
 
 def _show_advice(advice: Advice) -> None:
-    """Print which architecture is best, how sure that is, and what would change the answer."""
+    """Print the best architecture, the chances of all, and the assumptions that matter."""
     bold(advice.sentence)
-    best = "best in" if advice.winner else "best in group"
+    best = "chance to be best" if advice.winner else "chance in its group"
     rows = []
     for option in advice.options:
         runs = "; ".join(f"{count(r.N)} on {count(r.D)}" for r in option.runs)
         loss = significant(option.loss)
         rows.append([option.name, loss, f"{advice.chances[option.name]:.0%}", runs])
     table("Options", ["", "loss (nats/token)", best, "N on D"], rows)
-    turns = []
+    changed = []
     for row in advice.sensitivity:
-        turn = MISSING if row.turns_at is None else f"× {_three(row.turns_at)}"
+        factor = MISSING if row.turns_at is None else f"× {_three(row.turns_at)}"
         name = row.assumption.replace("_", " ")
-        turns.append([f"{name} × {row.factor:g}", row.winner, turn if row.changes else ""])
-    if turns:
-        table("If it were otherwise", ["", "best", "turns at"], turns)
+        changed.append([f"{name} × {row.factor:g}", row.winner, factor if row.changes else ""])
+    if changed:
+        table("Under other assumptions", ["assumption", "best", "changes at"], changed)
     notes("Notes", advice.notes, "yellow")
 
 
@@ -225,6 +309,6 @@ def _three(value: float) -> str:
 
 
 def _words(number: Estimate, words: Callable[[float], str] = significant) -> tuple[str, str]:
-    """Word a number and its interval."""
+    """Return a number and its interval as text."""
     known = number.interval
     return words(number.value), f"[{words(known.low)}, {words(known.high)}]" if known else MISSING

@@ -1,8 +1,9 @@
-"""Commands of the scaling-law fitter: fit, compare, report."""
+"""Commands that fit scaling laws: fit, compare, report."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from typer import Argument, Option
 
 from .._files import check_file_place
+from ._help import ADVANCED, Command
 from ._options import (
     AsJson,
     Columns,
@@ -19,7 +21,9 @@ from ._options import (
     LossChoice,
     Objective,
     Resample,
+    Runs,
     RunsAre,
+    RunsOrNone,
     Size,
     Statuses,
     Units,
@@ -29,15 +33,14 @@ from ._options import (
     pairs,
     span,
 )
-from ._tables import bold, notes, table, written
-from .app import app
+from ._tables import bold, notes, saved, table
+from .app import LAWS, app
 
 
 if TYPE_CHECKING:
     from ..scaling.report import Analysis
 
 
-RUNS = "CSV, JSON lines, a JSON list or parquet."
 FAMILIES = {
     "familial": "Familial models",
     "dense": "Dense models",
@@ -46,44 +49,91 @@ FAMILIES = {
 }
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=LAWS)
 def fit(
-    runs: Annotated[Path | None, Argument(help=RUNS)] = None,
-    law: Annotated[str, Option(help="A law; `list` prints them all.")] = "familial",
+    runs: RunsOrNone = None,
+    law: Annotated[
+        str, Option(metavar="NAME", help="Law to fit. `--law list` prints all names.")
+    ] = "familial",
     loss: LossChoice = "mean",
     size: Size = "total",
-    out: Annotated[Path | None, Option(help="Write the fit, as fit.json.")] = None,
-    report: Annotated[Path | None, Option(help="Also write the page.")] = None,
-    against: Annotated[str | None, Option(help="Laws to compare with, as hoffmann,kaplan.")] = None,
+    out: Annotated[
+        Path | None, Option(help="Save the fit to this file, for `plan`, `advise` and `report`.")
+    ] = None,
+    report: Annotated[
+        Path | None, Option(help="Also save an HTML page with tables and figures.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        Option(metavar="NAMES", help="Compare with other laws, for example hoffmann,kaplan."),
+    ] = None,
+    bootstrap: Annotated[
+        int, Option(min=0, help="Number of bootstrap replicates. 0 means no bootstrap.")
+    ] = 0,
     as_json: AsJson = False,
+    where: Where = None,
     column: Columns = None,
     unit: Units = None,
-    where: Where = None,
     status: Statuses = "finished",
     runs_are: RunsAre = "",
     last_of_run: LastOfRun = False,
-    drop_largest: Annotated[int, Option(min=0, help="Drop so many rows of most loss.")] = 0,
-    drop_far: Annotated[float, Option(min=0, help="Drop rows beyond so many deviations.")] = 0.0,
-    fix: Annotated[list[str] | None, Option(help="Fix as beta=0.28.")] = None,
-    tie: Annotated[list[str] | None, Option(help="Tie as beta=alpha.")] = None,
-    bound: Annotated[list[str] | None, Option(help="Bound as gamma=0:1.")] = None,
+    drop_largest: Annotated[
+        int,
+        Option(min=0, rich_help_panel=ADVANCED, help="Drop the N rows with the largest losses."),
+    ] = 0,
+    drop_far: Annotated[
+        float,
+        Option(
+            min=0,
+            rich_help_panel=ADVANCED,
+            help="Drop rows more than X standard deviations from the fit. 0 keeps all.",
+        ),
+    ] = 0.0,
+    fix: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=X",
+            rich_help_panel=ADVANCED,
+            help="Fix a coefficient, for example beta=0.28.",
+        ),
+    ] = None,
+    tie: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=NAME",
+            rich_help_panel=ADVANCED,
+            help="Make two coefficients equal, for example beta=alpha.",
+        ),
+    ] = None,
+    bound: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=LOW:HIGH",
+            rich_help_panel=ADVANCED,
+            help="Keep a coefficient in an interval, for example gamma=0:1.",
+        ),
+    ] = None,
     objective: Objective = "log_huber",
     delta: Delta = 1e-3,
     level: Level = 0.95,
-    profiles: Annotated[bool, Option(help="Trace the profile of each coefficient.")] = True,
-    bootstrap: Annotated[int, Option(min=0, help="Replicates; 0 for none.")] = 0,
+    profiles: Annotated[
+        bool,
+        Option(rich_help_panel=ADVANCED, help="Trace the profile likelihood of each coefficient."),
+    ] = True,
     resample: Resample = "runs",
-    seed: Annotated[int, Option(help="Seed of the bootstrap.")] = 0,
-    workers: Annotated[int, Option(min=1, help="Threads of the bootstrap.")] = 1,
+    seed: Annotated[int, Option(rich_help_panel=ADVANCED, help="Seed of the bootstrap.")] = 0,
+    workers: Annotated[
+        int, Option(min=1, rich_help_panel=ADVANCED, help="Number of bootstrap threads.")
+    ] = 1,
 ) -> None:
     """Fit a scaling law to training runs."""
     if law == "list":
         _show_laws()
         return
     if runs is None:
-        raise ValueError("name the file of the runs, as `hf-familial fit runs.jsonl`.")
+        raise ValueError("RUNS is missing. Example: `hf-familial fit runs.jsonl`.")
     if drop_largest and drop_far:
-        raise ValueError("use one of `--drop-largest` and `--drop-far`.")
+        raise ValueError("Use `--drop-largest` or `--drop-far`, not both.")
     from .. import __version__
     from ..scaling import FarResiduals, LargestLosses, fit, load_runs
     from ..scaling.report import DataSource, analyse, write_analysis, write_report
@@ -100,9 +150,9 @@ def fit(
         loaded.data,
         objective=objective,  # type: ignore[arg-type]
         delta=delta,
-        fixed=pairs(fix, float, "--fix beta=0.28"),
-        tied=pairs(tie, str, "--tie beta=alpha"),
-        bounds=pairs(bound, span, "--bound gamma=0:1"),
+        fixed=pairs(fix, float, "--fix", "beta=0.28"),
+        tied=pairs(tie, str, "--tie", "beta=alpha"),
+        bounds=pairs(bound, span, "--bound", "gamma=0:1"),
         outliers=LargestLosses(drop_largest) if drop_largest else far,
     )
     analysis = analyse(
@@ -125,28 +175,30 @@ def fit(
         typer.echo(analysis.to_json())
         return
     _show_analysis(analysis)
-    written(path for path in (out, report) if path is not None)
+    saved(path for path in (out, report) if path is not None)
+    if out is not None:
+        typer.echo(f"Next: `hf-familial plan {shlex.quote(str(out))} --flops 1e21`")
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=LAWS)
 def compare(
-    runs: Annotated[Path, Argument(help=RUNS)],
-    laws: Annotated[str, Option(help="Names of laws, parted by commas.")] = (
+    runs: Runs,
+    laws: Annotated[str, Option(metavar="NAMES", help="Laws to fit, separated by commas.")] = (
         "familial,familial_e_inside,familial_n_only,hoffmann"
     ),
     loss: LossChoice = "mean",
     size: Size = "total",
     as_json: AsJson = False,
+    where: Where = None,
     column: Columns = None,
     unit: Units = None,
-    where: Where = None,
     status: Statuses = "finished",
     runs_are: RunsAre = "",
     last_of_run: LastOfRun = False,
     objective: Objective = "log_huber",
     delta: Delta = 1e-3,
 ) -> None:
-    """Fit several laws to the same runs; judge them by the runs they did not see."""
+    """Fit several laws and compare their errors on held-out runs."""
     from ..scaling import compare, load_runs
     from ..scaling.report.analysis import comparison_tables
     from ..scaling.report.tables import record_table
@@ -162,27 +214,30 @@ def compare(
         if rows:
             shown = record_table(title, rows)
             table(title, shown.head, shown.rows)
-    notes("Reading", loaded.notes)
+    notes("Data", loaded.notes)
     notes("Notes", found.notes, "yellow")
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=LAWS)
 def report(
-    fit: Annotated[Path, Argument(help="A fit.json.")],
-    out: Annotated[Path, Option(help="The page.")] = Path("report.html"),
-    figures: Annotated[Path | None, Option(help="Folder for PNG and SVG pictures.")] = None,
+    fit: Annotated[Path, Argument(metavar="FIT", help="A fit.json that `fit --out` saved.")],
+    out: Annotated[Path, Option(help="Save the page to this file.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None,
+        Option(metavar="FOLDER", help="Also save the figures in this folder, as PNG and SVG."),
+    ] = None,
 ) -> None:
-    """Write a fit as one page of HTML that needs nothing else."""
+    """Save a fit as one HTML page that works offline."""
     from ..scaling.report import read_analysis, write_figures, write_report
 
     analysis = read_analysis(fit)
     check_file_place(out)
     write_report(out, analysis)
-    written([out, *(write_figures(figures, analysis) if figures is not None else [])])
+    saved([out, *(write_figures(figures, analysis) if figures is not None else [])])
 
 
 def _show_laws() -> None:
-    """Print every law: name, formula, source."""
+    """Print the name, formula and source of every law."""
     from ..scaling import LAWS
 
     for family, title in FAMILIES.items():
@@ -191,20 +246,20 @@ def _show_laws() -> None:
             bold(f"\n{title}")
         for law in laws:
             typer.echo(f"  {law.name}  {law.title}\n      {law.formula_text}")
-            typer.echo(f"      reads {', '.join(law.variable_names)}; {law.source}")
+            typer.echo(f"      variables {', '.join(law.variable_names)}; source: {law.source}")
 
 
 def _show_analysis(analysis: Analysis) -> None:
-    """Print a fit: coefficients, optima, what was left out, warnings."""
+    """Print the coefficients and optima of a fit, then notes on its data and warnings."""
     from ..scaling.report.tables import coefficient_words, interval_head, optimum_table
 
     fit, source = analysis.fit, analysis.source
     left = f", {analysis.left_out}" if analysis.left_out else ""
     bold(fit.law.title)
     typer.echo(
-        f"{fit.law.formula_text}\n{len(fit.data)} rows of {fit.data.runs} runs{left}; "
-        f"{str(fit.status).replace('_', ' ')}, {fit.agreement:.0%} of {fit.starts} starts agree; "
-        f"objective {fit.objective:.6g}\n"
+        f"{fit.law.formula_text}\nData: {len(fit.data)} rows of {fit.data.runs} runs{left}.\n"
+        f"Search: {str(fit.status).replace('_', ' ')}, {fit.agreement:.0%} of {fit.starts} starts "
+        f"agree, objective {fit.objective:.6g}.\n"
     )
     rows = []
     for name, words, spans in coefficient_words(analysis):
@@ -218,7 +273,7 @@ def _show_analysis(analysis: Analysis) -> None:
         table(best.title, [best.head[i] for i in kept], rows)
         typer.echo(best.note.replace(", delta-method intervals", ""))
     columns = ", ".join(f"{name} = {column}" for name, column in source.columns.items())
-    told = [f"Columns: {columns}."] if columns else []
-    told += [f"Runs: {source.facts.words}."] if source.facts.words else []
-    notes("Reading", [*told, *source.notes])
+    facts = [f"Columns: {columns}."] if columns else []
+    facts += [f"Runs: {source.facts.words}."] if source.facts.words else []
+    notes("Data", [*facts, *source.notes])
     notes("Warnings", analysis.warnings, "yellow")
