@@ -157,7 +157,7 @@ def by_topic(runs: Sequence[RunPlan], given: Assumptions) -> list[str]:
         "best seconds between checkpoints": f"{best:.0f}",
         "checkpoints sent": f"{sum(sent):,} of {traffic / 1e12:,.0f} TB in all, "
         f"{traffic / sum(seconds) * given.gpus / 1e9:.2f} GB/s from {given.gpus} GPUs",
-        f"stored at the same time, two of each of {given.gpus} runs": f"{2 * given.gpus * mean / 1e12:.1f} "
+        f"stored at once, two for each of {given.gpus} runs": f"{2 * given.gpus * mean / 1e12:.1f} "
         f"TB on average, {2 * given.gpus * max(sizes) / 1e12:.1f} TB at most",
         f"on the local disk of a node with {given.node_gpus} GPUs": "at most "
         f"{LOCAL_COPIES * given.node_gpus * max(sizes) / 1e9:.0f} GB in $TMPDIR",
@@ -166,7 +166,7 @@ def by_topic(runs: Sequence[RunPlan], given: Assumptions) -> list[str]:
         "GPU-hours to start runs": f"{starts:,.0f} ({starts / hours:.2%})",
         "all GPU-hours": f"{total:,.0f}, {total * given.price:,.0f} dollars",
         "price of storing checkpoints": f"{2 * given.gpus * mean / 1e9 * given.storage_price:,.0f} "
-        f"dollars a month, {sum(sent) * (FILES + 1) / 1000 * given.put_price:,.2f} dollars for requests",
+        f"dollars a month, {sum(sent) * (FILES + 1) / 1000 * given.put_price:,.2f} for requests",
         "a row of runs.jsonl": f"{min(rows)} to {max(rows)} bytes, {sum(rows) / 1e6:.2f} MB in all",
         "rewriting runs.jsonl for each row": f"{rewritten / 1e9:.2f} GB in all",
         "models, if you keep them": f"{models / 1e12:.2f} TB, "
