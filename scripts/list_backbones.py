@@ -1,10 +1,11 @@
-"""Try every causal LM of the installed transformers as a backbone; write docs/backbones.md.
+"""Try every causal LM of the installed transformers as a backbone, and write docs/backbones.md.
 
     python scripts/list_backbones.py            # writes the page
     python scripts/list_backbones.py --check    # fails if the page or `VERIFIED` would change
 
-Every type is built at tiny size (6 layers, cut at 3) and checked by `verify_backbone`; those that
-pass must also make a family whose deepest exit is the host, bit for bit, and generate like it.
+The script builds every type at tiny size (6 layers, cut at 3) and calls `verify_backbone`. For
+types that pass, it also makes a family. Its deepest exit must equal the original model, bit for
+bit, in logits and in generated text.
 """
 
 from __future__ import annotations
@@ -33,22 +34,38 @@ PAGE = ROOT / "docs" / "backbones.md"
 DEPTH, CUT = 6, 3
 HEADER = """# Backbones
 
-Every causal-LM type of transformers {version}, tried at tiny size ({depth} layers, cut at {cut}) by
-`python scripts/list_backbones.py`. Of {total} types, {works} work as the backbone of a family.
+This page shows which causal LM types of Transformers can be the backbone of a family. {works} of
+the {total} types in Transformers {version} work. To check a model of your own:
 
-- **exits**: early exits train, load, save and generate; the deepest exit is the host, bit for bit.
-- **private layers**: `num_exit_layers > 0`, for segments can go on from a tap.
-- **relay**: they can do so on a cache, several pending positions in one pass.
+```python
+from transformers import AutoModelForCausalLM
 
-A type that is not in this table is checked numerically when a family is made of it, and refused
-with the reason if it cannot be right; `verify_backbone(model)` does the same check at any time.
+from hf_familial import verify_backbone
+
+report = verify_backbone(AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B"))
+print(report.ok, report.continues, report.relays)
+```
+
+```text title="Output"
+True True True
+```
+
+| column | value of the report | if yes |
+| --- | --- | --- |
+| exits | `ok` | Early exits work, and the deepest exit equals the original model. |
+| private layers | `continues` | `num_exit_layers` can be above 0. |
+| relay | `relays` | Deeper layers can process pending positions in one pass. |
+
+A family of a type that is not in the table is checked when you create it. If the check fails, the
+error names the reason. `python scripts/list_backbones.py` writes this page. It builds every type
+with {depth} layers, cuts it at {cut}, and compares numbers.
 
 """
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one type can do, and why not more."""
+    """The result for one type: what it supports, and the reason if not everything."""
 
     model_type: str
     exits: bool = False
@@ -57,7 +74,7 @@ class Finding:
     reason: str = ""
 
     def cells(self) -> list[str]:
-        """A row of the table."""
+        """Return a row of the table."""
         marks = ["yes" if x else "no" for x in (self.exits, self.private_layers, self.relay)]
         return [f"`{self.model_type}`", *marks, self.reason]
 
@@ -80,7 +97,7 @@ def try_type(model_type: str) -> Finding:
 
 
 def check_family(host: transformers.PreTrainedModel, private: bool) -> None:
-    """The deepest exit must be the host, in logits and in what it generates."""
+    """Check that the deepest exit equals the original model, in logits and in generated text."""
     ids = torch.randint(8, 100, (2, 12), generator=torch.Generator().manual_seed(1))
     limits = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with torch.no_grad():
@@ -96,7 +113,7 @@ def check_family(host: transformers.PreTrainedModel, private: bool) -> None:
 
 
 def main() -> int:
-    """Try all types and write the page, or compare with it."""
+    """Try all types, and write the page or compare it with the file."""
     check = wants_check(__doc__)
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
@@ -109,7 +126,7 @@ def main() -> int:
         total=len(findings),
         works=len(works),
     )
-    head = ["type", "exits", "private layers", "relay", "why not"]
+    head = ["type", "exits", "private layers", "relay", "reason"]
     text += table(head, [finding.cells() for finding in findings]) + "\n"
     relays, private = (sum(getattr(f, a) for f in findings) for a in ("relay", "private_layers"))
     print(

@@ -22,7 +22,7 @@ import hf_familial
 
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
-# page -> its title, the rooms it shows, the guide that a reader wants first
+# page -> its title, the rooms it shows, the guide to read first
 PAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "models": ("Models and relay", ("models.familial", "models"), "concepts/families.md"),
     "training": ("Training", ("training", "training.data"), "training.md"),
@@ -113,10 +113,12 @@ def index() -> str:
         for name, (title, rooms, _) in PAGES.items()
     ]
     return (
-        "# Reference\n\nThese pages are made from the docstrings. They list what each room of the "
-        "package shows.\nNames of the whole package are imported by `import hf_familial as hff`."
-        f"\n\n{table(['page', 'holds'], rows)}\n\nSee also the [command line](../cli.md), the "
-        "[backbones](../backbones.md) that were tried, and\nthe [laws](../laws.md) to fit.\n"
+        "# Reference\n\nThese pages list the public classes and functions of each part of the "
+        "package, generated from the\ndocstrings. Names at the top level need one import:\n\n"
+        "```python\nimport hf_familial as hff\n```"
+        f"\n\n{table(['page', 'content'], rows)}\n\nOther reference pages: the "
+        "[command line](../cli.md), [backbones](../backbones.md), [scaling laws](../laws.md)\n"
+        "and [FLOPs](../flops.md).\n"
     )
 
 

@@ -1,10 +1,10 @@
-"""Fit the runs of a study, and write what they say.
+"""Fit the runs of a study and write the results.
 
     python studies/analyse.py studies/stdlib_cpu
 
-Reads `runs.jsonl` there and writes `results.json` (every number), `fit.json` and `report.html` (of
-the mean loss), `figures/`, and the tables of README.md, between its markers. `--draws 0` leaves out
-the bootstrap, and with it minutes.
+Reads `runs.jsonl` in that folder. Writes `results.json` with every number, `fit.json` and
+`report.html` for the mean loss, `figures/`, and the tables of README.md between its markers.
+`--draws 0` skips the bootstrap, which takes minutes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PICTURES = Path(__file__).parent.parent / "docs" / "assets" / "studies"
 
 
 def write_fit(folder: Path, answer: Fit, draws: int) -> None:
-    """`fit.json`, `report.html`, `figures/`."""
+    """Write `fit.json`, `report.html` and `figures/`."""
     choice = ColumnChoice(size="non_embedding", loss="eval_mean")
     source = DataSource.of(load_runs(folder / "runs.jsonl", answer.law, choice))
     rivals = [get_law(name) for name in RIVALS]
@@ -45,12 +45,12 @@ def write_fit(folder: Path, answer: Fit, draws: int) -> None:
 
 
 def main() -> int:
-    """Fit and write."""
+    """Fit the runs and write the files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="The study.")
-    parser.add_argument("--draws", type=int, default=1000, help="Replicates of the bootstrap.")
+    parser.add_argument("folder", type=Path, help="Folder of the study.")
+    parser.add_argument("--draws", type=int, default=1000, help="Bootstrap replicates.")
     args = parser.parse_args()
     results, answer = measure.analyse(args.folder)
     (args.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")

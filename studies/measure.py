@@ -1,4 +1,4 @@
-"""The numbers of a study, from its rows."""
+"""Numbers of a study, computed from its rows."""
 
 from __future__ import annotations
 
@@ -43,17 +43,18 @@ TOKENS = ("exact", "six_nd")
 
 @dataclass(frozen=True)
 class Counted:
-    """FLOPs of a run as its rows have them: per token, between the sizes that were run.
+    """A FLOP model from the rows of a study: FLOPs per token, interpolated between sizes.
 
     Attributes:
-        logs (`Mapping[int, np.ndarray]`): By G the logarithms of N and of FLOPs per token, rising.
+        logs (`Mapping[int, np.ndarray]`): For each G, the logarithms of N and of FLOPs per token,
+            in ascending order.
     """
 
     logs: Mapping[int, np.ndarray]
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], size: str) -> Counted:
-        """From the rows; N as the fit has it."""
+        """Build the model from rows. `size` selects how N counts, as in the fit."""
         points: dict[int, set[tuple[float, float]]] = {}
         for row in rows:
             point = (math.log(row[f"N_{size}"]), math.log(row["C_flops"] / row["D_tokens"]))
@@ -61,7 +62,7 @@ class Counted:
         return cls({G: np.array(sorted(found)).T for G, found in points.items()})
 
     def __call__(self, N: Any, D: Any, G: Any) -> Any:
-        """FLOPs; beyond the sizes that were run the last slope goes on."""
+        """Return the FLOPs. Outside the sizes of the runs, the last slope continues."""
         x, (known, cost) = np.log(np.asarray(N, float)), self.logs[int(np.max(G))]
         inside = np.interp(x, known, cost)
         below = (x - known[0]) * (cost[1] - cost[0]) / (known[1] - known[0])
@@ -70,14 +71,14 @@ class Counted:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs."""
+    """Return the finished runs."""
     lines = (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [row for row in rows if row["status"] == "finished"]
 
 
 def observed(folder: Path, law: str, loss: str, size: str, tokens: str = "exact") -> RunTable:
-    """The rows as a law takes them; with `six_nd` D is what C = 6ND would make of the budget."""
+    """Return the rows as variables of a law. With `six_nd`, D is C / 6N instead of the tokens."""
     data = load_runs(folder / "runs.jsonl", get_law(law), ColumnChoice(size=size, loss=loss)).data
     if tokens == "exact":
         return data
@@ -87,7 +88,7 @@ def observed(folder: Path, law: str, loss: str, size: str, tokens: str = "exact"
 
 
 def estimate(found: Fit, quantity: str | DerivedQuantity) -> dict[str, Any]:
-    """A number and its intervals by two methods; an interval that cannot be had is null."""
+    """Return a value and its intervals by two methods, `None` where there is no interval."""
     name = quantity if isinstance(quantity, str) else quantity.name
     value = found.values[name] if isinstance(quantity, str) else float(quantity.of(found.values))
     row: dict[str, Any] = {"value": value}
@@ -101,7 +102,7 @@ def estimate(found: Fit, quantity: str | DerivedQuantity) -> dict[str, Any]:
 
 
 def gammas(folder: Path) -> list[dict[str, Any]]:
-    """The exponent of granularity under every choice that it could depend on."""
+    """Return gamma for each loss, law, way to count N, and way to count tokens."""
     found = []
     for loss in LOSSES:
         for law in LAWS:
@@ -114,7 +115,7 @@ def gammas(folder: Path) -> list[dict[str, Any]]:
 
 
 def attempt(data: RunTable, law: str, coefficient: str = "gamma") -> dict[str, Any]:
-    """One fit in few numbers, or why there is none."""
+    """Return the main numbers of one fit, or its error."""
     try:
         answer = fit(get_law(law), data)
     except ScalingError as error:
@@ -125,12 +126,12 @@ def attempt(data: RunTable, law: str, coefficient: str = "gamma") -> dict[str, A
 
 
 def columns_for(answer: Fit, data: RunTable) -> dict[str, np.ndarray]:
-    """The variables of a law at the rows."""
+    """Return the variables of a law for all rows."""
     return {name: data.columns[name] for name in answer.law.variable_names}
 
 
 def branches(folder: Path) -> list[dict[str, Any]]:
-    """Exponents of the exits before and after one."""
+    """Return the exponents of shallower and deeper exits."""
     found = []
     for law in ("branch", "branch_e_inside"):
         data = observed(folder, law, "eval_exits", "non_embedding")
@@ -140,7 +141,7 @@ def branches(folder: Path) -> list[dict[str, Any]]:
 
 
 def leverage(folder: Path, answer: Fit) -> list[dict[str, Any]]:
-    """What a family saves over dense models, and what G costs, at the budgets that were run."""
+    """Return Efficiency Leverage and the compute cost of G at each budget of the runs."""
     rows = rows_of(folder)
     cost, found = Counted.of(rows, "non_embedding"), []
     budgets = sorted({float(f"{row['C_flops']:.1e}") for row in rows})
@@ -157,7 +158,7 @@ def leverage(folder: Path, answer: Fit) -> list[dict[str, Any]]:
 
 
 def pairs(folder: Path) -> list[dict[str, Any]]:
-    """Losses of G exits against the dense run of the same budget, size and seed; no law."""
+    """Return losses of G exits over those of the dense run of the same budget, size and seed."""
     rows, found = rows_of(folder), []
 
     def cell(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -177,7 +178,7 @@ def pairs(folder: Path) -> list[dict[str, Any]]:
 
 
 def curves(folder: Path) -> list[dict[str, Any]]:
-    """A parabola through the sizes of every budget, by G: what the best size loses, no law."""
+    """Return the minimum of a parabola through the sizes of each budget, for each G."""
     rows, found = rows_of(folder), []
     for loss in LOSSES:
         for G in sorted({row["G"] for row in rows}):
@@ -194,13 +195,13 @@ def curves(folder: Path) -> list[dict[str, Any]]:
 
 
 def drawn(rows: Sequence[Mapping[str, Any]], loss: str) -> dict[str, Any]:
-    """The parabolas of one G, and the line through their minima."""
+    """Return the parabolas of one G, and the line through their minima."""
     kind = loss.replace("eval", "eval_loss")
     names = ("C_flops", "N_non_embedding", kind, "D_tokens")
     columns = [[float(row[name]) for row in rows] for name in names]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BiasWarning)  # its sentences are kept
+            warnings.simplefilter("ignore", BiasWarning)  # `notes` contains its sentences
             answer = parabolas(*columns, scale="log", outside="keep")
     except ScalingError as error:
         return {"error": str(error)}
@@ -216,10 +217,10 @@ def drawn(rows: Sequence[Mapping[str, Any]], loss: str) -> dict[str, Any]:
 
 
 def rates(folder: Path) -> dict[str, Any]:
-    """The best learning rate of the proxies as a power law in N and G.
+    """Fit the best learning rate of the short runs as a power law in N and G.
 
-    `log loss = c + q (log rate - log best)^2`, one q, and one c for all runs of equal budget, size,
-    G and batch; of those with three rates or more.
+    The model is `log loss = c + q (log rate - log best)^2`. All runs share q. Runs of equal budget,
+    size, G and batch share c. Only groups with three learning rates or more count.
     """
     cells: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows_of(folder / "proxy"):
@@ -254,7 +255,7 @@ def rates(folder: Path) -> dict[str, Any]:
 
 
 def analyse(folder: Path) -> tuple[dict[str, Any], Fit]:
-    """Every number of the study, and the fit of its report."""
+    """Return every number of the study, and the fit for its report."""
     rows = rows_of(folder)
     data = observed(folder, "familial", "eval_mean", "non_embedding")
     answer = fit(get_law("familial"), data)

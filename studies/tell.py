@@ -1,4 +1,4 @@
-"""The tables and the picture of a study, from its numbers."""
+"""Tables and pictures from the numbers of a study."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MARKERS = ("<!-- --8<-- [start:tables] -->", "<!-- --8<-- [end:tables] -->")
 
 
 def shown(row: Mapping[str, Any], digits: int = 3, method: str = "delta") -> str:
-    """`value [low, high]`, or why there is none."""
+    """Return `value [low, high]`, or a note if there is no value or no interval."""
     if "error" in row:
         return "not identified"
     ends = row.get(method)
@@ -36,13 +36,13 @@ def shown(row: Mapping[str, Any], digits: int = 3, method: str = "delta") -> str
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def tables(results: Mapping[str, Any]) -> Iterator[str]:
-    """The tables of README.md."""
+    """Yield the sections with tables for README.md."""
     noise = results["seed_noise"]
     yield (
         f"{results['runs']} finished runs, {results['flops']:.3g} FLOPs, {results['tokens']:.3g} "
@@ -54,9 +54,9 @@ def tables(results: Mapping[str, Any]) -> Iterator[str]:
             f"Seed noise of the mean loss, as a share of it: {noise['relative']:.2%} "
             f"[{low:.2%}, {high:.2%}], from {noise['settings']} settings run more than once."
         )
-    yield "### gamma\n\n95 % intervals by the delta method; in brackets behind them by profile."
+    yield "### gamma\n\nIntervals cover 95 %. Those with the value use the delta method."
     yield table(
-        ("loss", "G multiplies", "N", "D", "gamma", "profile", "rms of residuals"),
+        ("loss", "law", "N", "D", "gamma", "profile", "rms of residuals"),
         [
             (
                 LOSSES[row["loss"]],
@@ -83,7 +83,7 @@ def tables(results: Mapping[str, Any]) -> Iterator[str]:
             for row in results["branches"]
         ],
     )
-    yield "### G exits against one, pair by pair\n\nRatio of losses: median, least and greatest."
+    yield "### G exits against one, pair by pair\n\nRatio of losses: median, smallest and largest."
     yield table(
         ("C", "G", "pairs", "mean over exits", "deepest exit"),
         [
@@ -100,8 +100,8 @@ def tables(results: Mapping[str, Any]) -> Iterator[str]:
         ],
     )
     yield (
-        "### Efficiency Leverage, and what G costs\n\nFLOPs as counted; every dense model has an "
-        "equal share."
+        "### Efficiency Leverage, and the cost of G\n\nFLOPs are counted exactly. The dense models "
+        "have equal shares of the FLOPs."
     )
     yield table(
         ("C", "G", "loss leverage", "compute leverage", "compute of G over G = 1"),
@@ -115,12 +115,12 @@ def tables(results: Mapping[str, Any]) -> Iterator[str]:
         ],
     )
     yield (
-        "### The best size of each curve\n\nLeast of a parabola in log N through all sizes of a "
-        "budget, no law of N and D. Ratio: over G = 1.\nLocal gamma: the exponent of G that this "
-        "ratio asks for. Place: -1 is the smallest size, 1 the largest."
+        "### The best size of each curve\n\nThe minimum of a parabola in log N through all sizes "
+        "of a budget. `ratio` is its loss divided by that of G = 1.\n`local gamma` is the exponent "
+        "of G for this ratio. `place` is -1 at the smallest size and 1 at the largest."
     )
     yield table(
-        ("loss", "C", "G", "N", "D", "least loss", "ratio", "local gamma", "place"),
+        ("loss", "C", "G", "N", "D", "lowest loss", "ratio", "local gamma", "place"),
         [
             (
                 LOSSES[row["loss"]],
@@ -141,18 +141,19 @@ def tables(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def told_rates(rates: Mapping[str, Any]) -> str:
-    """What the proxies say of learning rates, in sentences."""
+    """Return the result of the short runs for learning rates, in sentences."""
     at = rates["at"]
     return (
-        f"### Learning rates\n\nBest rate of the proxies: {at['rate']:.3g} at N = {at['N']:,.0f}, "
-        f"with N to the power {shown(rates['N'], 2)} and G to the power {shown(rates['G'], 2)}, "
-        f"from {rates['runs']} runs in {rates['cells']} groups of equal budget, size, G and batch "
-        f"(residuals {rates['rms']:.1%})."
+        f"### Learning rates\n\nThe best rate of the short runs is {at['rate']:.3g} at "
+        f"N = {at['N']:,.0f}. It changes with N to the power {shown(rates['N'], 2)} and with G to "
+        f"the power {shown(rates['G'], 2)}. This comes from {rates['runs']} runs in "
+        f"{rates['cells']} groups of equal budget, size, G and batch, with residuals of "
+        f"{rates['rms']:.1%}."
     )
 
 
 def draw_gammas(results: Mapping[str, Any], path: Path, ink: str = "#1f2328") -> None:
-    """Every gamma of a whole-factor law with its interval, beside the paper's; no background."""
+    """Draw the gammas of two laws with their intervals, and the gamma that the paper reports."""
     laws = ("familial", "familial_e_inside")
     rows = [r for r in results["gammas"] if r["law"] in laws and r.get("delta")]
     rows.sort(key=lambda row: (row["tokens"], row["loss"], row["law"], row["size"]), reverse=True)
@@ -177,7 +178,7 @@ def draw_gammas(results: Mapping[str, Any], path: Path, ink: str = "#1f2328") ->
 
 
 def draw_costs(results: Mapping[str, Any], path: Path, ink: str = "#1f2328") -> None:
-    """Loss of the best size over that of G = 1, at every budget; no background."""
+    """Draw the lowest loss of each G, divided by that of G = 1, against the budget."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     for row in results["curves"]:
@@ -215,7 +216,7 @@ def _save(figure: Figure, path: Path, ink: str) -> None:
 
 
 def write_tables(readme: Path, results: Mapping[str, Any]) -> None:
-    """Put the tables between the markers."""
+    """Write the tables between the markers of a file."""
     text = readme.read_text(encoding="utf-8")
     body = "\n\n".join(tables(results))
     pattern = re.escape(MARKERS[0]) + ".*" + re.escape(MARKERS[1])

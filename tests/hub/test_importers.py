@@ -198,7 +198,7 @@ def test_the_rest_of_the_config_is_kept():
     ("fields", "message"),
     [
         ({"early_exit_points": [1, 3]}, r"the last one 4 for 5 layers, got \[1, 3\]"),
-        ({"early_exit_points": [0, 4]}, "from 1 up"),
+        ({"early_exit_points": [0, 4]}, "of 1 or more"),
         ({"early_exit_points": [3, 1, 4]}, "increasing"),
         ({"early_exit_points": None}, "got None"),
         ({"early_exit_points": [True, 4]}, "increasing"),

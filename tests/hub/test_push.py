@@ -587,7 +587,7 @@ def test_what_was_uploaded_is_kept_and_nothing_else(hub, to, folder):
     ("options", "kind", "message"),
     [
         ({"layout": "branches"}, ValueError, "must be one of repos, revisions, got 'branches'"),
-        ({"exits": [3]}, IndexError, "`exit_idx` 3 is out of range"),
+        ({"exits": [3]}, IndexError, "got 3. This family has"),
         ({"exits": []}, ValueError, "one exit or more"),
         ({"exits": 1}, ValueError, "must be a list"),
         ({"exits": "all"}, ValueError, "must be a list"),
