@@ -138,7 +138,7 @@ def test_export_refuses_in_one_line(cli, folder, tmp_path):
     assert not out.exists()
     out.mkdir()
     (out / "mine").touch()
-    fails(cli("export", folder, out, "--exit", 0), "holds something already")
+    fails(cli("export", folder, out, "--exit", 0), "is not empty")
 
 
 # push

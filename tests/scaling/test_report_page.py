@@ -304,7 +304,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
     [
         ("absent/a.txt", "there is no folder"),
         ("file/a.txt", "there is no folder"),
-        ("", "it is no ordinary file"),
+        ("", "it is not a regular file"),
     ],
 )
 def test_a_place_that_cannot_be_written(tmp_path, place, match):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..._files import write_whole
-from ..._records import speakable, spoken
+from ..._records import from_strict_json, strict_json
 from ..._wording import scientific
 from ...errors import (
     AnalysisError,
@@ -130,7 +130,7 @@ class Analysis:
 
     def to_json(self) -> str:
         """Return the content of fit.json: the result of `to_dict` as strict JSON on one line."""
-        return json.dumps(speakable(self.to_dict()), allow_nan=False)
+        return json.dumps(strict_json(self.to_dict()), allow_nan=False)
 
     @property
     def cost(self) -> HeadFlops | None:
@@ -346,7 +346,7 @@ def read_analysis(
     """
     content = Path(path).read_bytes()
     try:
-        record = json.loads(content, object_hook=spoken)
+        record = json.loads(content, object_hook=from_strict_json)
     except (ValueError, RecursionError):
         raise AnalysisError(
             f"{path} is not a fit, because it is not JSON. Write one with `hf-familial fit`."
