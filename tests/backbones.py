@@ -1,8 +1,8 @@
 """The zoo: a tiny config of every causal language model in Transformers.
 
 `SIZES` gives values for the attributes that a config class declares. `FAMILIES` adds values for
-single model types. The configs switch on everything special in a model type and make it visible at
-20 tokens, with short windows, every kind of layer, and scalings that are not 1.
+single model types. The configs switch on everything special in a model type. Windows are short, all
+kinds of layers occur, and scalings are not 1, so that differences are visible at 20 tokens.
 """
 
 from __future__ import annotations

@@ -151,7 +151,8 @@ class FamilialConfig(PreTrainedConfig):
         ValueError: If a field is out of range, or `text_config` does not describe a decoder.
 
     Example:
-        >>> config = FamilialConfig(text_config=LlamaConfig(num_hidden_layers=12), exits=[4, 8, 12])
+        >>> text_config = {"model_type": "llama", "num_hidden_layers": 12}
+        >>> config = FamilialConfig(text_config=text_config, exits=[4, 8, 12])
 
     Reference: arXiv:2512.23407 defines granularity G.
     """

@@ -31,7 +31,7 @@ class FamilialGenerationMixin(GenerationMixin):
         inputs = prepare(_as_host(self), input_ids, **kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and inputs.get("past_key_values") is None:
-            # this class drops its cache to start again, and an emptied one keeps kind and slots
+            # this class drops its cache to start again, but its type and slots must stay
             cache.reset()
             inputs["past_key_values"] = cache
         return inputs

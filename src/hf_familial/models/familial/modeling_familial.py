@@ -107,7 +107,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
         Args:
             backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, a folder, or a
-                loaded causal LM. A loaded model shares its modules and its config with the family.
+                loaded causal LM. A loaded model shares its weights and its config with the family.
             exits (`list[int]`, *optional*): Depths of the exits, the last one being the full depth.
             num_exits (`int`, *optional*): Number of evenly spaced exits. Use it instead of `exits`.
             num_exit_layers, exit_norm, exit_head, default_exit: See [`FamilialConfig`]. Private

@@ -297,7 +297,7 @@ def processors_with_memory(processors: Iterable[Any]) -> list[str]:
         kind = type(one)
         known = kind.__module__ == logits_process.__name__ and kind.__name__ in STATELESS
         if not known and getattr(one, "stateless", False) is not True:
-            named = one if hasattr(one, "__qualname__") else kind  # a function, or an object
+            named = one if hasattr(one, "__qualname__") else kind  # only functions have a name
             names.append(f"{named.__module__}.{named.__qualname__}")
     return names
 

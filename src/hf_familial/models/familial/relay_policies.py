@@ -240,7 +240,7 @@ class SpeculativeDecoder(RelayDecoder):
             processed = [self.text.process(ids, logits[:, i]) for i, ids in enumerate(before)]
             scores = torch.stack(processed, dim=1)
         tokens, reached, right = self.accept(drafts, scores)
-        number = tokens.shape[1]  # syncs
+        number = tokens.shape[1]  # waits for the accelerator
         self.learn(drafts, exit_idx, scores, reached)
         self.cache.crop(max(0, columns - number))
         inherited = F.pad(drafts.sources, (0, max(0, number - count)))[:, :number]
@@ -273,7 +273,7 @@ class SpeculativeDecoder(RelayDecoder):
             tokens = drafted[:, :reached]
             if reached < columns:
                 chances = wanted[:, reached]
-                if reached < count:  # sample a rejected token from the positive difference
+                if reached < count:  # sample from the positive part of the difference
                     rest = (chances - given[:, reached]).clamp_(min=0)
                     total = rest.sum(-1, keepdim=True)
                     chances = torch.where(total > 0, rest / total, chances)
