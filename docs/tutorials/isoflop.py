@@ -30,7 +30,15 @@ from hf_familial.isoflop import (
     Sweep,
     print_runs,
 )
-from hf_familial.scaling import ColumnChoice, HeadFlops, ScalingError, fit, get_law, load_runs, plan
+from hf_familial.scaling import (
+    ColumnChoice,
+    HeadFlops,
+    ScalingError,
+    fit,
+    get_law,
+    load_runs,
+    plan,
+)
 from hf_familial.scaling.flop_models import aspect_width
 from hf_familial.scaling.report import DataSource, analyse, write_analysis, write_report
 
@@ -115,8 +123,12 @@ for run in records[:3]:
 figure = Figure(figsize=(8, 4), layout="constrained")
 panels = figure.subplots(1, 2, sharey=True)
 for axes, exits in zip(panels, (1, 2), strict=True):
-    for budget, colour in zip(design.budgets, ("#7ad151", "#22a884", "#414487"), strict=True):
-        curve = [r for r in records if r.G == exits and abs(r.C_flops / budget - 1) < 0.01]
+    for budget, colour in zip(
+        design.budgets, ("#7ad151", "#22a884", "#414487"), strict=True
+    ):
+        curve = [
+            r for r in records if r.G == exits and abs(r.C_flops / budget - 1) < 0.01
+        ]
         sizes, losses = [r.N_total for r in curve], [r.eval_loss_mean for r in curve]
         axes.plot(sizes, losses, "o-", color=colour, label=f"{budget:.3g} FLOPs")
     axes.set(xscale="log", xlabel="parameters N", title=f"G = {exits}")
@@ -153,7 +165,9 @@ analysis = analyse(answer, DataSource.of(reading), draws=200)
 print(f"{answer.status}, {answer.data.runs} runs")
 for name in answer.free:
     interval = analysis.intervals["delta"][name]
-    print(f"{name:6}{answer.values[name]:10.4g}   95 %: {interval.low:.4g} to {interval.high:.4g}")
+    print(
+        f"{name:6}{answer.values[name]:10.4g}   95 %: {interval.low:.4g} to {interval.high:.4g}"
+    )
 print(f"typical residual: {np.median(np.abs(answer.residuals())):.1%} of the loss")
 
 # %% [markdown]
@@ -183,7 +197,9 @@ try:
     ahead = plan(answer, C=8e11, G=2, flops=cost)
     for name, found in (("N", ahead.N), ("D", ahead.D), ("loss", ahead.loss)):
         low, high = found.interval.low, found.interval.high
-        print(f"{name:5}{found.value:10.4g} {found.unit}   95 %: {low:.3g} to {high:.3g}")
+        print(
+            f"{name:5}{found.value:10.4g} {found.unit}   95 %: {low:.3g} to {high:.3g}"
+        )
     for sentence in ahead.notes:
         print("-", sentence)
 except ScalingError as error:
@@ -198,7 +214,13 @@ except ScalingError as error:
 # %%
 write_analysis("fit.json", analysis)
 write_report("report.html", analysis)
-print(*(path.name for path in map(Path, ("fit.json", "report.html")) if path.stat().st_size))
+print(
+    *(
+        path.name
+        for path in map(Path, ("fit.json", "report.html"))
+        if path.stat().st_size
+    )
+)
 
 # %% [markdown]
 # On the command line the second half of this page is three lines:
