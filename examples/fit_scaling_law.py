@@ -1,12 +1,23 @@
-"""Fit the scaling law of familial models, plan a run with it, and write a report.
+"""Fit a scaling law to training runs, plan a run with it, and write a report.
 
     python examples/fit_scaling_law.py runs.jsonl --flops 1e20 --granularity 4
-    python examples/fit_scaling_law.py runs.jsonl --law familial_e_inside --loss eval_final
     python examples/fit_scaling_law.py --smoke --out outputs/scaling
 
-RUNS is a table with a row per run: the `runs.jsonl` that training and sweeps write, CSV or parquet.
-It leaves in `--out` `fit.json`, which holds everything, and `report.html`, one page that needs
-nothing else. `--smoke` fits runs that it makes up by the law itself, with noise.
+RUNS is a table with one row per run: the `runs.jsonl` of training and sweeps, CSV or parquet. With
+`--smoke` the runs are drawn from the law itself, with noise. Another law, and another loss:
+
+    python examples/fit_scaling_law.py runs.jsonl --law familial_e_inside --loss eval_final
+
+Output: the coefficients with their intervals, and the best run for the budget, as from `--smoke`:
+
+             value             delta           profile               bca
+    gamma   0.0339  [0.0319, 0.0360]  [0.0319, 0.0360]  [0.0321, 0.0358]
+
+            N   D (tokens)  loss (nats/token)
+    2.937e+09    4.845e+10              2.345
+
+The folder `--out` then contains `fit.json` with all results and `report.html`, a page that works
+offline.
 """
 
 from __future__ import annotations
@@ -29,37 +40,42 @@ from hf_familial.scripts import arguments, console, run
 
 BUDGETS = (1e19, 1e20, 1e21)
 GRANULARITIES = (1, 2, 4, 8)
-POSITIONAL = {"runs": "Table with a row per run: JSON lines, CSV or parquet."}
+POSITIONAL = {"runs": "Table with one row per run: JSON lines, CSV or parquet."}
 
 
 @dataclass
 class FitArguments:
-    """Which law, of which loss, and what to plan for."""
+    """The law, the loss, and the budget to plan for."""
 
     law: str = field(
-        default="familial", metadata={"help": "A name of docs/laws.md: familial, hoffmann, ..."}
+        default="familial", metadata={"help": "Name of a law in docs/laws.md.", "metavar": "NAME"}
     )
     loss: str = field(
-        default="mean", metadata={"help": "mean, final, exit0, eval_mean, ... or a column."}
+        default="mean",
+        metadata={"help": "mean, final, exit0, eval_mean ... or a column.", "metavar": "NAME"},
     )
-    draws: int = field(default=1000, metadata={"help": "Replicates of the bootstrap; 0: none."})
-    flops: float = field(default=1e21, metadata={"help": "Budget to plan for, FLOPs."})
-    granularity: int = field(default=4, metadata={"help": "Exits of the run to plan, G."})
-    out: Path = field(default=Path("outputs/scaling"), metadata={"help": "Folder to write to."})
+    flops: float = field(default=1e21, metadata={"help": "FLOPs of the planned run."})
+    granularity: int = field(
+        default=4, metadata={"help": "Number of exits of the planned run.", "metavar": "G"}
+    )
+    draws: int = field(
+        default=1000, metadata={"help": "Bootstrap replicates. 0 means no bootstrap."}
+    )
+    out: Path = field(default=Path("outputs/scaling"), metadata={"help": "Folder to save to."})
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense, before runs are read."""
+        """Check the values before the runs are read."""
         if self.granularity < 1:
             raise ValueError(f"`--granularity` must be 1 or more, got {self.granularity}.")
         if self.draws < 0 or not self.flops > 0:
             raise ValueError(
-                "`--draws` must be 0 or more and `--flops` positive, got "
+                "`--draws` must be 0 or more and `--flops` more than 0, got "
                 f"{self.draws} and {self.flops}."
             )
 
 
 def make_runs(path: Path, noise: float = 0.002, seed: int = 0) -> None:
-    """Write runs as the law itself would have them, on IsoFLOP curves, with seed noise."""
+    """Write runs on IsoFLOP curves, with losses from the law and random noise."""
     law = get_law("familial")
     truth = law.published["assumed"].values
     scatter = np.random.default_rng(seed)
@@ -84,13 +100,13 @@ def make_runs(path: Path, noise: float = 0.002, seed: int = 0) -> None:
 
 
 def smoke(folder: Path) -> dict[str, Any]:
-    """Made-up runs, and a bootstrap that is soon done."""
+    """Write invented runs. Return arguments for them and for a short bootstrap."""
     make_runs(folder / "runs.jsonl")
     return {"runs": str(folder / "runs.jsonl"), "draws": 100, "out": folder / "scaling"}
 
 
 def show_fit(analysis: Analysis) -> None:
-    """The coefficients, each with the intervals that could be had."""
+    """Show the coefficients with their intervals."""
     answer, out = analysis.fit, console()
     out.print(f"{answer.law.formula_text}   ({answer.status}, {answer.data.runs} runs)")
     table = Table(title="Coefficients, with 95 % intervals", title_justify="left")
@@ -103,9 +119,9 @@ def show_fit(analysis: Analysis) -> None:
 
 
 def show_plan(found: Plan, args: FitArguments) -> None:
-    """The best run for the budget."""
+    """Show the best run for the budget."""
     out, table = console(), Table()
-    out.print(f"\nBest for {args.flops:.3g} FLOPs and G = {args.granularity}, heads counted")
+    out.print(f"\nBest run for {args.flops:.3g} FLOPs and G = {args.granularity}, heads included")
     for name in ("N", "D (tokens)", "loss (nats/token)"):
         table.add_column(name, justify="right")
     table.add_row(*(f"{number.value:.4g}" for number in (found.N, found.D, found.loss)))
@@ -113,7 +129,7 @@ def show_plan(found: Plan, args: FitArguments) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, fit, examine, plan, report."""
+    """Read the runs, fit, plan, and write the report."""
     with arguments(__doc__, [FitArguments], smoke=smoke, positional=POSITIONAL, argv=argv) as (
         args,
         table,
@@ -121,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = console()
         law = get_law(args.law)
         reading = load_runs(Path(table.runs), law, ColumnChoice(loss=args.loss))
-        with out.status("fitting, and drawing replicates"):
+        with out.status("fitting and drawing replicates"):
             answer = fit(law, reading.data)
             analysis = analyse(answer, DataSource.of(reading), draws=args.draws)
         found = plan(answer, C=args.flops, G=args.granularity)
@@ -132,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         write_analysis(args.out / "fit.json", analysis)
         write_report(args.out / "report.html", analysis)
-        out.print(f"wrote {args.out / 'fit.json'} and {args.out / 'report.html'}", soft_wrap=True)
+        out.print(f"Saved {args.out / 'fit.json'} and {args.out / 'report.html'}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Move a text between two processes: a device runs the first layers, a server the rest.
+"""Move a text between two processes: a device with the first layers, and a server.
 
     python examples/handoff.py --family outputs/pretrain
-    python examples/handoff.py --family outputs/pretrain --exit_idx 1 --dtype bf16
+    python examples/handoff.py --family outputs/pretrain --dtype bf16
     python examples/handoff.py --smoke
 
 The device loads only the part of the family up to the exit, which `export_exit(format="familial")`

@@ -1,23 +1,34 @@
-"""Pretrain a family: one run, one model per exit.
-
-With no arguments: a Llama of a few million parameters with four exits, on the source code of the
-running Python's own standard library, with a tokenizer trained on it. Nothing is downloaded.
+"""Pretrain a family: one training run gives one model per exit.
 
     accelerate launch examples/pretrain.py
-    accelerate launch examples/pretrain.py --dataset_name roneneldan/TinyStories --streaming
-    accelerate launch examples/pretrain.py --train_files notes/ --num_exits 3 --max_steps 500
-    accelerate launch examples/pretrain.py --backbone Qwen/Qwen3-0.6B --exits 8 16 28 --bf16 \\
-        --learning_rate 1e-4 --dataset_name roneneldan/TinyStories --streaming
-    accelerate launch examples/pretrain.py pretrain.yaml --max_steps 500
-    accelerate launch examples/pretrain.py --resume_from_checkpoint last
+    accelerate launch examples/pretrain.py --train_files notes/ --num_exits 3
     python examples/pretrain.py --smoke
 
-Two processes on the CPU, which `accelerate launch --cpu` alone would not start:
+Without arguments the script trains a new Llama with four exits and some million parameters on the
+source code of Python's standard library. Nothing is downloaded. Other models and texts:
+
+    accelerate launch examples/pretrain.py --dataset_name roneneldan/TinyStories --streaming
+    accelerate launch examples/pretrain.py --backbone Qwen/Qwen3-0.6B --exits 8 16 28 --bf16 \\
+        --learning_rate 1e-4 --dataset_name roneneldan/TinyStories --streaming
+
+Read the arguments from a file, or continue a stopped run:
+
+    accelerate launch examples/pretrain.py pretrain.yaml --max_steps 500
+    accelerate launch examples/pretrain.py --resume_from_checkpoint last
+
+`accelerate launch --cpu` starts one process. Two processes on the CPU need `--multi_gpu`:
 
     accelerate launch --multi_gpu --num_processes 2 examples/pretrain.py --use_cpu
 
-It leaves in `--output_dir` the checkpoint, the tokenizer, `members.json` (the table it prints) and
-`losses.png` (the loss of every exit over the tokens seen).
+Output: a text from each exit, then a table like this one from `--smoke`:
+
+                                without     FLOPs    eval               bits
+    exit  depth  parameters  embeddings    /token    loss  perplexity  /byte
+       0      1      18,400       8,800  4.07e+04  4.8926      133.29  5.669
+       3      4      44,704      35,104  1.05e+05  4.9111      135.79  5.690
+
+`--output_dir` then contains the checkpoint, the tokenizer, `members.json` (the table) and
+`losses.png` (the loss of every exit over the training tokens).
 """
 
 from __future__ import annotations
@@ -60,40 +71,49 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 24, 48
 
 @dataclass
 class ModelArguments:
-    """The family: a pretrained backbone, or the sizes of a new one, and its exits."""
+    """The backbone, pretrained or new, and its exits."""
 
     _argument_group_name: ClassVar = "the family"
+    _help_arguments: ClassVar = dict.fromkeys(
+        ("backbone", "model_type", "hidden_size", "num_hidden_layers", "exits", "num_exits")
+        + ("num_exit_layers", "exit_head"),
+        "",
+    )
 
     backbone: str | None = field(
-        default=None,
-        metadata={"help": "Pretrained decoder or family to go on from; by default a new one."},
+        default=None, metadata={"help": "Pretrained decoder or family to start from."}
     )
     model_type: str = field(
-        default="llama", metadata={"help": "Architecture of a new backbone, any of transformers."}
+        default="llama", metadata={"help": "Architecture of a new backbone.", "metavar": "NAME"}
     )
     hidden_size: int = field(default=192, metadata={"help": "Width of a new backbone."})
-    num_hidden_layers: int = field(default=8, metadata={"help": "Depth of a new backbone."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Heads of a new backbone."})
-    intermediate_size: int = field(default=512, metadata={"help": "MLP width of a new backbone."})
+    num_hidden_layers: int = field(default=8, metadata={"help": "Layers of a new backbone."})
+    num_attention_heads: int = field(
+        default=4, metadata={"help": "Attention heads of a new backbone."}
+    )
+    intermediate_size: int = field(
+        default=512, metadata={"help": "Width of the MLPs of a new backbone."}
+    )
     exits: list[int] | None = field(
-        default=None, metadata={"help": "Depth of every exit, the last one the full depth."}
+        default=None, metadata={"help": "Depths of the exits, the last one all layers."}
     )
-    num_exits: int = field(
-        default=4, metadata={"help": "Without --exits: this many, evenly spaced."}
+    num_exits: int = field(default=4, metadata={"help": "Evenly spaced exits, if no --exits."})
+    num_exit_layers: int = field(default=0, metadata={"help": "Private layers per early exit."})
+    exit_norm: str = field(
+        default="own", metadata={"help": "Exit norms: own or shared.", "metavar": "NAME"}
     )
-    num_exit_layers: int = field(
-        default=0, metadata={"help": "Private decoder layers of each early exit."}
+    exit_head: str = field(
+        default="shared",
+        metadata={"help": "Exit heads: shared or own.", "metavar": "NAME"},
     )
-    exit_norm: str = field(default="own", metadata={"help": "own or shared"})
-    exit_head: str = field(default="shared", metadata={"help": "shared or own"})
 
     def __post_init__(self) -> None:
-        """Refuse a wrong architecture or wrong exits, before any text is read."""
+        """Check the architecture and the exits of a new family before any text is read."""
         if self.backbone is None:
             self.family_config()
 
     def family_config(self, **fields: object) -> FamilialConfig:
-        """The config of a new family; `fields` are further ones of its backbone."""
+        """Return the config of a new family. `fields` are added to the config of its backbone."""
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         fields |= {name: getattr(self, name) for name in sizes}
         fields["num_key_value_heads"] = self.num_attention_heads
@@ -103,20 +123,43 @@ class ModelArguments:
         return FamilialConfig(text_config=text_config, **(self.exit_fields() | {"exits": exits}))
 
     def exit_fields(self) -> dict[str, Any]:
-        """What a family is told of its exits."""
+        """Return the fields of a family's config that describe its exits."""
         names = ("exits", "num_exit_layers", "exit_norm", "exit_head")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass
 class TextArguments(PretrainingData):
-    """The data arguments, in a group of their own."""
+    """The data arguments."""
 
     _argument_group_name: ClassVar = "the text"
+    _help_arguments: ClassVar = {
+        "dataset_name": "Dataset on the Hub, or a folder.",
+        "train_files": "Text, jsonl or parquet files, or folders.",
+        "streaming": "Stream the text instead of loading it.",
+        "tokenizer_name": "Pretrained tokenizer, else a new one.",
+        "seq_length": "Tokens in a training sequence.",
+    }
+
+
+@dataclass
+class TrainArguments(PretrainingArguments):
+    """The training arguments."""
+
+    _argument_group_name: ClassVar = "the training"
+    _help_arguments: ClassVar = {
+        "output_dir": "Folder to save to.",
+        "max_steps": "Number of optimiser steps.",
+        "per_device_train_batch_size": "Sequences per device and step.",
+        "learning_rate": "Highest learning rate.",
+        "bf16": "Compute in bfloat16.",
+        "exit_weights": "Weights of the exits' losses.",
+        "distillation_weight": "Weight of distillation.",
+    }
 
 
 def smoke(folder: Path) -> dict[str, Any]:
-    """A tiny family, a little text and a few steps."""
+    """Return arguments for a tiny family, a little text and a few steps."""
     places = {"output_dir": str(folder / "family"), "cache_dir": str(folder / "cache")}
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
     text = {"vocab_size": 300, "seq_length": 32, "max_train_bytes": 40_000, "max_eval_tokens": 2048}
@@ -125,7 +168,10 @@ def smoke(folder: Path) -> dict[str, Any]:
 
 
 def command_line(given: list[str]) -> list[str]:
-    """The arguments given; a YAML or JSON file may stand before them, and they win over it."""
+    """Return the arguments, with those of a YAML or JSON file that is the first word.
+
+    Later arguments override those of the file.
+    """
     if not given or not given[0].endswith((".yaml", ".yml", ".json")):
         return given
     fields = read_yaml(given[0], "file") or {}
@@ -142,7 +188,7 @@ def command_line(given: list[str]) -> list[str]:
 def build_model(
     args: ModelArguments, tokenizer: PreTrainedTokenizerBase, seq_length: int
 ) -> FamilialForCausalLM:
-    """A new family, a pretrained family, or a family around a pretrained decoder."""
+    """Build a new family, or load one, or create one from a pretrained decoder."""
     if args.backbone is not None:
         model = load_backbone(args)
     else:
@@ -158,16 +204,16 @@ def build_model(
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
-            f"the vocabulary does not match: the tokenizer has {len(tokenizer)} tokens, the "
-            f"embedding of the model only {rows}; use the backbone's own tokenizer."
+            f"The tokenizer has {len(tokenizer)} tokens, but the model has only {rows} embeddings. "
+            "Use the tokenizer of the backbone."
         )
     return model
 
 
 def load_backbone(args: ModelArguments) -> FamilialForCausalLM:
-    """Go on from a family as it is, or make one of a decoder."""
+    """Load a family, or create one from a pretrained decoder."""
     config = AutoConfig.from_pretrained(args.backbone)
-    # weights to be trained are kept in full precision; --bf16 computes in half
+    # trained weights stay in float32; `--bf16` changes only the computation
     if config.model_type != FamilialConfig.model_type:
         num_exits = args.num_exits if args.exits is None else None
         return FamilialForCausalLM.from_backbone(
@@ -175,26 +221,26 @@ def load_backbone(args: ModelArguments) -> FamilialForCausalLM:
         )
     if args.exits not in (None, config.exits):
         raise ValueError(
-            f"`{args.backbone}` is a family with exits {config.exits}; leave out --exits."
+            f"`{args.backbone}` is a family with exits {config.exits}. Remove `--exits`."
         )
     return FamilialForCausalLM.from_pretrained(args.backbone, dtype=torch.float32)
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
-    """The checkpoint asked for; `last` means the newest one in the output folder."""
-    wanted = args.resume_from_checkpoint
-    if wanted in ("last", "true", "True"):
+    """Return the checkpoint to resume from. `last` is the newest one in the output folder."""
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint in ("last", "true", "True"):
         folder = Path(args.output_dir)
-        wanted = get_last_checkpoint(args.output_dir) if folder.is_dir() else None
-        if wanted is None:
-            raise ValueError(f"nothing to resume: `{folder}` holds no checkpoint.")
-    if wanted is not None and not Path(wanted).is_dir():
-        raise ValueError(f"nothing to resume: there is no folder `{wanted}`.")
-    return wanted
+        checkpoint = get_last_checkpoint(args.output_dir) if folder.is_dir() else None
+        if checkpoint is None:
+            raise ValueError(f"`--resume_from_checkpoint`: folder `{folder}` has no checkpoint.")
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise ValueError(f"`--resume_from_checkpoint`: folder `{checkpoint}` does not exist.")
+    return checkpoint
 
 
 def last_metrics(trainer: FamilialTrainer) -> dict[str, float]:
-    """The evaluation of the last step, made now if there was none."""
+    """Return the evaluation of the last step. Evaluate now if there was none."""
     last = [row for row in trainer.state.log_history if "eval_exit_0_loss" in row][-1:]
     if last and last[0]["step"] == trainer.state.global_step:
         return last[0]
@@ -202,11 +248,11 @@ def last_metrics(trainer: FamilialTrainer) -> dict[str, float]:
 
 
 def show_results(trainer: FamilialTrainer, data: PackedData, seq_length: int) -> None:
-    """Samples, table and picture; the first process shows them."""
+    """Show samples, a table and a figure. Only the first process prints them."""
     metrics = last_metrics(trainer)
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     model.eval()
-    # in every process: where the weights are sharded, all take part in generating
+    # every process generates, because each may have only a shard of the weights
     samples = [
         sample(model, trainer.processing_class, data, k) for k in range(len(model.config.exits))
     ]
@@ -222,13 +268,13 @@ def show_results(trainer: FamilialTrainer, data: PackedData, seq_length: int) ->
     save_members(rows, folder / "members.json")
     tokens = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * seq_length
     plot_losses(trainer.state.log_history, model.config.exits, tokens, folder / "losses.png")
-    out.print(f"Checkpoint, members.json and losses.png are in {folder}", soft_wrap=True)
+    out.print(f"Saved the checkpoint, members.json and losses.png in {folder}", soft_wrap=True)
 
 
 def sample(
     model: FamilialForCausalLM, tokenizer: PreTrainedTokenizerBase, data: PackedData, exit_idx: int
 ) -> str:
-    """What one exit writes after the first tokens of the evaluation text."""
+    """Return what one exit writes after the first tokens of the evaluation text."""
     prompt = torch.tensor([data.eval[0]["input_ids"][:PROMPT_TOKENS]], device=model.device)
     set_seed(0)
     ids = model.generate(
@@ -245,18 +291,18 @@ def sample(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, train, report."""
+    """Parse the command line, train, and show the results."""
     words = command_line(sys.argv[1:] if argv is None else list(argv))
-    classes = [ModelArguments, TextArguments, PretrainingArguments]
+    classes = [ModelArguments, TextArguments, TrainArguments]
     with arguments(__doc__, classes, smoke=smoke, argv=words) as (model_args, text, args, _):
         train(model_args, text, args)
 
 
-def train(model_args: ModelArguments, text: TextArguments, args: PretrainingArguments) -> None:
-    """Prepare the text, train, and show what came of it."""
+def train(model_args: ModelArguments, text: TextArguments, args: TrainArguments) -> None:
+    """Prepare the text, train, and show the results."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_familial").setLevel("INFO" if args.should_log else "WARNING")
-    # all that can be wrong with what was given, before any text is read
+    # check all arguments before any text is read
     checkpoint = checkpoint_to_resume(args)
     check_output_folder("--output_dir", args.output_dir)
     if model_args.backbone is None:
@@ -273,7 +319,7 @@ def train(model_args: ModelArguments, text: TextArguments, args: PretrainingArgu
         tokenizer,
         checkpoint=checkpoint,
     )
-    trainer.model.config.use_cache = True  # the host switches it off for training
+    trainer.model.config.use_cache = True  # the Trainer of Transformers switched it off
     trainer.save_model()
     show_results(trainer, data, text.seq_length)
     trainer.end()

@@ -1,14 +1,19 @@
-"""Put a family and its members on the Hub, and say which member fits where.
+"""Push a family and its members to the Hub, or find the member that fits.
 
     python examples/push_exits.py outputs/pretrain me/family
-    python examples/push_exits.py outputs/pretrain me/family --exits 0 -1 --private
-    python examples/push_exits.py outputs/pretrain me/family --memory 2GB --dry_run
+    python examples/push_exits.py outputs/pretrain me/family --dry_run
     python examples/push_exits.py --smoke
 
-FOLDER is what training left (`examples/pretrain.py`, `save_pretrained`). The family goes to REPO,
-its members to `REPO-depth<depth>`, each an ordinary model that stock transformers loads. Doing the
-same again sends only what changed. Log in before: `hf auth login`. `--dry_run` writes the members
-to a temporary folder, as a push does, and sends nothing; `--smoke` is a dry run of something tiny.
+FOLDER is the output of a training (`examples/pretrain.py` or `save_pretrained`). The family goes to
+REPO, and each member to `REPO-depth<depth>`. A member is an ordinary model that Transformers loads
+without this package. If you run the script again, it sends only changed files. Log in first with
+`hf auth login`. `--dry_run` saves the members in a temporary folder and sends nothing.
+
+Output: the members and their state, as in this table from `--smoke`:
+
+    exit  depth  parameters  cache (bytes)  repository
+       0      1      26,784        524,288  me/family-depth1  108,336 bytes, not sent
+       1      2      37,088      1,048,576  me/family-depth2  150,480 bytes, not sent
 """
 
 from __future__ import annotations
@@ -27,53 +32,62 @@ from hf_familial.scripts import arguments, console, loading, progress, run
 from hf_familial.toy import toy_family
 
 
-POSITIONAL = {"folder": "Folder of the family.", "repo": "Where to: user/name."}
+POSITIONAL = {"folder": "Folder of the family.", "repo": "Repository on the Hub: user/name."}
 
 
 @dataclass
 class PushArguments:
-    """What goes where."""
+    """The members to push, and their repositories."""
 
     exits: list[int] | None = field(
-        default=None, metadata={"help": "Members to push; all by default."}
+        default=None, metadata={"help": "Members to push. Default: all."}
     )
     private: bool = field(default=False, metadata={"help": "Make new repositories private."})
-    base_model: str | None = field(
-        default=None, metadata={"help": "Repository of the decoder that the family was made of."}
-    )
+    dry_run: bool = field(default=False, metadata={"help": "Send nothing."})
     memory: str | None = field(
         default=None,
-        metadata={"help": "Say which member fits in it: a number of bytes, or 2GB, 512MiB."},
+        metadata={
+            "help": "Find the deepest member that fits, for example in 2GB.",
+            "metavar": "SIZE",
+        },
     )
-    context: int | None = field(default=None, metadata={"help": "Tokens of text, for the memory."})
-    dry_run: bool = field(default=False, metadata={"help": "Send nothing."})
+    context: int | None = field(
+        default=None, metadata={"help": "Tokens of text in the KV cache, for --memory."}
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained model that the family was created from.",
+            "metavar": "REPO",
+        },
+    )
 
 
 def smoke(folder: Path) -> dict[str, Any]:
-    """A tiny family, of which nothing is sent."""
+    """Return arguments for a dry run of a tiny family."""
     model, tokenizer = toy_family()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"folder": str(folder), "repo": "me/family", "memory": "1500000", "dry_run": True}
 
 
-def wanted(rows: Sequence[ExitDescription], exits: Sequence[int] | None) -> list[ExitDescription]:
-    """The members asked for.
+def chosen(rows: Sequence[ExitDescription], exits: Sequence[int] | None) -> list[ExitDescription]:
+    """Return the chosen members.
 
     Raises:
-        IndexError: If there is no exit of that number.
+        IndexError: If an exit does not exist.
     """
     for k in exits or ():
         if not -len(rows) <= k < len(rows):
             raise IndexError(f"`--exits` must be within the {len(rows)} exits, got {k}.")
-    chosen = range(len(rows)) if exits is None else sorted({k % len(rows) for k in exits})
-    return [rows[k] for k in chosen]
+    numbers = range(len(rows)) if exits is None else sorted({k % len(rows) for k in exits})
+    return [rows[k] for k in numbers]
 
 
 def try_out(folder: str, members: Sequence[ExitDescription]) -> dict[int, str]:
-    """Write members one at a time, as a push does, and say what each would send."""
+    """Save each member in a temporary folder and return its size as text."""
     found = {}
-    for row in progress(members, "writing members"):
+    for row in progress(members, "saving members"):
         with tempfile.TemporaryDirectory() as place:
             report = export_exit(folder, row.exit_idx, Path(place) / "member")
         found[row.exit_idx] = f"{report.nbytes:,} bytes, not sent"
@@ -81,7 +95,7 @@ def try_out(folder: str, members: Sequence[ExitDescription]) -> dict[int, str]:
 
 
 def push(folder: str, repo: str, members: Sequence[ExitDescription], args: Any) -> dict[int, str]:
-    """Push the family, then the members; what became of each."""
+    """Push the family, then the members. Return the state of each member."""
     options = {"private": args.private or None, "base_model": args.base_model}
     pushed = list(push_family_to_hub(folder, repo, **options).pushed)
     exits = [row.exit_idx for row in members]
@@ -92,7 +106,7 @@ def push(folder: str, repo: str, members: Sequence[ExitDescription], args: Any) 
 
 
 def show(repo: str, members: Sequence[ExitDescription], states: dict[int, str]) -> None:
-    """Every member, what it weighs, and where it is now."""
+    """Show the size, repository and state of every member."""
     table = Table(title="Members on the Hub", title_justify="left")
     for name in ("exit", "depth", "parameters", "cache (bytes)"):
         table.add_column(name, justify="right")
@@ -106,17 +120,17 @@ def show(repo: str, members: Sequence[ExitDescription], states: dict[int, str]) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Describe, choose, push."""
+    """Describe the members, choose and push them."""
     with arguments(__doc__, [PushArguments], smoke=smoke, positional=POSITIONAL, argv=argv) as (
         args,
         place,
     ):
         with loading("FOLDER", place.folder):
             rows = describe(place.folder, context=args.context).exits
-        members = wanted(rows, args.exits)
+        members = chosen(rows, args.exits)
         if args.memory is not None:
             choice = choose_exit(place.folder, memory=args.memory, context=args.context)
-            console().print(f"{choice}\nthe deepest that fits: exit {choice.exit_idx}")
+            console().print(f"{choice}\nThe deepest member that fits is exit {choice.exit_idx}.")
         if args.dry_run:
             states = try_out(place.folder, members)
         else:

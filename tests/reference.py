@@ -1,7 +1,7 @@
-"""Slow oracles: what a family must compute, said again without its machinery.
+"""Slow references for tests, which compute the results of a family without its code.
 
-They use stock transformers and plain loops only. From the family they take weights, by the names
-that its checkpoint gives them, and nothing else.
+They use only stock Transformers, plain loops, and the family's weights by their names in a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hf_familial import FamilialConfig, FamilialForCausalLM
 from hf_familial.flops import family_parameters, training, training_flops_per_token
 
 
-# model_type -> where its causal LM keeps the layers and the final norm
+# model_type -> dotted paths of the layers and of the final norm in its causal LM
 NAMES: dict[str, tuple[str, str]] = {
     "falcon_h1": ("model.layers", "model.final_layernorm"),
     "gpt2": ("transformer.h", "transformer.ln_f"),
@@ -34,23 +34,23 @@ USUAL = ("model.layers", "model.norm")
 
 
 def names(host: PreTrainedModel) -> tuple[str, str]:
-    """Dotted paths of a host's layers and of its final norm."""
+    """Return the dotted paths of a host's layers and of its final norm."""
     return NAMES.get(host.config.model_type, USUAL)
 
 
 def token_ids(batch: int = 2, length: int = 20, seed: int = 1) -> torch.Tensor:
-    """Random token ids of the zoo's vocabulary, none of them special."""
+    """Draw random token ids of the zoo's vocabulary without special tokens."""
     return torch.randint(8, 120, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def tiny_family(model_type: str, exits: list[int], depth: int = 4, **fields: Any) -> Any:
-    """A family over a tiny host whose exits differ visibly from the modules they were copied from.
+    """Build a family on a tiny host. Its exits differ from the modules that they were copied from.
 
     Args:
-        model_type (`str`): Of the host.
-        exits (`list[int]`): Depths.
-        depth (`int`, *optional*, defaults to 4): Number of the host's layers.
-        **fields: Of `from_backbone`.
+        model_type (`str`): Model type of the host.
+        exits (`list[int]`): Depths of the exits.
+        depth (`int`, *optional*, defaults to 4): Number of layers of the host.
+        **fields: Arguments of `from_backbone`.
 
     Returns:
         [`FamilialForCausalLM`] in eval mode.
@@ -62,7 +62,7 @@ def tiny_family(model_type: str, exits: list[int], depth: int = 4, **fields: Any
 
 
 def stir(family: FamilialForCausalLM, seed: int = 2) -> FamilialForCausalLM:
-    """Move the weights of early exits away from those of the backbone they were copied from."""
+    """Add noise to the weights of early exits, which are copies of those of the backbone."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in family.named_parameters():
@@ -73,14 +73,14 @@ def stir(family: FamilialForCausalLM, seed: int = 2) -> FamilialForCausalLM:
 
 
 def endless(model: Any) -> Any:
-    """A model whose `generate` ends no text early."""
+    """Change a model so that `generate` does not end a text early. Return it."""
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model
 
 
 def agreeing(family: FamilialForCausalLM, share: float = 0.5) -> FamilialForCausalLM:
-    """Let exits agree with the deepest now and then: the layers above the first say less."""
+    """Scale down the layers above exit 0, so that exits agree with the deepest on some tokens."""
     with torch.no_grad():
         for layer in family.model.decoder.layers[family.config.exits[0] :]:
             for parameter in layer.parameters():
@@ -94,9 +94,9 @@ def agreeing(family: FamilialForCausalLM, share: float = 0.5) -> FamilialForCaus
 
 
 def truncated_config(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
-    """The config of a stock model of `depth` layers that are the first of this one's.
+    """Return the config of a stock model with the first `depth` layers.
 
-    Beyond its depth, what is particular to its last layer holds for all that follow.
+    Layers beyond the end are like the last one.
     """
     fields = config.to_dict()
     full = config.num_hidden_layers
@@ -109,11 +109,11 @@ def truncated_config(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
 
 
 def truncated_host(family: FamilialForCausalLM, exit_idx: int) -> PreTrainedModel:
-    """A member as a stock model, built from scratch and given copies of the family's weights.
+    """Build a member from scratch as a stock model with copies of the family's weights.
 
     Args:
-        family ([`FamilialForCausalLM`]): With weights.
-        exit_idx (`int`): Exit at which the member ends, 0 or more.
+        family ([`FamilialForCausalLM`]): A family with weights.
+        exit_idx (`int`): Exit of the member, 0 or more.
 
     Returns:
         `PreTrainedModel`: The host's causal LM with fewer layers, in eval mode.
@@ -144,7 +144,7 @@ def truncated_host(family: FamilialForCausalLM, exit_idx: int) -> PreTrainedMode
     head = f"exit_heads.{exit_idx}" if own else "lm_head"
     weight = weights[f"{head}.weight"]
     with torch.no_grad():
-        # a head that is tied in the host and is not in the family
+        # a separate head, because the family may untie a head that the host ties
         fresh = nn.Linear(weight.shape[1], weight.shape[0], bias=f"{head}.bias" in weights)
         fresh.to(weight.dtype).load_state_dict(
             {n: weights[f"{head}.{n}"] for n in fresh.state_dict()}
@@ -154,19 +154,19 @@ def truncated_host(family: FamilialForCausalLM, exit_idx: int) -> PreTrainedMode
 
 
 def in_(name: str, module: str) -> bool:
-    """Whether a weight of this name belongs to a module of that name."""
+    """Return whether a weight of this name belongs to a module of that name."""
     return name.startswith(f"{module}.")
 
 
 @torch.no_grad()
 def logits(model: nn.Module, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
-    """Logits of one pass without a cache."""
+    """Compute the logits in one pass without a cache."""
     return model(input_ids=ids, use_cache=False, **inputs).logits
 
 
 @torch.no_grad()
 def tap(host: PreTrainedModel, depth: int, ids: torch.Tensor) -> torch.Tensor:
-    """What layer number `depth` of a host puts out, seen by a hook."""
+    """Record the output of layer number `depth` of a host with a hook."""
     seen = []
     layer = host.get_submodule(names(host)[0])[depth - 1]
     handle = layer.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -178,12 +178,12 @@ def tap(host: PreTrainedModel, depth: int, ids: torch.Tensor) -> torch.Tensor:
 def cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, denominator: int | None = None
 ) -> torch.Tensor:
-    """Sum over the targets, one by one, of minus log probability; divided by their number.
+    """Compute the mean negative log probability of the targets, one target at a time.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, seq, vocab)`): Position t predicts label t + 1.
-        labels (`torch.Tensor` of shape `(batch, seq)`): -100 where there is no target.
-        denominator (`int`, *optional*): Instead of the number of targets.
+        labels (`torch.Tensor` of shape `(batch, seq)`): Targets, or -100 to ignore a position.
+        denominator (`int`, *optional*): Divisor of the sum. Defaults to the number of targets.
 
     Returns:
         `torch.Tensor` of shape `()`.
@@ -204,7 +204,7 @@ def greedy(
     attention_mask: torch.Tensor | None = None,
     **inputs: Any,
 ) -> torch.Tensor:
-    """Greedy decoding without a cache, the whole text anew for every token."""
+    """Decode greedily without a cache. Run the whole text again for every token."""
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask
     for _ in range(steps):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -215,24 +215,24 @@ def greedy(
 
 
 def gradients(model: nn.Module) -> Mapping[str, torch.Tensor]:
-    """Copies of all gradients, by name."""
+    """Return copies of all gradients, by name."""
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def copy_of(model: nn.Module) -> Any:
-    """A deep copy, for a model that something is about to take over."""
+    """Return a deep copy, for tests that hand a model over to a family."""
     return copy.deepcopy(model)
 
 
 def without_kept_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count training FLOPs anew until the end of a test."""
+    """Replace the cache of FLOPs counts by an empty one until the end of a test."""
     fresh = functools.cache(training._kept_counts.__wrapped__)
     monkeypatch.setattr(training, "_kept_counts", fresh)
 
 
 @dataclass(frozen=True)
 class Approximation:
-    """FLOPs of a run by C = 6ND, beside the exact count."""
+    """FLOPs of a run by C = 6ND, and the exact count."""
 
     flops: float
     exact_flops: float
@@ -240,7 +240,7 @@ class Approximation:
 
     @property
     def relative_error(self) -> float:
-        """Negative where 6ND says too little."""
+        """`float`: Relative error of 6ND, negative if it is too small."""
         return self.flops / self.exact_flops - 1
 
     def __str__(self) -> str:
@@ -255,9 +255,9 @@ def approximate_training_flops(
 ) -> Approximation:
     """Return the usual C = 6ND (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
 
-    Attention and heads are left out (or, if N counts them, the head once and the embedding, which
-    is no matmul, as one): at small widths that is most of the cost, and it grows with the number
-    of exits.
+    6ND ignores attention and heads. If N includes embeddings, it counts the head once, and the
+    embedding as a matmul, which it is not. Heads are most of the cost at small widths, and their
+    cost grows with the number of exits.
     """
     size = getattr(family_parameters(config).family, convention)
     exact = training_flops_per_token(config, seq_length).per_token * tokens
@@ -265,5 +265,5 @@ def approximate_training_flops(
 
 
 def counted_training_flops(config: FamilialConfig, length: int, train: Any = "all") -> int:
-    """FLOPs of training on one sequence, by running the whole family at that very length."""
+    """Count the FLOPs of training on one sequence by running the whole family at this length."""
     return training._Counts(config, train)._count(length)

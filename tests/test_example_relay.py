@@ -26,9 +26,9 @@ def example():
     [
         (
             ["--relay", "speculative", "--draft_length", "2"],
-            "drafts accepted; the text is the same",
+            "drafts were accepted. The texts are equal.",
         ),
-        (["--relay", "confidence", "--target", "0.9"], "held-out tokens: agreement 0.9"),
+        (["--relay", "confidence", "--target", "0.9"], "held-out tokens the agreement is 0.9"),
         (["--relay", "handoff"], "exit 2 (depth 4)"),
     ],
 )
@@ -36,7 +36,7 @@ def test_it_compares_with_generate(example, capsys, words, expected):
     example.main(["--smoke", "--max_new_tokens", "8", "--repeats", "1", *words])
     shown = capsys.readouterr().out
     assert expected in " ".join(shown.split())
-    assert "against plain generate at full depth" in shown
+    assert "Relay and generate at full depth" in shown
 
 
 @pytest.mark.parametrize(

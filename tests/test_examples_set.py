@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -66,7 +67,7 @@ EXAMPLES = {
         slow=True,
     ),
     "pretrain": Example(
-        shows=("Members", "exit 3 (depth 4)", "members.json and losses.png are in", "is gone"),
+        shows=("Members", "exit 3 (depth 4)", "members.json and losses.png in", "is deleted"),
         mistakes=(
             ("--exits 2 9", 1, "got [2, 9]"),
             ("--smoke --backbone absent/decoder", 1, "absent/decoder"),
@@ -90,7 +91,7 @@ EXAMPLES = {
         ),
     ),
     "push_exits": Example(
-        shows=("the deepest that fits: exit 1", "me/family-depth4", "bytes, not sent"),
+        shows=("The deepest member that fits is exit 1.", "me/family-depth4", "bytes, not sent"),
         mistakes=(
             ("", 2, "required: FOLDER, REPO"),
             ("absent me/family", 1, "absent"),
@@ -101,7 +102,7 @@ EXAMPLES = {
         ),
     ),
     "relay_generate": Example(
-        shows=("against plain generate at full depth", "the text is the same", "exit 2 (depth 4)"),
+        shows=("Relay and generate at full depth", "The texts are equal.", "exit 2 (depth 4)"),
         mistakes=(
             ("", 1, "`--model` is missing"),
             ("--model absent/family", 1, "absent/family"),
@@ -114,7 +115,7 @@ EXAMPLES = {
         ),
     ),
     "tune_exits": Example(
-        shows=("before and after tuning", "100.0% │ 100.0%", "exits.json and exits.png are in"),
+        shows=("before and after tuning", "100.0% │ 100.0%", "exits.json and exits.png in"),
         mistakes=(
             ("", 1, "`--backbone` is missing"),
             ("--backbone absent/decoder", 1, "absent/decoder"),
@@ -221,13 +222,35 @@ def test_smoke(name: str, here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_help(name: str, here) -> None:
+def test_help(name: str, here, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = here(name, "--help")
     assert ended.code == 0
     documentation = ast.get_docstring(ast.parse(path_of(name).read_text(encoding="utf-8")))
     assert documentation.splitlines()[0] in ended.out
     assert f"examples/{name}.py --smoke" in ended.out
     assert "--smoke" in ended.out.split("options:")[1]
+    monkeypatch.setenv("COLUMNS", "80")
+    short, every = here(name, "--help").out, here(name, "--help-all").out
+    assert len(short.splitlines()) <= 40
+    assert max(map(len, short.splitlines())) <= 80
+    assert short.splitlines()[-1].startswith("--help-all shows ")
+    assert documentation.splitlines()[-1] in every
+    for option in re.findall(r"^  (--\w+)", short, re.MULTILINE):
+        assert f"\n  {option}" in every
+
+
+@pytest.mark.parametrize("name", ["pretrain", "tune_exits"])
+def test_help_shows_the_options_of_the_family_first(name: str, here) -> None:
+    short, every = here(name, "--help").out, here(name, "--help-all").out
+    for shown in (short, every):
+        places = [
+            shown.index(f"\n  {name} ") for name in ("--backbone", "--dataset_name", "--bf16")
+        ]
+        assert places == sorted(places)
+    assert "--adam_beta1" not in short
+    assert "--adam_beta1" in every
+    # fields that the example declares again keep the help of Transformers
+    assert "The learning rate scheduler type" in " ".join(every.split())
 
 
 @pytest.mark.parametrize(("name", "words", "code", "said"), MISTAKES)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hf_familial._records import Fields, plain, speakable, spoken, without_nan
+from hf_familial._records import Fields, from_strict_json, plain, strict_json, without_nan
 from hf_familial.errors import DesignError
 
 
@@ -53,7 +53,7 @@ def test_values_take_the_type_of_their_field():
         ({"inner": {"siz": 1}}, "inner.size", "`inner.size` is missing"),
         ({"inner": 1, "sizes": [1, "a"]}, "sizes", "a list, each item a finite number"),
         ({"inner": 1, "on": 1}, "on", "`on` must be true or false, got 1"),
-        ({"inner": 1, "more": {"a": {1}}}, "more", "values that JSON has"),
+        ({"inner": 1, "more": {"a": {1}}}, "more", "of JSON values"),
         ([], "", "a thing must be an object"),
     ],
 )
@@ -66,5 +66,5 @@ def test_a_wrong_field_is_named(row, field, message):
 def test_numbers_that_json_lacks():
     row = {"a": [math.inf, 1.5], "b": -math.inf}
     assert without_nan(row) == {"a": [None, 1.5], "b": None}
-    text = json.dumps(speakable(row), allow_nan=False)
-    assert json.loads(text, object_hook=spoken) == row
+    text = json.dumps(strict_json(row), allow_nan=False)
+    assert json.loads(text, object_hook=from_strict_json) == row

@@ -120,7 +120,7 @@ def test_a_torn_last_line_is_reported_and_left_out(tmp_path: Path, cut: int) -> 
     append_run(path, RECORD)
     with path.open("a") as file:
         file.write(RECORD.to_json()[:cut])
-    with pytest.warns(UserWarning, match="runs.jsonl, line 2 is cut off"):
+    with pytest.warns(UserWarning, match="runs.jsonl, line 2 is incomplete"):
         assert read_runs(path) == [RECORD]
     append_run(path, replace(RECORD, run_id="b"))
     lines = path.read_text().splitlines()

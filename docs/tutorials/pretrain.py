@@ -226,5 +226,5 @@ for k, depth in enumerate(family.config.exits):
 #   slightly larger.
 # - `examples/pretrain.py` is this page as a program, for any backbone, any text and several
 #   processes.
-# - The folder `family` is used again in [relay](../relay.md), [push](push.md) and
-#   [device](device.md).
+# - The outputs of the pages on [relays](../relay.md), [hand-off](../handoff.md) and
+#   [devices](../device.md) come from the family in the folder `family`.

@@ -1,7 +1,16 @@
-"""Familial models: one training run, many deployable language models.
+"""Familial models: one training run gives several language models of different depth.
 
-Importing this package registers the familial model with the Auto classes of Transformers. All other
-modules are imported when they are first used.
+A family is a decoder of Transformers with several exits on one backbone. Each exit is a language
+model of its own, called a member.
+
+Example:
+    >>> import hf_familial as hff
+    >>> model = hff.FamilialForCausalLM.from_backbone("Qwen/Qwen3-0.6B", exits=[8, 16, 28])
+    >>> model.save_pretrained("family")  # after training, for example with `hff.FamilialTrainer`
+    >>> hff.export_exit("family", 0, "member")  # an ordinary Qwen3 checkpoint of 8 layers
+
+The import registers the model with the Auto classes of Transformers. All other names are imported
+on first use.
 """
 
 import sys

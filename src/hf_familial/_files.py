@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whatever happens while they are written."""
+"""Atomic writing of files and folders: a crash or an error never leaves half of one behind."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: leftovers of a killed process then stay until deleted by hand
+except ImportError:  # Windows; there the user must delete the leftovers of a killed process
     fcntl = None  # type: ignore[assignment]
 
 WRITING, REPLACED = "writing", "replaced"
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes, parents: bool = False) -> None:
-    """Write a file beside its place and move it there, so that nobody sees half of it."""
+    """Write a file atomically: write a temporary file next to it, then rename that file.
+
+    If `parents` is true, missing parent folders are created.
+    """
     path = Path(path)
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,18 +38,18 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes, parents: boo
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        told = type(error)(f"cannot write {path}: {error.strerror or error}.")
-        told.errno = error.errno
-        raise told from None
+        named = type(error)(f"cannot write {path}: {error.strerror or error}.")
+        named.errno = error.errno
+        raise named from None
     finally:
         beside.unlink(missing_ok=True)
 
 
 def check_file_place(path: str | os.PathLike[str]) -> None:
-    """Raise `OSError` for a place where no file can be written, before the work that fills it."""
+    """Raise `OSError` if no file can be written at `path`. Call this before long work."""
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise OSError(f"cannot write {path}: it is no ordinary file.")
+        raise OSError(f"cannot write {path}: it is not a regular file.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
     if not os.access(path.parent, os.W_OK):
@@ -54,26 +57,28 @@ def check_file_place(path: str | os.PathLike[str]) -> None:
 
 
 def append_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
-    """Add lines to a file in one write, without locks; they are on disk when this returns."""
-    # a file opened for appending: lines of processes that write at once do not mix on a local file
-    # system; network ones promise less
+    """Append lines to a file in a single write, without locks, and wait until they are on disk."""
+    # On a local file system, lines that several processes append at the same time do not mix.
+    # Network file systems do not guarantee this.
     data = "".join(f"{line}\n" for line in lines).encode()
     if not data:
         return
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        if _is_torn(file):  # end the line that a crash cut off, or these would be lost with it
+        if _is_torn(file):  # end a line that a crash cut off, or the next line would continue it
             data = b"\n" + data
         written = os.write(file, data)
         if written != len(data):
-            raise OSError(f"wrote {written} of {len(data)} bytes to {path}; is the disk full?")
+            raise OSError(
+                f"only {written} of {len(data)} bytes were written to {path}. Is the disk full?"
+            )
         os.fsync(file)
     finally:
         os.close(file)
 
 
 def _is_torn(file: int) -> bool:
-    """Return whether a file does not end at the end of a line."""
+    """Return whether the last line of a file has no line end."""
     size = os.fstat(file).st_size
     if not size:
         return False
@@ -83,15 +88,15 @@ def _is_torn(file: int) -> bool:
 
 @contextmanager
 def whole_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a hidden folder to write in, which becomes `out` if nothing is raised.
+    """Write the folder `out` atomically: yield a hidden folder, and rename it to `out` at the end.
 
-    It stands beside `out`, is on the disk before it is renamed, and is removed if anything is
-    raised, like the parents that were made for it. What a killed process left is removed by the
-    next that writes to the same place.
+    The hidden folder is next to `out`. Its files are on disk before the rename. If the `with` block
+    raises, the hidden folder is deleted, and so are the parent folders that were created for it. If
+    the process is killed, the next process that writes `out` deletes the hidden folder.
 
     Raises:
-        FileExistsError: If `out` holds something and `overwrite` is false, is a file, or is a
-            folder that nothing can replace, such as the current one.
+        FileExistsError: If `out` is a file, or is not empty while `overwrite` is false, or cannot
+            be replaced, like the current folder.
     """
     out = out.resolve()
     made = [parent for parent in out.parents if not parent.exists()]
@@ -101,7 +106,7 @@ def whole_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
             yield hidden
     except BaseException:
         for parent in made:  # the innermost first
-            with suppress(OSError):  # somebody else put something there
+            with suppress(OSError):  # another process has written files there
                 parent.rmdir()
         raise
 
@@ -122,7 +127,7 @@ def _hidden_beside(out: Path, overwrite: bool) -> Iterator[Path]:
         yield hidden
         fsync_tree(hidden)
         with _locked(out.parent):
-            # somebody else may have been there meanwhile
+            # another process may have written `out` in the meantime
             _check_free(out, overwrite)
             _rename(hidden, out)
     except BaseException:
@@ -139,20 +144,20 @@ def _beside(out: Path, kind: str) -> Path:
 
 def _check_free(out: Path, overwrite: bool) -> None:
     if out.is_file():
-        raise FileExistsError(f"`{out}` is a file; give the name of a folder.")
+        raise FileExistsError(f"`{out}` is a file. Pass the name of a folder.")
     if Path.cwd().is_relative_to(out) or os.path.ismount(out):
         raise FileExistsError(
-            f"`{out}` is the current folder, holds it, or is where a disk is mounted: it cannot be "
-            "put in place whole. Give the name of a new folder in it."
+            f"`{out}` cannot be replaced, because it is the current folder, a parent of it, or the "
+            "root of a disk. Pass the name of a new folder inside it."
         )
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise FileExistsError(
-            f"`{out}` holds something already; pass `overwrite=True` (`--overwrite`) to replace it."
+            f"`{out}` is not empty. Pass `overwrite=True` (`--overwrite`) to replace it."
         )
 
 
 def _rename(hidden: Path, out: Path) -> None:
-    """Put a finished folder in its place, and remove what it replaces."""
+    """Rename a finished folder to `out`, and delete the folder that it replaces."""
     if not out.exists():
         os.rename(hidden, out)
     else:
@@ -168,13 +173,13 @@ def _rename(hidden: Path, out: Path) -> None:
 
 
 def _clear_leftovers(out: Path) -> None:
-    """Clear up after processes that were killed while they wrote to this place."""
+    """Delete the hidden folders of processes that were killed while they wrote `out`."""
     pattern = f".{glob.escape(out.name)}.{{}}-*"
     for old in out.parent.glob(pattern.format(REPLACED)):
         if out.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
-            # killed between the two renames: the folder that was to be replaced is still whole
+            # The process was killed between the two renames. The old folder is still complete.
             os.rename(old, out)
     for left in out.parent.glob(pattern.format(WRITING)):
         lock = _lock(left)
@@ -184,7 +189,7 @@ def _clear_leftovers(out: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """Return a descriptor whose lock ends with the process; `None` where another one holds it."""
+    """Lock a folder until the process ends. Return `None` if another process has locked it."""
     if fcntl is None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
@@ -198,13 +203,13 @@ def _lock(folder: Path) -> int | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time make, find and rename folders here."""
+    """Lock a folder, so that only one process at a time creates or renames folders in it."""
     if fcntl is None:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks
+        with suppress(OSError):  # the file system has no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -212,7 +217,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Bring a folder's files to the disk, and their names."""
+    """Wait until the files of a folder and their names are on disk."""
     for root, _, files in os.walk(folder):
         for name in files:
             _fsync(Path(root, name))
@@ -220,7 +225,7 @@ def fsync_tree(folder: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    if os.name == "nt":  # folders have no descriptors there
+    if os.name == "nt":  # Windows cannot open a folder as a file
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -230,7 +235,10 @@ def _fsync(path: Path) -> None:
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
-    """Return 32 hexadecimal digits of strings in order; the boundaries between them count."""
+    """Return a hash of a list of strings, as 32 hexadecimal digits.
+
+    `["ab", "c"]` and `["a", "bc"]` have different hashes.
+    """
     state = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -240,6 +248,6 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 
 def file_digest(path: Path, start: bytes = b"", algorithm: str = "sha256") -> str:
-    """Return a hash of a file's bytes in hexadecimal, of `start` before them."""
+    """Return the hexadecimal hash of the bytes `start`, followed by the bytes of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, start)).hexdigest()

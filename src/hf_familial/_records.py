@@ -1,7 +1,7 @@
-"""Frozen dataclasses and rows of JSON or YAML: checks of fields, values in plain JSON.
+"""Frozen dataclasses that are read from JSON or YAML: checks of their fields, and plain JSON.
 
-A kind of file has one [`Fields`]: its error type and the numbers that it accepts. A dataclass calls
-`FIELDS.check(self)` in `__post_init__`, and `FIELDS.read(cls, row)` builds it from a mapping.
+Each kind of file has one [`Fields`] object, with an error type and rules for numbers. Dataclasses
+call `FIELDS.check(self)` in `__post_init__`. `FIELDS.read(cls, row)` builds one from a row.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from ._wording import known_words
 
 
 class Check(NamedTuple):
-    """A check of one value: a quick test of what is right, and a conversion of everything else."""
+    """A check of one value: a fast test for valid values, and a conversion of all others.
+
+    `convert` raises `TypeError` if it cannot convert the value.
+    """
 
     right: Callable[[Any], bool]
     convert: Callable[[Any], Any]
 
 
-# numbers of files that people write
+# checks of numbers in files that people write
 
 
 def _number(value: Any) -> Any:
-    """Read a number in words, as YAML 1.1 has `1e18`."""
+    """Convert a string such as `1e18` to a number. YAML 1.1 reads `1e18` as a string."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -59,14 +62,15 @@ WRITTEN_BY_PEOPLE: Mapping[Any, Check] = {
 
 
 class Fields:
-    """The fields of the dataclasses of one kind of file.
+    """The rules for the dataclass fields of one kind of file.
 
     Args:
-        error (`type[ValueError]`): Raised with a message and the dotted name of the field.
-        row (`str`): What messages call a row, as `"a run"`.
-        checks (`Mapping[Any, Check]`): For annotations such as `int` or `float | None`. Of others,
-            strings, booleans and instances are taken as they are; lists become tuples, mappings
-            become dataclasses or dicts.
+        error (`type[ValueError]`): Error type to raise. Its arguments are a message and the dotted
+            name of the field.
+        row (`str`): Name of a row in error messages, for example `"a run"`.
+        checks (`Mapping[Any, Check]`): Check of each numeric annotation, such as `int` or
+            `float | None`. Other annotations need no entry. Strings, booleans and instances stay
+            unchanged, lists become tuples, and mappings become dataclasses or dicts.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Fields:
         self._checks_of = functools.cache(self._find_checks)
 
     def check(self, record: Any) -> None:
-        """Check every field of a frozen dataclass and store what its annotation has."""
+        """Check every field of a frozen dataclass, and convert values to the annotated types."""
         values = vars(record)
         cls: Any = type(record)
         for name, check in self._checks_of(cls):
@@ -92,9 +96,9 @@ class Fields:
                 raise self.within(name, error) from None
 
     def read(self, cls: type, row: Any) -> Any:
-        """Build a dataclass from a mapping that has its fields and no others.
+        """Build a dataclass from a mapping of field names to values.
 
-        Raises the error type if a field is unknown, missing or wrong.
+        Raise `self.error` if a field is unknown, missing or wrong.
         """
         if not isinstance(row, Mapping):
             raise self.error(f"{self.row} must be an object with fields, got {row!r}.", "")
@@ -107,12 +111,15 @@ class Fields:
         return cls(**row)
 
     def convert(self, value: Any, hint: Any) -> Any:
-        """Return a value as an annotation has it; a `TypeError` completes "must be ..."."""
+        """Convert a value to the annotated type.
+
+        Raise `TypeError` if that is impossible. Its text completes the sentence "must be ...".
+        """
         check = self._check_of(hint)
         return value if check.right(value) else check.convert(value)
 
     def within(self, outer: str, error: Any) -> Any:
-        """Return the error of an inner record with the name of its field below the outer one."""
+        """Return the error of a nested record with the field's full name, such as `rule.kind`."""
         name = f"{outer}.{error.field}"
         return self.error(str(error).replace(f"`{error.field}`", f"`{name}`", 1), name)
 
@@ -121,7 +128,7 @@ class Fields:
         return [(field.name, self._check_of(hints[field.name])) for field in fields(cls)]
 
     def _check_of(self, hint: Any) -> Check:
-        """Return the check of an annotation, made once: files have a hundred thousand rows."""
+        """Return the check of an annotation. Files may have a hundred thousand rows."""
         if hint in self.checks:
             return self.checks[hint]
         inner = typing.get_args(hint)
@@ -129,7 +136,7 @@ class Fields:
             return _one_of([self._check_of(h) for h in inner if h is not types.NoneType], inner)
         if typing.get_origin(hint) is tuple:
             return _list_of(self._check_of(inner[0]))
-        if typing.get_origin(hint) is not None:  # a mapping of the host's own names
+        if typing.get_origin(hint) is not None:  # a mapping with any names
             item = Check(lambda value: False, _jsonable)
             return _dict_of(item if inner[1] is Any else self._check_of(inner[1]))
         return Check(lambda value: isinstance(value, hint), self._converter(hint))
@@ -193,38 +200,38 @@ def _dict_of(item: Check) -> Check:
 
 
 def _jsonable(value: Any) -> Any:
-    """Return a copy of what JSON can say, so that it has a hash and a file."""
+    """Return a copy of a value in plain JSON, so that it can be hashed and saved."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
-        raise TypeError("a mapping of values that JSON has") from None
+        raise TypeError("a mapping of JSON values") from None
 
 
 @functools.cache
 def _names(cls: type) -> tuple[dict[str, None], frozenset[str]]:
-    """Return the names of a dataclass's fields in order, and of those without a default."""
+    """Return the names of all fields of a dataclass, and the names of those without a default."""
     found = fields(cls)
     needed = [f.name for f in found if f.default is MISSING and f.default_factory is MISSING]
     return dict.fromkeys(f.name for f in found), frozenset(needed)
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """Return a dataclass as JSON and YAML have it: lists, mappings, numbers, strings."""
+    """Convert a dataclass to lists, mappings, numbers and strings, for JSON or YAML."""
     return _listed(asdict(record), lambda number: number)
 
 
 def without_nan(value: Any) -> Any:
-    """Return the same value with null for every number that JSON does not have."""
+    """Return the same value with `None` for every number that is NaN or infinite."""
     return _listed(value, lambda number: number if math.isfinite(number) else None)
 
 
-def speakable(value: Any) -> Any:
-    """Return the same value in strict JSON: infinities and NaN become `{"number": "inf"}`."""
+def strict_json(value: Any) -> Any:
+    """Return the same value for strict JSON. An infinite number becomes `{"number": "inf"}`."""
     return _listed(value, lambda x: x if math.isfinite(x) else {"number": str(x)})
 
 
-def spoken(row: dict[str, Any]) -> Any:
-    """Undo `speakable`, as the `object_hook` of `json.loads`."""
+def from_strict_json(row: dict[str, Any]) -> Any:
+    """Convert `{"number": "inf"}` back to a number. Use this as `object_hook` of `json.loads`."""
     return float(row["number"]) if list(row) == ["number"] else row
 
 

@@ -1,4 +1,4 @@
-"""Numbers, sizes, durations and near names in words, the same in terminals, pages and errors."""
+"""Text for numbers, sizes, durations and name suggestions in tables, pages and messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def scientific(value: float, digits: int = 3) -> str:
-    """Return a number with its power of ten: `5.76×10²³`, or `10²¹` for a bare power."""
+    """Format a number with a power of ten: `5.76×10²³`, or `10²¹` without a factor of 1."""
     if not math.isfinite(value):
         return MISSING
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
@@ -25,7 +25,7 @@ def scientific(value: float, digits: int = 3) -> str:
 
 
 def count(value: float, digits: int = 3) -> str:
-    """Return a number of parameters or tokens with k, M, B or T: `73.2B`."""
+    """Format a number of parameters or tokens with k, M, B or T: `73.2B`."""
     if not math.isfinite(value):
         return MISSING
     rounded = float(f"{value:.{digits - 1}e}")
@@ -36,7 +36,7 @@ def count(value: float, digits: int = 3) -> str:
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """Return a number to so many significant digits, by a power of ten where that is shorter."""
+    """Format a number with `digits` significant digits, and very large or small ones as a power."""
     if not math.isfinite(value):
         return MISSING
     if value == 0:
@@ -48,9 +48,9 @@ def significant(value: float, digits: int = 4) -> str:
 
 
 def estimate(value: float, low: float, high: float) -> tuple[str, str]:
-    """Return a value and its interval, as `("0.3473", "[0.319, 0.376]")`.
+    """Format a value and its confidence interval: `("0.3473", "[0.319, 0.376]")`.
 
-    They have the digits that the width of the interval gives a meaning.
+    A narrower interval gives more digits.
     """
     if math.isinf(low) or math.isinf(high):
         ends = (significant(x) if math.isfinite(x) else "∞" if x > 0 else "−∞" for x in (low, high))
@@ -67,12 +67,12 @@ def estimate(value: float, low: float, high: float) -> tuple[str, str]:
 
 
 def metric(number: float | None) -> str:
-    """Return a number with three digits and a decimal prefix, `1.23G`; `-` for none."""
+    """Format a number with three digits and a decimal prefix: `1.23G`. `None` becomes `-`."""
     return _scaled(number, ("k", "M", "G", "T", "P", "E"), 1000)
 
 
 def size(nbytes: float | None) -> str:
-    """Return a number of bytes with three digits and a binary prefix, `1.23GiB`; `-` for none."""
+    """Format bytes with three digits and a binary prefix: `1.23GiB`. `None` becomes `-`."""
     return _scaled(nbytes, ("KiB", "MiB", "GiB", "TiB", "PiB"), 1024)
 
 
@@ -89,13 +89,17 @@ def _scaled(number: float | None, prefixes: Sequence[str], step: int) -> str:
 
 
 def parse_size(words: str) -> int:
-    """Return the bytes of a number and a unit: `512MiB`, `2GB`, `1e9`.
+    """Return the number of bytes of a size such as `512MiB`, `2GB` or `1e9`.
 
     Args:
-        words (`str`): The size; `k`, `M`, `G`, `T` are powers of 1000, with `i` of 1024.
+        words (`str`): Number with an optional unit. `k`, `M`, `G` and `T` are powers of 1000. `Ki`,
+            `Mi`, `Gi` and `Ti` are powers of 1024.
 
     Raises:
-        ValueError: If it is no size.
+        ValueError: If `words` is not a size.
+
+    Example:
+        >>> parse_size("2GB")  # 2000000000
     """
     match = re.fullmatch(r"\s*([\d.]+(?:[eE]\+?\d+)?)\s*([kKMGT]i?)?B?\s*", words)
     try:
@@ -108,7 +112,7 @@ def parse_size(words: str) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words: `45 s`, `12.5 min`, `3.2 h`, `1.5 d`."""
+    """Format seconds in a suitable unit: `45 s`, `12.5 min`, `3.2 h`, `1.5 d`."""
     for unit, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{seconds / unit:.1f} {name}"
@@ -116,17 +120,17 @@ def duration(seconds: float) -> str:
 
 
 def plural(number: int, word: str) -> str:
-    """Return a count with its noun: `1 run`, `1,200 runs`."""
+    """Format a count with its noun: `1 run`, `1,200 runs`."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def near_words(name: object, known: Iterable[str], most: int = 2, cutoff: float = 0.6) -> str:
-    """Return `; did you mean ...?` for a name close to known ones, else an empty string."""
+    """Return `; did you mean ...?` if a name is close to a known one, else an empty string."""
     close = get_close_matches(str(name), list(known), most, cutoff)
     return f"; did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
 
 
 def known_words(name: object, known: Iterable[str]) -> str:
-    """Return `; did you mean ...?` for a name close to known ones, else all of these."""
+    """Return `; did you mean ...?` if a name is close to a known one, else list all known names."""
     known = sorted(known)
-    return near_words(name, known) or f"; known are {', '.join(f'`{k}`' for k in known)}."
+    return near_words(name, known) or f". Choose from {', '.join(f'`{k}`' for k in known)}."

@@ -1,7 +1,7 @@
-"""The error types of the package, one tree, each below the built-in type that its callers expect.
+"""The error types of the package. Each is a subclass of a built-in type such as `ValueError`.
 
-The classes that travel with a checkpoint raise built-in types; everything else raises these or
-`ValueError`, `TypeError` and `ImportError`. The standard library suffices to import this module.
+The code that is copied into checkpoints raises built-in types only. This module imports only the
+standard library.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 
 
 class CheckpointError(ValueError):
-    """Raised when a checkpoint is damaged, or cannot be read without risk."""
+    """Raised when a checkpoint is damaged, or reading it would not be safe."""
 
 
 class PickleCheckpointError(CheckpointError):
-    """Raised when weights are pickles, which can run any code while they are read."""
+    """Raised when weights are pickle files, because loading a pickle can run any code."""
 
 
 class CutError(ValueError):
-    """Raised when a family cannot be cut at an exit."""
+    """Raised when no member can be cut from a family at the given exit."""
 
 
 class NoExitFitsError(ValueError):
     """Raised when no member is within the given limits.
 
     Attributes:
-        verdicts (`tuple[ExitVerdict, ...]`): The reason for each exit.
+        verdicts (`tuple[ExitVerdict, ...]`): For each exit, the reason why it does not fit.
     """
 
     def __init__(self, message: str, verdicts: tuple[Any, ...]) -> None:
@@ -44,37 +44,37 @@ class HubError(OSError):
 
 
 class HubAuthError(HubError):
-    """Raised when there is no token, or the Hub does not know it (401)."""
+    """Raised when there is no token, or the Hub rejects it (HTTP 401)."""
 
 
 class HubPermissionError(HubError):
-    """Raised when the token lacks the permission (403)."""
+    """Raised when the token does not have the permission (HTTP 403)."""
 
 
 class HubNotFoundError(HubError):
-    """Raised when a repository, revision or file does not exist or is not visible (404)."""
+    """Raised when a repository, revision or file does not exist or is private (HTTP 404)."""
 
 
 class HubUnavailableError(HubError):
-    """Raised when the Hub could not be reached, or was overloaded, at every attempt."""
+    """Raised when all attempts to reach the Hub failed, or the Hub was overloaded."""
 
 
 # --- hand-off -------------------------------------------------------------------------------------
 
 
 class HandoffError(ValueError):
-    """Raised when the state of a text, or its bytes, cannot be right."""
+    """Raised when a message or state of a hand-off is damaged or does not match the model."""
 
 
 # --- training data and runs -----------------------------------------------------------------------
 
 
 class DataError(ValueError):
-    """Raised when a corpus, or an argument about it, cannot be used as given."""
+    """Raised when a corpus, or an argument about it, cannot be used."""
 
 
 class EmptyCorpusError(DataError):
-    """Raised when a split holds no document, or too few tokens for one block."""
+    """Raised when a split has no documents, or too few tokens for one block."""
 
 
 class TextColumnError(DataError):
@@ -82,20 +82,20 @@ class TextColumnError(DataError):
 
 
 class TokenizerError(DataError):
-    """Raised when a tokenizer has no end-of-text token to separate documents with."""
+    """Raised when a tokenizer has no end-of-text token, which separates documents."""
 
 
 class UnknownFileTypeError(DataError):
-    """Raised when the name of a file does not say how to read it."""
+    """Raised when a file has an unknown extension."""
 
 
 class RunRecordError(ValueError):
     """Raised when a field of a run record is wrong.
 
     Attributes:
-        field (`str`): Name of the field; empty if the row as a whole is wrong.
-        path (`str`, *optional*): File that holds the row.
-        line (`int`, *optional*): Line of the row in that file, from 1.
+        field (`str`): Name of the field, or empty if the whole row is wrong.
+        path (`str`, *optional*): File that contains the row.
+        line (`int`, *optional*): Line number of the row in that file, starting at 1.
     """
 
     def __init__(
@@ -109,10 +109,11 @@ class RunRecordError(ValueError):
 
 
 class DesignError(ValueError):
-    """Raised when a field of a design is wrong.
+    """Raised when a field of an IsoFLOP design is wrong.
 
     Attributes:
-        field (`str`): Name of the field, dotted inside another; empty if the whole is wrong.
+        field (`str`): Name of the field, such as `backbone.fields`, or empty if the whole design is
+            wrong.
     """
 
     def __init__(self, message: str, field: str = "") -> None:
@@ -124,7 +125,8 @@ class InfeasibleDesignError(ValueError):
     """Raised when some runs of a design are infeasible.
 
     Attributes:
-        infeasible (`tuple[InfeasibleRun, ...]`): The runs, each with a size or budget that fits.
+        infeasible (`tuple[InfeasibleRun, ...]`): These runs, each with a size or budget that would
+            work.
     """
 
     def __init__(self, infeasible: tuple[Any, ...]) -> None:
@@ -135,26 +137,26 @@ class InfeasibleDesignError(ValueError):
 
 
 class CorpusChangedError(ValueError):
-    """Raised when the data differ from those that the sweep began with."""
+    """Raised when the training data of a sweep changed after its start."""
 
 
 class SweepError(OSError):
-    """Raised when a sweep cannot continue. Finished runs are kept."""
+    """Raised when a sweep cannot continue. The results of finished runs stay in its folder."""
 
 
 class SweepLockedError(SweepError):
-    """Raised when another sweep holds the folder."""
+    """Raised when another process runs a sweep in the same folder."""
 
 
 class StoppedSweepError(SweepError):
-    """Raised when all runs share one fault, such as a full disk or missing data."""
+    """Raised when a fault affects all runs, such as a full disk or missing data."""
 
 
 # --- scaling laws ---------------------------------------------------------------------------------
 
 
 class ScalingError(ValueError):
-    """The base of all errors about fits and plans."""
+    """The base class of errors about fits and plans."""
 
 
 class TableError(ValueError):
@@ -173,7 +175,7 @@ class MissingColumnError(ScalingError):
     """Raised when a table lacks a column that the law needs.
 
     Attributes:
-        missing (`tuple[str, ...]`): Names of the columns.
+        missing (`tuple[str, ...]`): Names of the missing columns.
     """
 
     def __init__(self, message: str, missing: tuple[str, ...] = ()) -> None:
@@ -182,10 +184,10 @@ class MissingColumnError(ScalingError):
 
 
 class BadRowsError(ScalingError):
-    """Raised when rows hold values that no law takes (not finite, not positive, given twice).
+    """Raised when rows have values that a fit cannot use (not finite, not positive, repeated).
 
     Attributes:
-        rows (`tuple[int, ...]`): Numbers of the rows in the given table, from 0.
+        rows (`tuple[int, ...]`): Indices of the rows in the table, starting at 0.
     """
 
     def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
@@ -198,8 +200,8 @@ class TooFewError(ScalingError):
 
     Attributes:
         what (`str`): `"rows"`, or the name of the variable.
-        got (`int`): Number present.
-        needed (`int`): Number required.
+        got (`int`): Number in the table.
+        needed (`int`): Number that the fit needs.
     """
 
     def __init__(self, message: str, what: str = "rows", got: int = 0, needed: int = 0) -> None:
@@ -208,11 +210,11 @@ class TooFewError(ScalingError):
 
 
 class NotIdentifiedError(ScalingError):
-    """Raised when the rows leave a coefficient, or a combination of several, undetermined.
+    """Raised when the data do not determine a coefficient, or a combination of several.
 
     Attributes:
-        parameters (`tuple[str, ...]`): Parameters that the undetermined direction moves.
-        condition (`float`): Condition number of the Jacobian in normalised columns.
+        parameters (`tuple[str, ...]`): Names of the coefficients in that combination.
+        condition (`float`): Condition number of the Jacobian with normalised columns.
     """
 
     def __init__(
@@ -223,14 +225,14 @@ class NotIdentifiedError(ScalingError):
 
 
 class NoOptimumError(ScalingError):
-    """Raised when no start of the search converged."""
+    """Raised when the search did not converge from any start."""
 
 
 class NoMinimumError(ScalingError):
-    """Raised when the loss at equal compute has no minimum within the given sizes.
+    """Raised when the loss at equal FLOPs has no minimum within the given sizes.
 
     Attributes:
-        budget (`float`): The compute, in FLOPs.
+        budget (`float`): FLOPs of each run in the comparison.
     """
 
     def __init__(self, message: str, budget: float = float("nan")) -> None:
@@ -242,8 +244,8 @@ class NoMinimumError(ScalingError):
 
 
 class BiasWarning(UserWarning):
-    """The sizes of the sampled runs bias the optima that are read off them."""
+    """The warning that the choice of model sizes biases the optima of an IsoFLOP comparison."""
 
 
 class DomainWarning(UserWarning):
-    """A law is evaluated outside the runs that it was fitted on."""
+    """The warning that a law is evaluated outside the range of the runs that it was fitted on."""

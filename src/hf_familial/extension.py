@@ -1,7 +1,7 @@
-"""The package's answer to the files of a checkpoint, which ask for it by one name.
+"""The features that the installed package adds to a family, as an `Extension`.
 
-The classes that travel with a family look for this module, see `Extension` in
-`models/familial/configuration_familial.py`. Nothing else imports it.
+The files in `models/familial`, which are copied into every checkpoint, import this module if the
+package is installed. Nothing else imports it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from .models.familial.configuration_familial import SEAM, Accelerator, Extension
 
 
 def offer(seam: int) -> Extension | None:
-    """Return what this package adds to code that asks in the words of `seam`, if it knows them."""
+    """Return the package's extension, or `None` if the calling code has another version `seam`."""
     return PackageExtension() if seam == SEAM else None
 
 
 class PackageExtension(Extension):
-    """The package's part of a family. Its imports run when something is asked for."""
+    """The package's extension. Each method imports its code when it is called."""
 
     def warm_start(self, cls: Any, backbone: Any, loading: Any, **fields: Any) -> Any:
-        """Build a family around a decoder, given or loaded."""
+        """Build a family from a decoder, or from its name and `loading` options."""
         from .models.warm_start import family_of, load_host
 
         return family_of(cls, load_host(backbone, **loading), **fields)
@@ -39,25 +39,25 @@ class PackageExtension(Extension):
         return load_cut(load, name, max_exit, *args, **kwargs)
 
     def save(self, save: Any, model: Any, folder: Any, *args: Any, **kwargs: Any) -> None:
-        """Save a family, aside first, by segment where that pays."""
+        """Save a family atomically, and large ones by segment."""
         from .checkpoints.by_segment import save_checkpoint
 
         save_checkpoint(save, model, folder, *args, **kwargs)
 
     def gathered(self, head: Any, read: Callable[..., Any]) -> Callable[..., Any] | None:
-        """Return `read` as a call with the whole weight of a head that FSDP2 shards."""
+        """Return `read` wrapped so that it gathers the weight of a head that FSDP2 shards."""
         from .models.sharded_heads import gather_head
 
         return gather_head(head, read)
 
     def compiled_loss(self) -> Callable[..., Any] | None:
-        """Return the chunked loss as one operator."""
+        """Return the chunked loss as one operator that a compiler can trace."""
         from .models.compiled_loss import compiled_cross_entropy
 
         return compiled_cross_entropy
 
     def accelerator(self, model: Any) -> Accelerator:
-        """Return fused passes, growing caches and learned draft lengths."""
+        """Build an accelerator with fused passes, growing caches and learned draft lengths."""
         from .decoding.accelerator import ModelAccelerator
 
         return ModelAccelerator()

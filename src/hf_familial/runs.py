@@ -1,4 +1,4 @@
-"""A row of runs.jsonl, the contract between training and fitting: fields, writing, reading."""
+"""Rows of runs.jsonl, the file that training writes and scaling-law fitting reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import RunRecordError
 
 
 STATUSES = ("finished", "stopped", "diverged", "failed")
-LARGEST = 1e40  # beyond every count and seed; an integer of JSON may have any number of digits
+LARGEST = 1e40  # more than any count or seed; an integer in JSON may have any number of digits
 
 
 def _count(value: Any) -> int:
@@ -57,12 +57,12 @@ FIELDS = Fields(
 
 @dataclass(frozen=True)
 class Backbone:
-    """Shape of a run's backbone.
+    """Architecture and size of the backbone of a run.
 
     Attributes:
-        model_type (`str`): Name of its architecture in transformers.
-        hidden (`int`): Width of its hidden states.
-        layers (`int`): Number of its decoder layers.
+        model_type (`str`): Name of the architecture in Transformers, for example `"llama"`.
+        hidden (`int`): Width of the hidden states.
+        layers (`int`): Number of decoder layers.
     """
 
     model_type: str
@@ -75,49 +75,51 @@ class Backbone:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A training run, as a line of runs.jsonl.
+    """A training run, stored as one line of runs.jsonl.
 
-    Losses are in nats per token. JSON has no NaN and no infinity: a loss that is not finite is
-    written as null and comes back as `None`.
+    Losses are in nats per token. JSON has no NaN and no infinity, so such a loss is written as null
+    and read as `None`.
 
     Attributes:
-        run_id (`str`): Names the run; a run taken up again keeps it.
-        N_total (`int`): Parameters of the whole family, each shared one once.
-        N_non_embedding (`int`): The same without token embedding and output heads.
-        N_active (`int`): Of `N_total`, those that take part in one token: of routed experts, as
-            many as a token is sent to. Equal to `N_total` in a dense backbone.
-        D_tokens (`int`): Tokens seen in training, repeated ones each time, padding left out.
-        C_flops (`float`): FLOPs of the whole run: forward and backward, every exit and head, of
-            every position that was computed; `total_flos` of the trainer.
-        G (`int`): Number of exits, the deepest one counted.
-        exits (`tuple[int, ...]`): Depth of every exit, in backbone layers.
-        loss_mean (`float`, *optional*): Mean of `loss_exits`, weights 1/G.
-        loss_exits (`tuple[float | None, ...]`, *optional*): Training loss of every exit, shallowest
+        run_id (`str`): Name of the run. A resumed run keeps its name.
+        N_total (`int`): Parameters of the whole family. A shared parameter counts once.
+        N_non_embedding (`int`): `N_total` without the token embedding and the output heads.
+        N_active (`int`): Parameters that process one token. Routed experts count only as often as a
+            token uses them. Without routed experts, `N_active` is equal to `N_total`.
+        D_tokens (`int`): Tokens seen in training, without padding. Repeated tokens count each time.
+        C_flops (`float`): FLOPs of the whole run: the forward and backward passes of all computed
+            positions, with all exits and heads. This is `total_flos` of the trainer.
+        G (`int`): Number of exits, the deepest one included.
+        exits (`tuple[int, ...]`): Depth of each exit, in backbone layers.
+        loss_mean (`float`, *optional*): Mean of `loss_exits`.
+        loss_exits (`tuple[float | None, ...]`, *optional*): Training loss of each exit, shallowest
             first, averaged over the last logging interval.
         loss_final (`float`, *optional*): Training loss of the deepest exit.
-        eval_loss_mean (`float`, *optional*): As `loss_mean`, in the last evaluation.
-        eval_loss_exits (`tuple[float | None, ...]`, *optional*): As `loss_exits`, there.
-        eval_loss_final (`float`, *optional*): As `loss_final`, there.
+        eval_loss_mean (`float`, *optional*): Mean of `eval_loss_exits`.
+        eval_loss_exits (`tuple[float | None, ...]`, *optional*): Loss of each exit in the last
+            evaluation, shallowest first.
+        eval_loss_final (`float`, *optional*): Loss of the deepest exit in the last evaluation.
         seed (`int`): Seed of the run.
         lr (`float`): Peak learning rate.
-        batch_tokens (`int`): Tokens of one optimiser step over all processes, at most: those of
-            full batches of sequences of `seq_len`.
+        batch_tokens (`int`): Maximum number of tokens in one optimiser step over all processes,
+            with full batches of sequences of `seq_len` tokens.
         seq_len (`int`): Tokens of the longest sequence.
         vocab_size (`int`): Rows of the token embedding.
-        data (`str`): What it was trained on.
-        backbone ([`Backbone`]): Architecture, width and depth.
-        wall_s (`float`): Seconds of training that led to the result, evaluations included.
+        data (`str`): Name of the training data.
+        backbone ([`Backbone`]): Architecture and size of the backbone.
+        wall_s (`float`): Seconds that training took, evaluations included.
         tokens_per_s (`float`): `D_tokens / wall_s`.
-        code_version (`str`): Version of the code that trained it.
-        status (`str`): `"finished"`, `"stopped"` before its last step, `"diverged"` or `"failed"`.
-        target_tokens (`int`, *optional*): Positions that had a loss, which are fewer than
-            `D_tokens`: the first token of a sequence and what has a label of -100 is predicted by
-            none. `None` if nobody counted (see `RunRecordCallback`).
-        computed_tokens (`int`, *optional*): Positions that the model ran, padding included. `None`
-            if nobody counted.
+        code_version (`str`): Version of the training code.
+        status (`str`): `"finished"`, `"stopped"` (before the last step), `"diverged"` (a loss is
+            not finite) or `"failed"` (an error was raised).
+        target_tokens (`int`, *optional*): Positions that have a loss. Their number is below
+            `D_tokens`, because the first token of a sequence and labels of -100 have no loss.
+            `None` if the tokens were not counted (see `RunRecordCallback`).
+        computed_tokens (`int`, *optional*): Positions that the model computed, padding included.
+            `None` if the tokens were not counted.
 
     Raises:
-        RunRecordError: If a field is of a wrong type or out of its range.
+        RunRecordError: If a field has a wrong type or is out of its range.
     """
 
     run_id: str
@@ -149,7 +151,7 @@ class RunRecord:
     computed_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Check every field; lists become tuples, integers where a float belongs floats."""
+        """Check every field, and convert lists to tuples and integers to floats where needed."""
         FIELDS.check(self)
         if not self.run_id:
             raise RunRecordError("`run_id` must not be empty.", "run_id")
@@ -161,27 +163,27 @@ class RunRecord:
             values = getattr(self, name)
             if values is not None and len(values) != self.G:
                 raise RunRecordError(
-                    f"`{name}` must hold one value for each of G = {self.G} exits, got "
+                    f"`{name}` must have one value for each of G = {self.G} exits, got "
                     f"{list(values)}.",
                     name,
                 )
         if not self.G or any(a >= b for a, b in zip((0, *self.exits), self.exits, strict=False)):
             raise RunRecordError(
-                f"`exits` must be strictly increasing depths from 1 up, got {list(self.exits)}.",
+                f"`exits` must be strictly increasing depths of 1 or more, got {list(self.exits)}.",
                 "exits",
             )
 
     def to_json(self) -> str:
-        """Return the record as one line of JSON, without the line's end."""
+        """Return the record as one line of JSON, without the line end."""
         return json.dumps(without_nan(asdict(self)), allow_nan=False)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> RunRecord:
-        """Build the record of a row as JSON has it.
+        """Build a record from a row of JSON.
 
         Args:
-            row (`Mapping[str, Any]`): Every field by name, and no other; those with a default may
-                be missing, as in rows of older versions.
+            row (`Mapping[str, Any]`): Field names and their values. Fields with a default may be
+                missing, as in rows from older versions.
 
         Returns:
             [`RunRecord`]
@@ -194,18 +196,22 @@ class RunRecord:
 
 
 def append_run(path: str | os.PathLike[str], record: RunRecord) -> None:
-    """Add a run to a file as one line, whole or not at all, without locks.
+    """Append one run to a runs.jsonl file, as one line in a single write without locks.
 
-    Lines of processes that write at once do not mix (on a local file system; network ones promise
-    less). The line is on disk when this returns. Losses that are not finite are written as null.
+    Several processes can append to the same file on a local file system at the same time. Network
+    file systems do not guarantee this. The line is on disk when the function returns.
 
     Args:
-        path (`str` or `os.PathLike`): File of the runs; made, with its folder, if missing.
+        path (`str` or `os.PathLike`): Path of the runs.jsonl file. The file and its folder are
+            created if they do not exist.
         record ([`RunRecord`]): The run.
 
     Raises:
-        OSError: If the line could not be written as a whole.
+        OSError: If the line could not be written completely.
         TypeError: If `record` is not a [`RunRecord`].
+
+    Example:
+        >>> append_run("runs.jsonl", record)
     """
     if not isinstance(record, RunRecord):
         raise TypeError(f"`record` must be a RunRecord, got {type(record).__name__}.")
@@ -214,19 +220,22 @@ def append_run(path: str | os.PathLike[str], record: RunRecord) -> None:
 
 
 def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
-    """Read every run of a file.
+    """Read all runs of a runs.jsonl file.
 
-    A last line that a crash cut off is reported by a warning and left out.
+    If a crash cut off the last line, the function skips it with a warning.
 
     Args:
-        path (`str` or `os.PathLike`): File of the runs.
+        path (`str` or `os.PathLike`): Path of the runs.jsonl file.
 
     Returns:
-        `list[RunRecord]`: In the order of the file; empty lines are left out.
+        `list[RunRecord]`: The runs in the order of the file. Empty lines are skipped.
 
     Raises:
         OSError: If the file cannot be read.
-        RunRecordError: Naming file, line and field, if any other line is wrong.
+        RunRecordError: If another line is wrong. The message names the file, line and field.
+
+    Example:
+        >>> losses = [run.eval_loss_final for run in read_runs("runs.jsonl")]
     """
     lines = Path(path).read_bytes().split(b"\n")
     records = []
@@ -237,9 +246,9 @@ def read_runs(path: str | os.PathLike[str]) -> list[RunRecord]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == len(lines):
-                warnings.warn(f"{path}, line {number} is cut off and left out.", stacklevel=2)
+                warnings.warn(f"{path}, line {number} is incomplete and was skipped.", stacklevel=2)
                 continue
-            message = f"not one JSON object ({error}); mend or delete it."
+            message = f"not one JSON object ({error}). Correct or delete the line."
             raise RunRecordError(message, path=str(path), line=number) from None
         try:
             records.append(RunRecord.from_dict(row))

@@ -1,4 +1,4 @@
-"""A tiny decoder and a tiny family that learnt nothing, to try scripts on."""
+"""A tiny decoder and a tiny family with random weights, to try out code without downloads."""
 
 from __future__ import annotations
 
@@ -28,20 +28,24 @@ SIZES = {
 
 
 def toy_decoder(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Make a Llama of 4 layers and 58 thousand parameters, and a tokenizer of 257 bytes.
+    """Build a Llama with 4 layers, 58,000 parameters and random weights, and a byte tokenizer.
 
     Args:
-        seed (`int`): Seed of the weights.
+        seed (`int`, *optional*, defaults to 0): Seed of the weights.
 
     Returns:
-        `tuple`: The model, in evaluation mode, and its tokenizer.
+        `tuple`: The model, in evaluation mode, and its tokenizer of 257 tokens.
+
+    Example:
+        >>> decoder, tokenizer = toy_decoder()
+        >>> family = FamilialForCausalLM.from_backbone(decoder, exits=[2, 4])
     """
     letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), END_OF_TEXT]
     backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT)
-    # without an end of text in its config it writes as many tokens as it is asked for
+    # without `eos_token_id`, `generate` always writes `max_new_tokens` tokens
     ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     fields = {"model_type": "llama", "vocab_size": len(letters), **SIZES, **ends}
     config = AutoConfig.for_model(**fields)
@@ -55,17 +59,18 @@ def toy_decoder(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
 def toy_family(
     exits: Sequence[int] = (1, 2, 4), seed: int = 0
 ) -> tuple[FamilialForCausalLM, PreTrainedTokenizerBase]:
-    """Make a family of the same decoder: its text says nothing, but it does all a family does.
+    """Build a family from `toy_decoder`. Its text makes no sense, but every function works on it.
 
     Args:
-        exits (`Sequence[int]`): Depth of every exit; the last must be 4.
-        seed (`int`): Seed of the weights.
+        exits (`Sequence[int]`, *optional*, defaults to `(1, 2, 4)`): Depths of the exits. The last
+            must be 4, the number of layers.
+        seed (`int`, *optional*, defaults to 0): Seed of the weights.
 
     Returns:
-        `tuple`: The family, in evaluation mode, and its tokenizer.
+        `tuple`: The family, in evaluation mode, and its tokenizer of 257 tokens.
 
     Raises:
-        ValueError: If `exits` do not fit 4 layers.
+        ValueError: If `exits` do not increase from 1 or more up to 4.
 
     Example:
         >>> model, tokenizer = toy_family()

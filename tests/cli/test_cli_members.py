@@ -131,14 +131,14 @@ def test_export_a_smaller_family(cli, folder, tmp_path):
 
 def test_export_refuses_in_one_line(cli, folder, tmp_path):
     out = tmp_path / "out"
-    fails(cli("export", folder, out, "--exit", 2), "`exit_idx` 2 is out of range")
+    fails(cli("export", folder, out, "--exit", 2), "got 2. This family has")
     fails(cli("export", folder, out, "--exit", "two"), "`all` or numbers such as 0,-1, got 'two'")
     fails(cli("export", folder, out, "--exit", 0, "--format", "onnx"), "plain, familial")
     fails(cli("export", tmp_path, out), "has no `config.json`")
     assert not out.exists()
     out.mkdir()
     (out / "mine").touch()
-    fails(cli("export", folder, out, "--exit", 0), "holds something already")
+    fails(cli("export", folder, out, "--exit", 0), "is not empty")
 
 
 # push
@@ -172,7 +172,7 @@ def test_push_the_family_alone(cli, folder, hub):
 
 def test_push_refuses_in_one_line(cli, folder, hub, monkeypatch, tmp_path):
     fails(cli("push", folder, "me/fam", "--exits", "none"), "pushes nothing")
-    fails(cli("push", folder, "me/fam", "--exits", "5"), "out of range")
+    fails(cli("push", folder, "me/fam", "--exits", "5"), "`exit_idx` must be between")
     fails(cli("push", folder, "me/fam", "--layout", "flat"), "repos, revisions, got 'flat'")
     fails(cli("push", tmp_path, "me/fam"), "has no `config.json`")
     assert hub.log == []

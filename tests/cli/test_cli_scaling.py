@@ -59,8 +59,8 @@ def fit_json(runs, cli_once):
     code, shown, errors = cli_once(*words)
     assert (code, errors) == (0, "")
     assert "Data: 44 rows of 44 runs, 1 left out in reading.\nSearch: converged" in shown
-    assert "Left out line 46: not one JSON object." in shown
-    assert "Left out line 4: status failed." in shown
+    assert "Line 46 was left out: expected one JSON object." in shown
+    assert "Line 4 was left out: the status is failed." in shown
     assert f"Saved {out}" in shown
     assert f"Next: `hf-familial plan {out} --flops 1e21`" in shown
     assert "Compute-optimal training" in shown
@@ -196,7 +196,7 @@ def test_advice_does_not_rank_published_laws_of_different_papers(cli):
     words = ("--unique-tokens", "1e11", "--flops", "1e21", "--memory", "2e9,8GB")
     code, out, err = cli("advise", "frantar:S=0.5", "hoffmann", *words)
     assert (code, err) == (0, "")
-    assert out.startswith("No ranking: 'frantar' and 'hoffmann' do not compare")
+    assert out.startswith("No ranking: The losses of 'frantar' and 'hoffmann' cannot be compared")
     assert "learly" not in out
     assert "Under other assumptions" not in out
     _, out, _ = cli("advise", "frantar:S=0.5", "hoffmann", *words, "--json")
@@ -243,7 +243,7 @@ def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path, undrawn):
     page = tmp_path / "report.html"
     assert cli("report", out, "--out", page)[0] == 0
     text = page.read_text(encoding="utf-8")
-    assert "C as the runs count it, 6ND and every head of 300 tokens" in text
+    assert "C counted as in the runs, 6ND plus the head of every exit with 300 tokens" in text
 
 
 # mistakes: one line, exit code 1, nothing written
@@ -263,25 +263,28 @@ def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path, undrawn):
         (("fit",), "RUNS is missing"),
         (("fit", "absent.jsonl"), "absent.jsonl"),
         (("fit", "EMPTY"), "empty.csv is empty"),
-        (("fit", "BINARY"), "binary.csv is binary; runs come as CSV, JSON lines or parquet"),
-        (("fit", "WRONG"), "wrong.csv has no column for N, D, G; it has width, loss"),
+        (
+            ("fit", "BINARY"),
+            "binary.csv is a binary file. Save the runs as CSV, JSON lines or parquet",
+        ),
+        (("fit", "WRONG"), "wrong.csv has no column for N, D, G. Its columns are width, loss"),
         (("fit", "RUNS", "--column", "N"), "`--column` must look like N=my_column, got 'N'"),
         (
             ("fit", "RUNS", "--column", "N=wide"),
-            "has no column 'wide' for N; it has run_id",
+            "has no column 'wide' for N. Its columns are run_id",
         ),
         (
             ("fit", "RUNS", "--size", "all"),
             "`--size` must be one of total, non_embedding, active, got 'all'",
         ),
         (("fit", "RUNS", "--loss", "median"), "has no loss 'median'"),
-        (("fit", "RUNS", "--status", "stopped"), "no run of status stopped, only finished"),
-        (("fit", "RUNS", "--where", "G"), "'G' is no condition; write it as"),
-        (("fit", "RUNS", "--where", "g == 1"), "no column 'g' .* did you mean 'G'"),
+        (("fit", "RUNS", "--status", "stopped"), "no run with status stopped, only finished"),
+        (("fit", "RUNS", "--where", "G"), "'G' is not a condition. Write it like"),
+        (("fit", "RUNS", "--where", "g == 1"), "no column 'g' .* Did you mean 'G'"),
         (("fit", "RUNS", "--where", "G == 3"), "has no row where G == 3"),
-        (("fit", "RUNS", "--unit", "N=lots"), "no unit 'lots' of N; write it as in"),
-        (("fit", "RUNS", "--unit", "Q=1"), "`--unit Q` has no column"),
-        (("fit", "RUNS", "--runs-are", "many"), "checkpoints, independent, got 'many'"),
+        (("fit", "RUNS", "--unit", "N=lots"), "'lots' is not a unit of N. Write it like"),
+        (("fit", "RUNS", "--unit", "Q=1"), "`--unit Q` needs a variable"),
+        (("fit", "RUNS", "--runs-are", "many"), "checkpoints or independent, got 'many'"),
         (
             ("fit", "RUNS", "--law", "familial:G=4"),
             "a law without 'G=4'. Set G with",
@@ -289,7 +292,7 @@ def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path, undrawn):
         (
             ("advise", "familial:G=4", "FIT", "--unique-tokens", "1e9", "--flops", "1e20")
             + ("--memory", "1e9,2e9"),
-            "candidate 'familial': leave G out, it follows from the devices",
+            "Candidate 'familial': leave G out, because there is one exit",
         ),
         (("fit", "RUNS", "--fix", "beta=x"), "`--fix` must look like beta=0.28, got 'beta=x'"),
         (("fit", "RUNS", "--fix", "delta=1"), "delta"),
@@ -308,7 +311,7 @@ def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path, undrawn):
         (("plan", "FIT", "--flops", "1e21", "--loss", "2"), "`--flops` or `--loss`, not both"),
         (("plan", "FIT", "--flops", "-1"), "`C` must be positive"),
         (("plan", "RUNS.json", "--flops", "1e21"), "RUNS.json"),
-        (("plan", "NEWER", "--flops", "1e21"), "newer.json: its `schema` is 99.*upgrade"),
+        (("plan", "NEWER", "--flops", "1e21"), "newer.json: `schema` is 99.*Upgrade"),
         (("plan", "RUNS/", "--flops", "1e21"), "RUNS"),
         (("plan", "hofman", "--flops", "1e21"), "Did you mean hoffmann"),
         (("plan", "FIT", "--flops", "1e21", "--set", "G"), "`--set` must look like S=0.5"),

@@ -104,9 +104,9 @@ def test_status_shows_why_a_run_failed_and_retry_resets_it(
     ("fields", "message"),
     [
         ({"training": {"max_step": 3}}, "`training.max_step` is unknown; did you mean `max_steps`"),
-        ({"training": {"max_steps": 3}}, "`training.max_steps` follows from `budgets`; leave it"),
+        ({"training": {"max_steps": 3}}, "`training.max_steps` is set by `budgets`. Leave it"),
         ({"data": "./gone.txt"}, "`data` must be a file or a folder that exists"),
-        ({"sizes": ["16x2", "512x2"]}, "no whole number of steps meets it within 0.5 %"),
+        ({"sizes": ["16x2", "512x2"]}, "no whole number of steps meets the budget within 0.5 %"),
         ({"budget": [1]}, "`budget` is unknown; did you mean `budgets`?"),
     ],
 )

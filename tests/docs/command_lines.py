@@ -86,7 +86,7 @@ def of_command(words: list[str], partial: bool) -> list[str]:
     """Parsed by the application's own parser; parts of a line are held to names alone."""
     command: Any = typer.main.get_command(app)
     name = "hf-familial"
-    while words and hasattr(command, "commands") and not words[0].isupper():
+    while words and hasattr(command, "commands") and re.match(r"[a-z]", words[0]):
         if words[0] not in command.commands:
             return [f"{name} has no command `{words[0]}`"]
         name, command, words = f"{name} {words[0]}", command.commands[words[0]], words[1:]
@@ -120,8 +120,8 @@ def of_script(words: list[str], partial: bool) -> list[str]:
         return found
     if not (ROOT / script).is_file():
         return [*found, f"no such file: {script}"]
-    known = options_of(script)
-    wrong = [word for word in options_in(words[at + 1 :]) if word not in known]
+    known = {option.replace("_", "-") for option in options_of(script)}
+    wrong = [w for w in options_in(words[at + 1 :]) if w.replace("_", "-") not in known]
     return [*found, *(f"{script} has no option {word}" for word in wrong)]
 
 
@@ -163,9 +163,10 @@ def help_of(script: str) -> str:
     text = path.read_text(encoding="utf-8")
     if not re.search(r"ArgumentParser|hf_familial\.scripts import|typer", text):
         return ""
+    shared = "hf_familial.scripts import" in text
     modules, shown = set(sys.modules), io.StringIO()
     with (
-        mock.patch.object(sys, "argv", [str(path), "--help"]),
+        mock.patch.object(sys, "argv", [str(path), "--help-all" if shared else "--help"]),
         mock.patch.object(sys, "path", [str(path.parent), *sys.path]),
         mock.patch.dict(os.environ, {"COLUMNS": "100"}),
         contextlib.redirect_stdout(shown),

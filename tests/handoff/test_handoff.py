@@ -281,8 +281,8 @@ def test_fewer_bytes_per_token_and_what_they_lose(dtype, taps, keys_and_values, 
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("gemma4_text", "every layer reads an embedding of its own"),
-        ("openai-gpt", "it has no cache"),
+        ("gemma4_text", "every layer has its own embedding"),
+        ("openai-gpt", "it does not use a cache"),
         ("recurrent_gemma", "its layers keep a part of the text in themselves"),
     ],
 )
@@ -301,7 +301,7 @@ def test_the_sides_refuse_what_cannot_be():
     family, device = family_and_device("llama")
     with pytest.raises(ValueError, match="exit 1 is the deepest"):
         server_side(family, -1)
-    with pytest.raises(IndexError, match="out of range"):
+    with pytest.raises(IndexError, match="must be between"):
         server_side(family, 2, keep_lower=False)
     with pytest.raises(ValueError, match="`depth` must be from 1 to 2, got 3"):
         DeviceSide(device, 3)

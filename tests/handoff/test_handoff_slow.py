@@ -17,15 +17,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # model_type -> a word of the reason why it is refused
 REFUSED = {
-    "gemma4_text": "embedding of its own",
-    "gemma4_unified_text": "embedding of its own",
+    "gemma4_text": "its own embedding",
+    "gemma4_unified_text": "its own embedding",
     "gpt_neox_japanese": "cannot become a model of its own",  # cannot be cut, for a device
     "minicpm3": "cannot become a model of its own",
-    "minimax": "no cache",
+    "minimax": "not use a cache",
     "minimax_m3_vl_text": "keeps `idx_keys`",
-    "openai-gpt": "no cache",
+    "openai-gpt": "not use a cache",
     "recurrent_gemma": "in themselves",
-    "xlstm": "no cache",
+    "xlstm": "not use a cache",
     "zamba": "embedding again",
     "zamba2": "embedding again",
     "zaya": "router",

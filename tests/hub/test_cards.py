@@ -94,8 +94,8 @@ def test_the_shallowest_has_no_draft_and_private_layers_are_named():
     last = member_card(described(num_exit_layers=1), 1, FULL, "LlamaForCausalLM")
     assert "assistant_model" not in first.text
     assert 'draft = AutoModelForCausalLM.from_pretrained("me/fam-depth2")' in last.text
-    assert "The first 2 of 4 layers, and 1 of its own, of a family" in first.text
-    assert "The first 4 of 4 layers of a family" in last.text
+    assert "It has the first 2 of the backbone's 4 layers and 1 private layer." in first.text
+    assert "It has all 4 layers of the backbone." in last.text
 
 
 def test_branches_are_loaded_by_revision():
@@ -105,7 +105,7 @@ def test_branches_are_loaded_by_revision():
     assert 'from_pretrained("me/all", revision="depth2")' in card.text
     assert "(https://huggingface.co/me/all/tree/depth4)" in card.text
     index = index_card(described(), lineage, "me/all")
-    assert "The main branch holds no model" in index.text
+    assert "The main branch has no model" in index.text
     assert index.data.eval_results is None
 
 

@@ -325,7 +325,7 @@ def test_a_description_prints_as_its_table(saved, tmp_path):
     lines = str(describe(tmp_path, context=4)).splitlines()
     assert [line.split()[:2] for line in lines[3:6]] == [["0", "1"], ["1", "2"], ["2", "4"]]
     assert max(map(len, lines[2:6])) <= 80
-    assert "No loss is recorded here: `evaluate_exits` measures it" in lines[-1]
+    assert "There is no recorded loss. Measure it with `evaluate_exits`" in lines[-1]
     (tmp_path / "members.json").write_text(RECORDS["members.json"])
     assert "No loss" not in str(describe(tmp_path, context=4))
 
@@ -336,7 +336,7 @@ def test_a_description_prints_as_its_table(saved, tmp_path):
 def test_what_is_no_family_is_refused(tmp_path, saved):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         describe(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match=r"holds no `config\.json`"):
+    with pytest.raises(FileNotFoundError, match=r"has no `config\.json`"):
         describe(tmp_path)
     with pytest.raises(NotADirectoryError, match="is a file"):
         describe(saved / "config.json")
@@ -364,7 +364,7 @@ def test_a_damaged_file_is_refused(saved, tmp_path):
         ({"context": 0}, "`context` must be a number of tokens, 1 or more, got 0"),
         ({"context": 2.5}, r"got 2\.5"),
         ({"context": True}, "got True"),
-        ({"dtype": "int8"}, "`dtype` must be a floating dtype .* got 'int8'"),
+        ({"dtype": "int8"}, "`dtype` must be a floating-point dtype, .* got 'int8'"),
         ({"dtype": "nonsense"}, "got 'nonsense'"),
     ],
 )
@@ -428,7 +428,7 @@ def test_flops_limit_alone_and_with_memory():
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({}, "there is no limit"),
+        ({}, "are both None"),
         ({"memory": 0}, "`memory` must be more than 0, got 0"),
         ({"memory": "much"}, "a size must look like 2GB or 512MiB, got 'much'"),
         ({"memory": b"2GB"}, "`memory` must be a number, got b'2GB'"),

@@ -333,7 +333,7 @@ def test_types_never_tried_are_checked_in_memory_and_refused_from_files(tmp_path
 
 
 WRONG = {
-    "exit": (IndexError, "`exit_idx` 3 is out of range", {"exit_idx": 3}),
+    "exit": (IndexError, "got 3. This family has", {"exit_idx": 3}),
     "format": (ValueError, "`format`.*plain, familial.*'gguf'", {"format": "gguf"}),
     "dtype": (ValueError, "`dtype`.*'int4'", {"dtype": "int4"}),
     "shards": (ValueError, "`max_shard_size`.*0", {"max_shard_size": 0}),

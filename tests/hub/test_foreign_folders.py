@@ -289,7 +289,7 @@ def test_a_cached_family_is_pushed_to_another_hub(cached, monkeypatch):
 
 
 def test_what_is_not_in_the_cache_is_refused(cached, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="not in the client's cache"):
+    with pytest.raises(FileNotFoundError, match="not in the local cache"):
         describe("me/absent", local_files_only=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubUnavailableError, match="HF_HUB_OFFLINE|not in the cache"):

@@ -197,13 +197,13 @@ def test_the_rest_of_the_config_is_kept():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"early_exit_points": [1, 3]}, r"the last one 4 for 5 layers, got \[1, 3\]"),
-        ({"early_exit_points": [0, 4]}, "from 1 up"),
+        ({"early_exit_points": [1, 3]}, r"the last one must be 4 for 5 layers, got \[1, 3\]"),
+        ({"early_exit_points": [0, 4]}, "of 1 or more"),
         ({"early_exit_points": [3, 1, 4]}, "increasing"),
         ({"early_exit_points": None}, "got None"),
         ({"early_exit_points": [True, 4]}, "increasing"),
         ({"said": "qwen3"}, "is a `qwen3`, not a Ruyi checkpoint"),
-        ({"use_sliding_window": True}, "only full attention"),
+        ({"use_sliding_window": True}, "Only full attention"),
     ],
 )
 def test_a_config_that_is_no_ruyi(tmp_path, fields, message):
@@ -215,7 +215,7 @@ def test_a_config_that_is_no_ruyi(tmp_path, fields, message):
 
 def test_a_layout_that_is_no_ruyi(tmp_path):
     _, folder = ruyi(tmp_path / "ruyi", shared_heads=True)
-    with pytest.raises(CheckpointError, match=r"`lm_head\.0\.weight` is no tensor .* shared head"):
+    with pytest.raises(CheckpointError, match=r"`lm_head\.0\.weight` does not .* shared head"):
         import_ruyi(folder, tmp_path / "family")
 
 
@@ -260,7 +260,7 @@ def test_layerskip_reads_any_layer_with_the_one_norm_and_head():
 
 def test_layerskip_norm_and_head_are_shared():
     host = tiny_model("llama")
-    with pytest.raises(ValueError, match="`exit_norm` of a LayerSkip family is 'shared'"):
+    with pytest.raises(ValueError, match="`exit_norm` must be 'shared' for a LayerSkip family"):
         from_layerskip(host, exit_norm="own")
 
 

@@ -113,18 +113,18 @@ WRONG = [
     ({"budgets": 3}, "`budgets` must be a list, got 3"),
     ({"budgets": [-1]}, "`budgets` must be positive, got -1.0"),
     ({"budgets": ["much"]}, "`budgets` must be a list, each item a finite number"),
-    ({"budgets": [1e12, 1e12]}, "`budgets` must hold different values"),
+    ({"budgets": [1e12, 1e12]}, "`budgets` must have different values"),
     ({"budgets": [math.nan]}, "each item a finite number"),
     ({"seq_length": True}, "`seq_length` must be an integer, got True"),
     ({"seq_length": 1.5}, "`seq_length` must be an integer, got 1.5"),
     ({"sizes": ["64 by 4"]}, "`sizes` must be numbers of parameters or `width x depth`"),
     ({"sizes": [-1e5]}, "`sizes` must be positive, got -100000.0"),
-    ({"sizes": ["64x4", "64x4"]}, "`sizes` must hold different values"),
-    ({"sizes": [["64x4"], ["32x4"], ["16x4"]]}, "one list for each of them (1 here)"),
+    ({"sizes": ["64x4", "64x4"]}, "`sizes` must have different values"),
+    ({"sizes": [["64x4"], ["32x4"], ["16x4"]]}, "one list for each of the 1 budgets"),
     ({"sizes": [["64x4"], "32x4"]}, "must be one list for all budgets"),
-    ({"sizes": [[]]}, "`sizes` must hold different values, at least one"),
+    ({"sizes": [[]]}, "`sizes` must have different values, at least one"),
     ({"sizes": [["64 by 4"]]}, "`sizes` must be numbers of parameters"),
-    ({"granularities": [2, 4]}, "`granularities` must hold 1, the dense model"),
+    ({"granularities": [2, 4]}, "`granularities` must contain 1, the ordinary model"),
     ({"placement": [0.5]}, "one for each early exit of G = 3"),
     ({"placement": "odd"}, "`placement` must be `even`"),
     ({"placement": [0.5, 1.0]}, "`placement` must be"),
@@ -134,14 +134,17 @@ WRONG = [
     ({"rule": {"kind": "steplaw"}}, "`rule.kind` 'steplaw' is unknown; did you mean `step_law`?"),
     ({"rule": {"kind": "fixed", "lr": 1}}, "`rule.batch_tokens` is missing"),
     ({"rule": {"kind": "fixed", "lr": 0, "batch_tokens": 1}}, "`rule.lr` must be positive"),
-    ({"rule": {"kind": "measured", "table": []}}, "`rule.table` must hold at least one row"),
+    ({"rule": {"kind": "measured", "table": []}}, "`rule.table` must have at least one row"),
     ({"rule": {"kind": "measured", "table": [{"N": 1, "D": 1, "lr": 1}]}}, "batch_tokens` is miss"),
     ({"backbone": {"model_typ": "llama"}}, "`backbone.model_typ` is unknown; did you mean"),
     ({"backbone": {"model_type": "lama"}}, "`backbone.model_type` 'lama' is unknown; did you"),
     ({"backbone": {"multiple": 48}}, "`backbone.multiple` must be a multiple of `head_dim`"),
-    ({"backbone": {"fields": {"rms_eps": 1}}}, "`backbone.fields.rms_eps` is no field of `llama`"),
+    (
+        {"backbone": {"fields": {"rms_eps": 1}}},
+        "`backbone.fields.rms_eps` is not a field",
+    ),
     ({"backbone": [1]}, "`backbone` must be an object with fields"),
-    ({"training": {"a": {1, 2}}}, "`training` must be a mapping of values that JSON has"),
+    ({"training": {"a": {1, 2}}}, "`training` must be a mapping of JSON values"),
     ({"expected": {"A": "x"}}, "`expected.A` must be a finite number"),
     ({"data_tokens": 0}, "`data_tokens` must be positive"),
 ]
@@ -160,7 +163,7 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], message: str) -> None:
     ("text", "message"),
     [
         ("budgets: [1", "a design must be YAML"),
-        ("budgets: [1]\nbudgets: [2]", "`budgets` stands twice"),
+        ("budgets: [1]\nbudgets: [2]", "`budgets` appears twice"),
         ("- 1", "a design must be an object with fields"),
         ("budgets: [1e12]", "`sizes` is missing"),
     ],
@@ -382,10 +385,10 @@ def test_the_table_says_what_will_happen() -> None:
     assert repeated
     assert f"{repeated} runs see their data more than once" in text
     assert "C = 6.4e+12, G = 1" in text
-    assert "smaller than what Step Law was fitted on" in text
+    assert "smaller than the models that Step Law was fitted on" in text
     refused = printed(design_of(granularities=(1, 4)))
     assert "infeasible 32x3, G = 4" in refused
-    assert "`data_tokens` is not given" in printed(design_of(data="somebody/texts"))
+    assert "`data_tokens` is not set" in printed(design_of(data="somebody/texts"))
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])

@@ -115,10 +115,10 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     assert "step 10/20, loss 3.250, 2.0 GFLOP/s" in said
     ids = [plan.id[:8] for plan in PLANS]
     assert f"2/4 {ids[0]} C=4.3e+07 16x2 G=1 s0 finished: eval loss 2.0000, 1.5 min" in said
-    assert any("failed and is tried again: boom [not markup]" in line for line in lines)
-    assert any("failed and is given up: boom" in line for line in lines)
+    assert any("failed and will be tried again: boom [not markup]" in line for line in lines)
+    assert any("failed and will not be tried again: boom" in line for line in lines)
     assert any(line.startswith(f"3/4 {ids[2]}") and "diverged" in line for line in lines)
-    assert display.summary().startswith("3/4 runs, 1 given up, ")
+    assert display.summary().startswith("3/4 runs, 1 failed, ")
 
 
 def test_lines_of_progress_are_few() -> None:
@@ -147,7 +147,7 @@ def test_bars_where_there_is_one() -> None:
     said = text.getvalue()
     assert "\x1b[" in said
     assert "2/4 " in said
-    assert "failed and is given up: boom" in said
+    assert "failed and will not be tried again: boom" in said
     plain, _ = told(terminal=False)
     plain.begin(PLANS, [])
     assert plain._bars is None
@@ -170,7 +170,7 @@ def test_a_sweep_tells_how_it_goes(design: IsoFlopDesign, tmp_path: Path) -> Non
     Sweep(design, tmp_path, Here(hear=hear), retries=1, display=display).run()
     lines = text.getvalue().splitlines()
     assert lines[0].startswith("0 of 2 runs done")
-    assert sum("failed and is tried again: RuntimeError: once" in line for line in lines) == 2
+    assert sum("failed and will be tried again: RuntimeError: once" in line for line in lines) == 2
     assert [line.split()[0] for line in lines if "finished: eval loss" in line] == ["1/2", "2/2"]
     losses = {row["run_id"][:8]: row["eval_loss_final"] for row in rows_of(tmp_path)}
     assert all(any(f"{loss:.4f}" in line for line in lines) for loss in losses.values())

@@ -107,7 +107,7 @@ def test_what_is_not_of_the_task_is_not_heard(fake: Callable[..., Fake]) -> None
     executor = fake(FINISHES)
     executor.start()
     executor.submit(TASK)
-    with pytest.raises(RuntimeError, match="all 1 workers have a task"):
+    with pytest.raises(RuntimeError, match="all 1 workers are busy"):
         executor.submit(TASK)
     assert [event.kind for event in events_of(executor)] == ["finished"]
     executor.submit(TASK)

@@ -53,7 +53,7 @@ def test_no_room_for_a_checkpoint(
 
     executor = Here(hear=hear)
     try:
-        with pytest.raises(StoppedSweepError, match="All runs would fail like this"):
+        with pytest.raises(StoppedSweepError, match="All other runs would fail"):
             Sweep(design, tmp_path, executor, save_seconds=0).run()
     finally:
         limits[0].__exit__(None, None, None)

@@ -83,14 +83,14 @@ def test_a_request_that_no_node_can_meet_is_refused():
     pytest.importorskip("ray")
     executor = RayExecutor(cpus=8, gpus=1)
     executor._ray = SimpleNamespace(nodes=lambda: [node(4, 1), node(64)])
-    with pytest.raises(SweepError, match=r"8 CPUs \+ 1 GPUs; they have 4 \+ 1, 64 \+ 0"):
+    with pytest.raises(SweepError, match=r"8 CPUs \+ 1 GPUs. The nodes have 4 \+ 1, 64 \+ 0"):
         executor._count_slots()
 
 
 def test_processes_of_a_run_need_an_accelerator_each():
     pytest.importorskip("ray")
     task = RunTask(DESIGN.runs()[0], "folder", processes=2)
-    with pytest.raises(DesignError, match="`gpus` must be one for each of 2 processes, got 1"):
+    with pytest.raises(DesignError, match="`gpus` must be at least 1 for each of 2 processes"):
         RayExecutor(gpus=1).submit(task)
 
 

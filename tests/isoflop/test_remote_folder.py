@@ -219,7 +219,7 @@ def test_a_stale_lock_is_taken_over_and_its_holder_stops(design: IsoFlopDesign) 
         first.add(record)
         age()
         with second.hold():
-            with pytest.raises(SweepLockedError, match="took `shelf://sweep`"):
+            with pytest.raises(SweepLockedError, match="took over `shelf://sweep`"):
                 first.add(replace(record, run_id="new"))
             second.add(record)
             theirs = second.read_json(_folder.LOCK)

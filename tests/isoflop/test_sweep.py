@@ -400,7 +400,7 @@ def test_data_that_change_in_mid_sweep(home: Path, tmp_path: Path) -> None:
             write_corpus(data, seed=1)
             _corpus.cache_clear()
 
-    with pytest.raises(StoppedSweepError, match=r"not what this sweep began with(.|\n)*run the"):
+    with pytest.raises(StoppedSweepError, match=r"changed since this sweep began (.|\n)*run the"):
         Sweep(design, folder, Here(before=before)).run()
     assert [row["G"] for row in rows_of(folder)] == [1]
     write_corpus(data)
@@ -443,9 +443,9 @@ def test_too_little_data(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("training", "match"),
     [
-        ({"max_steps": 3}, "`training.max_steps` follows from `budgets`"),
-        ({"seed": 3}, "`training.seed` follows from `seeds`"),
-        ({"save_steps": 5}, "follows from the sweep's option `save_seconds`"),
+        ({"max_steps": 3}, "`training.max_steps` is set by `budgets`"),
+        ({"seed": 3}, "`training.seed` is set by `seeds`"),
+        ({"save_steps": 5}, "is set by the sweep's option `save_seconds`"),
         ({"wieght_decay": 0.1}, r"unknown; did you mean `weight_decay`"),
     ],
 )

@@ -108,10 +108,13 @@ def test_a_dense_member_asks_for_no_router_logits(source, tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("minimax", "`minimax` cannot be relayed: it has no cache of transformers' kinds"),
-        ("xlstm", "`xlstm` cannot be relayed: it has no cache of transformers' kinds"),
-        ("openai-gpt", "cannot be relayed: it has no cache of transformers' kinds"),
-        ("mpt", "as the model's generation config says: pass `use_cache=True`"),
+        (
+            "minimax",
+            "`minimax` does not work with a relay: it does not use a cache of Transformers",
+        ),
+        ("xlstm", "`xlstm` does not work with a relay: it does not use a cache of Transformers"),
+        ("openai-gpt", "it does not use a cache of Transformers"),
+        ("mpt", "Pass `use_cache=True`"),
     ],
 )
 def test_a_relay_says_why_it_cannot_run(model_type, reason):

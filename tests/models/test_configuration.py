@@ -18,33 +18,33 @@ LLAMA = {"model_type": "llama", "num_hidden_layers": 4}
 
 # one wrong value -> what the message must say, besides the value itself
 WRONG_EXITS = {
-    "empty": ([], "got none"),
+    "empty": ([], "got []"),
     "repeated": ([1, 1, 4], "strictly increasing"),
     "decreasing": ([2, 1, 4], "strictly increasing"),
-    "too-deep": ([1, 5], "ending at `num_hidden_layers` (4)"),
-    "too-shallow": ([1, 2], "ending at `num_hidden_layers` (4)"),
+    "too-deep": ([1, 5], "equal `num_hidden_layers` (4)"),
+    "too-shallow": ([1, 2], "equal `num_hidden_layers` (4)"),
     "string": (["1", 4], "integers"),
     "float": ([1.0, 4], "integers"),
     "bool": ([True, 4], "integers"),
     "none": ([None, 4], "integers"),
-    "zero": ([0, 4], "from 1 up"),
-    "negative": ([-2, 4], "from 1 up"),
+    "zero": ([0, 4], "of 1 or more"),
+    "negative": ([-2, 4], "of 1 or more"),
     "text": ("24", "integers"),
 }
 WRONG_FIELDS = {
-    "num_exit_layers": ([-1, 1.0, "1", True, None], "integer of 0 or more"),
+    "num_exit_layers": ([-1, 1.0, "1", True, None], "integer from 0 to 4"),
     "exit_norm": (["final", None, 1, ["own"]], "one of own, shared"),
     "exit_head": (["tied", None, True], "one of shared, own"),
-    "default_exit": ([4, -5, "0", 1.0, True, None], "between -4 and 3"),
+    "default_exit": ([4, -5, "0", 1.0, True, None], "from -4 to 3"),
 }
 WRONG_TEXT_CONFIGS = {
-    "no-model-type": ({"num_hidden_layers": 3}, "no `model_type`, only ['num_hidden_layers']"),
+    "no-model-type": ({"num_hidden_layers": 3}, "got only the keys ['num_hidden_layers']"),
     "empty": ({}, "model_type='llama'"),
     "unknown": ({"model_type": "no_such_type"}, "no_such_type"),
     "encoder-decoder": ({"model_type": "t5"}, "`t5` is an encoder-decoder"),
     "encoder-decoder-object": (BartConfig(), "`bart` is an encoder-decoder"),
     "family": ({"model_type": "familial"}, "(`llama`)"),
-    "string": ("llama", "a config or a dict with `model_type`, got 'llama'"),
+    "string": ("llama", "a config or a dict, got 'llama'"),
     "number": (4, "got 4"),
     "class": (LlamaConfig, "LlamaConfig"),
     "list": ([LLAMA], "a config or a dict"),
@@ -134,7 +134,7 @@ def test_wrong_text_configs_are_refused(text_config, message):
     "text_config", [Gemma3Config(), {"model_type": "clip"}], ids=["vlm", "clip"]
 )
 def test_a_composite_is_refused_and_names_its_decoder(text_config, exits):
-    with pytest.raises(ValueError, match="is a composite of several models.*`(gemma3|clip)_text"):
+    with pytest.raises(ValueError, match="consists of several models.*`(gemma3|clip)_text"):
         FamilialConfig(text_config=text_config, exits=exits)
 
 
@@ -293,7 +293,7 @@ def test_resolve_exit_uses_the_default():
 
 @pytest.mark.parametrize("exit_idx", [4, -5, 100])
 def test_no_such_exit(exit_idx):
-    message = rf"`exit_idx` {exit_idx} is out of range.*\[1, 2, 3, 4\].*from -4 to 3"
+    message = rf"`exit_idx` must be between -4 and 3, got {exit_idx}.*\[1, 2, 3, 4\]"
     with pytest.raises(IndexError, match=message):
         config().resolve_exit(exit_idx)
 
@@ -327,7 +327,7 @@ def test_exits_are_accepted_exactly_if_the_rule_holds(exits, depth):
 
 @pytest.mark.parametrize("num_exits", [0, -1, 5])
 def test_as_many_exits_as_layers_at_most(num_exits):
-    with pytest.raises(ValueError, match=f"between 1 and the 4 layers.*got {num_exits}"):
+    with pytest.raises(ValueError, match=f"an integer from 1 to 4, got {num_exits}"):
         evenly_spaced_exits(4, num_exits)
 
 
@@ -357,7 +357,7 @@ def test_what_cannot_be_a_backbone_is_refused_before_a_model_is_built(model_type
         ({"num_exits": 2}, "`exits`"),
         ({"exit_norm": "onw"}, "Did you mean 'own'?"),
         ({"exit_head": "Shared"}, "Did you mean 'shared'?"),
-        ({"text_config": {"model_type": "quen3"}}, "did you mean qwen3"),
+        ({"text_config": {"model_type": "quen3"}}, "Did you mean qwen3"),
     ],
 )
 def test_a_misspelt_field_or_value_names_the_nearest(fields, near):

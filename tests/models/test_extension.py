@@ -75,7 +75,7 @@ def test_a_copy_takes_the_policies_of_the_package(relay, family, copied):
     "relay", [object(), hff.SpeculativeRelay, "auto"], ids=["object", "class", "text"]
 )
 def test_what_is_no_policy_is_refused(relay, copied):
-    with pytest.raises(ValueError, match="`relay` must be a `SpeculativeRelay`"):
+    with pytest.raises(ValueError, match="`relay` must be an instance of `SpeculativeRelay`"):
         greedy(copied, relay)
 
 
@@ -139,7 +139,7 @@ def test_without_the_package_nothing_is_faster():
         lambda: plain.load_cut(None, "gpt2", 0),
         lambda: plain.save(None, None, "folder", by_segment=True),
     ):
-        with pytest.raises(ImportError, match="pip install hf_familial"):
+        with pytest.raises(ImportError, match="needs the package `hf_familial`"):
             call()
 
 

@@ -22,14 +22,14 @@ from hf_familial.models.familial.configuration_familial import AutoMap, check_tr
         ({"num_exit_layers": 5}, "num_exit_layers"),
         ({"text_config": {"model_type": "qwen2", "num_hidden_layers": 10**9}}, "num_hidden_layers"),
         ({"text_config": {"model_type": "gpt2", "n_layer": 10**9}}, "n_layer"),
-        ({"text_config": LlamaConfig(num_hidden_layers=10**9), "exits": [10**9]}, "layers at most"),
+        ({"text_config": LlamaConfig(num_hidden_layers=10**9), "exits": [10**9]}, "layers or less"),
         (
             {
                 "text_config": {"model_type": "llama", "num_hidden_layers": 1000},
                 "exits": list(range(1, 1001)),
                 "num_exit_layers": 1000,
             },
-            "layers at most",
+            "layers or less",
         ),
     ],
 )

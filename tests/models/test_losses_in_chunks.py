@@ -233,5 +233,5 @@ def test_upstream_gradient_scales_and_second_backward_is_refused() -> None:
     total, _ = linear_cross_entropy(hidden, heads, targets, denominator, WEIGHTS, PLAIN)
     (tripled,) = torch.autograd.grad(3 * total, hidden[:1], retain_graph=True)
     torch.testing.assert_close(tripled, 3 * gradient)
-    with pytest.raises(RuntimeError, match="compute the loss again"):
+    with pytest.raises(RuntimeError, match="`backward` can run only once"):
         total.backward()

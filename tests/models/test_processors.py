@@ -279,7 +279,8 @@ def test_writing_without_drafts_is_said_once():
     family, ids = family_of(), token_ids(1, 12)
     asked = {"max_new_tokens": 4, "do_sample": False}
     with pytest.warns(
-        UserWarning, match=r"`test_processors\.Grammar` may remember.*`stateless = True`"
+        UserWarning,
+        match=r"`test_processors\.Grammar` may depend on earlier calls.*`stateless = True`",
     ) as seen:
         family.relay_generate(ids, logits_processor=LogitsProcessorList([Grammar()]), **asked)
     assert len([one for one in seen if "drafts" in str(one.message)]) == 1
@@ -331,5 +332,5 @@ def test_padding_without_a_padding_token_is_refused():
     family, ids = family_of(), token_ids(2, 12)
     family.generation_config.pad_token_id = None
     criteria = StoppingCriteriaList([Countdown([3, 4], torch.tensor([127]))])
-    with pytest.raises(ValueError, match="give `pad_token_id` too"):
+    with pytest.raises(ValueError, match="`pad_token_id` must be set"):
         family.relay_generate(ids, stopping_criteria=criteria, max_new_tokens=5)

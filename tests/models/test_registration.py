@@ -82,7 +82,7 @@ for lost, call in {
     try:
         call()
     except ImportError as error:
-        assert lost in str(error) and "pip install hf_familial" in str(error), error
+        assert lost in str(error) and "needs the package `hf_familial`" in str(error), error
     else:
         raise AssertionError(lost)
 

@@ -83,7 +83,7 @@ def test_half_precision_draws_no_other_text_but_at_ties():
 
 def test_drafts_are_prepared_ahead(monkeypatch):
     family, ids = family_of(), token_ids(1, 12)
-    with pytest.raises(ValueError, match="call `eval\\(\\)`"):
+    with pytest.raises(ValueError, match="Call `model.eval\\(\\)`"):
         family.train().prepare_drafts()
     family.eval().prepare_drafts()
     monkeypatch.setattr(_fused, "_agrees", None)  # to compare again would fail
@@ -252,14 +252,14 @@ def test_several_texts_of_one_prompt():
     ("asked", "message"),
     [
         ({"num_beams": 2}, "generation mode `beam_search`"),
-        ({"use_cache": False}, "lives in the cache"),
-        ({"exit_idx": 1}, "`SpeculativeRelay\\(exit_idx=1\\)`, not beside it"),
+        ({"use_cache": False}, "a relay needs the cache"),
+        ({"exit_idx": 1}, "to the policy instead, as in `SpeculativeRelay\\(exit_idx=1\\)`"),
         ({"cache_implementation": "static"}, "needs a `DynamicCache`"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
-        ({"relay": "fast"}, "`relay` must be a `SpeculativeRelay`.* got str"),
-        ({"relay": SpeculativeRelay(2)}, "must be shallower"),
-        ({"relay": ConfidenceRelay({2: 0.5})}, "go deeper one after the other"),
-        ({"prompt_lookup_num_tokens": 3}, "leave out `prompt_lookup_num_tokens`, and say how"),
+        ({"relay": "fast"}, "`relay` must be an instance of `SpeculativeRelay`.* got str"),
+        ({"relay": SpeculativeRelay(2)}, "be shallower than `exit_idx`"),
+        ({"relay": ConfidenceRelay({2: 0.5})}, "in increasing order"),
+        ({"prompt_lookup_num_tokens": 3}, "`prompt_lookup_num_tokens` has no effect"),
     ],
     ids=str,
 )
@@ -301,7 +301,7 @@ def test_the_hosts_early_exit_points_to_ours():
     ],
 )
 def test_a_policy_that_makes_no_sense(make):
-    with pytest.raises(ValueError, match="must|needs a rule"):
+    with pytest.raises(ValueError, match="must|needs `after` or"):
         make()
 
 
@@ -309,7 +309,7 @@ def test_a_prompt_that_the_cache_holds_already():
     family, ids = family_of(), token_ids(1, 12)
     past = DynamicCache(config=family.config.text_config)
     family(ids, past_key_values=past)
-    with pytest.raises(ValueError, match="must go beyond `past_key_values`, which holds 12"):
+    with pytest.raises(ValueError, match="must be longer than `past_key_values` .12 tokens"):
         family.relay_generate(ids, past_key_values=past, max_new_tokens=3)
 
 
@@ -331,6 +331,6 @@ def test_stats_say_when_a_relay_costs_more_than_plain_text(flops, noted):
         seconds=1.0,
     )
     assert bool(stats.note) == noted
-    assert ("more FLOPs than plain text, 1.50 times (20% of the drafts" in str(stats)) == noted
+    assert ("1.50 times the FLOPs of plain decoding (20% of the drafts" in str(stats)) == noted
     assert (stats.flops_saved is None, "FLOPs" in str(stats)) == (flops is None, flops is not None)
     assert str(stats).startswith("8 tokens of 1 rows in 6 rounds; 2 of 10 drafts accepted")

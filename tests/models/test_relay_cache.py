@@ -227,9 +227,9 @@ def test_a_ragged_cache_does_not_pass_for_a_plain_one():
     family, ids = tiny_family("llama", EXITS), token_ids(2, 20)
     cache = RelayCache(family, [0, 2])
     cache.feed(ids[:, :12])
-    with pytest.raises(ValueError, match="different numbers of tokens per layer"):
+    with pytest.raises(ValueError, match="same number of tokens in every layer"):
         family(ids[:, 12:13], past_key_values=cache.cache)
-    with pytest.raises(ValueError, match="same number of tokens, got \\[0, 12\\]"):
+    with pytest.raises(ValueError, match="same number of tokens in every layer, got \\[0, 12\\]"):
         RelayCache(family, [0, 2], cache.cache)
 
 
@@ -246,17 +246,17 @@ def test_what_cannot_be_relayed_is_refused_with_the_reason():
         RelayCache(recurrent, [0, 2], rollback=True)
     shallow = RelayCache(family, [0, 1])
     shallow.feed(token_ids(1, 4))
-    with pytest.raises(ValueError, match="ends at exit 1"):
+    with pytest.raises(ValueError, match="`to_plain` needs the family's deepest exit"):
         shallow.to_plain()
 
 
 @pytest.mark.parametrize(
     ("model_type", "reason"),
-    [("zamba2", "read the token embedding again"), ("xlstm", "it has no cache")],
+    [("zamba2", "use the token embedding again"), ("xlstm", "it does not use a cache")],
 )
 def test_hosts_whose_taps_are_not_enough(model_type, reason):
     family = tiny_family(model_type, EXITS)
-    with pytest.raises(ValueError, match=f"`{model_type}` cannot be relayed: .*{reason}"):
+    with pytest.raises(ValueError, match=f"`{model_type}` does not work with a relay: .*{reason}"):
         RelayCache(family, [0, 1])
 
 

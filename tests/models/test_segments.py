@@ -349,7 +349,7 @@ def test_a_ragged_cache_is_refused(model_type, private, order):
     family = family_of(model_type, num_exit_layers=private)
     cache = DynamicCache(config=family.config)
     family(token_ids(), past_key_values=cache, exit_idx=order[0])
-    with pytest.raises(ValueError, match="different numbers of tokens.*one cache per exit"):
+    with pytest.raises(ValueError, match="same number of tokens.*one cache per exit"):
         family(token_ids(2, 1), past_key_values=cache, exit_idx=order[1])
 
 
@@ -359,7 +359,7 @@ def test_a_ragged_static_cache_is_refused(model_type, private):
     family = family_of(model_type, num_exit_layers=private)
     cache = StaticCache(config=family.config, max_cache_len=32)
     family(token_ids(), past_key_values=cache, exit_idx=0)
-    with pytest.raises(ValueError, match="different numbers of tokens"):
+    with pytest.raises(ValueError, match="same number of tokens"):
         family(token_ids(2, 1), past_key_values=cache, exit_idx=2)
 
 
@@ -367,7 +367,7 @@ def test_a_ragged_cache_of_states_is_refused():
     family = family_of("mamba2")
     cache = DynamicCache(config=family.config)
     family(token_ids(), past_key_values=cache, exit_idx=0)
-    with pytest.raises(ValueError, match="different numbers of tokens"):
+    with pytest.raises(ValueError, match="same number of tokens"):
         family(token_ids(2, 1), past_key_values=cache, exit_idx=2)
 
 
@@ -378,7 +378,7 @@ def test_a_cache_of_the_deepest_exit_serves_shallower_ones_until_it_is_ragged():
     family(ids[:, :19], past_key_values=cache)
     found = family(ids[:, 19:], past_key_values=cache, exit_idx=0).logits
     assert difference(found, logits(family, ids, exit_idx=0)[:, -1:]) < 1e-5
-    with pytest.raises(ValueError, match="different numbers of tokens"):
+    with pytest.raises(ValueError, match="same number of tokens"):
         family(ids[:, :1], past_key_values=cache)
 
 
@@ -407,9 +407,7 @@ def test_a_cache_that_is_too_short_grows(private, exit_idx, make):
 )
 def test_a_cache_of_another_kind_cannot_hold_private_layers(make):
     family = family_of("llama", num_exit_layers=1)
-    with pytest.raises(
-        ValueError, match="of 4 layers cannot be extended to the 5 .*`DynamicCache`"
-    ):
+    with pytest.raises(ValueError, match="`DynamicCache`.*with 4 layers. This exit needs 5"):
         family(token_ids(), past_key_values=make(family.config), exit_idx=0)
     family(token_ids(), past_key_values=make(family.config), exit_idx=2)
     plain = family_of("llama")
@@ -439,10 +437,10 @@ def test_a_host_without_a_cache_says_so():
 def test_an_exit_out_of_range_names_the_range(exit_idx):
     family = family_of("llama")
     for call in (family, family.model, family.generate):
-        with pytest.raises(IndexError, match=rf"{exit_idx} is out of range.*\[1, 3, 4\].*-3 to 2"):
+        with pytest.raises(IndexError, match=rf"-3 and 2, got {exit_idx}.*\[1, 3, 4\]"):
             call(token_ids(), exit_idx=exit_idx)
     for ask in (family.head, family.member_parameters, family.model.member_view):
-        with pytest.raises(IndexError, match="out of range"):
+        with pytest.raises(IndexError, match="must be between"):
             ask(exit_idx)
 
 

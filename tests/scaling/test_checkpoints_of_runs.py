@@ -66,8 +66,8 @@ def test_what_is_guessed_is_said_and_the_user_decides(put):
     ) in reading.notes
     alone = load_runs(path, LAW, ColumnChoice(runs_are="independent"))
     assert alone.data.runs == RUNS * STEPS
-    assert "Every row counts as a run of its own (`--runs-are independent`)." in alone.notes
-    with pytest.raises(TableError, match="checkpoints, independent, got 'both'"):
+    assert "Every row counts as a separate run (`--runs-are independent`)." in alone.notes
+    with pytest.raises(TableError, match="checkpoints or independent, got 'both'"):
         load_runs(path, LAW, ColumnChoice(runs_are="both"))
 
 
@@ -108,14 +108,14 @@ def test_rows_without_names_are_clustered_by_size_if_the_user_says_so(put):
 def test_a_name_of_a_sweep_is_parted_by_size(put):
     reading = load_runs(put("run", lambda i, run, size: "sweep"), LAW)
     assert reading.data.runs == RUNS
-    assert any("stand with several N" in note for note in reading.notes)
+    assert any("have several N" in note for note in reading.notes)
 
 
 @pytest.mark.parametrize("empty", ["", "None", "nan", "NA"])
 def test_an_empty_column_of_runs_names_none(put, empty):
     reading = load_runs(put("run_id", lambda i, run, size: empty), LAW)
     assert len(reading.data) == reading.data.runs == RUNS * STEPS
-    assert "'run_id' is empty: each row is a run of its own." in reading.notes
+    assert "'run_id' is empty, so each row is a separate run." in reading.notes
 
 
 @pytest.mark.parametrize("empty", ["", "None", "nan", "NA"])
@@ -124,7 +124,7 @@ def test_rows_without_a_name_are_runs_of_their_own(put, empty):
     reading = load_runs(path, LAW)
     assert len(reading.data) == RUNS * STEPS
     assert reading.data.runs == RUNS + RUNS * STEPS // 2
-    assert "48 rows without 'run_id' are runs of their own." in reading.notes
+    assert "48 rows without 'run_id' count as separate runs." in reading.notes
 
 
 @pytest.mark.parametrize("empty", [None, float("nan"), ""])
@@ -140,7 +140,9 @@ def test_the_last_row_of_each_run_is_that_of_most_tokens(put):
     reading = load_runs(path, LAW, ColumnChoice(last_of_run=True))
     tokens = np.array([row[2] for row in rows()]).reshape(RUNS, STEPS)
     assert reading.data.columns["D"] == pytest.approx(tokens.max(1))
-    assert "Kept the last row of each of 8 runs; 88 earlier left out." in reading.notes
+    assert (
+        "The last row of each of 8 runs was kept. 88 earlier rows were left out." in reading.notes
+    )
     assert (reading.found, reading.used) == (RUNS * STEPS, RUNS)
 
 
@@ -150,4 +152,4 @@ def test_rows_are_chosen_by_conditions(put):
     assert "m3" not in reading.data.run_names
     assert reading.data.columns["D"].min() > 1e10
     assert reading.data.columns["N"].min() == 2e7
-    assert "12 rows left out, where not model != m3." in reading.notes
+    assert "12 rows were left out because they do not meet 'model != m3'." in reading.notes

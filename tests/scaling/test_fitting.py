@@ -271,9 +271,9 @@ def test_outliers_are_left_out_and_recorded(plain):
         ({"starts": {"gamma": 1.0}}, "not 'gamma'"),
         ({"fixed": {"alpha": 7.0}}, r"`alpha` must be in \[0, 5\], got 7"),
         ({"bounds": {"alpha": (0.5, 0.4)}}, r"must be \(low, high\)"),
-        ({"bounds": {"A": (-1.0, 5.0)}}, "`A` is positive"),
+        ({"bounds": {"A": (-1.0, 5.0)}}, "`bounds` of `A` must be 0 or more"),
         ({"tied": {"beta": "alpha", "alpha": "beta"}}, "tied to a parameter that is not"),
-        ({"tied": {"beta": "A"}}, "one weights a column"),
+        ({"tied": {"beta": "A"}}, "one is the weight of a column"),
         ({"tied": {"beta": "alpha"}, "fixed": {"beta": 0.3}}, "both fixed and tied"),
         ({"fixed": dict.fromkeys(["E", "A", "B", "alpha", "beta"], 1.0)}, "nothing to fit"),
         ({"weights": [1.0]}, "`weights` must be"),
@@ -302,7 +302,7 @@ def test_too_few_rows_and_sizes():
     with pytest.raises(TooFewError, match="5 rows cannot determine 5 parameters"):
         fit("hoffmann", five)
     two = NOISY["N"] < np.unique(NOISY["N"])[2]
-    with pytest.raises(TooFewError, match="`N` takes 2 values only"):
+    with pytest.raises(TooFewError, match="`N` has 2 different values only"):
         fit("hoffmann", {name: values[two] for name, values in NOISY.items()})
 
 
@@ -499,7 +499,7 @@ def test_repeated_data_are_a_warning_for_a_law_that_takes_them_for_new():
     found = [doubt for doubt in diagnose(fit(plain, rows)) if "repeat their data" in doubt]
     assert len(found) == 1
     assert "up to 50 times" in found[0]
-    assert "fit `muennighoff`" in found[0]
+    assert "Fit `muennighoff`" in found[0]
     fresh = {**rows, "D_unique": tokens}
     assert not any("repeat" in doubt for doubt in diagnose(fit(plain, fresh)))
 
@@ -521,4 +521,4 @@ def test_a_rule_is_fitted_to_the_best_of_the_settings_tried():
     assert answer.values == pytest.approx(dict(values), rel=1e-6)
     assert "has a lower loss" in answer.dropped[0].reason
     del rows["loss"]
-    assert any("the rule is of the best lr" in doubt for doubt in diagnose(fit(law, rows)))
+    assert any("the rule predicts the best lr" in doubt for doubt in diagnose(fit(law, rows)))

@@ -139,7 +139,7 @@ def test_too_few_budgets_and_sizes_are_refused():
     with pytest.raises(TooFewError, match="3 budgets, got 2") as caught:
         parabolas(**{name: column[:30] for name, column in rows.items()})
     assert (caught.value.what, caught.value.got) == ("budgets", 2)
-    with pytest.raises(TooFewError, match="4 sizes, got 3"):
+    with pytest.raises(TooFewError, match="4 different sizes, got 3"):
         parabolas(**{name: column.reshape(5, 15)[:, 6:9].ravel() for name, column in rows.items()})
 
 
@@ -250,5 +250,5 @@ def test_the_envelope_finds_the_exponent():
 
 
 def test_an_envelope_of_two_sizes_is_refused():
-    with pytest.raises(TooFewError, match="lead between"):
+    with pytest.raises(TooFewError, match="least loss between"):
         envelope(**trajectories(np.array([1e8, 1e9])))

@@ -151,7 +151,7 @@ def test_a_law_checks_itself():
         dataclasses.replace(law, nonlinear=(*law.nonlinear, law.linear[0]))
     with pytest.raises(ScalingError, match="low, high"):
         Parameter("a", "a", "upside down", (1.0, 0.0))
-    with pytest.raises(ScalingError, match="logs"):
+    with pytest.raises(ScalingError, match="negative"):
         Parameter("a", "a", "negative", (-1.0, 1.0), scale="log")
 
 

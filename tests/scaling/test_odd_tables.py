@@ -116,14 +116,17 @@ def test_a_table_is_read_as_its_writer_meant_it(put, text):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (WRITTEN["suffixes"], r"Read N from text in 'N': '27M' is 2.7e\+07\."),
-        (WRITTEN["decimal-commas"], r"Read loss from text in 'loss': '3,\d+' is 3"),
-        (WRITTEN["units-in-names"], r"Read N from 'Params \(M\)' in units of 1e6\."),
-        (WRITTEN["logarithms-in-names"], r"Read N from 'log10_N', a logarithm \(log10\)\."),
-        (WRITTEN["perplexity-by-name"], r"Took the logarithm of 'val_ppl', a perplexity"),
-        (WRITTEN["bits-by-name"], r"Turned 'loss_bits' from bits into nats"),
-        (WRITTEN["title-above"], r"Skipped line 1, a title or comment above the names\."),
-        (WRITTEN["wandb"], r"Left out line 26: status crashed\."),
+        (WRITTEN["suffixes"], r"N was read from text in 'N': '27M' is 2.7e\+07\."),
+        (WRITTEN["decimal-commas"], r"loss was read from text in 'loss': '3,\d+' is 3"),
+        (WRITTEN["units-in-names"], r"N was read from 'Params \(M\)' in units of 1e6\."),
+        (
+            WRITTEN["logarithms-in-names"],
+            r"N was read from 'log10_N', which is a logarithm \(log10\)\.",
+        ),
+        (WRITTEN["perplexity-by-name"], r"'val_ppl' is a perplexity, so the loss is its logarithm"),
+        (WRITTEN["bits-by-name"], r"'loss_bits' was converted from bits to nats"),
+        (WRITTEN["title-above"], r"Line 1 was skipped as a title or comment above the names\."),
+        (WRITTEN["wandb"], r"Line 26 was left out: the status is crashed\."),
     ],
 )
 def test_what_is_converted_is_said(put, text, words):
@@ -150,21 +153,24 @@ def test_compressed_and_encoded_files(put, tmp_path):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (gzip.compress(PLAIN.encode(), mtime=0)[:60], "is broken gzip, or was cut off"),
+        (gzip.compress(PLAIN.encode(), mtime=0)[:60], "is a damaged or incomplete gzip file"),
         (b"PK\x03\x04 and no more", "is a zip file that cannot be opened"),
-        (b"\xd0\xcf\x11\xe0" + bytes(50), "an Excel workbook: save the sheet as CSV"),
-        (b"\x28\xb5\x2f\xfd" + bytes(50), "compressed by zstd"),
+        (b"\xd0\xcf\x11\xe0" + bytes(50), "an Excel workbook. Save the sheet as CSV"),
+        (b"\x28\xb5\x2f\xfd" + bytes(50), "compressed with zstd"),
         (b"<!DOCTYPE html><table>", "is a web page"),
         (
             PLAIN.replace(".", ",").encode(),
-            r"holds no row.*not 3 cells but \d: if numbers are written as 2,85",
+            r"has no rows.*expected 3 cells, got \d. If numbers are written as 2,85",
         ),
         (b"[[1, 2], [3, 4]]", "lists without names"),
         (csv({"N": N, "D": D, "loss": ["low"] * 12}).encode(), "no number in 'loss'.*'low'"),
-        (csv({"N": N, "D": D, "loss": [""] * 12}).encode(), "no number in 'loss'.*it is empty"),
+        (
+            csv({"N": N, "D": D, "loss": [""] * 12}).encode(),
+            "no number in 'loss'.*all cells are empty",
+        ),
         (
             csv({"log N": np.log10(N), "D": D, "loss": LOSS}).encode(),
-            "no N but 'log N': say `--column 'N=log N'` with `--unit N=log10`",
+            "no N, but it has 'log N'. Pass `--column 'N=log N'` with `--unit N=log10`",
         ),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
@@ -210,8 +216,8 @@ def test_huge_integers_and_deep_nesting_cost_their_own_row(put):
     path = put("\n".join([*lines, huge, "[" * 100_000, '{"a":' * 100_000, '{"N": 1e9']))
     reading = load_runs(path, LAW)
     assert same(reading)
-    assert reading.notes[0] == "Left out lines 14, 15, 16: not one JSON object."
-    assert "Left out line 13: a number is not finite." in reading.notes
+    assert reading.notes[0] == "Lines 14, 15, 16 were left out: expected one JSON object."
+    assert "Line 13 was left out: a number is not finite." in reading.notes
 
 
 def test_names_of_runs_stay_as_they_are_written(put):
@@ -261,7 +267,7 @@ def test_blanks_behind_delimiters(put):
 
 def test_a_share_in_percent_is_refused(put):
     path = put(csv({"N": N, "D": D, "S": [0, 50, 90] * 4, "loss": LOSS}))
-    with pytest.raises(TableError, match="S = 0 to 90 looks like percent: say `--unit S=0.01`"):
+    with pytest.raises(TableError, match="S = 0 to 90 looks like percent. Pass `--unit S=0.01`"):
         load_runs(path, get_law("hossain"))
     data = load_runs(path, get_law("hossain"), ColumnChoice(units={"S": "0.01"})).data
     assert data.columns["S"].max() == pytest.approx(0.9)
@@ -294,7 +300,7 @@ def test_a_unit_that_is_not_told_is_refused_and_its_cure_works(put, columns, cur
     path = put(csv({**columns, "loss": LOSS}))
     with pytest.raises(TableError) as refusal:
         load_runs(path, LAW)
-    assert f"say `{cure}`" in str(refusal.value)
+    assert f"Pass `{cure}`" in str(refusal.value)
     units = dict(word.split("=") for word in cure.replace("--unit ", "").split())
     assert same(load_runs(path, LAW, ColumnChoice(units=units)))
 
@@ -307,7 +313,9 @@ def test_numbers_that_the_user_vouches_for_are_taken(put):
 
 def test_a_row_in_other_units_than_the_rest_is_named(put):
     mixed = [*N[:3], N[3] / 1e6, *N[4:]]
-    with pytest.raises(TableError, match=r"line 5: N = 180 is no number .* The other lines are f"):
+    with pytest.raises(
+        TableError, match=r"line 5: N = 180 is not a plausible number .* The other lines are p"
+    ):
         load_runs(put(csv({"N": mixed, "D": D, "C": C, "loss": LOSS})), LAW)
 
 
@@ -330,7 +338,7 @@ def test_a_loss_that_is_none_is_refused(put, loss, cure):
 
 
 def test_an_accuracy_is_no_loss(put):
-    with pytest.raises(TableError, match="'loss' grows with N and D, as an accuracy does"):
+    with pytest.raises(TableError, match="'loss' grows with N and D, like an accuracy"):
         load_runs(put(csv({"N": N, "D": D, "loss": 1 / LOSS})), LAW)
 
 

@@ -233,7 +233,7 @@ def test_a_plan_for_a_loss(family):
     back = plan(family, loss=forward.loss.value, G=2)
     assert back.C == pytest.approx(2e20, rel=1e-6)
     assert back.N.value == pytest.approx(forward.N.value, rel=1e-5)
-    with pytest.raises(ScalingError, match="no budget reaches a loss of 1.0:"):
+    with pytest.raises(ScalingError, match="No budget reaches a loss of 1.0:"):
         plan(family, loss=1.0)
 
 
@@ -383,7 +383,10 @@ def test_a_prediction_outside_the_runs_warns(family, recwarn):
 def test_given_coefficients_have_no_intervals():
     found = plan(KNOWN, C=1e20)
     assert found.N.interval is None
-    assert "no intervals: the coefficients of `familial` are given." in found.notes
+    assert (
+        "The coefficients of `familial` are published values, so there are no intervals."
+        in found.notes
+    )
     with pytest.raises(ScalingError, match="not 'other'"):
         PublishedFit.published(HOFFMANN, "other")
 
@@ -395,7 +398,7 @@ def test_given_coefficients_have_no_intervals():
         ({"C": 1e20, "loss": 2.0}, "either `C` or `loss`, not both"),
         ({"C": -1.0}, "`C` must be positive"),
         ({"C": 1e20, "G": 0}, "`G` must be 1 or more"),
-        ({"C": 1e20, "G": 2, "members": (1.0,)}, "must give 2 sizes"),
+        ({"C": 1e20, "G": 2, "members": (1.0,)}, "must contain 2 sizes"),
     ],
 )
 def test_wrong_arguments(arguments, words):
@@ -435,7 +438,7 @@ def test_a_loss_below_the_floor_is_no_question_of_budget():
 
 @pytest.mark.parametrize(("asked", "got"), [({}, "neither"), ({"C": 1e20, "loss": 2.0}, "both")])
 def test_a_plan_is_for_a_budget_or_for_a_loss(asked, got):
-    with pytest.raises(ScalingError, match=f"either `C` or `loss`, not both; got {got}"):
+    with pytest.raises(ScalingError, match=f"either `C` or `loss`, not both, got {got}"):
         plan(KNOWN, **asked)
 
 

@@ -106,7 +106,7 @@ def test_columns_without_numbers_are_left_out_unless_needed():
     assert left.columns["C"].tolist() == [1, 3]
     assert left.rows.tolist() == [0, 2]
     assert [(row.row, row.reason) for row in left.dropped] == [(1, "a number is missing")]
-    with pytest.raises(ScalingError, match="`name` must hold one number"):
+    with pytest.raises(ScalingError, match="`name` must have one number"):
         RunTable.read(table, needed=["name"])
     with pytest.raises(ScalingError, match="same length"):
         RunTable.read({**COLUMNS, "C": [1.0]})

@@ -112,7 +112,7 @@ def test_lines_that_are_no_rows_are_named(tmp_path):
     table = read_table(path)
     assert list(table.columns["N"]) == [1, 4]
     assert table.lines == (1, 5)
-    assert table.notes == ("Left out lines 3, 4, 6: not one JSON object.",)
+    assert table.notes == ("Lines 3, 4, 6 were left out: expected one JSON object.",)
 
 
 def test_a_quote_left_open_costs_its_own_line_only(tmp_path):
@@ -120,7 +120,7 @@ def test_a_quote_left_open_costs_its_own_line_only(tmp_path):
     path.write_text('N,D,loss\n1,2,3\n4,"5,6\n7,8,9\n1,2\n')
     table = read_table(path)
     assert list(table.columns["N"]) == [1, 7]
-    assert table.notes == ("Left out lines 3, 5: not 3 cells.",)
+    assert table.notes == ("Lines 3, 5 were left out: expected 3 cells.",)
 
 
 @pytest.mark.parametrize(
@@ -128,16 +128,16 @@ def test_a_quote_left_open_costs_its_own_line_only(tmp_path):
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "is binary; runs come as CSV, JSON lines or parquet"),
-        (bytes(range(128, 256)), "is binary"),
-        (b"PAR1 and no more", "is broken parquet"),
-        (b"N,D,loss\n", "holds no row"),
-        (b"1,2,3\n4,5,6\n", "has no names in its first line, got 1, 2, 3"),
-        (b"N,D,N\n4,5,6\n", "names a column twice: N"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is a binary file. Save the runs as CSV, JSON lines or parquet"),
+        (bytes(range(128, 256)), "is a binary file"),
+        (b"PAR1 and no more", "is a damaged parquet file"),
+        (b"N,D,loss\n", "has no rows"),
+        (b"1,2,3\n4,5,6\n", "must have column names in its first line, got 1, 2, 3"),
+        (b"N,D,N\n4,5,6\n", "has two columns with the name N"),
         (b'{"law": "hoffmann",\n "fit": {}}', "is one JSON object with law, fit"),
         (b"[1, 2", "is not JSON"),
-        (b"[1, 2]", "holds no row. Left out items 1, 2: not an object"),
-        (b"{\n{\n", "holds no row. Left out lines 1, 2"),
+        (b"[1, 2]", "has no rows. Items 1, 2 were left out: expected an object"),
+        (b"{\n{\n", "has no rows. Lines 1, 2 were left out"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path, content, match):
@@ -166,7 +166,7 @@ def test_names_people_use(tmp_path):
         "C": "Training FLOP",
         "D": "C / (6 N)",
     }
-    assert reading.notes == ("D is not in the file: C / (6 N).",)
+    assert reading.notes == ("D is not in the file, so D = C / (6 N).",)
 
 
 def test_a_mapping_goes_before_every_guess(tmp_path):
@@ -176,7 +176,7 @@ def test_a_mapping_goes_before_every_guess(tmp_path):
     data = load_runs(path, DENSE, choice).data
     assert data.columns["N"].tolist() == [1e7, 2e7]
     assert data.loss.tolist() == [3, 4]
-    message = "no column 'depth' for N; it has N, width, D, loss, nll"
+    message = "no column 'depth' for N. Its columns are N, width, D, loss, nll"
     with pytest.raises(TableError, match=message):
         load_runs(path, DENSE, ColumnChoice(columns={"N": "depth"}))
 
@@ -186,14 +186,18 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path):
     path.write_text("size,loss\n1,2\n")
     with pytest.raises(
         TableError,
-        match=r"no column for D, G; it has size, loss. Name one with `--column D=COLUMN`",
+        match=r"no column for D, G. Its columns are size, loss. Name one with `--column D=COLUMN`",
     ):
         load_runs(path, FAMILIAL)
     path.write_text("N,D,loss\nsmall,2e9,3\nlarge,2e9,3\n")
-    with pytest.raises(TableError, match="has no number in 'N', taken for N: 'small', 'large'"):
+    with pytest.raises(
+        TableError, match="has no number in 'N', the column used for N: 'small', 'large'"
+    ):
         load_runs(path, DENSE)
     path.write_text("N,D\n1,2\n")
-    with pytest.raises(TableError, match="no loss 'mean'; it has N, D. Ask for mean, final"):
+    with pytest.raises(
+        TableError, match="no loss 'mean'. Its columns are N, D. Choose mean, final"
+    ):
         load_runs(path, DENSE)
 
 
@@ -221,8 +225,8 @@ def test_choices_of_runs_jsonl(runs, choice, n, loss):
 @pytest.mark.parametrize(
     ("choice", "match"),
     [
-        (ColumnChoice(size="all"), "N is one of total, non_embedding, active, got 'all'"),
-        (ColumnChoice(loss="median"), "no loss 'median'; it has run_id, "),
+        (ColumnChoice(size="all"), "`size` must be total, non_embedding or active, got 'all'"),
+        (ColumnChoice(loss="median"), "no loss 'median'. Its columns are run_id, "),
     ],
 )
 def test_choices_that_are_not_offered(runs, choice, match):
@@ -246,15 +250,15 @@ def test_runs_that_do_not_count_are_named(runs):
     assert reading.data.run_names == ("run-0", "run-1")
     assert reading.data.loss.tolist() == [pytest.approx(2.9), 2.5]
     assert reading.notes == (
-        "Left out line 7: not one JSON object.",
-        "Left out line 3: status failed.",
-        "Left out line 5: status diverged.",
-        "Left out line 2: the same run comes again later.",
-        "Left out line 4: a number is missing.",
+        "Line 7 was left out: expected one JSON object.",
+        "Line 3 was left out: the status is failed.",
+        "Line 5 was left out: the status is diverged.",
+        "Line 2 was left out: the same run appears again later.",
+        "Line 4 was left out: a number is missing.",
     )
     kept = load_runs(path, DENSE, ColumnChoice(statuses=("finished", "diverged"))).data
     assert kept.run_names == ("run-0", "run-4", "run-1")
-    with pytest.raises(TableError, match="no run of status stopped, only finished, failed, div"):
+    with pytest.raises(TableError, match="no run with status stopped, only finished, failed, div"):
         load_runs(path, DENSE, ColumnChoice(statuses=("stopped",)))
 
 
@@ -288,11 +292,11 @@ def test_what_a_law_cannot_take_is_left_out(tmp_path):
     assert reading.data.columns["N"].tolist() == [1e6, 3e6]
     assert reading.data.run_names == ("line 3", "line 7")
     assert reading.notes == (
-        "C is not in the file: 6 N D.",
-        "Left out line 6: a copy of a later row.",
-        "Left out line 2: `G` must be >= 1 and finite.",
-        "Left out line 4: `N` must be > 0 and finite.",
-        "Left out line 5: a number is missing.",
+        "C is not in the file, so C = 6 N D.",
+        "Line 6 was left out: a later row is the same.",
+        "Line 2 was left out: `G` must be >= 1 and finite.",
+        "Line 4 was left out: `N` must be > 0 and finite.",
+        "Line 5 was left out: a number is missing.",
     )
 
 

@@ -332,7 +332,7 @@ def compare_loaded(rank: int, folder: Path) -> None:
         compare_half(fields)
     # what else takes part in a head is not left out
     two.lm_head.register_forward_hook(lambda module, args, output: output + 1)
-    with pytest.raises(ValueError, match="distillation needs plain linear heads"):
+    with pytest.raises(ValueError, match="`distillation` needs unquantised linear heads"):
         two(**rows_of(2), distillation=Distillation(1.0, 2.0), skip_logits=True)
 
 
@@ -382,7 +382,7 @@ def compare_tensor_parallel(rank: int, folder: Path) -> None:
         # each process sums its part of a product: in another order than one alone
         found = {name: whole(value) for name, value in found.items()}
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="distillation needs .* whole in each process"):
+    with pytest.raises(ValueError, match="`distillation` needs .* in each process"):
         two(**rows, distillation=Distillation(1.0))
     with pytest.raises(ValueError, match="sharded over several processes"):
         export_exit(two, 0, folder / f"member{rank}")

@@ -93,7 +93,7 @@ def test_an_evaluation_without_a_target_says_so(
     assert record.status == "finished"
     assert record.eval_loss_exits is record.eval_loss_mean is None
     assert record.loss_final is not None
-    assert "was never evaluated" in caplog.text
+    assert "has no evaluation loss" in caplog.text
 
 
 def test_the_best_model_is_found_beside_a_batch_without_a_target(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Hub and members of a family: export, push, describe, choose, import."""
+"""Export of members, pushes to the Hub, descriptions of families, and importers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .importers import from_layerskip, import_ruyi, open_ruyi
     from .push import Pushed, PushReport, push_exits_to_hub, push_family_to_hub
 
-# imported when it is first asked for: torch and transformers take seconds
+# imported on first use, because importing torch and transformers takes seconds
 _MODULES = {
     "._cards": ("RepoRevision",),
     "._client": ("Retry",),

@@ -1,4 +1,4 @@
-"""Model cards: what a repository of a family or of one member says of itself."""
+"""Model cards of families and members on the Hub."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import jinja2
 import yaml  # type: ignore[import-untyped]
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .._wording import metric
+from .._wording import count, metric
 from .description import ExitDescription, FamilyDescription
 
 
 TAGS = ("familial", "early-exit")
 
-# what stands between these is written anew by every push; the rest of a card is its owner's
+# every push replaces the text between these marks; all other text of a card belongs to its owner
 BEGIN = "<!-- hf_familial: written by push, up to the end mark -->"
 END = "<!-- hf_familial: end -->"
 
-# fields of a card's metadata that are its owner's once they are there
+# metadata fields that a push does not change once the owner has set them
 OWNERS = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag")
 
 
 @dataclass(frozen=True)
 class RepoRevision:
-    """A repository on the Hub, and a branch of it if not the main one.
+    """A repository on the Hub, or one branch of it.
 
     Attributes:
-        repo_id (`str`): Repository.
-        revision (`str`, *optional*): Its branch.
+        repo_id (`str`): Id of the repository, such as `"me/family"`.
+        revision (`str`, *optional*): Name of the branch. `None` is the main branch.
     """
 
     repo_id: str
@@ -41,18 +41,18 @@ class RepoRevision:
 
     @property
     def arguments(self) -> str:
-        """As written in a call of `from_pretrained`."""
+        """The arguments in a call of `from_pretrained`."""
         suffix = f', revision="{self.revision}"' if self.revision else ""
         return f'"{self.repo_id}"{suffix}'
 
     @property
     def name(self) -> str:
-        """As messages have it: `user/name`, or `user/name@branch`."""
+        """The name in messages: `user/name`, or `user/name@branch`."""
         return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
 
     @property
     def link(self) -> str:
-        """As written in Markdown."""
+        """A link in Markdown."""
         if self.revision is None:
             return f"[{self.repo_id}](https://huggingface.co/{self.repo_id})"
         url = f"https://huggingface.co/{self.repo_id}/tree/{self.revision}"
@@ -60,14 +60,14 @@ class RepoRevision:
 
     @property
     def title(self) -> str:
-        """As a heading: the name without the user."""
+        """The name in headings, without the user."""
         name = self.repo_id.split("/")[-1]
         return f"{name} ({self.revision})" if self.revision else name
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """The base that a family comes from, and where the family, members and licence are."""
+    """The origin of a family: its base model, its repository, its members and its licence."""
 
     base_model: str | None = None
     family: RepoRevision | None = None
@@ -82,7 +82,7 @@ def member_card(
     architecture: str,
     tokenizer: bool = True,
 ) -> ModelCard:
-    """Write the card of a plain member that a class `architecture` loads."""
+    """Return the card of a member exported as a plain model of the class `architecture`."""
     repo, row = provenance.members[exit_idx], family.exits[exit_idx]
     base = provenance.base_model or (provenance.family.repo_id if provenance.family else None)
     shallower = [provenance.members[k] for k in sorted(provenance.members) if k < exit_idx]
@@ -105,17 +105,17 @@ def member_card(
 def family_card(
     family: FamilyDescription, provenance: Provenance, tokenizer: bool = True
 ) -> ModelCard:
-    """Write the card of the family at `provenance.family`."""
+    """Return the card of the family in the repository `provenance.family`."""
     repo = provenance.family
     if repo is None:
-        raise ValueError("`provenance.family` must say where the family is, got None.")
+        raise ValueError("`provenance.family` must be the family's repository, got None.")
     base = provenance.base_model if provenance.base_model != repo.repo_id else None
     rows = family.exits
     return _card("family", family, provenance, repo, repo, base, rows, tokenizer=tokenizer)
 
 
 def index_card(family: FamilyDescription, provenance: Provenance, repo_id: str) -> ModelCard:
-    """Write the card of a repository that holds members in its branches, and nothing else."""
+    """Return the card of a repository whose branches have members and whose main is empty."""
     example = next(iter(provenance.members.values()))
     repo, base = RepoRevision(repo_id), provenance.base_model
     return _card("index", family, provenance, repo, example, base, [])
@@ -131,10 +131,10 @@ def _card(
     rows: Sequence[ExitDescription],
     **more: Any,
 ) -> ModelCard:
-    """Fill the template `card.md.j2` and the metadata; `shown` is what its example loads."""
+    """Fill the template `card.md.j2` and the metadata. The code on the card loads `shown`."""
     fields: dict[str, Any] = dict(provenance.licence)
     if base:
-        # of the relations that the Hub knows, the one for weights trained further
+        # on the Hub, this relation means that training continued from the base model
         fields |= {"base_model": base, "base_model_relation": "finetune"}
     data = ModelCardData(
         library_name="transformers",
@@ -155,7 +155,7 @@ def _card(
         provenance=provenance,
         base=RepoRevision(provenance.base_model) if provenance.base_model else None,
         table=[_cells(row, provenance, repo) for row in family.exits],
-        metric=metric,
+        count=count,
         **more,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{BEGIN}\n\n{text.strip()}\n\n{END}\n")
@@ -174,7 +174,7 @@ def _cells(row: ExitDescription, provenance: Provenance, this: RepoRevision) -> 
 
 
 def _results(rows: Sequence[ExitDescription]) -> list[EvalResult]:
-    """Return losses and perplexities as the Hub's model index has them."""
+    """Return losses and perplexities for the `model-index` metadata of the Hub."""
     results = []
     for row in rows:
         if row.eval_loss is None:
@@ -199,12 +199,12 @@ def _results(rows: Sequence[ExitDescription]) -> list[EvalResult]:
 
 
 def merge_card(card: ModelCard, owned: str | None) -> str:
-    """Return the card that is there, its marked part written anew."""
+    """Return the owner's existing card `owned`, with the marked part replaced by that of `card`."""
     fresh = card.data.to_dict()
     metadata, text = _split(owned or "")
     kept = {name: metadata[name] for name in OWNERS if name in metadata}
     tags = {"tags": _merged(fresh.get("tags"), metadata.get("tags"))}
-    # from the last begin mark before an end mark: one without the other is no part
+    # match from the last begin mark before an end mark; one mark without the other does not count
     marked = re.compile(f"{re.escape(BEGIN)}(?:(?!{re.escape(BEGIN)}).)*?{re.escape(END)}", re.S)
     part = card.text.strip()
     if marked.search(text):
@@ -216,12 +216,12 @@ def merge_card(card: ModelCard, owned: str | None) -> str:
 
 
 def read_metadata(text: str | None) -> dict[str, Any]:
-    """Return the metadata of a card, empty where there is none that can be read."""
+    """Return the metadata of a card. It is empty if the card has none that can be read."""
     return _split(text or "")[0]
 
 
 def _split(text: str) -> tuple[dict[str, Any], str]:
-    """Return metadata and body of a card."""
+    """Return the metadata and the body of a card."""
     match = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
     if match is None:
         return {}, text

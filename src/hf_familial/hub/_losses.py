@@ -1,4 +1,4 @@
-"""Losses that training left beside a checkpoint."""
+"""Evaluation losses that training saved with a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ._source import Source
 
 
 def read_losses(source: Source, config: FamilialConfig) -> list[float | None] | None:
-    """Return the loss of every exit in nats per token, where a checkpoint records it."""
-    # what tuning measured, the last evaluation of the trainer, the last run with these exits
+    """Return the saved loss of each exit in nats per token, or `None` if there is none."""
+    # The order is: members.json, exits.json, the trainer's last evaluation, the last run.
     for read in (_from_members, _from_evaluation, _from_trainer, _from_runs):
         losses = read(source, config)
         if losses and len(losses) == config.num_exits and any(x is not None for x in losses):
@@ -51,7 +51,7 @@ def _from_runs(source: Source, config: FamilialConfig) -> list[float | None]:
         try:
             run = RunRecord.from_dict(json.loads(line))
         except (RunRecordError, ValueError):
-            continue  # a line that a crash cut off is of no use here
+            continue  # skip a line that a crash cut off
         if list(run.exits) == config.exits and run.eval_loss_exits:
             return list(run.eval_loss_exits)
     return []

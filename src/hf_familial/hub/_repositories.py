@@ -1,4 +1,4 @@
-"""The Hub as a push uses it: repositories, commits and collections."""
+"""Repositories, commits and collections on the Hub, for pushes."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from .description import FamilyDescription
 logger = logging.getLogger(__name__)
 
 LICENCE = ("license", "license_name", "license_link")
-# of a model that was there before: loaders would find them beside the new one
+# files of an older model, which a push deletes, because `from_pretrained` could load them
 WEIGHTS = re.compile(r"[^/]+\.(safetensors|safetensors\.index\.json)")
-# what the Hub puts into every repository
+# files that the Hub puts into every repository
 KEPT = frozenset({".gitattributes"})
-# the Hub's own limits for a collection
+# maximum number of characters that the Hub allows for a collection
 TITLE, DESCRIPTION = 60, 150
 
 
 @dataclass(frozen=True)
 class Hub:
-    """The Hub for one token; every request is sent again where that may help."""
+    """The Hub, seen with one token. Failed requests are repeated if they may succeed later."""
 
     api: HfApi
     retry: Retry | None
 
     def full_name(self, repo_id: str) -> str:
-        """Return `user/name`, the user being the token's where none is given."""
+        """Return `user/name`. If `repo_id` has no user, use the owner of the token."""
         if not isinstance(repo_id, str) or not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo_id):
             raise ValueError(f"`repo_id` must look like `user/name`, got {repo_id!r}.")
         if "/" in repo_id:
             return repo_id
-        return f"{request('ask whose token it is', self.api.whoami, self.retry)['name']}/{repo_id}"
+        return f"{request('look up the user', self.api.whoami, self.retry)['name']}/{repo_id}"
 
     def source(self, repo: RepoRevision) -> Source:
-        """Return the files of a repository, to read."""
+        """Return a repository or branch as a checkpoint to read."""
         token, endpoint = self.api.token, self.api.endpoint
         return Source(repo.repo_id, None, repo.revision, token, endpoint, self.retry)
 
     def provenance(self, base_model: str | None, card: str | None, repo_id: str) -> Provenance:
-        """Return base, licence and family as far as they are given, in a card or in the base's."""
+        """Return base model, licence and family, as far as the arguments and cards contain them."""
         metadata: Mapping[str, Any] = read_metadata(card)
         said = metadata.get("base_model")
         said = said[0] if isinstance(said, list) and said else said
@@ -67,11 +67,11 @@ class Hub:
         return Provenance(base, self._family_at(repo_id), licence=licence)
 
     def _metadata_of(self, repo_id: str) -> Mapping[str, Any]:
-        """Read a card that may not be there, or not for us."""
+        """Return the metadata of a card, or nothing if the card cannot be read."""
         try:
             return read_metadata(self.source(RepoRevision(repo_id)).read_text("README.md"))
         except (HubError, ValueError) as error:
-            logger.warning("The licence of `%s` is not known: %s", repo_id, error)
+            logger.warning("The licence of `%s` is unknown: %s", repo_id, error)
             return {}
 
     def _family_at(self, repo_id: str) -> RepoRevision | None:
@@ -82,7 +82,7 @@ class Hub:
         return RepoRevision(repo_id)
 
     def holds(self, repo: RepoRevision) -> bool:
-        """Return whether there is such a repository and branch."""
+        """Return whether a repository or branch exists."""
         ask = partial(self.api.model_info, repo.repo_id, revision=repo.revision)
         try:
             request(f"look for `{repo.repo_id}`", ask, self.retry)
@@ -91,7 +91,7 @@ class Hub:
         return True
 
     def create(self, repo: RepoRevision, private: bool | None) -> None:
-        """Make a repository, or a branch of one that is there, unless it exists."""
+        """Create a repository, or a branch of an existing repository, unless it exists."""
         name = repo.repo_id
         if repo.revision is None:
             make = partial(self.api.create_repo, name, private=private, exist_ok=True)
@@ -103,7 +103,10 @@ class Hub:
     def write_card(
         self, card: ModelCard, folder: Path, repo: RepoRevision, draft: str | None
     ) -> None:
-        """Write a card, with what its owner wrote in the repository or, before that, in a draft."""
+        """Write a card to `folder`, merged with the owner's card.
+
+        The owner's card comes from the repository. If the repository has none, `draft` is used.
+        """
         owned = self.source(repo).read_text("README.md")
         text = merge_card(card, draft if owned is None else owned)
         (folder / "README.md").write_text(text, encoding="utf-8")
@@ -111,19 +114,20 @@ class Hub:
     def mirror(
         self, folder: Path, repo: RepoRevision, message: str, alone: bool = False
     ) -> tuple[str, bool, tuple[str, ...]]:
-        """Make a branch hold a folder's files in one commit; make none if it does.
+        """Upload a folder to a branch in one commit, or in none if nothing has changed.
 
-        Weights and remote code of an older checkpoint go, with `alone` every other file. Returns
-        the id of the newest commit, whether it was made here, and the files that it brought.
+        The commit deletes the weights and the remote code of an older checkpoint. If `alone` is
+        true, it deletes all other files too. Return the id of the newest commit, whether this call
+        created it, and the uploaded files.
         """
         files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*"))}
         files = {name: path for name, path in files.items() if path.is_file()}
-        # kept over the tries: they know what has been uploaded
+        # reused in every try, because these objects record finished uploads
         additions = {name: CommitOperationAdd(name, str(path)) for name, path in files.items()}
         sent: list[tuple[str, ...]] = []
 
-        # Compared before every try: a commit whose answer was lost is found and not made twice. It
-        # names its parent: one that the Hub still works on is not made twice either.
+        # Compare before every try, so that a commit whose answer was lost is not repeated. The
+        # commit names its parent, so that one still in progress on the Hub is not repeated either.
         def compare_and_commit() -> tuple[str, bool, tuple[str, ...]]:
             head = self.api.model_info(repo.repo_id, revision=repo.revision).sha
             remote = self._tree(repo.repo_id, head)
@@ -149,12 +153,12 @@ class Hub:
         return request(what, compare_and_commit, self.retry, uploads=True)
 
     def _tree(self, repo_id: str, revision: str | None) -> Mapping[str, RepoFile]:
-        """Return every file of a commit by its path."""
+        """Return all files of a commit, with their paths as keys."""
         found = self.api.list_repo_tree(repo_id, revision=revision, recursive=True)
         return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
 
     def _model_code(self, repo_id: str, revision: str | None) -> set[str]:
-        """Return the files of code that a commit's config names, and what they import."""
+        """Return the code files that the config of a commit names, and the files they import."""
         wanted = ["config.json", "*.py"]
         folder = self.api.snapshot_download(repo_id, revision=revision, allow_patterns=wanted)
         try:
@@ -168,9 +172,9 @@ class Hub:
     def collect(
         self, repo_id: str, family: FamilyDescription, provenance: Provenance, private: bool
     ) -> str:
-        """Gather a family and its members in one collection, which may be there already."""
+        """Add a family and its members to one collection. Create it if it does not exist."""
         owner, name = repo_id.split("/")
-        text = f"Members of one family on a {family.backbone} backbone: train once, deploy many."
+        text = f"Language models of different depth that share one {family.backbone} backbone."
         notes = {provenance.family.repo_id: "The whole family"} if provenance.family else {}
         for k, repo in provenance.members.items():
             row = family.exits[k]
@@ -198,17 +202,18 @@ class Hub:
                 request(f"add `{item}` to the collection `{found.slug}`", add, self.retry)
         except HubError as error:
             raise type(error)(
-                f"every member is pushed, but {error} To do without, push with `collection=False`."
+                f"every member is pushed, but {error} To push without a collection, pass "
+                "`collection=False`."
             ) from error
         return found.slug
 
 
 def _is_same(path: Path, remote: RepoFile | None) -> bool:
-    """Return whether a file has the content that the Hub has, by size and hash."""
+    """Return whether a local file and the file on the Hub have the same size and hash."""
     size = path.stat().st_size
     if remote is None or (remote.lfs.size if remote.lfs else remote.size) != size:
         return False
     if remote.lfs:
         return file_digest(path) == remote.lfs.sha256
-    # as git names a blob
+    # the hash that git computes for a file
     return file_digest(path, b"blob %d\0" % size, "sha1") == remote.blob_id

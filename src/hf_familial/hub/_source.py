@@ -1,4 +1,4 @@
-"""A checkpoint in a folder or on the Hub, read as far as possible without its weights."""
+"""Checkpoints in a folder or on the Hub, read without their weights where possible."""
 
 from __future__ import annotations
 
@@ -33,13 +33,16 @@ from ._client import Retry, request
 
 logger = logging.getLogger(__name__)
 
-# downloads are tried again by the client itself
+# the Hub client itself retries downloads
 ONCE = Retry(attempts=1)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder, or a repository where `folder` is `None`, read when something is asked of it."""
+    """A checkpoint in a folder, or in a Hub repository if `folder` is `None`.
+
+    Nothing is read until a method needs it.
+    """
 
     name: str  # path of the folder, or id of the repository
     folder: Path | None
@@ -47,26 +50,29 @@ class Source:
     token: str | bool | None = None
     endpoint: str | None = None
     retry: Retry | None = None
-    guessed: bool = False  # whether it is a repository because no folder has this name
+    guessed: bool = False  # true if no folder has this name, so it must be a repository
 
     @property
     def called(self) -> str:
-        """Its name as messages have it."""
-        how = " (no folder here is called that, so it was taken for a repository on the Hub)"
+        """The name in messages."""
+        how = " (there is no folder with this name, so it must be a repository on the Hub)"
         return f"`{self.name}`{how if self.guessed else ''}"
 
     @property
     def api(self) -> HfApi:
-        """The client."""
+        """The Hub client."""
         return HfApi(endpoint=self.endpoint, token=self.token)
 
     def read_text(self, filename: str) -> str | None:
-        """Return a small file, or `None` if there is none of that name."""
+        """Return the text of a small file, or `None` if the file does not exist."""
         path = self._local(filename) if self.folder is None else own_file(self.folder, filename)
         return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
 
     def read_json(self, filename: str) -> Any:
-        """Return a small file of JSON, or `None`; raise `ValueError` if it is not JSON."""
+        """Return the content of a JSON file, or `None` if the file does not exist.
+
+        Raise `ValueError` if the file is not JSON.
+        """
         text = self.read_text(filename)
         try:
             return None if text is None else json.loads(text)
@@ -74,7 +80,7 @@ class Source:
             raise ValueError(f"`{filename}` of `{self.name}` is not JSON: {error}.") from None
 
     def _local(self, filename: str) -> Path | None:
-        """Return a file of the repository, downloaded unless it is in the client's cache."""
+        """Return the local path of a file of the repository. Download the file if necessary."""
         what = f"read `{filename}` of {self.called}"
         load = partial(self.api.hf_hub_download, self.name, filename, revision=self.revision)
         try:
@@ -82,13 +88,13 @@ class Source:
         except LocalEntryNotFoundError as error:
             raise HubUnavailableError(
                 f"could not {what}: the Hub does not answer ({error.__cause__}), and the file is "
-                "not in the cache."
+                "not in the local cache."
             ) from error
         except EntryNotFoundError:
             return None
 
     def cached(self) -> Source | None:
-        """Return the folder of the repository in the client's cache, or `None`."""
+        """Return the copy of the repository in the local cache, or `None`."""
         try:
             found = snapshot_download(self.name, revision=self.revision, local_files_only=True)
         except LocalEntryNotFoundError:
@@ -96,36 +102,36 @@ class Source:
         return replace(self, folder=Path(found))
 
     def config(self) -> FamilialConfig:
-        """Read the family's config; raise if there is none, or it is not a family's."""
+        """Read the config of the family. Raise if there is no config or it is not a family."""
         fields = self.read_json("config.json")
         if fields is None:
             raise FileNotFoundError(
-                f"{self.called} holds no `config.json`: it is not a checkpoint. A family is what "
-                "`save_pretrained` or `push_family_to_hub` leaves."
+                f"{self.called} has no `config.json`, so it is not a checkpoint. Pass a family "
+                "that `save_pretrained` or `push_family_to_hub` wrote."
             )
         model_type = fields.get("model_type") if isinstance(fields, dict) else None
         if model_type != FamilialConfig.model_type:
             raise ValueError(
-                f"`{self.name}` is a `{model_type}`, not a family: "
-                "`FamilialForCausalLM.from_backbone` makes a family of it."
+                f"`{self.name}` is a `{model_type}`, not a family. Turn it into a family with "
+                "`FamilialForCausalLM.from_backbone`."
             )
-        # as the host reads them from a file: infinities are spelled out in JSON
+        # Transformers writes infinite numbers as strings, because JSON has none
         return FamilialConfig.from_dict(FamilialConfig._decode_special_floats(fields))
 
     def tensors(self) -> dict[str, TensorEntry] | None:
-        """Read the headers of its safetensors files; `None` if there is none or one is missing."""
+        """Read the headers of all safetensors files. Return `None` if a file is missing."""
         return (self._on_hub() if self.folder is None else self._in_folder(self.folder)) or None
 
     def _in_folder(self, folder: Path) -> dict[str, TensorEntry]:
-        single = own_file(folder, SINGLE).is_file()  # the loader looks for it first
+        single = own_file(folder, SINGLE).is_file()  # `from_pretrained` looks for it first
         names = [SINGLE] if single else sorted(set(read_index(self.name, folder).values()))
         files = [own_file(folder, name) for name in names]
         if not all(path.is_file() for path in files):
-            return {}  # sizes of a part would be taken for those of the whole
+            return {}  # the sizes of some files would look like those of the whole checkpoint
         return {name: row for path in files for name, row in read_header(path).items()}
 
     def _on_hub(self) -> dict[str, TensorEntry]:
-        """Ask the Hub for the first bytes of each file."""
+        """Download only the first bytes of each file."""
         ask = partial(self.api.get_safetensors_metadata, self.name, revision=self.revision)
         try:
             metadata = request(f"read the headers of {self.called}", ask, self.retry)
@@ -141,24 +147,24 @@ class Source:
         }
 
     def fetch(self, names: list[str]) -> Path:
-        """Bring files to this machine, those that are there; return the folder that holds them."""
+        """Download the existing files among `names`, and return the folder that contains them."""
         return self.folder or self.download([glob.escape(name) for name in names])
 
     def download(self, patterns: list[str]) -> Path:
-        """Bring files of the repository into the client's cache; return the folder they are in."""
+        """Download files of the repository into the local cache, and return their folder."""
         load = partial(
             self.api.snapshot_download, self.name, revision=self.revision, allow_patterns=patterns
         )
         return Path(request(f"download {self.called}", load, self.retry))
 
     def small_files(self) -> Path:
-        """Return a folder with config, index and companions."""
+        """Return a folder with the config, the index and the companion files."""
         if self.folder is not None:
             return self.folder
         names = ["config.json", INDEX, ADAPTER, *COMPANIONS]
         folder = self.download(names)
         if tokenizer_modules(folder):
-            # which files the code of a tokenizer imports is known when they are read
+            # the tokenizer's code may import other files, so download all of them
             folder = self.download([*names, "*.py"])
         return folder
 
@@ -166,45 +172,48 @@ class Source:
 def find_source(
     path_or_repo: str | os.PathLike[str] | Source, *, local_files_only: bool = False, **where: Any
 ) -> Source:
-    """Tell a folder from a repository."""
+    """Return the folder or the Hub repository that `path_or_repo` means."""
     if isinstance(path_or_repo, Source):
         return path_or_repo
     if not isinstance(path_or_repo, (str, os.PathLike)):
         raise TypeError(
-            "a family is given as a folder or the id of a repository, got "
+            "A family must be a folder or the id of a repository, got "
             f"{type(path_or_repo).__name__}."
         )
     name = os.fspath(path_or_repo)
     if Path(name).is_dir():
         return Source(name, Path(name))
     if Path(name).is_file():
-        raise NotADirectoryError(f"`{name}` is a file; give the folder of the checkpoint.")
+        raise NotADirectoryError(f"`{name}` is a file. Pass the folder of the checkpoint.")
     try:
         validate_repo_id(name)
     except HFValidationError:
         if near_path(name):
             raise no_such_path(name, "folder") from None
         raise FileNotFoundError(
-            f"there is no folder `{name}`, and the id of a repository looks like `user/name`."
+            f"there is no folder `{name}`, and it is not a repository id such as `user/name`."
         ) from None
-    # a revision says that it is on the Hub
+    # a revision means that the checkpoint is on the Hub
     local = is_local(name) and where.get("revision") is None
     if isinstance(path_or_repo, os.PathLike) or name.startswith((".", "~")) or local:
         raise no_such_path(name, "folder")
     if "/" in name and Path(name).parent.is_dir():
-        # the client may try for half a minute before anything is said
-        logger.warning("There is no folder `%s`; it is looked for on the Hub.", name)
+        # without this message, the user may wait for half a minute
+        logger.warning("There is no folder `%s`. Looking for it on the Hub.", name)
     source = Source(name, None, guessed=True, **where)
     if not local_files_only and not constants.HF_HUB_OFFLINE:
         return source
     cached = source.cached()
     if cached is None and local_files_only:
-        raise FileNotFoundError(f"{source.called} is not in the client's cache.")
-    return cached or source  # the client says that it is offline
+        raise FileNotFoundError(f"{source.called} is not in the local cache.")
+    return cached or source  # the Hub client reports that it is offline
 
 
 def open_family(path_or_repo: str | os.PathLike[str] | Source, **where: Any) -> FamilyFiles:
-    """Open a family's checkpoint without its weights; arguments as of [`find_source`]."""
+    """Open the checkpoint of a family without reading its weights.
+
+    The arguments are those of [`find_source`].
+    """
     source = find_source(path_or_repo, **where)
     folder = source.small_files()
     config = replace(source, folder=folder).config()
@@ -212,16 +221,16 @@ def open_family(path_or_repo: str | os.PathLike[str] | Source, **where: Any) -> 
 
 
 def origin_of(family: FamilialForCausalLM) -> Path | None:
-    """Return the folder that a family in memory was read from; nothing is downloaded."""
+    """Return the folder that a family in memory was loaded from, without downloading anything."""
     name = family.name_or_path or family.config.text_config.name_or_path
     if not name or Path(name).is_dir():
         return Path(name) if name else None
-    # of the family, or of the decoder that it was made of
+    # the commit of the family, or of the pretrained decoder that it was created from
     configs = (family.config, family.config.text_config)
     commits = (getattr(config, "_commit_hash", None) for config in configs)
     commit = next(filter(None, commits), None)
     try:
-        # every model that was loaded has a config
+        # every model that was loaded has a config in the cache
         found = try_to_load_from_cache(name, "config.json", revision=commit)
     except HFValidationError:
         return None

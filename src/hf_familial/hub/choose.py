@@ -1,4 +1,4 @@
-"""Choose the deepest member that fits a device."""
+"""Choice of the deepest member that fits a device."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .description import ExitDescription, FamilyDescription, describe, resolve_d
 
 @dataclass(frozen=True)
 class ExitVerdict:
-    """The verdict on one member: whether it fits, and why.
+    """The result of comparing one member with the limits of a device.
 
     Attributes:
-        exit_idx (`int`): Index into `config.exits`, 0 the shallowest.
-        depth (`int`): Backbone layers below it.
-        fits (`bool`): Whether it is within every limit.
-        reason (`str`): The numbers, in one line.
+        exit_idx (`int`): Index into `config.exits`. Exit 0 is the shallowest.
+        depth (`int`): Backbone layers below the exit.
+        fits (`bool`): Whether the member is within all limits.
+        reason (`str`): The numbers and limits, in one line.
     """
 
     exit_idx: int
@@ -38,9 +38,9 @@ class ExitChoice:
 
     Attributes:
         exit_idx (`int`): The deepest exit that fits.
-        depth (`int`): Backbone layers below it.
-        verdicts (`tuple[ExitVerdict, ...]`): On every exit, shallowest first.
-        description ([`FamilyDescription`]): The numbers they rest on.
+        depth (`int`): Backbone layers below that exit.
+        verdicts (`tuple[ExitVerdict, ...]`): One per exit, shallowest first.
+        description ([`FamilyDescription`]): Sizes and costs of all members.
     """
 
     exit_idx: int
@@ -61,26 +61,30 @@ def choose_exit(
     dtype: str | torch.dtype | None = None,
     **where: Any,
 ) -> ExitChoice:
-    """Choose the deepest member that fits.
+    """Return the deepest member that fits a memory limit, a compute limit, or both.
+
+    This function reads no weights. All errors of [`describe`] are possible too.
 
     Args:
-        model_or_path (`str`, `os.PathLike`, [`FamilialForCausalLM`] or [`FamilialConfig`]): As in
-            [`describe`]; no weights are read.
-        memory (`int` or `str`, *optional*): Bytes, as a number or as in `"2GB"` and `"512MiB"`, for
-            the weights and for the cache of one text of `context` tokens; what the layers hold in
-            passing is not counted.
-        flops_per_token (`float`, *optional*): FLOPs of one more token after `context` tokens.
-        context (`int`, *optional*): As in [`describe`].
-        dtype (`str` or `torch.dtype`, *optional*): As in [`describe`].
-        **where: `revision`, `token`, `endpoint`, as in [`describe`].
+        model_or_path (`str`, `os.PathLike`, [`FamilialForCausalLM`] or [`FamilialConfig`]): The
+            family: a folder, a repository on the Hub, a model in memory, or a config.
+        memory (`int` or `str`, *optional*): Memory for the weights and for the KV cache of one text
+            of `context` tokens, as a number of bytes or as text like `"2GB"` or `"512MiB"`. The
+            temporary activations of the layers are not counted.
+        flops_per_token (`float`, *optional*): Maximum FLOPs of one more token after `context`
+            tokens.
+        context (`int`, *optional*): Tokens of text. Defaults to the limit of the backbone, at most
+            4096.
+        dtype (`str` or `torch.dtype`, *optional*): Dtype of the weights and of the KV cache.
+            Defaults to that of the checkpoint.
+        **where: `revision`, `token` and `endpoint` of [`describe`].
 
     Returns:
         [`ExitChoice`]
 
     Raises:
-        NoExitFitsError: If none does; it says why, exit by exit.
-        ValueError: If neither limit is given, or one is no positive number; else as in
-            [`describe`].
+        NoExitFitsError: If no member fits. The message lists the reason for each exit.
+        ValueError: If there is no limit, or if a limit is not a positive number.
 
     Example:
         >>> choice = choose_exit("me/family", memory=2 * 1024**3, context=2048, dtype="bfloat16")
@@ -96,13 +100,13 @@ def judge_exits(
     memory: float | str | None = None,
     flops_per_token: float | None = None,
 ) -> tuple[ExitVerdict, ...]:
-    """Compare every member with the limits of [`choose_exit`], shallowest first."""
+    """Compare each member with the limits of [`choose_exit`], shallowest first."""
     limit = _check_limits(memory, flops_per_token)
     return tuple(_judge(row, family, limit, flops_per_token) for row in family.exits)
 
 
 def pick_exit(family: FamilyDescription, verdicts: tuple[ExitVerdict, ...]) -> ExitChoice:
-    """Return the deepest member that fits; raise `NoExitFitsError` if none does."""
+    """Return the deepest member that fits. Raise `NoExitFitsError` if no member fits."""
     fitting = [verdict for verdict in verdicts if verdict.fits]
     if not fitting:
         raise NoExitFitsError(
@@ -112,10 +116,10 @@ def pick_exit(family: FamilyDescription, verdicts: tuple[ExitVerdict, ...]) -> E
 
 
 def _check_limits(memory: float | str | None, flops_per_token: float | None) -> float | None:
-    """Return the limit on memory in bytes, if there is one."""
+    """Check both limits, and return the memory limit in bytes or `None`."""
     memory = parse_size(memory) if isinstance(memory, str) else memory
     if memory is None and flops_per_token is None:
-        raise ValueError("give `memory`, `flops_per_token`, or both: there is no limit.")
+        raise ValueError("`memory` and `flops_per_token` are both None. Pass one of them, or both.")
     for name, limit in (("memory", memory), ("flops_per_token", flops_per_token)):
         if limit is not None and not isinstance(limit, Real):
             raise ValueError(f"`{name}` must be a number, got {limit!r}.")
@@ -141,7 +145,7 @@ def _judge(
         text = f"{need:,} bytes ({weights:,} of {family.dtype} weights, {cache})"
         checks.append((need <= memory, f"{text} {{}} {memory:,}"))
     if flops_per_token is not None:
-        # without a cache, each further token costs the whole text again
+        # without a cache, each further token runs the whole text again
         again = row.prefill_flops_per_token * (family.context + 1)
         flops = row.decode_flops_per_token or again
         checks.append((flops <= flops_per_token, f"{flops:.4g} FLOPs {{}} {flops_per_token:.4g}"))

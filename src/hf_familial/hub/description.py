@@ -1,4 +1,4 @@
-"""Describe a family: what every member weighs and costs, known without its weights."""
+"""Description of a family: size and cost of each member, computed without its weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ._source import ONCE, Source, find_source
 
 logger = logging.getLogger(__name__)
 
-# dtypes that a member's size is told in
+# dtypes for which the size of a member is shown
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST_CONTEXT = 4096
 
@@ -33,32 +33,32 @@ HEADINGS = (
     *("prefill", "decode", "KV/tok", "cache", "loss"),
 )
 UNMEASURED = (
-    "No loss is recorded here: `evaluate_exits` measures it; `FamilialTrainer.save_model` after an "
-    "evaluation records it."
+    "There is no recorded loss. Measure it with `evaluate_exits`, or save the family with "
+    "`FamilialTrainer.save_model` after an evaluation."
 )
 
 
 @dataclass(frozen=True)
 class ExitDescription:
-    """The size of a member and its cost to run.
+    """Size and cost of one member.
 
     Attributes:
-        exit_idx (`int`): Index into `config.exits`, 0 the shallowest.
-        depth (`int`): Backbone layers below it.
-        parameters (`int`): All that it needs, each shared one once.
-        non_embedding (`int`): The same without token embedding and output head.
-        weight_bytes (`Mapping[str, int]`): Size of all its parameters in each dtype.
-        stored_bytes (`int`, *optional*): Size of its tensors in the checkpoint's files, in the
-            dtypes that they have there.
-        prefill_flops_per_token (`float`): FLOPs per token of reading `context` tokens; the head
-            reads every position.
-        decode_flops_per_token (`float`, *optional*): FLOPs of one more token after them; `None`
-            where the host has no cache of transformers' kinds.
-        cache_bytes (`int`, *optional*): Size of the cache of one text of `context` tokens: keys,
-            values, states.
-        kv_bytes_per_token (`int`, *optional*): Growth of that cache by one more token.
-        exact (`bool`): Whether FLOPs and cache were counted operation by operation, not estimated.
-        eval_loss (`float`, *optional*): Nats per token, where the checkpoint records it.
+        exit_idx (`int`): Index into `config.exits`. Exit 0 is the shallowest.
+        depth (`int`): Backbone layers below the exit.
+        parameters (`int`): Number of all parameters of the member. A shared parameter counts once.
+        non_embedding (`int`): Number of parameters without the token embedding and the output head.
+        weight_bytes (`Mapping[str, int]`): Bytes of all parameters, for each dtype.
+        stored_bytes (`int`, *optional*): Bytes of the member's tensors in the checkpoint.
+        prefill_flops_per_token (`float`): Mean FLOPs per token of reading `context` tokens, with
+            logits at every position.
+        decode_flops_per_token (`float`, *optional*): FLOPs of one more token after the context.
+            `None` if the backbone does not use a Transformers cache.
+        cache_bytes (`int`, *optional*): Bytes of the KV cache of one text of `context` tokens,
+            other cached states included.
+        kv_bytes_per_token (`int`, *optional*): Bytes that one more token adds to the cache.
+        exact (`bool`): `True` if FLOPs and cache were counted operation by operation. `False` if
+            they are estimates.
+        eval_loss (`float`, *optional*): Recorded evaluation loss, in nats per token.
     """
 
     exit_idx: int
@@ -77,18 +77,18 @@ class ExitDescription:
 
 @dataclass(frozen=True)
 class FamilyDescription:
-    """The result of [`describe`].
+    """Sizes and costs of all members of a family, returned by [`describe`].
 
     Attributes:
         name (`str`): Folder, repository, or name of the model.
         backbone (`str`): `model_type` of the backbone.
-        hidden_size (`int`): Width of its hidden states.
-        vocab_size (`int`): Rows of its token embedding.
+        hidden_size (`int`): Width of the hidden states.
+        vocab_size (`int`): Rows of the token embedding.
         num_exit_layers (`int`): Private layers of each early exit.
-        parameters (`int`): Of the whole family, each shared one once.
-        stored_bytes (`int`, *optional*): Size of all its tensors in the checkpoint's files.
-        dtype (`str`): Of weights and cache in what follows: as asked for, else the checkpoint's.
-        context (`int`): Tokens of text that FLOPs and cache are told at.
+        parameters (`int`): Parameters of the whole family. A shared parameter counts once.
+        stored_bytes (`int`, *optional*): Bytes of all tensors in the checkpoint.
+        dtype (`str`): Dtype of weights and cache that the numbers in `exits` assume.
+        context (`int`): Tokens of text that FLOPs and cache in `exits` assume.
         exits (`tuple[ExitDescription, ...]`): One per member, shallowest first.
     """
 
@@ -119,13 +119,13 @@ class FamilyDescription:
             for row in rows
         ]
         if not all(row.exact for row in self.exits):
-            lines.append("FLOPs and cache are estimates: this host does not run without data.")
+            lines.append("FLOPs and cache are estimates. This backbone does not run without data.")
         if all(row.eval_loss is None for row in self.exits):
             lines.append(UNMEASURED)
         return "\n".join([heading, *lines])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain Python values, the exits as a list of dicts."""
+        """Return all fields as plain Python values, with the exits as a list of dicts."""
         return asdict(self) | {"exits": [asdict(row) for row in self.exits]}
 
 
@@ -139,30 +139,32 @@ def describe(
     endpoint: str | None = None,
     local_files_only: bool = False,
 ) -> FamilyDescription:
-    """Tell what every member of a family weighs and costs.
+    """Return the size and cost of each member of a family.
 
-    Of a checkpoint only `config.json`, the headers of its safetensors files and the small files
-    that record losses are read: no weights, from the Hub neither.
+    The function reads no weights, neither from a folder nor from the Hub. It reads `config.json`,
+    the headers of the safetensors files, and small files with recorded losses.
 
     Args:
-        model_or_path (`str`, `os.PathLike`, [`FamilialForCausalLM`] or [`FamilialConfig`]): Folder,
-            repository on the Hub, model in memory, or config.
-        context (`int`, *optional*): Tokens of text; defaults to the backbone's limit, 4096 at most.
-        dtype (`str` or `torch.dtype`, *optional*): Of weights and cache; defaults to the
-            checkpoint's.
+        model_or_path (`str`, `os.PathLike`, [`FamilialForCausalLM`] or [`FamilialConfig`]): The
+            family: a folder, a repository on the Hub, a model in memory, or a config.
+        context (`int`, *optional*): Tokens of text. Defaults to the limit of the backbone, at most
+            4096.
+        dtype (`str` or `torch.dtype`, *optional*): Dtype of the weights and of the KV cache.
+            Defaults to that of the checkpoint.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        token (`str` or `bool`, *optional*): For the Hub.
-        endpoint (`str`, *optional*): Address of the Hub, if not the usual one.
-        local_files_only (`bool`, *optional*, defaults to `False`): Whether to ask the client's
-            cache alone. It is asked, too, in offline mode and where the Hub does not answer.
+        token (`str` or `bool`, *optional*): Token for the Hub.
+        endpoint (`str`, *optional*): Address of the Hub. Defaults to https://huggingface.co.
+        local_files_only (`bool`, *optional*, defaults to `False`): Whether to read only the local
+            cache of the Hub. The cache is also used in offline mode, and if the Hub does not
+            answer.
 
     Returns:
         [`FamilyDescription`]
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no checkpoint in it.
+        FileNotFoundError: If the folder does not exist or has no checkpoint.
         HubError: If the Hub cannot be read.
-        ValueError: If it is not a family, or `context` or `dtype` is wrong.
+        ValueError: If `model_or_path` is not a family, or if `context` or `dtype` is wrong.
 
     Example:
         >>> for row in describe("me/family", context=2048).exits:
@@ -216,7 +218,7 @@ def describe(
 
 
 def _cells(row: ExitDescription) -> tuple[str, ...]:
-    """Return the cells under `HEADINGS`."""
+    """Return the cells of one table row, in the order of `HEADINGS`."""
     return (
         str(row.exit_idx),
         str(row.depth),
@@ -233,7 +235,7 @@ def _cells(row: ExitDescription) -> tuple[str, ...]:
 
 
 def _read(source: Source) -> tuple[FamilialConfig, Any, Any]:
-    """Return config, tensors and losses; of the cache where the Hub does not answer."""
+    """Return config, tensors and losses. If the Hub does not answer, read the local cache."""
     cached = source.cached() if source.folder is None else None
     asked = replace(source, retry=ONCE) if cached else source
     try:
@@ -242,19 +244,22 @@ def _read(source: Source) -> tuple[FamilialConfig, Any, Any]:
     except HubUnavailableError as error:
         if cached is None or cached.read_text("config.json") is None:
             raise
-        logger.warning("`%s` is read from the cache: %s", source.name, error)
+        logger.warning("Reading `%s` from the local cache: %s", source.name, error)
         config = cached.config()
         return config, cached.tensors(), read_losses(cached, config)
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Return a floating dtype of torch by itself or by name; raise `ValueError` for another."""
+    """Return a floating-point dtype of torch, given the dtype or its name.
+
+    Raise `ValueError` for anything else.
+    """
     kind = dtype
     if isinstance(dtype, str):
         kind = getattr(torch, dtype.removeprefix("torch."), None)  # type: ignore[assignment]
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ValueError(
-            f"`dtype` must be a floating dtype of torch such as {', '.join(DTYPES)}, got {dtype!r}"
+            f"`dtype` must be a floating-point dtype, such as {', '.join(DTYPES)}, got {dtype!r}"
             f"{near_words(dtype, DTYPES, 1) or '.'}"
         )
     return kind
@@ -263,7 +268,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _own_dtype(
     model: Any, config: FamilialConfig, tensors: Mapping[str, TensorEntry] | None
 ) -> str | torch.dtype:
-    """Return the dtype of a model, of most bytes of a checkpoint, or else of the config."""
+    """Return the dtype of a model, or of most bytes of a checkpoint, or of the config."""
     if is_family(model):
         return model.dtype
     sizes: Counter[str] = Counter()
@@ -283,7 +288,7 @@ def _resolve_context(config: FamilialConfig, context: int | None) -> int:
 
 
 def _stored_bytes(config: FamilialConfig, tensors: Mapping[str, TensorEntry]) -> list[int | None]:
-    """Return the bytes of the checkpoint's tensors that each member needs."""
+    """Return the bytes of the tensors in the checkpoint that each member needs."""
     with torch.device("meta"):
         family = FamilialForCausalLM(config)
     parameters = list(family.named_parameters(remove_duplicate=False))
@@ -291,7 +296,7 @@ def _stored_bytes(config: FamilialConfig, tensors: Mapping[str, TensorEntry]) ->
     for k in range(config.num_exits):
         needed = {id(p) for p in family.member_parameters(k)}
         names = [name for name, p in parameters if id(p) in needed]
-        # as far as the number of a layer: inside it, files may name the parts of fused tensors
+        # compare names only up to the layer index, because files may split fused tensors
         starts = tuple({re.sub(r"(\.\d+\.).*", r"\1", name) for name in names})
         stored.append(sum(t.nbytes for name, t in tensors.items() if name.startswith(starts)))
     return stored

@@ -1,4 +1,4 @@
-"""Members as checkpoints of their own: plain ones of the host's class, or smaller families."""
+"""Export of one member of a family as a plain checkpoint or as a smaller family."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from ._source import open_family, origin_of
 
 
 FORMATS = ("plain", "familial")
-# dtypes to convert to, by name
+# name of each dtype that weights can be converted to
 NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()}
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """A report of the files that an export wrote.
+    """A summary of the files that an export wrote.
 
     Attributes:
-        path (`Path`): The folder.
+        path (`Path`): Folder with the exported member.
         exit_idx (`int`): Exit at which the member ends, 0 or more.
-        depth (`int`): Number of its layers, private ones counted.
+        depth (`int`): Number of layers of the member, private layers included.
         format (`str`): `"plain"` or `"familial"`.
-        architecture (`str`): Class that loads it.
-        dtype (`str`): Of its weights.
+        architecture (`str`): Class that loads the member, for example `"LlamaForCausalLM"`.
+        dtype (`str`): Dtype of the weights.
         tensors (`int`): Number of tensors.
-        nbytes (`int`): Size of the weights, in bytes.
-        files (`tuple[str, ...]`): Names of the files, sorted.
+        nbytes (`int`): Size of the files with weights, in bytes.
+        files (`tuple[str, ...]`): Names of all files, sorted.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class _Options:
-    """Arguments of `export_exit`, checked."""
+    """Checked arguments of `export_exit`."""
 
     format: str
     asked: str | torch.dtype | None
@@ -82,17 +82,17 @@ class _Options:
             sound = False
         if not sound:
             raise ValueError(
-                "`max_shard_size` must be a number of bytes, 1 or more, or such as '5GB', got "
+                "`max_shard_size` must be a number of bytes, 1 or more, or text like '5GB', got "
                 f"{self.max_shard_size!r}."
             )
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The dtype to convert to."""
+        """The dtype to convert to, or `None`."""
         return NAMES[self.asked] if isinstance(self.asked, str) else self.asked
 
     def targets(self, config: Any) -> Callable[[str, str], str]:
-        """Return what maps a tensor's name in files and its stored dtype to its new dtype."""
+        """Return a function from a tensor's name and stored dtype to its new dtype."""
         if self.dtype is None:
             return lambda name, stored: stored
         asked, codes = self.dtype, {kind: code for code, kind in FLOATS.items()}
@@ -117,44 +117,45 @@ def export_exit(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> ExportReport:
-    """Write one member of a family as a checkpoint of its own.
+    """Write one member of a family to a folder, as a checkpoint that loads without the family.
 
-    From a folder or a repository the model is never built: tensors are copied byte for byte from
-    the safetensors files that hold them (of a repository, only these are downloaded), in a few MiB
-    of memory. `out` appears whole or not at all.
+    If the family is in a folder or on the Hub, the model is not built. The function copies the
+    bytes of the member's tensors and needs a few MiB of memory. From the Hub, it downloads only the
+    files that contain these tensors. `out` is written atomically.
 
     Args:
-        model_or_path ([`FamilialForCausalLM`], `str` or `os.PathLike`): The family: in memory, a
-            folder, or the id of a repository on the Hub.
+        model_or_path ([`FamilialForCausalLM`], `str` or `os.PathLike`): The family: a model in
+            memory, a folder, or the id of a repository on the Hub.
         exit_idx (`int`): Exit at which the member ends.
-        out (`str` or `os.PathLike`): Folder to write; it must not hold anything.
-        format (`str`, *optional*, defaults to `"plain"`): `"plain"`, a checkpoint of the host's own
-            class, which transformers loads without this package; or `"familial"`, the family with
-            this exit as its deepest one.
-        dtype (`str` or `torch.dtype`, *optional*): Convert floating-point weights to it, as
-            `from_pretrained(dtype=...)` does: what the host keeps in float32 stays so.
-        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Size of a file of weights,
-            in bytes or as in `"5GB"`.
-        by_segment (`bool`, *optional*): Of a smaller family, whether every segment gets files of
-            its own, as in `save_pretrained`.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace an `out` that holds something.
+        out (`str` or `os.PathLike`): Folder to write. It must be empty or missing.
+        format (`str`, *optional*, defaults to `"plain"`): `"plain"` writes an ordinary checkpoint,
+            such as a Llama, which Transformers loads without this package. `"familial"` writes a
+            smaller family whose deepest exit is `exit_idx`.
+        dtype (`str` or `torch.dtype`, *optional*): Dtype to convert the floating-point weights to.
+            Like `from_pretrained(dtype=...)`, it leaves those weights in float32 that the model
+            class keeps in float32. Defaults to no conversion.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Maximum size of a file of
+            weights, as a number of bytes or as text like `"5GB"`.
+        by_segment (`bool`, *optional*): Whether a smaller family gets separate files for each
+            segment, as in `save_pretrained`.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an existing `out`.
         revision (`str`, *optional*): Branch, tag or commit of the repository.
-        token (`str` or `bool`, *optional*): For the Hub.
+        token (`str` or `bool`, *optional*): Token for the Hub.
 
     Returns:
         [`ExportReport`]
 
     Raises:
-        CheckpointError: If the checkpoint is damaged, quantised or made of pickles.
-        CutError: If the member would not compute what the exit computes.
-        IndexError: If there is no exit `exit_idx`.
-        OSError: If there is no such checkpoint, or `out` cannot be written.
-        TypeError: If `model_or_path` is neither a family nor a name.
+        CheckpointError: If the checkpoint is damaged or quantised, or consists of pickle files.
+        CutError: If the member would not compute the same logits as the exit.
+        IndexError: If the exit does not exist.
+        OSError: If the checkpoint does not exist, or if `out` cannot be written.
+        TypeError: If `model_or_path` is neither a family nor a path.
         ValueError: If an argument is wrong.
 
     Example:
         >>> export_exit("outputs/pretrain", 0, "small")
-        >>> AutoModelForCausalLM.from_pretrained("small")  # a stock Llama, Qwen3, ...
+        >>> AutoModelForCausalLM.from_pretrained("small")  # an ordinary Llama, Qwen3, ...
     """
     family = _open(model_or_path, revision=revision, token=token)
     options = _Options(format, dtype, max_shard_size, by_segment, overwrite)
@@ -174,20 +175,25 @@ def export_family(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> list[ExportReport]:
-    """Write several members of a family, each in a folder `exit_<k>` of its own.
+    """Write several members of a family, each to its own folder `out/exit_<k>`.
+
+    Arguments that are not listed here are those of [`export_exit`].
 
     Args:
-        model_or_path ([`FamilialForCausalLM`], `str` or `os.PathLike`): As in [`export_exit`], like
-            all that is not named here.
-        out (`str` or `os.PathLike`): Folder of the folders.
-        exits (`Sequence[int]`, *optional*): Exits to export; defaults to all.
+        model_or_path ([`FamilialForCausalLM`], `str` or `os.PathLike`): The family: a model in
+            memory, a folder, or the id of a repository on the Hub.
+        out (`str` or `os.PathLike`): Folder for the folders of the members.
+        exits (`Sequence[int]`, *optional*): Exits to export. Defaults to all.
 
     Returns:
-        `list[ExportReport]`: In the order of `exits`.
+        `list[ExportReport]`: One report per member, in the order of `exits`.
 
     Raises:
-        CutError: If one of the members cannot be exported; nothing is written then.
-        OSError: As `export_exit`; members written before stay.
+        CutError: If one of the members cannot be exported. Nothing is written then.
+        OSError: If a folder cannot be written. The members written before it stay.
+
+    Example:
+        >>> reports = export_family("outputs/pretrain", "members", dtype="bfloat16")
     """
     family = _open(model_or_path, revision=revision, token=token)
     options = _Options(format, dtype, max_shard_size, by_segment, overwrite)
@@ -206,7 +212,7 @@ def _open(model_or_path: Any, **where: Any) -> FamilialForCausalLM | FamilyFiles
     if isinstance(model_or_path, (str, os.PathLike)):
         return open_family(model_or_path, **where)
     raise TypeError(
-        "a family is a `FamilialForCausalLM`, a folder or the id of a repository, got "
+        "A family must be a `FamilialForCausalLM`, a folder or the id of a repository, got "
         f"{type(model_or_path).__name__}."
     )
 
@@ -236,7 +242,7 @@ def _export(
 
 
 def _stream(family: FamilyFiles, exit_idx: int, out: Path, options: _Options) -> None:
-    """Export from files to files."""
+    """Export a member of a checkpoint by copying tensors from file to file."""
     config = family.config
     check_cut(config, exit_idx)
     dtype = None if options.dtype is None else str(options.dtype).removeprefix("torch.")
@@ -271,14 +277,14 @@ def _stream(family: FamilyFiles, exit_idx: int, out: Path, options: _Options) ->
             _copy_file(path, folder / path.relative_to(family.folder))
         if options.format == "familial":
             custom_object_save(FamilialForCausalLM, folder)
-        # last: without it, nothing loads
+        # written last, because a folder without a config cannot be loaded
         member.save_pretrained(folder)
         if options.format == "plain":
             add_old_names(member, folder)
 
 
 def _save(family: FamilialForCausalLM, exit_idx: int, out: Path, options: _Options) -> None:
-    """Export from memory to files, by the member's own class."""
+    """Export a member of a model in memory, with `save_pretrained` of the member's class."""
     make = plain_model if options.format == "plain" else cut_model
     member = make(family, exit_idx, options.dtype)
     sizes: dict[str, Any] = {"max_shard_size": options.max_shard_size}
@@ -302,18 +308,18 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _check_apart(family: FamilyFiles, out: Path) -> None:
-    """Raise if a member would replace its own family."""
+    """Raise `ValueError` if the member would replace its own family."""
     folder, out = family.folder.resolve(), out.resolve()
     if out == folder or out in folder.parents:
-        raise ValueError(f"`out` ({out}) must not be the folder of the family, or hold it.")
+        raise ValueError(f"`out` ({out}) must not be the folder of the family or a parent of it.")
 
 
 def _check_space(folder: Path, nbytes: int) -> None:
-    """Raise before writing what the disk cannot hold."""
+    """Raise `OSError` if the disk has too little space."""
     free = shutil.disk_usage(folder).free
     if nbytes > free:
         raise OSError(
             errno.ENOSPC,
-            f"the member takes {nbytes / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free",
+            f"the member needs {nbytes / 2**20:,.0f} MiB, but {free / 2**20:,.0f} MiB are free",
             str(folder.parent),
         )

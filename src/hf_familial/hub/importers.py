@@ -1,7 +1,8 @@
-"""Checkpoints of other projects, read as families: renamed, not rebuilt.
+"""Importers of checkpoints from other projects with early exits.
 
-Ruyi: every early exit has one decoder layer, one norm and mostly one head of its own, which is what
-`num_exit_layers=1` says. LayerSkip: an ordinary Llama whose final norm and head read any layer.
+In a Ruyi checkpoint, each early exit has its own decoder layer and norm, and mostly its own head.
+This matches a family with `num_exit_layers=1`, so the import only renames tensors. A LayerSkip
+checkpoint is an ordinary Llama whose final norm and head can read the output of any layer.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from ._source import Source, find_source
 from .export import ExportReport, export_exit
 
 
-# model_type of a Ruyi checkpoint -> that of its backbone; `ee_qwen3` is what a page of Ruyi2 says
+# `model_type` of a Ruyi checkpoint and of its backbone; `ee_qwen3` is from a page about Ruyi2
 RUYI_BACKBONES: Mapping[str, str] = {
     "ruyi_qwen2": "qwen2",
     "ruyi_qwen3": "qwen3",
     "ee_qwen3": "qwen3",
 }
 RUYI_FIELDS = ("early_exit_points", "shared_heads", "default_early_exit_point")
-# about the code that wrote a checkpoint, not about the model
+# config fields about the code that wrote a checkpoint, not about the model
 NOT_OURS = ("auto_map", "architectures", "transformers_version", "model_type", "_name_or_path")
 
 
@@ -41,33 +42,34 @@ def import_ruyi(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> ExportReport:
-    """Turn a checkpoint of AI-Flow-Ruyi or Ruyi2 into a family, with equal logits at every exit.
+    """Convert a checkpoint of AI-Flow-Ruyi or Ruyi2 to a family with the same logits at each exit.
 
-    Tensors are copied byte for byte under other names; no model is built and no remote code runs.
-    `export_exit(open_ruyi(path_or_repo), k, out)` writes one member of it directly.
+    The function copies the bytes of all tensors under new names. It builds no model and runs no
+    remote code. To write one member directly, call `export_exit(open_ruyi(path_or_repo), k, out)`.
 
     Args:
         path_or_repo (`str` or `os.PathLike`): Folder, or repository on the Hub.
-        out (`str` or `os.PathLike`): Folder to write; it must not hold anything.
-        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Of each file of weights.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace an `out` that holds something.
+        out (`str` or `os.PathLike`): Folder to write. It must be empty or missing.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Maximum size of a file of
+            weights.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an existing `out`.
         revision (`str`, *optional*): Branch, tag or commit of the repository.
-        token (`str` or `bool`, *optional*): For the Hub.
+        token (`str` or `bool`, *optional*): Token for the Hub.
 
     Returns:
         [`ExportReport`]
 
     Raises:
-        CheckpointError: If the weights are damaged, pickles, or not in this layout.
-        OSError: If there is no such checkpoint, or `out` cannot be written.
-        ValueError: If it is not a Ruyi checkpoint, or one that cannot be a family.
+        CheckpointError: If the weights are damaged, are pickle files, or have other tensors.
+        OSError: If the checkpoint does not exist, or if `out` cannot be written.
+        ValueError: If it is not a Ruyi checkpoint, or if it cannot be converted to a family.
 
     Example:
         >>> import_ruyi("TeleAI-AI-Flow/AI-Flow-Ruyi2", "ruyi2")
         >>> family = FamilialForCausalLM.from_pretrained("ruyi2")  # exits [2, 21, 40]
 
-    Reference: layout of https://github.com/TeleAI-AI-Flow/AI-Flow-Ruyi and of Ruyi2,
-    arXiv:2602.22543, section 3.
+    Reference: https://github.com/TeleAI-AI-Flow/AI-Flow-Ruyi and Ruyi2, arXiv:2602.22543,
+    section 3.
     """
     family = open_ruyi(path_or_repo, revision=revision, token=token)
     return export_exit(
@@ -81,9 +83,12 @@ def open_ruyi(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> FamilyFiles:
-    """Open a Ruyi checkpoint as a family that `export_exit` takes; its weights are not read.
+    """Open a Ruyi checkpoint as a family for `export_exit`, without reading its weights.
 
     Arguments and errors are those of [`import_ruyi`].
+
+    Example:
+        >>> export_exit(open_ruyi("TeleAI-AI-Flow/AI-Flow-Ruyi2"), 0, "small")
     """
     source = find_source(path_or_repo, revision=revision, token=token)
     config = ruyi_config(_fields_of(source), source.name)
@@ -95,24 +100,24 @@ def open_ruyi(
 
 
 def _fields_of(source: Source) -> Mapping[str, Any]:
-    """Return the config as its file has it."""
+    """Return the fields of `config.json`."""
     fields = source.read_json("config.json")
     if fields is None:
-        raise FileNotFoundError(f"`{source.name}` holds no `config.json`: it is no checkpoint.")
+        raise FileNotFoundError(f"`{source.name}` has no `config.json`, so it is not a checkpoint.")
     return fields if isinstance(fields, dict) else {}
 
 
 def ruyi_config(fields: Mapping[str, Any], name: str = "it") -> FamilialConfig:
-    """Return the config of the family that a Ruyi checkpoint is."""
+    """Convert the config of a Ruyi checkpoint to the config of a family."""
     backbone = RUYI_BACKBONES.get(str(fields.get("model_type")))
     if backbone is None:
         raise ValueError(
-            f"`{name}` is a `{fields.get('model_type')}`, not a Ruyi checkpoint: those are "
-            f"{', '.join(RUYI_BACKBONES)}."
+            f"`{name}` is a `{fields.get('model_type')}`, not a Ruyi checkpoint. The types of Ruyi "
+            f"checkpoints are {', '.join(RUYI_BACKBONES)}."
         )
     if fields.get("use_sliding_window"):
-        # its masks have a window in every layer, its config in some
-        raise ValueError(f"`{name}` uses sliding windows; only full attention is imported.")
+        # Ruyi's code applies the window in all layers, but the config names only some layers
+        raise ValueError(f"`{name}` uses sliding windows. Only full attention can be imported.")
     taken = (*NOT_OURS, *RUYI_FIELDS)
     ours = {key: value for key, value in fields.items() if key not in taken}
     shared = bool(fields.get("shared_heads", False))
@@ -122,8 +127,8 @@ def ruyi_config(fields: Mapping[str, Any], name: str = "it") -> FamilialConfig:
     depth = text_config.num_hidden_layers
     if not _are_points(points, depth):
         raise ValueError(
-            f"`early_exit_points` of `{name}` must be increasing indices of layers from 1 up, the "
-            f"last one {depth - 1} for {depth} layers, got {points!r}."
+            f"`early_exit_points` of `{name}` must be increasing layer indices of 1 or more, and "
+            f"the last one must be {depth - 1} for {depth} layers, got {points!r}."
         )
     default = fields.get("default_early_exit_point", -1)
     return FamilialConfig(
@@ -141,23 +146,23 @@ def ruyi_config(fields: Mapping[str, Any], name: str = "it") -> FamilialConfig:
 def _are_points(points: Any, depth: int) -> bool:
     if not isinstance(points, list) or not points or not all(type(p) is int for p in points):
         return False
-    # exit 0 would run nothing before its own layer: no depth of a family
+    # point 0 would be an exit without backbone layers, which a family cannot have
     return points == sorted(set(points)) and points[0] >= 1 and points[-1] == depth - 1
 
 
 def _ruyi_names(config: FamilialConfig, names: Iterable[str]) -> dict[str, str]:
-    """Return the names of a Ruyi checkpoint's tensors by their names in the family."""
+    """Return the tensor names of a Ruyi checkpoint, with the names in the family as keys."""
     starts = _starts(config)
     found = {}
     for name in names:
         if name.endswith(".inv_freq"):
-            continue  # written by old versions of transformers, computed by new ones
+            continue  # old versions of Transformers saved this, new ones compute it
         start = next((start for start in starts if name.startswith(start)), None)
         if start is None:
             heads = "one head each" if config.exit_head == "own" else "one shared head"
             raise CheckpointError(
-                f"`{name}` is no tensor of a Ruyi checkpoint with {config.num_exits} exits and "
-                f"{heads}."
+                f"The tensor `{name}` does not belong to a Ruyi checkpoint with {config.num_exits} "
+                f"exits and {heads}."
             )
         found[starts[start] + name.removeprefix(start)] = name
     with torch.device("meta"):
@@ -166,14 +171,14 @@ def _ruyi_names(config: FamilialConfig, names: Iterable[str]) -> dict[str, str]:
     lacking = sorted(family.state_dict().keys() - found.keys() - tied)
     if lacking:
         raise CheckpointError(
-            f"the Ruyi checkpoint lacks {len(lacking)} tensors, the first of which would be "
-            f"`{lacking[0]}` in the family."
+            f"The Ruyi checkpoint lacks {len(lacking)} tensors. In the family, the first one is "
+            f"called `{lacking[0]}`."
         )
     return found
 
 
 def _starts(config: FamilialConfig) -> dict[str, str]:
-    """Return how names begin in the family, by how they begin in the checkpoint."""
+    """Return the name prefixes of the family, with those of the Ruyi checkpoint as keys."""
     last = config.num_exits - 1
     starts = {
         "model.embed_tokens.": "model.backbone.embed_tokens.",
@@ -194,24 +199,24 @@ def from_layerskip(
     exits: list[int] | None = None,
     **kwargs: Any,
 ) -> FamilialForCausalLM:
-    """Build a family from a LayerSkip checkpoint: the final norm and head read every exit.
+    """Build a family from a LayerSkip checkpoint, with one norm and one head for all exits.
 
-    LayerSkip trains an ordinary Llama so that one norm and one head serve all its layers: nothing
-    is added, and exits can be anywhere. This is `from_backbone` with `exit_norm="shared"` and
-    `exit_head="shared"`.
+    LayerSkip trains an ordinary Llama so that its final norm and head work after every layer. The
+    family therefore has no new parameters, and exits can be at any depth. This function calls
+    `from_backbone` with `exit_norm="shared"` and `exit_head="shared"`.
 
     Args:
-        backbone (`str`, `os.PathLike` or `PreTrainedModel`): As in
-            [`FamilialForCausalLM.from_backbone`].
-        exits (`list[int]`, *optional*): Depth of every exit; 4 evenly spaced ones by default.
-        **kwargs: `num_exits` and `default_exit`, and what `from_pretrained` takes.
+        backbone (`str`, `os.PathLike` or `PreTrainedModel`): Folder, repository on the Hub, or
+            model in memory.
+        exits (`list[int]`, *optional*): Depth of each exit. Defaults to 4 evenly spaced exits.
+        **kwargs: `num_exits`, `default_exit`, and arguments of `from_pretrained`.
 
     Returns:
         [`FamilialForCausalLM`]
 
     Raises:
-        OSError: If there is no such checkpoint.
-        ValueError: If the exits are wrong, or norm and head are asked not to be shared.
+        OSError: If the checkpoint does not exist.
+        ValueError: If the exits are wrong, or if `exit_norm` or `exit_head` is not `"shared"`.
 
     Example:
         >>> family = from_layerskip("facebook/layerskip-llama3.2-1B", exits=[4, 8, 16])
@@ -220,7 +225,10 @@ def from_layerskip(
     """
     for name in ("exit_norm", "exit_head"):
         if kwargs.pop(name, "shared") != "shared":
-            raise ValueError(f"`{name}` of a LayerSkip family is 'shared'; use `from_backbone`.")
+            raise ValueError(
+                f"`{name}` must be 'shared' for a LayerSkip family. For another value, use "
+                "`FamilialForCausalLM.from_backbone`."
+            )
     return FamilialForCausalLM.from_backbone(
         backbone, exits=exits, exit_norm="shared", exit_head="shared", **kwargs
     )

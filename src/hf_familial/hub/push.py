@@ -1,4 +1,4 @@
-"""Push a family and its members to the Hub: one commit each, none where nothing changed."""
+"""Pushes of families and members to the Hub, with one commit per changed repository."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ Model = str | os.PathLike[str] | FamilialForCausalLM
 
 @dataclass(frozen=True)
 class Pushed:
-    """A repository or branch that was pushed.
+    """The result of pushing one repository or branch.
 
     Attributes:
-        exit_idx (`int`, *optional*): The member in it; `None` for a whole family.
-        place ([`RepoRevision`]): Repository, and branch if not the main one.
+        exit_idx (`int`, *optional*): Exit of the member. `None` for a whole family.
+        place ([`RepoRevision`]): Repository or branch on the Hub.
         commit (`str`): Id of its newest commit.
-        changed (`bool`): Whether that commit was made by this push.
-        uploaded (`tuple[str, ...]`): Paths of the files that it brought.
+        changed (`bool`): Whether this push created that commit.
+        uploaded (`tuple[str, ...]`): Paths of the files that this push uploaded.
     """
 
     exit_idx: int | None
@@ -57,11 +57,12 @@ class Pushed:
 
 @dataclass(frozen=True)
 class PushReport:
-    """A report of a push.
+    """The result of a push.
 
     Attributes:
-        pushed (`tuple[Pushed, ...]`): In the order of the exits.
-        collection (`str`, *optional*): Slug of the collection that holds the members.
+        pushed (`tuple[Pushed, ...]`): One entry per repository or branch, in the order of the
+            exits.
+        collection (`str`, *optional*): Slug of the collection with the members.
     """
 
     pushed: tuple[Pushed, ...]
@@ -84,41 +85,44 @@ def push_exits_to_hub(
     endpoint: str | None = None,
     retry: Retry | None = None,
 ) -> PushReport:
-    """Push members as plain checkpoints, each an ordinary model of its host's class.
+    """Push members of a family to the Hub, each as an ordinary model that needs no extra package.
 
-    One commit per member; one that the Hub holds already makes none. A push that was cut off is
-    taken up by doing the same again: members that are there are compared, not uploaded.
+    Each member gets one commit, or none if the Hub already has the same files. If a push is
+    interrupted, run it again. Members that are complete on the Hub are not uploaded again.
 
     Args:
         model_or_path (`str`, `os.PathLike` or [`FamilialForCausalLM`]): Folder of a family, or a
             family in memory.
-        repo_id (`str`): `user/name`, or a name of the token's user. Member repositories are called
-            `<repo_id>-depth<depth>`, branches `depth<depth>`.
-        exits (`Sequence[int]`, *optional*): Which members; all by default.
-        layout (`str`, *optional*, defaults to `"repos"`): `"repos"`, one repository per member, or
-            `"revisions"`, one branch of `repo_id` per member. The main branch then gets a card, or
-            keeps the model that it holds.
-        private (`bool`, *optional*): Visibility of repositories made here.
-        collection (`bool`, *optional*, defaults to `True`): Gather member repositories, and the
-            family if it is `repo_id`, in a collection.
-        base_model (`str`, *optional*): Repository of the decoder that the family was made of;
-            defaults to what the checkpoint's card or the model says.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): To go along; by default what the family's
-            folder, or the client's cache of its repository, holds.
-        dtype (`torch.dtype` or `str`, *optional*): Of the weights; unchanged by default.
-        max_shard_size (`str` or `int`, *optional*, defaults to `"5GB"`): Of each weights file.
-        token (`str`, *optional*): With the role `write`; defaults to the one logged in with.
-        endpoint (`str`, *optional*): Address of the Hub, if not the usual one.
-        retry ([`Retry`], *optional*): How often and how soon requests are sent again.
+        repo_id (`str`): Id such as `user/name`. Without `user/`, the owner of the token is used.
+            The member at depth 8 gets the repository `<repo_id>-depth8` or the branch `depth8`.
+        exits (`Sequence[int]`, *optional*): Exits of the members to push. Defaults to all.
+        layout (`str`, *optional*, defaults to `"repos"`): `"repos"` pushes each member to its own
+            repository. `"revisions"` pushes each member to a branch of `repo_id`. Its main branch
+            then keeps its family, or gets a model card if it has none.
+        private (`bool`, *optional*): Whether new repositories are private.
+        collection (`bool`, *optional*, defaults to `True`): Whether to put the member repositories,
+            and a family at `repo_id`, into a collection.
+        base_model (`str`, *optional*): Repository of the pretrained model that the family was
+            created from. Defaults to the one in the checkpoint's card or in the model's config.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Tokenizer to push too. Defaults to the
+            one in the family's folder, or in the local cache of its repository.
+        dtype (`torch.dtype` or `str`, *optional*): Dtype to convert the weights to. Defaults to no
+            conversion.
+        max_shard_size (`str` or `int`, *optional*, defaults to `"5GB"`): Maximum size of a file of
+            weights.
+        token (`str`, *optional*): Token with the role `write`. Defaults to that of `hf auth login`.
+        endpoint (`str`, *optional*): Address of the Hub. Defaults to https://huggingface.co.
+        retry ([`Retry`], *optional*): Rule for repeating failed requests.
 
     Returns:
         [`PushReport`]
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no checkpoint in it.
-        HubError: If the Hub refuses or fails, by type.
-        IndexError: If there is no exit of that number.
-        ValueError: If it is not a family, a member cannot be plain, or `layout` is wrong.
+        FileNotFoundError: If the folder does not exist or has no checkpoint.
+        HubError: If a request to the Hub fails. The subclass shows the kind of failure.
+        IndexError: If an exit does not exist.
+        ValueError: If `model_or_path` is not a family, if a member cannot be a plain checkpoint, or
+            if `layout` is wrong.
 
     Example:
         >>> push_exits_to_hub("family", "me/family", exits=[0, -1], private=True)
@@ -127,7 +131,7 @@ def push_exits_to_hub(
     push = _Push(model_or_path, token, tokenizer, dtype, max_shard_size)
     wanted = _resolve_exits(push.config, exits)
     for k in wanted:
-        # an error here comes before anything is on the Hub
+        # raise here, before anything is on the Hub
         check_cut(push.config, k, verified=not isinstance(push.family, FamilyFiles))
     hub = push.connect(repo_id, base_model, endpoint, retry)
     members = push.members(layout)
@@ -161,25 +165,32 @@ def push_family_to_hub(
     endpoint: str | None = None,
     retry: Retry | None = None,
 ) -> PushReport:
-    """Push a whole family, with the code that loads it by `trust_remote_code=True`.
+    """Push a whole family to one repository, with the code for `trust_remote_code=True`.
 
-    Every segment gets files of its own, so that a device downloads those of its exit alone.
-    Arguments, errors and the way it takes up what was cut off are those of [`push_exits_to_hub`].
+    Each segment has its own files, so a device downloads only the files up to its exit. Errors, and
+    the behaviour after an interruption, are those of [`push_exits_to_hub`].
 
     Args:
-        model_or_path (`str`, `os.PathLike` or [`FamilialForCausalLM`]): The family.
-        repo_id (`str`): `user/name`, or a name of the token's user.
-        private (`bool`, *optional*): Visibility, if the repository is made here.
-        base_model (`str`, *optional*): Repository of the decoder that the family was made of.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): To go along.
-        dtype (`torch.dtype` or `str`, *optional*): Of the weights.
-        max_shard_size (`str` or `int`, *optional*, defaults to `"5GB"`): Of each weights file.
-        token (`str`, *optional*): With the role `write`.
-        endpoint (`str`, *optional*): Address of the Hub.
-        retry ([`Retry`], *optional*): How often and how soon requests are sent again.
+        model_or_path (`str`, `os.PathLike` or [`FamilialForCausalLM`]): Folder of a family, or a
+            family in memory.
+        repo_id (`str`): Id such as `user/name`. Without `user/`, the owner of the token is used.
+        private (`bool`, *optional*): Whether a new repository is private.
+        base_model (`str`, *optional*): Repository of the pretrained model that the family was
+            created from. Defaults to the one in the checkpoint's card or in the model's config.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Tokenizer to push too. Defaults to the
+            one in the family's folder.
+        dtype (`torch.dtype` or `str`, *optional*): Dtype to convert the weights to.
+        max_shard_size (`str` or `int`, *optional*, defaults to `"5GB"`): Maximum size of a file of
+            weights.
+        token (`str`, *optional*): Token with the role `write`. Defaults to that of `hf auth login`.
+        endpoint (`str`, *optional*): Address of the Hub. Defaults to https://huggingface.co.
+        retry ([`Retry`], *optional*): Rule for repeating failed requests.
 
     Returns:
-        [`PushReport`]: With one entry.
+        [`PushReport`]: A report with one entry.
+
+    Example:
+        >>> push_family_to_hub("family", "me/family", private=True)
     """
     push = _Push(model_or_path, token, tokenizer, dtype, max_shard_size)
     hub = push.connect(repo_id, base_model, endpoint, retry)
@@ -192,16 +203,16 @@ def push_family_to_hub(
 
 
 class _Push:
-    """A push in progress: the family, opened and described once, and its target."""
+    """A push in progress, with the opened family, its description and its target."""
 
     def __init__(
         self, model_or_path: Model, token: str | None, tokenizer: Any, dtype: Any, shard: str | int
     ) -> None:
         given: Any = merged_family(model_or_path)
-        self.card: str | None = None  # what the family's owner wrote beside it
+        self.card: str | None = None  # README.md in the family's folder
         self.family: FamilialForCausalLM | FamilyFiles
         if is_family(given):
-            weights_of(given)  # there are some
+            weights_of(given)  # raises if the model has no weights in memory
             self.family = given
         else:
             given = find_source(given, token=token)
@@ -211,12 +222,12 @@ class _Push:
         self.description = describe(given, dtype=dtype)
         self.token, self.tokenizer = token, tokenizer
         self.options = {"dtype": dtype, "max_shard_size": shard}
-        self.bare: list[RepoRevision] = []  # repositories that hold a model and no tokenizer
+        self.bare: list[RepoRevision] = []  # repositories with a model but without a tokenizer
 
     def connect(
         self, repo_id: str, base_model: str | None, endpoint: str | None, retry: Retry | None
     ) -> Hub:
-        """Find out where the family goes and comes from."""
+        """Connect to the Hub, and find the target repository and the origin of the family."""
         self.hub = Hub(HfApi(endpoint=endpoint, token=self.token), retry)
         self.repo = RepoRevision(self.hub.full_name(repo_id))
         base = base_model or _base_of(self.family)
@@ -240,17 +251,17 @@ class _Push:
             readable = self._add_tokenizer(folder, repo)
             named = (self.description, exit_idx, self.provenance, report.architecture, readable)
             self.hub.write_card(member_card(*named), folder, repo, None)
-            # a new branch holds what the main one does: other files go
+            # a new branch starts as a copy of the main branch, so delete its other files
             return Pushed(exit_idx, repo, *self.hub.mirror(folder, repo, message, alone))
 
     def whole_family(self) -> Pushed:
-        """Push the family with its code."""
+        """Push the whole family with its code."""
         with tempfile.TemporaryDirectory(prefix="hf_familial-") as top:
             folder = Path(top) / "checkpoint"
             how: dict[str, Any] = self.options | {"format": "familial", "by_segment": True}
             export_exit(self.family, -1, folder, **how)
             readable = self._add_tokenizer(folder, self.repo)
-            # what `describe` reads losses from
+            # `describe` reads the losses from this file
             names = ("exit_idx", "depth", "parameters", "non_embedding", "eval_loss")
             rows = [{n: getattr(row, n) for n in names} for row in self.description.exits]
             text = json.dumps(rows, indent=2) + "\n"
@@ -261,35 +272,35 @@ class _Push:
             return Pushed(None, self.repo, *self.hub.mirror(folder, self.repo, message))
 
     def index(self) -> None:
-        """Push the card of a main branch without a model."""
+        """Push a model card to a main branch that has no model."""
         with tempfile.TemporaryDirectory(prefix="hf_familial-") as top:
             card = index_card(self.description, self.provenance, self.repo.repo_id)
             self.hub.write_card(card, Path(top), self.repo, None)
             self.hub.mirror(Path(top), self.repo, "Card of the members")
 
     def _add_tokenizer(self, folder: Path, repo: RepoRevision) -> bool:
-        """Put a tokenizer beside the weights; return whether the repository will hold one."""
+        """Save the tokenizer with the weights. Return whether the repository will have one."""
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         readable = holds_tokenizer(folder)
-        if not readable and repo.revision is None:  # its owner may have put one there
+        if not readable and repo.revision is None:  # the owner may have added one on the Hub
             readable = self.hub.source(repo).read_text("tokenizer_config.json") is not None
         self.bare += [] if readable else [repo]
         return readable
 
     def warn_of_bare(self) -> None:
-        """Warn of repositories without a tokenizer."""
+        """Warn about repositories without a tokenizer."""
         if self.bare:
             names = ", ".join(f"`{repo.name}`" for repo in self.bare)
             logger.warning(
-                "%s %s no tokenizer: pass `tokenizer=`, or save one in the family's folder.",
+                "%s %s no tokenizer. Pass `tokenizer=`, or save one in the family's folder.",
                 names,
                 "has" if len(self.bare) == 1 else "have",
             )
 
 
 def _base_of(family: FamilialForCausalLM | FamilyFiles) -> str | None:
-    """Return the repository that a family in memory was made of, if its name is one."""
+    """Return the repository that a family in memory was loaded from, or `None`."""
     config = family.config
     stored = isinstance(family, FamilyFiles)
     name = "" if stored else str(config.name_or_path or config.text_config.name_or_path or "")
@@ -298,9 +309,9 @@ def _base_of(family: FamilialForCausalLM | FamilyFiles) -> str | None:
 
 
 def _resolve_exits(config: FamilialConfig, exits: Sequence[int] | None) -> list[int]:
-    """Return exits from 0, each once, shallowest first."""
+    """Return the exits without repetitions, shallowest first, with -1 converted to an index."""
     if exits is None:
         return list(range(config.num_exits))
     if isinstance(exits, (int, str)) or not len(exits):
-        raise ValueError(f"`exits` must be a list of one exit or more, got {exits!r}.")
+        raise ValueError(f"`exits` must be a list of at least one exit, got {exits!r}.")
     return sorted({config.resolve_exit(k) for k in exits})

@@ -1,4 +1,4 @@
-"""IsoFLOP designs and sweeps: the runs that a budget pays for, and a way to do them all."""
+"""IsoFLOP designs, which plan training runs of equal FLOPs, and sweeps, which execute them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .rules import ExpectedLaw, Fixed, Measured, MeasuredRow, StepLaw
     from .sweep import RunState, Sweep, SweepOutcome, run_states
 
-# imported when first asked for: a slip in a design's file is found before torch is there
+# imported on first use, so that a mistake in a design file is found before torch is imported
 _MODULES = {
     "._display": "SweepDisplay",
     "._folder": "SweepFolder",

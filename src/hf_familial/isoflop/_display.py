@@ -1,4 +1,4 @@
-"""The progress of a sweep: bars on a terminal, lines elsewhere."""
+"""Display of a sweep's progress, as bars in a terminal and as lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .plan import RunPlan
 
 @dataclass
 class Progress:
-    """FLOPs of a sweep, by run: all, done, and done before this start."""
+    """FLOPs of a sweep: the total, those done by each run, and those done before this start."""
 
     total: float = 0.0
     done: dict[str, float] = field(default_factory=dict)
@@ -25,37 +25,43 @@ class Progress:
     start: float = field(default_factory=time.monotonic)
 
     def put(self, plan: RunPlan, step: int, before: bool = False) -> None:
-        """Note the steps of a run; those of a checkpoint were done `before` this start."""
+        """Record the steps of a run. Pass `before=True` for steps done before this start."""
         self.done[plan.id] = plan.flops * step / plan.steps
         if before:
             self.before.setdefault(plan.id, self.done[plan.id])
 
     @property
     def rate(self) -> float:
-        """FLOP/s since this start, over all workers."""
+        """FLOP/s of all workers since this start."""
         new = sum(self.done.values()) - sum(self.before.values())
         return max(new, 0.0) / max(time.monotonic() - self.start, 1e-9)
 
     @property
     def share(self) -> float:
-        """Share of all FLOPs that is done."""
+        """Share of the total FLOPs that is done."""
         return sum(self.done.values()) / self.total if self.total else 1.0
 
     def left(self) -> str:
-        """Return the time left, in words."""
+        """Return the remaining time as text."""
         rate = self.rate
         return duration((1 - self.share) * self.total / rate) if rate > 0 else "?"
 
 
 class SweepDisplay:
-    """The progress of a sweep on a console.
+    """A display of a sweep's progress on a console.
 
-    A terminal has bars, one over all runs and one for each that is in progress; ends stay as lines.
-    Elsewhere there is a line for every run that ends, and now and then one about all of them.
+    A terminal shows one bar for the whole sweep and one for each run in progress. A run that ends
+    becomes a line of text. Elsewhere, each run that ends prints a line, and so does the whole sweep
+    from time to time.
 
     Args:
-        console (`rich.console.Console`, *optional*): Standard error by default.
-        seconds (`float`, *optional*, defaults to 60): Time between two lines about all runs.
+        console (`rich.console.Console`, *optional*): Console to print to. Defaults to standard
+            error.
+        seconds (`float`, *optional*, defaults to 60): Seconds between two lines about the whole
+            sweep.
+
+    Example:
+        >>> Sweep(design, "sweep", display=SweepDisplay()).run()
     """
 
     def __init__(self, console: Console | None = None, seconds: float = 60.0) -> None:
@@ -68,12 +74,12 @@ class SweepDisplay:
         self._ids: dict[str, bars.TaskID] = {}
 
     def begin(self, plans: Sequence[RunPlan], ended: Sequence[RunPlan]) -> None:
-        """Show all runs, and those that had ended before."""
+        """Start the display, with all runs and those that had ended before."""
         self.flops = Progress(sum(plan.flops for plan in plans))
         for plan in ended:
             self.flops.put(plan, plan.steps, before=True)
         self.runs, self.ended_runs, self._said = len(plans), len(ended), time.monotonic()
-        self._say(f"{len(ended)} of {len(plans)} runs done, {self.flops.total:.3e} FLOPs in all")
+        self._say(f"{len(ended)} of {len(plans)} runs done, {self.flops.total:.3e} FLOPs in total")
         if self.console.is_terminal:
             columns = (
                 bars.TextColumn("{task.description}"),
@@ -86,7 +92,7 @@ class SweepDisplay:
             self._show_bar()
 
     def progress(self, plan: RunPlan, event: WorkerEvent) -> None:
-        """Show a run in progress."""
+        """Update a run that is in progress."""
         self.flops.put(plan, event.step, before=plan.id not in self._now)
         self._now[plan.id] = (plan, event)
         if self._bars is not None:
@@ -97,25 +103,25 @@ class SweepDisplay:
             self._say(f"{self.summary()}: {runs}")
 
     def ended(self, plan: RunPlan, record: RunRecord) -> None:
-        """Show a run that ended."""
+        """Print a run that ended."""
         self.flops.put(plan, plan.steps)
         self.ended_runs += 1
         self._drop(plan, f"{self.ended_runs}/{self.runs} {_name(plan)} {_outcome(record)}")
 
     def failed(self, plan: RunPlan, failure: Failure, again: bool) -> None:
-        """Show a run that failed, and whether it is tried again."""
+        """Print a run that failed. `again` is true if the sweep tries the run again."""
         self.given_up += not again
-        then = "is tried again" if again else "is given up"
+        then = "will be tried again" if again else "will not be tried again"
         self._drop(plan, f"{_name(plan)} failed and {then}: {failure.message}")
 
     def close(self) -> None:
-        """Stop the bars; their last state stays as lines."""
+        """Stop the bars. Their last state stays on the screen."""
         if self._bars is not None:
             self._bars.stop()
 
     def summary(self, share: bool = True) -> str:
-        """Return runs done, their share of the FLOPs, FLOP/s and time left."""
-        gone = f", {self.given_up} given up" if self.given_up else ""
+        """Return one line: runs done, share of the FLOPs, FLOP/s and remaining time."""
+        gone = f", {self.given_up} failed" if self.given_up else ""
         done = f", {self.flops.share:.0%} of the FLOPs" if share else ""
         return (
             f"{self.ended_runs}/{self.runs} runs{gone}{done}, "
@@ -123,7 +129,7 @@ class SweepDisplay:
         )
 
     def _drop(self, plan: RunPlan, line: str) -> None:
-        """Say how a run ended, and remove its bar."""
+        """Print how a run ended, and remove its bar."""
         self._now.pop(plan.id, None)
         self._say(line)
         if self._bars is not None:
@@ -133,14 +139,14 @@ class SweepDisplay:
             self._show_bar()
 
     def _show_bar(self, plan: RunPlan | None = None, event: WorkerEvent | None = None) -> None:
-        """Bring the bar of a run, if any, and that of all runs up to date."""
+        """Update the bar of a run, if one is passed, and the bar of the whole sweep."""
         assert self._bars is not None
         if plan is not None and event is not None:
             if plan.id not in self._ids:
                 self._ids[plan.id] = self._bars.add_task(_name(plan), total=plan.steps, text="")
             text = _progress(plan, event)
             self._bars.update(self._ids[plan.id], completed=event.step, text=text)
-        text = self.summary(share=False)  # the bar shows the share; lines have 80 columns
+        text = self.summary(share=False)  # the bar already shows the share; a line has 80 columns
         self._bars.update(self._ids[""], completed=self.flops.share, text=text)
 
     def _say(self, line: str) -> None:

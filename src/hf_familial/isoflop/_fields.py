@@ -1,4 +1,4 @@
-"""The fields of a design, of its runs and of messages about them, all checked in one way."""
+"""Checks for the fields of designs, runs and messages between a sweep and its workers."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ FIELDS = Fields(DesignError, "a design")
 
 
 def check_positive(record: Any, *names: str) -> None:
-    """Raise a `DesignError` for fields that are not positive."""
+    """Raise `DesignError` if a field, or a number in it, is not positive."""
     for name in names:
         values = getattr(record, name)
         for value in values if isinstance(values, tuple) else (values,):

@@ -1,11 +1,13 @@
-"""The folder of a sweep, on a disk or behind a URL: rows, checkpoints, failures, and its lock.
+"""The folder of a sweep, on a local disk or behind a URL.
 
-designs/<hash>.yaml every design that ran here, all its fields written out
-data.json           facts of the data, so that a change is seen
-runs.jsonl          one row for every run that ended
-evaluations.jsonl   one row for every evaluation of these runs
-state.json          the runs in progress
-runs/<id>/          of a run that has not ended: checkpoints, its record, its failure
+| file | content |
+|---|---|
+| designs/<hash>.yaml | a design that ran here, with all its fields |
+| data.json | name, size and fingerprint of the data, to detect changes |
+| runs.jsonl | one row for each run that has ended |
+| evaluations.jsonl | one row for each evaluation of these runs |
+| state.json | the runs in progress |
+| runs/<id>/ | checkpoints, record and failure of a run that has not ended |
 """
 
 from __future__ import annotations
@@ -34,22 +36,22 @@ from ..runs import RunRecord, append_run, read_runs
 ROWS, POINTS = "runs.jsonl", "evaluations.jsonl"
 DATA, STATE = "data.json", "state.json"
 RECORD, RUN_POINTS, FAILURE = "record.jsonl", "points.jsonl", "failure.json"
-DRAFT = "draft.jsonl"  # of the record
+DRAFT = "draft.jsonl"  # the record before it is complete
 POINTER = "checkpoint.json"
 ENDED = ("finished", "diverged")
-PATIENCE = 60  # seconds that a worker waits for one that died, or that another machine still has
+PATIENCE = 60  # seconds that a worker waits for the lock of another worker on the same run
 
-# a lock behind a URL
+# lock of a folder behind a URL
 LOCK = "lock.json"
-RENEWED, STALE = 30.0, 150.0  # seconds
-SETTLED = 2.0  # seconds in which others that saw no lock either have written theirs
+RENEWED, STALE = 30.0, 150.0  # seconds until it is renewed, and until it counts as abandoned
+SETTLED = 2.0  # seconds in which sweeps that start at the same time have written their locks
 
 
 class SweepFolder:
-    """The files of a sweep, each written whole or not at all.
+    """The files of a sweep. Each file is written atomically.
 
     Args:
-        url (`str` or `os.PathLike`): A path, or a URL that `fsspec` knows, such as `s3://...`.
+        url (`str` or `os.PathLike`): Path, or `fsspec` URL such as `s3://bucket/sweep`.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -63,14 +65,14 @@ class SweepFolder:
         return "/".join((self.root, *names))
 
     def read(self, *names: str) -> str | None:
-        """Return the text of a file; `None` if there is none."""
+        """Return the text of a file, or `None` if the file does not exist."""
         try:
             return bytes(self.fs.cat_file(self.path(*names))).decode()
         except FileNotFoundError:
             return None
 
     def read_json(self, *names: str) -> dict[str, Any]:
-        """Return the object in a file; empty if there is none, or it is no object."""
+        """Return the JSON object in a file. It is empty if there is no file or no object."""
         try:
             found = json.loads(self.read(*names) or "{}")
         except ValueError:
@@ -78,7 +80,7 @@ class SweepFolder:
         return found if isinstance(found, dict) else {}
 
     def write(self, text: str, *names: str) -> None:
-        """Replace a file as a whole; after an `OSError` it is as it was."""
+        """Replace a file atomically. After an `OSError`, the old file is unchanged."""
         path = self.path(*names)
         if self.local:
             write_whole(path, text, parents=True)
@@ -86,16 +88,16 @@ class SweepFolder:
             self._in_folders([path], lambda: self.fs.pipe_file(path, text.encode()))
 
     def send(self, paths: Sequence[Path], targets: Sequence[str]) -> None:
-        """Copy files of this machine behind the URL, many at once where it can."""
+        """Copy local files to the URL, in parallel if the file system supports it."""
         sources, targets = [str(path) for path in paths], list(targets)
         self._in_folders(targets, lambda: self.fs.put(sources, targets))
 
     def _in_folders(self, targets: Sequence[str], write: Callable[[], object]) -> None:
-        """Write files; make their folders first where the store asks for them, as `sftp://`."""
+        """Write files, and create their folders first if the store needs folders (`sftp://`)."""
         try:
             write()
         except FileNotFoundError:
-            # a bucket that does not exist is not made
+            # do not create a missing bucket
             if not self.fs.exists(self.root.rpartition("/")[0]):
                 raise
             for parent in sorted({target.rpartition("/")[0] for target in targets}):
@@ -103,30 +105,33 @@ class SweepFolder:
             write()
 
     def remove(self, *names: str) -> None:
-        """Remove a file or a folder, if it is there."""
+        """Delete a file or a folder, if it exists."""
         path = self.path(*names)
         self.refresh()
-        # another machine may have removed it just now
+        # another machine may have deleted it in the meantime
         with suppress(FileNotFoundError):
             if self.fs.exists(path):
                 self.fs.rm(path, recursive=True)
 
     def refresh(self) -> None:
-        """Forget what was listed: other machines write here too."""
+        """Clear the cached file lists, because other machines write to the folder too."""
         self.fs.invalidate_cache()
 
     def still_held(self) -> None:
-        """Raise a `SweepLockedError` if another sweep took the folder from the one that held it."""
+        """Raise `SweepLockedError` if another sweep has taken over the folder."""
         if self._lease is not None:
             self._lease.check()
 
     def keep(self, design: str) -> None:
-        """Keep a design beside its rows, under a name of its own: a folder may serve several."""
+        """Save a design under a name from its hash, because a folder may have several designs."""
         name = hashlib.sha256(design.encode()).hexdigest()[:8]
         self.write(design, "designs", f"{name}.yaml")
 
     def rows(self) -> dict[str, RunRecord]:
-        """Return every run that ended, by its id; a `RunRecordError` names a wrong row."""
+        """Return the rows of all runs that have ended, with their ids as keys.
+
+        Raise `RunRecordError` if a row is wrong.
+        """
         if self.local:
             path = Path(self.path(ROWS))
             found = read_runs(path) if path.exists() else []
@@ -144,10 +149,13 @@ class SweepFolder:
                 raise RunRecordError(str(error), name, self.path(ROWS), number) from None
 
     def add(self, record: RunRecord) -> None:
-        """Append a run that ended and its evaluations; after a break in between, do the rest."""
+        """Append the row of a run that ended, and its evaluations.
+
+        If an earlier call was interrupted, append only the missing rows.
+        """
         self.still_held()
         points = (self.read("runs", record.run_id, RUN_POINTS) or "").splitlines()
-        # a break may have left the first of them
+        # an interrupted call may have written some of the evaluations
         known = set((self.read(POINTS) or "").splitlines())
         self._append(POINTS, [line for line in points if line not in known])
         if self.local:
@@ -156,14 +164,14 @@ class SweepFolder:
             self._append(ROWS, [record.to_json()])
 
     def _append(self, name: str, lines: Sequence[str]) -> None:
-        """Add lines to a file, in one write."""
+        """Append lines to a file in a single write."""
         if self.local:
             append_lines(self.path(name), lines)
         elif lines:
             self.write((self.read(name) or "") + "".join(f"{line}\n" for line in lines), name)
 
     def repair(self) -> None:
-        """Remove what a crash left half-written: files, and last lines, which runs have whole."""
+        """Delete half-written files and last lines. The folders of the runs still have the data."""
         if not self.local:
             return
         for left in Path(self.root).glob(f".*.{'[0-9a-f]' * 32}"):
@@ -179,7 +187,7 @@ class SweepFolder:
                     file.truncate(len(content) - len(last))
 
     def record(self, run_id: str) -> RunRecord | None:
-        """Return what a worker wrote of a run that ended, if it did."""
+        """Return the record that a worker wrote for a run that ended, or `None`."""
         for line in reversed((self.read("runs", run_id, RECORD) or "").splitlines()):
             if _is_object(line.encode()):
                 record = RunRecord.from_dict(json.loads(line))
@@ -188,12 +196,12 @@ class SweepFolder:
         return None
 
     def steps_saved(self, run_id: str) -> int:
-        """Return the steps of a run's newest whole checkpoint; 0 if it has none."""
+        """Return the step of a run's newest complete checkpoint, or 0."""
         return int(self.read_json("runs", run_id, POINTER).get("step", 0))
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other sweeps off the folder; a `SweepLockedError` if one holds it."""
+        """Lock the folder for this sweep. Raise `SweepLockedError` if another sweep uses it."""
         if not self.local:
             self._lease = _Lease(self)
             with self._lease.hold():
@@ -207,7 +215,7 @@ class SweepFolder:
             holder = self.read_json(STATE)
             by = f" (process {holder['pid']} on {holder['host']})" if "pid" in holder else ""
             raise SweepLockedError(
-                f"another sweep{by} works on `{self.url}`; wait for it, or choose another folder."
+                f"another sweep{by} uses `{self.url}`. Wait until it ends, or use another folder."
             ) from None
         try:
             yield
@@ -216,7 +224,7 @@ class SweepFolder:
 
     @contextmanager
     def hold_run(self, run_id: str) -> Iterator[None]:
-        """Keep a worker that was given up, and may still live, out of a run's folder."""
+        """Lock the folder of a run, because an older worker of the run may still be alive."""
         if not self.local:
             yield
             return
@@ -226,7 +234,9 @@ class SweepFolder:
             with FileLock(str(folder / ".lock"), timeout=PATIENCE):
                 yield
         except Timeout:
-            raise SweepLockedError(f"another worker has run {run_id}, and does not end.") from None
+            raise SweepLockedError(
+                f"another worker still uses the folder of run {run_id} after {PATIENCE} seconds."
+            ) from None
 
 
 def _is_object(line: bytes) -> bool:
@@ -237,11 +247,11 @@ def _is_object(line: bytes) -> bool:
 
 
 class _Lease:
-    """A lease on a folder of an object store: a small object, renewed while its holder lives.
+    """A lock on a folder of an object store: a small file that the sweep renews regularly.
 
-    Object stores have no locks. Of sweeps that start at once, the one that wrote last has the
-    lease: all look again after a while, and at every renewal, whether it is still theirs. Clocks of
-    machines must agree to a minute.
+    Object stores have no locks of their own. If several sweeps start at the same time, the one that
+    wrote the file last has the lock. All of them check the file after a short wait and at every
+    renewal. The clocks of the machines may differ by at most a minute.
     """
 
     def __init__(self, folder: SweepFolder) -> None:
@@ -252,9 +262,9 @@ class _Lease:
         holder = self._holder()
         if time.time() - holder.get("time", 0) < STALE:
             raise SweepLockedError(
-                f"another sweep (process {holder.get('pid')} on {holder.get('host')}) works on "
-                f"`{self.folder.url}`; wait for it, or choose another folder. If it is gone, its "
-                f"lock ends in {STALE:.0f} seconds."
+                f"another sweep (process {holder.get('pid')} on {holder.get('host')}) uses "
+                f"`{self.folder.url}`. Wait until it ends, or use another folder. If it was "
+                f"killed, its lock ends within {STALE:.0f} seconds."
             )
         self._write()
         time.sleep(SETTLED)
@@ -271,12 +281,12 @@ class _Lease:
                 self.folder.remove(LOCK)
 
     def check(self) -> None:
-        """Raise if another sweep took the lease, at the same moment or after a long silence."""
+        """Raise `SweepLockedError` if another sweep has taken the lock."""
         if not self._is_ours():
             holder = self._holder()
             raise SweepLockedError(
-                f"another sweep (process {holder.get('pid')} on {holder.get('host')}) took "
-                f"`{self.folder.url}`. What is done stays done."
+                f"another sweep (process {holder.get('pid')} on {holder.get('host')}) took over "
+                f"`{self.folder.url}`. Finished work is kept."
             )
 
     def _is_ours(self) -> bool:
@@ -284,7 +294,7 @@ class _Lease:
 
     def _renew(self, done: threading.Event) -> None:
         while not done.wait(RENEWED):
-            # a store that does not answer now may do so the next time, well before it is stale
+            # if the store does not answer now, the next renewal is still early enough
             with suppress(Exception):
                 if self._is_ours():
                     self._write()

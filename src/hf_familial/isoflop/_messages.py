@@ -1,4 +1,4 @@
-"""Messages between a sweep and its workers: plain data, a line of JSON each."""
+"""Messages between a sweep and its workers. Each message is one line of JSON."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ class _Line:
         FIELDS.check(self)
 
     def to_json(self) -> str:
-        """Return the fields as one line."""
+        """Return the message as one line of JSON."""
         return json.dumps(plain(self))
 
     @classmethod
     def from_json(cls: type[Line], line: str) -> Line:
-        """Read a line; errors as in [`RunPlan`]."""
+        """Read a message from a line of JSON. Raise `DesignError` if a field is wrong."""
         message: Line = FIELDS.read(cls, json.loads(line))
         return message
 
 
 @dataclass(frozen=True)
 class RunTask(_Line):
-    """A run for a worker, with the options of its sweep."""
+    """A run that a sweep sends to a worker, with the options of the sweep."""
 
     plan: RunPlan
-    folder: str  # the sweep's, a path or a URL that `fsspec` knows
-    data_print: str = ""  # fingerprint that the data must have; empty to accept any
+    folder: str  # path or `fsspec` URL of the sweep's folder
+    data_print: str = ""  # fingerprint that the data must have; empty accepts any data
     save_seconds: float = 60.0
-    processes: int = 1  # that share the run, started by `accelerate launch`
+    processes: int = 1  # number of processes that share the run, with `accelerate launch`
     keep_models: bool = False
 
 
 @dataclass(frozen=True)
 class WorkerEvent(_Line):
-    """News of a run.
+    """A message from a worker about one run.
 
-    The kind is `"progress"`, `"finished"` (its record is written; diverged runs too), `"failed"`
-    (it raised) or `"lost"` (its worker died).
+    The `kind` is `"progress"`, `"finished"` (the record is written, for diverged runs too),
+    `"failed"` (the run raised an error) or `"lost"` (the worker died).
     """
 
     kind: str
     run_id: str
-    step: int = 0  # optimiser steps done
+    step: int = 0  # number of finished optimiser steps
     loss: float | None = None  # last training loss, nats per token
     flops_per_second: float | None = None  # since the last log
-    message: str = ""  # the error
-    trace: str = ""
-    stops_sweep: bool = False  # whether other runs would fail like this: a full disk, lost data
+    message: str = ""  # message of the error
+    trace: str = ""  # traceback of the error
+    stops_sweep: bool = False  # true if all runs would fail, for example because the disk is full
 
 
 Tell = Callable[[WorkerEvent], Any]
@@ -68,6 +68,6 @@ class Failure:
     """The failed attempts of a run since its last checkpoint, and the last error."""
 
     attempts: int
-    step: int  # of its checkpoint
+    step: int  # optimiser step of the last checkpoint
     message: str
     trace: str = ""

@@ -1,8 +1,8 @@
-"""A worker of a sweep: does one run after another, in a process of its own.
+"""Worker process of a sweep, which executes one run after another.
 
-`python -m hf_familial.isoflop._worker` reads tasks from its standard input, a line each, and writes
-events to its standard output. It ends when its input does, so no worker outlives its sweep.
-`--task FILE` does one task in the processes that `accelerate launch` started.
+`python -m hf_familial.isoflop._worker` reads one task per line from standard input, and writes
+events to standard output. It ends when its input ends, so it never runs longer than its sweep.
+`--task FILE` executes one task in the processes that `accelerate launch` started.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from .arguments import prepared, run_arguments
 from .plan import RunPlan
 
 
-# other runs would fail in the same way
+# errors that all other runs would raise too
 SHARED_TROUBLE = (DataError, CorpusChangedError, FileNotFoundError, PermissionError)
-LAST_LINES = 30  # of a launch's standard error, in the error of a run
+LAST_LINES = 30  # number of lines from the standard error of a launch in an error message
 LAUNCH = (
     "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no"
     " --dynamo_backend no --main_process_port 0"
@@ -48,9 +48,9 @@ LAUNCH = (
 
 
 def run_task(task: RunTask, tell: Tell) -> None:
-    """Do a run, from its newest checkpoint on, and tell every event.
+    """Execute a run, from its newest checkpoint if there is one, and send events with `tell`.
 
-    An exception becomes an event. The sweep's folder holds all that the sweep needs to go on.
+    An exception becomes an event. The results are in the sweep's folder.
     """
     run_id = task.plan.id
     folder = SweepFolder(task.folder)
@@ -69,7 +69,7 @@ def run_task(task: RunTask, tell: Tell) -> None:
 
 
 def train(task: RunTask, tell: Tell) -> None:
-    """Train one run to its end and write its record, in this process or in each that shares it."""
+    """Train one run to its end and write its record. All processes of the run call this."""
     plan, folder = task.plan, SweepFolder(task.folder)
     space = Workspace(folder, plan.id)
     with space.open() as checkpoint:
@@ -84,22 +84,22 @@ def train(task: RunTask, tell: Tell) -> None:
             args,
             data,
             checkpoint=None if checkpoint is None else str(checkpoint),
-            # the evaluations are written before the record
+            # `reporting` writes the evaluations before `recording` writes the record
             callbacks=[FlopCounterCallback(), reporting, recording],
         )
         if task.keep_models:
             trainer.save_model(str(space.path / MODEL))
         if trainer.is_world_process_zero():
-            # the final name says that everything is there, the model too
+            # the file gets its final name only when all results are complete, the model too
             (space.path / DRAFT).replace(space.path / RECORD)
             space.finish(task.keep_models)
 
 
 class SweepCallback(TrainerCallback):
-    """Tells how a run goes, saves by the clock, stops a run that diverged.
+    """A callback that sends events, saves every `save_seconds`, and stops a run that diverged.
 
-    Checkpoints stand where losses are logged, for a log is a mean since the last one: a run that is
-    resumed elsewhere would log another mean.
+    It saves checkpoints only at steps that log. A logged loss is a mean since the last log, so a
+    run that resumed between two logs would log another mean.
     """
 
     def __init__(self, plan: RunPlan, space: Workspace, tell: Tell, save_seconds: float) -> None:
@@ -107,7 +107,7 @@ class SweepCallback(TrainerCallback):
         self._saved = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock, and send the first event."""
         self._saved = time.monotonic()
         self.tell(WorkerEvent("progress", self.plan.id, step=state.global_step))
 
@@ -119,21 +119,21 @@ class SweepCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Tell the loss; stop a run whose loss is not finite."""
+        """Send the loss, stop a run whose loss is not finite, and save if it is time."""
         if not logs or "exit_0_loss" not in logs:
             return
         losses = [logs[f"exit_{k}_loss"] for k in range(self.plan.G)]
         mean = sum(losses) / len(losses)
         finite = math.isfinite(mean)
         control.should_training_stop |= not finite
-        # the clocks of several processes differ, and all must save or none
+        # the processes must agree whether to save, and their clocks differ
         due = broadcast_object_list([time.monotonic() - self._saved >= self.save_seconds])[0]
         control.should_save = finite and due and state.global_step < state.max_steps
         loss, rate = mean if finite else None, logs.get("flops_per_second")
         self.tell(WorkerEvent("progress", self.plan.id, state.global_step, loss, rate))
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Commit the checkpoint."""
+        """Make the new checkpoint the one to resume from."""
         if state.is_world_process_zero:
             self.space.commit(state.global_step)
         self._saved = time.monotonic()
@@ -161,9 +161,9 @@ class SweepCallback(TrainerCallback):
 
 
 def launch(task: RunTask, tell: Tell) -> None:
-    """Do a run in several processes, started by `accelerate launch`; pass their events on."""
+    """Execute a run in several processes with `accelerate launch`, and forward their events."""
     with tempfile.TemporaryDirectory() as folder:
-        # errors of the data are best raised here
+        # prepare the data here first, so that its errors are raised in this process
         data_args, _ = run_arguments(task.plan, folder, task.processes)
         prepared(data_args, task.plan, task.data_print)
         path, log = Path(folder) / "task.json", Path(folder) / "log"
@@ -190,7 +190,7 @@ def launch(task: RunTask, tell: Tell) -> None:
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Return whether an error, or a cause of it, is that of a full disk; hosts wrap it."""
+    """Return whether an error, or one of its causes, means that the disk is full."""
     if error is None:
         return False
     code, words = getattr(error, "errno", None), os.strerror(errno.ENOSPC)
@@ -199,7 +199,10 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _write_error(folder: SweepFolder, run_id: str) -> OSError | None:
-    """Return why the folder does not take a megabyte, if it does not; hosts hide the reason."""
+    """Return the error of writing one megabyte to the folder, or `None` if that works.
+
+    Libraries may hide this error when they fail to write a checkpoint.
+    """
     try:
         folder.write("0" * 2**20, "runs", run_id, "probe")
         folder.remove("runs", run_id, "probe")
@@ -209,13 +212,13 @@ def _write_error(folder: SweepFolder, run_id: str) -> OSError | None:
 
 
 def serve(tasks: TextIO, events: TextIO) -> None:
-    """Do the tasks of a stream; the process ends at once where the stream does."""
+    """Execute the tasks of a stream. The process ends at once when the stream ends."""
     waiting: queue.Queue[str] = queue.Queue()
 
     def listen() -> None:
         for line in tasks:
             waiting.put(line)
-        # the run in progress stays unfinished: the next sweep resumes it from its checkpoint
+        # the next sweep resumes the unfinished run from its checkpoint
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
@@ -224,7 +227,7 @@ def serve(tasks: TextIO, events: TextIO) -> None:
 
 
 def serve_one(path: str, parent: int, events: TextIO) -> None:
-    """Do the task of a file, as one of several processes; errors are raised."""
+    """Execute the task of a file, as one of several processes. Errors are raised."""
 
     def tell(event: WorkerEvent) -> None:
         if PartialState().is_main_process:
@@ -240,7 +243,7 @@ def _write(event: WorkerEvent, events: TextIO) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when another one is gone."""
+    """End this process when the process `parent` has ended."""
     while True:
         time.sleep(0.5)
         try:
@@ -250,12 +253,12 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Become a worker."""
+    """Run this process as a worker."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", help="File of one task.")
-    parser.add_argument("--parent", type=int, default=0, help="Process to end with.")
+    parser.add_argument("--task", help="File with one task.")
+    parser.add_argument("--parent", type=int, default=0, help="Id of the process to end with.")
     options = parser.parse_args()
-    # prints of libraries must not mix with events
+    # send the prints of libraries to standard error, so that they do not mix with events
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if options.task:

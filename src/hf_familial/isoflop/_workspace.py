@@ -1,4 +1,4 @@
-"""The folder that one run trains in: checkpoints near the worker, whole ones in the sweep's."""
+"""The local folder that a run trains in, and the transfer of checkpoints to the sweep's folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ MODEL = "model"
 
 
 class Workspace:
-    """A folder on this machine's disk that a run trains in.
+    """The folder on this machine's disk that a run trains in.
 
-    In a sweep on a disk it is the run's own folder there. Behind a URL it is a temporary one, and
-    what matters is sent to the URL. A checkpoint counts once the pointer beside it names it, so a
-    break while one is written, or sent, leaves the one before. What is sent has a name of its own,
-    so a worker that was given up, and lives on, does not write into what another one reads.
+    If the sweep is on a local disk, this is `runs/<id>` in the sweep's folder. If the sweep is
+    behind a URL, this is a temporary folder, and checkpoints and results are copied to the URL.
+
+    A checkpoint becomes valid when the file checkpoint.json names it. An interruption during a save
+    or a copy therefore leaves the previous checkpoint valid. Each copy has a unique name, so an old
+    worker that is still alive cannot overwrite files that another worker reads.
     """
 
     def __init__(self, folder: SweepFolder, run_id: str) -> None:
@@ -36,7 +38,7 @@ class Workspace:
 
     @contextmanager
     def open(self) -> Iterator[Path | None]:
-        """Make the folder; yield the checkpoint to resume from, if there is one."""
+        """Create the folder, and yield the checkpoint to resume from or `None`."""
         if self.folder.local:
             self.path.mkdir(parents=True, exist_ok=True)
             yield self._restored()
@@ -56,7 +58,7 @@ class Workspace:
         return found if step and found.is_dir() else None
 
     def commit(self, step: int) -> None:
-        """Make the checkpoint of a step, whole on this disk, the one to resume from."""
+        """Make the complete checkpoint of `step` the one to resume from."""
         pointer: dict[str, Any] = {"step": step, "name": _name(step)}
         if self.folder.local:
             fsync_tree(self.path / _name(step))
@@ -74,7 +76,7 @@ class Workspace:
         return {"step": step, "name": _name(step)} | pointer
 
     def _fetched(self) -> int:
-        """Bring the newest checkpoint to this disk; return its step, 0 if it is gone."""
+        """Download the newest checkpoint. Return its step, or 0 if it is missing."""
         while True:
             pointer = self._pointed()
             here = self.path / _name(pointer["step"])
@@ -84,12 +86,12 @@ class Workspace:
                 return int(pointer["step"])
             except FileNotFoundError:
                 shutil.rmtree(here, ignore_errors=True)
-                # another worker may have put a newer one in its place just now
+                # another worker may have replaced it by a newer one in the meantime
                 if self._pointed() == pointer:
                     return 0
 
     def finish(self, keep_model: bool) -> None:
-        """Bring the results of the run to the sweep's folder, its record last of all."""
+        """Copy the results of the run to the sweep's folder, with the record last."""
         if self.folder.local:
             return
         if keep_model:
@@ -111,7 +113,7 @@ class Workspace:
 
 
 def clear_run(folder: SweepFolder, run_id: str) -> None:
-    """Remove the files of a run whose row is written; a kept model stays."""
+    """Delete the files of a run whose row is written, except a kept model."""
     top = folder.path("runs", run_id)
     folder.refresh()
     if not folder.fs.exists(top):

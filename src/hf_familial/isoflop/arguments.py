@@ -1,4 +1,4 @@
-"""The arguments of a run of `pretrain`, from its plan, and its data, known by a fingerprint."""
+"""Training arguments and data of one run of a sweep."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = ("", "stdlib")  # names of the corpus that every machine has
 
-# arguments that `training` may not hold, and what they follow from
+# arguments that `training` must not contain, and what sets them
 TAKEN = {
     "output_dir": "the folder of the sweep",
     "max_steps": "`budgets`",
@@ -56,7 +56,7 @@ TAKEN = {
     "disable_tqdm": "the sweep's own display",
 }
 
-# logs are frequent enough for checkpoints, evaluations are few: both cost time
+# defaults: frequent logs, because checkpoints need them, and few evaluations, which take time
 USUAL: dict[str, Any] = {
     "logging_steps": 0.05,
     "eval_steps": 0.25,
@@ -72,19 +72,18 @@ HINTS: dict[str, Any] = typing.get_type_hints(PretrainingData) | typing.get_type
 def run_arguments(
     plan: RunPlan, output_dir: str, processes: int = 1
 ) -> tuple[PretrainingData, PretrainingArguments]:
-    """Return the arguments of a run that several processes may share.
+    """Return the data arguments and training arguments of a run.
 
-    `training` of the design may hold any argument of data or training, as the command line of
-    `examples/pretrain.py` has them. `per_device_train_batch_size` is the most sequences that a
-    device has at once: the largest divisor of its share of the batch below it is used, the rest is
-    accumulation.
+    `training` of the design may contain any option of `examples/pretrain.py`.
+    `per_device_train_batch_size` is an upper limit. The run uses the largest divisor of the batch
+    per process that is within the limit, and accumulates gradients for the rest.
     """
     given = check_training(plan.training)
     share, rest = divmod(plan.batch_sequences, processes)
     if rest:
         raise DesignError(
-            f"`processes` must divide the batch of run {plan.id}, {plan.batch_sequences} "
-            f"sequences, got {processes}.",
+            f"`processes` must divide the batch of run {plan.id}, which has "
+            f"{plan.batch_sequences} sequences, got {processes}.",
             "processes",
         )
     most = min(share, given.pop("per_device_train_batch_size", share))
@@ -105,7 +104,7 @@ def run_arguments(
             data_seed=plan.seed,
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=share // micro,
-            # the sweep saves by the clock, where a log ends, so that a break leaves no trace
+            # the sweep itself saves, at steps that log, so that a resumed run logs the same means
             save_strategy="no",
             save_total_limit=2,
             dataloader_drop_last=True,
@@ -116,11 +115,11 @@ def run_arguments(
 
 
 def check_design(design: IsoFlopDesign) -> None:
-    """Check data and `training` of a design, before its runs are worked out.
+    """Check `data` and `training` of a design, before its runs are planned.
 
     Raises:
-        DesignError: Naming the argument of `training` that is wrong.
-        FileNotFoundError: If the data or the tokenizer are not where the design says.
+        DesignError: If an argument in `training` is wrong. The message names it.
+        FileNotFoundError: If the data or the tokenizer do not exist.
     """
     data, values = _split(check_training(design.training))
     sizes: dict[str, Any] = {"seq_length": design.seq_length, "vocab_size": design.vocab_size}
@@ -134,7 +133,7 @@ def check_design(design: IsoFlopDesign) -> None:
 
 
 def data_source(data: str) -> dict[str, Any]:
-    """Return the data argument that a design's `data` stands for: none, files, or a dataset."""
+    """Return the data argument for `data` of a design: files, a dataset, or nothing."""
     if data in EMBEDDED:
         return {}
     path = Path(data).expanduser()
@@ -150,7 +149,7 @@ def data_source(data: str) -> dict[str, Any]:
 
 
 def _split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of the data, and those of the training."""
+    """Return the data arguments and the training arguments."""
     names = {field.name for field in fields(PretrainingData)}
     values = USUAL | given
     return {name: values.pop(name) for name in list(values) if name in names}, values
@@ -158,7 +157,7 @@ def _split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextmanager
 def _naming_training() -> Iterator[None]:
-    """Raise errors of the arguments as a `DesignError` about `training`."""
+    """Convert errors of the arguments to a `DesignError` about `training`."""
     try:
         yield
     except DesignError:
@@ -168,11 +167,14 @@ def _naming_training() -> Iterator[None]:
 
 
 def check_training(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `training` of a design, each argument of its type; raise for one that is wrong."""
+    """Return `training` of a design with values of the right types.
+
+    Raise `DesignError` if an argument is wrong.
+    """
     for name in training:
         if name in TAKEN:
             raise DesignError(
-                f"`training.{name}` follows from {TAKEN[name]}; leave it out.", f"training.{name}"
+                f"`training.{name}` is set by {TAKEN[name]}. Leave it out.", f"training.{name}"
             )
         if name not in HINTS:
             hint = known_words(name, HINTS)
@@ -181,12 +183,12 @@ def check_training(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """Return an argument as its annotation has it, where that is simple."""
+    """Convert an argument to its annotated type, if that type is simple."""
     hint = HINTS[name]
     if name == "exit_weights" and isinstance(value, (list, tuple)):
         value = ",".join(map(str, value))
     if value is False and "no" in CHOICES.get(name, ()):
-        value = "no"  # which YAML takes for false
+        value = "no"  # YAML reads `no` as false
     simple = {str, int, float, bool, types.NoneType}
     if not {*(typing.get_args(hint) or (hint,))} <= simple:
         return value
@@ -201,38 +203,39 @@ def _typed(name: str, value: Any) -> Any:
 
 
 def prepared(args: PretrainingData, plan: RunPlan, data_print: str = "") -> PackedData:
-    """Return the data of a run, cut so that every pass over them is a whole number of batches.
+    """Return the data of a run, cut to a whole number of batches.
 
     Raises:
-        CorpusChangedError: If their fingerprint is not `data_print`.
-        DataError: If the tokenizer does not fit the design, or the data do not fill a batch.
+        CorpusChangedError: If the fingerprint of the data is not `data_print`.
+        DataError: If the tokenizer has more tokens than the design, or if the data do not fill one
+            batch.
     """
     data, vocab_size, found = corpus(args)
     if data_print and found != data_print:
         raise CorpusChangedError(
-            f"the data `{data.name}` are not what this sweep began with (fingerprint {found}, was "
-            f"{data_print}): bring them back, or choose another folder for a new sweep."
+            f"The data `{data.name}` have changed since this sweep began (fingerprint {found}, was "
+            f"{data_print}). Restore the old data, or use another folder for a new sweep."
         )
     planned = plan.backbone["vocab_size"]
     if vocab_size > planned:
         raise DataError(
-            f"`vocab_size` of the design must be at least that of the tokenizer, {vocab_size}, got "
+            f"`vocab_size` of the design must be at least {vocab_size}, as in the tokenizer, got "
             f"{planned}."
         )
     if not isinstance(data.train, Dataset):
         return data
-    # a last, smaller batch would train on fewer tokens than its step is planned with
+    # without this cut, the last batch would have fewer tokens than planned
     whole = len(data.train) // plan.batch_sequences * plan.batch_sequences
     if not whole:
         raise DataError(
-            f"the data `{data.name}` must fill one batch of {plan.batch_sequences} sequences, they "
-            f"have {len(data.train)}."
+            f"The data `{data.name}` must fill one batch of {plan.batch_sequences} sequences, got "
+            f"{len(data.train)}."
         )
     return replace(data, train=data.train.select(range(whole)))
 
 
 def corpus(args: PretrainingData) -> tuple[PackedData, int, str]:
-    """Return data, size of their vocabulary and fingerprint; read once in a process."""
+    """Return data, vocabulary size and fingerprint. A process reads the data only once."""
     return _corpus(json.dumps(asdict(args), sort_keys=True))
 
 
@@ -243,7 +246,10 @@ def _corpus(fields: str) -> tuple[PackedData, int, str]:
 
 
 def _fingerprint(data: PackedData) -> str:
-    """Return a hash of the tokens to train and to evaluate on; of a stream, of the latter alone."""
+    """Return a hash of the training and evaluation tokens.
+
+    If the training data are a stream, hash only the evaluation tokens.
+    """
     state = hashlib.sha256()
     for split in (data.eval, data.train):
         if isinstance(split, Dataset):

@@ -1,4 +1,4 @@
-"""The width and depth of a backbone of N parameters, and the config of its host."""
+"""Width, depth and config of a backbone with N parameters."""
 
 from __future__ import annotations
 
@@ -23,21 +23,25 @@ MAX_DEPTH = 512
 
 @dataclass(frozen=True)
 class BackboneTemplate:
-    """The backbones of a design: any decoder of transformers, at any size.
+    """A template for the backbones of a design: one Transformers architecture at any size.
 
     Attributes:
-        model_type (`str`): Architecture.
-        aspect (`float`): Width for each layer of depth.
+        model_type (`str`): Architecture in Transformers, for example `"llama"`.
+        aspect (`float`): Width divided by depth.
         head_dim (`int`): Width of an attention head.
-        multiple (`int`): Widths are multiples of it; itself one of `head_dim`.
-        mlp_ratio (`float`): Inner width of the MLP over the width, rounded to `multiple`.
-        kv_heads (`int`, *optional*): Heads of keys and values, or the largest number below it that
-            divides the heads of queries; by default as many as these.
-        tie_word_embeddings (`bool`): Whether the output head is the token embedding.
-        scaled (`Mapping[str, float]`): Further fields of the host's config that grow with the
-            width: `{name: share of the width}`, rounded to `multiple`, such as
-            `moe_intermediate_size`.
-        fields (`Mapping[str, Any]`): Further fields of the host's config, as they are.
+        multiple (`int`): Number that divides all widths. It must be a multiple of `head_dim`.
+        mlp_ratio (`float`): Inner width of the MLP divided by the width. The inner width is rounded
+            to `multiple`.
+        kv_heads (`int`, *optional*): Maximum number of key and value heads. It is reduced to a
+            number that divides the query heads. Defaults to the number of query heads.
+        tie_word_embeddings (`bool`): Whether the output head shares the token embedding.
+        scaled (`Mapping[str, float]`): Further config fields that grow with the width, such as
+            `moe_intermediate_size`, and their shares of the width. Values are rounded to
+            `multiple`.
+        fields (`Mapping[str, Any]`): Further config fields with fixed values.
+
+    Example:
+        >>> template = BackboneTemplate("qwen3", aspect=64, head_dim=64, multiple=64)
     """
 
     model_type: str = "llama"
@@ -68,18 +72,18 @@ class BackboneTemplate:
                 if name not in known:
                     hint = known_words(name, known)
                     raise DesignError(
-                        f"`{group}.{name}` is no field of `{self.model_type}`{hint}",
+                        f"`{group}.{name}` is not a field of `{self.model_type}`{hint}",
                         f"{group}.{name}",
                     )
 
     def width(self, depth: int) -> int:
-        """Return the width that belongs to a depth."""
+        """Return the width for a depth, from `aspect`."""
         return self._rounded(self.aspect * depth)
 
     def config_fields(
         self, width: int, depth: int, vocab_size: int, seq_length: int
     ) -> dict[str, Any]:
-        """Return the fields of the host's config that differ from its own defaults."""
+        """Return the config fields of a backbone that differ from the defaults."""
         heads = width // self.head_dim
         if width % self.head_dim or not heads:
             raise DesignError(
@@ -110,27 +114,32 @@ class BackboneTemplate:
         return usual | scaled | dict(self.fields)
 
     def text_config(self, fields: Mapping[str, Any]) -> Any:
-        """Return the host's config of such fields."""
+        """Return the config of a backbone with these fields."""
         return AutoConfig.for_model(self.model_type, **fields)
 
     def shape(self, size: float, count: Callable[[int, int], int]) -> tuple[int, int]:
-        """Return the width and depth whose number of parameters is nearest to a size.
+        """Return the width and depth whose number of parameters is nearest to `size`.
 
-        Two depths follow from `aspect`. Their widths move by multiples while that comes nearer.
-        `count` returns the parameters of a width and a depth. A `DesignError` says if even the
-        smallest backbone is more than twice the size, or none is large enough.
+        `count(width, depth)` returns a number of parameters. The two depths around `size` follow
+        from `aspect`. For each of them, the width changes by `multiple` while that comes nearer.
+        Raise `DesignError` if no backbone is large enough, or if the nearest one differs from
+        `size` by more than a factor of 2.
         """
         low, high = 1, max(1, round((size / (12 * self.aspect**2)) ** (1 / 3)))
-        if high > 2 * MAX_DEPTH:  # not even counted: that alone would take minutes
+        if high > 2 * MAX_DEPTH:  # raise before counting parameters, which would take minutes
             raise DesignError(
-                f"`sizes` must be reachable: {size:.4g} parameters would take some {high:,} layers "
-                f"at `aspect` {self.aspect:g}; raise `aspect`, or give fewer parameters.",
+                f"`sizes` must be reachable: {size:.4g} parameters need about {high:,} layers at "
+                f"`aspect` {self.aspect:g}. Increase `aspect`, or use fewer parameters.",
                 "sizes",
             )
         while count(self.width(high), high) < size:
             low, high = high, 2 * high
             if high > MAX_DEPTH:
-                raise DesignError(f"`sizes`: none of {MAX_DEPTH} layers has {size:.4g}.", "sizes")
+                raise DesignError(
+                    f"`sizes` must be reachable: {size:.4g} parameters need more than {MAX_DEPTH} "
+                    "layers.",
+                    "sizes",
+                )
         if high - low > 1:
             high = bisect_left(range(high), size, low + 1, key=lambda d: count(self.width(d), d))
             low = high - 1
@@ -150,7 +159,7 @@ class BackboneTemplate:
         if miss(best) > 2:
             raise DesignError(
                 f"`sizes` must be reachable with `multiple` {self.multiple}: the nearest to "
-                f"{size:.4g} is {best[0]}x{best[1]} of {count(*best):,} parameters.",
+                f"{size:.4g} is {best[0]}x{best[1]} with {count(*best):,} parameters.",
                 "sizes",
             )
         return best
@@ -159,7 +168,7 @@ class BackboneTemplate:
         return max(1, round(width / self.multiple)) * self.multiple
 
     def _known(self) -> dict[str, Any]:
-        """Return defaults of the host's config, by its own names and by the usual ones."""
+        """Return the defaults of the config class, under its own and under the common names."""
         cls: Any = CONFIG_MAPPING[self.model_type]
         known = {entry.name: entry.default for entry in dataclasses.fields(cls)}
         known = {name: value for name, value in known.items() if not name.startswith("_")}
@@ -167,7 +176,7 @@ class BackboneTemplate:
 
 
 def read_size(size: float | str) -> float | tuple[int, int]:
-    """Return a number of parameters, or width and depth of words such as `"64x4"`."""
+    """Return a number of parameters, or the width and depth of text such as `"64x4"`."""
     found = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", str(size))
     if found and int(found[1]) * int(found[2]):
         return int(found[1]), int(found[2])

@@ -1,4 +1,4 @@
-"""An IsoFLOP design: budgets, sizes and granularities, and the runs that follow from them."""
+"""IsoFLOP designs: grids of budgets, sizes and granularities, and the runs of each grid."""
 
 from __future__ import annotations
 
@@ -36,44 +36,48 @@ BELOW = {"budgets": 1e30, "vocab_size": 2**31, "seq_length": 2**31, "seeds": 2**
 
 @dataclass(frozen=True)
 class IsoFlopDesign:
-    """A grid of runs: every budget with every size, granularity and seed.
+    """A grid of training runs, with one run for each budget, size, granularity and seed.
 
     Attributes:
         budgets (`tuple[float, ...]`): FLOPs C of a run.
-        sizes (`tuple[float | str, ...]`): Backbones: parameters N by `counting`, from which width
-            and depth follow, or `width x depth` such as `"64x4"`. N is that of G = 1, so that all
-            granularities of a size share one backbone. Or one such list for each budget.
+        sizes (`tuple[float | str, ...]`): Backbones, as numbers of parameters N or as
+            `width x depth` such as `"64x4"`. The design finds width and depth for an N. N is that
+            of a model with G = 1, so all granularities of a size share one backbone. You can also
+            pass one list of sizes for each budget.
         vocab_size (`int`): Rows of the token embedding.
-        seq_length (`int`): Tokens of a sequence.
-        granularities (`tuple[int, ...]`): Numbers of exits G; 1, the dense model, is among them.
-        placement (`str` or `tuple[float, ...]`): `"even"`, or shares of the depth in the order in
-            which early exits are added: G takes the first G - 1 and the full depth.
-        backbone ([`BackboneTemplate`]): How width and depth grow, and the host's architecture.
+        seq_length (`int`): Tokens in a sequence.
+        granularities (`tuple[int, ...]`): Numbers of exits G. They must contain 1, the ordinary
+            model.
+        placement (`str` or `tuple[float, ...]`): Depths of the early exits. `"even"` spaces them
+            evenly. Otherwise pass shares of the full depth. A family with G exits uses the first
+            G - 1 of them.
+        backbone ([`BackboneTemplate`]): Architecture of the backbone, and its growth with size.
         num_exit_layers (`int`): Private layers of each early exit.
         exit_norm (`str`): `"own"` or `"shared"`, as in [`FamilialConfig`].
-        exit_head (`str`): `"shared"` or `"own"`, likewise.
-        seeds (`tuple[int, ...]`): One run for each.
-        rule (`Fixed`, `StepLaw` or `Measured`): Learning rate and batch; in a file a mapping with
-            `kind`: `fixed`, `step_law` or `measured`.
-        counting (`str`): How N is counted: a field of [`~hf_familial.flops.ParameterCount`].
-        data (`str`): Training data: empty or `stdlib` for the source code of Python's standard
-            library, else a file or folder, or a dataset of the Hub.
-        data_tokens (`int`, *optional*): Tokens of one pass over it.
-        training (`Mapping[str, Any]`): Further arguments of data and training, by the names that
-            `examples/pretrain.py` has for them, except those that follow from the design.
-        expected ([`ExpectedLaw`]): The law by which optima are expected.
+        exit_head (`str`): `"shared"` or `"own"`, as in [`FamilialConfig`].
+        seeds (`tuple[int, ...]`): Seeds. Each seed gives one run.
+        rule (`Fixed`, `StepLaw` or `Measured`): Rule for the learning rate and the batch. In a
+            file, it is a mapping whose `kind` is `fixed`, `step_law` or `measured`.
+        counting (`str`): Convention for counting N: the name of a field of
+            [`~hf_familial.flops.ParameterCount`].
+        data (`str`): Training data: a file, a folder or a dataset on the Hub. An empty string or
+            `stdlib` means the source code of Python's standard library.
+        data_tokens (`int`, *optional*): Tokens in one pass over the data.
+        training (`Mapping[str, Any]`): Further arguments for data and training, with the names of
+            the options of `examples/pretrain.py`. Arguments that the design sets are not allowed.
+        expected ([`ExpectedLaw`]): Law of the expected losses.
 
     Raises:
-        DesignError: Naming the field that is wrong, and what would be right.
+        DesignError: If a field is wrong. The message names the field and the allowed values.
 
     Example:
         >>> design = IsoFlopDesign(budgets=[4e11, 1.6e12], sizes=["32x3", "64x4"], vocab_size=512,
         ...     seq_length=128)
         >>> print_runs(design)
 
-    Reference: IsoFLOP profiles as in Hoffmann et al. 2022, arXiv:2203.15556, section 3.2; with G as
-    in arXiv:2512.23407, which does not state placement, the counting of N, or the FLOPs of heads:
-    all three are options here.
+    Reference: IsoFLOP profiles of Hoffmann et al. 2022, arXiv:2203.15556, section 3.2. G is from
+    arXiv:2512.23407, which does not state the placement of exits, the counting of N or the FLOPs of
+    heads. All three are options here.
     """
 
     budgets: tuple[float, ...]
@@ -95,7 +99,7 @@ class IsoFlopDesign:
     expected: ExpectedLaw = ExpectedLaw()
 
     def __post_init__(self) -> None:
-        """Check every field; lists become tuples."""
+        """Check every field, and convert lists to tuples."""
         object.__setattr__(self, "rule", read_rule(self.rule))
         FIELDS.check(self)
         check_positive(self, "budgets", "vocab_size", "seq_length", "granularities", "data_tokens")
@@ -108,8 +112,8 @@ class IsoFlopDesign:
                 raise DesignError(f"`{name}` must be less than {limit:,}, got {largest}.", name)
         if 1 not in self.granularities:
             raise DesignError(
-                "`granularities` must hold 1, the dense model that the others are compared with, "
-                f"got {list(self.granularities)}.",
+                "`granularities` must contain 1, the ordinary model to compare with, got "
+                f"{list(self.granularities)}.",
                 "granularities",
             )
         if min(self.seeds) < 0 or self.num_exit_layers < 0:
@@ -127,7 +131,7 @@ class IsoFlopDesign:
 
     @property
     def sizes_by_budget(self) -> tuple[tuple[float | str, ...], ...]:
-        """The sizes of every budget, in the order of `budgets`."""
+        """The sizes of each budget, in the order of `budgets`."""
         if any(isinstance(size, tuple) for size in self.sizes):
             return self.sizes  # type: ignore[return-value]
         return (self.sizes,) * len(self.budgets)  # type: ignore[return-value]
@@ -136,8 +140,8 @@ class IsoFlopDesign:
         lists = [isinstance(size, tuple) for size in self.sizes]
         if any(lists) and not (all(lists) and len(lists) == len(self.budgets)):
             raise DesignError(
-                "`sizes` must be one list for all budgets, or one list for each of them "
-                f"({len(self.budgets)} here), got {plain(self)['sizes']}.",
+                "`sizes` must be one list for all budgets, or one list for each of the "
+                f"{len(self.budgets)} budgets, got {plain(self)['sizes']}.",
                 "sizes",
             )
         for sizes in self.sizes_by_budget:
@@ -163,21 +167,23 @@ class IsoFlopDesign:
             )
 
     def layout(self) -> tuple[tuple[RunPlan, ...], tuple[InfeasibleRun, ...]]:
-        """Return the runs, and the points of the grid that have none, with what would fit."""
+        """Return all possible runs, and the points of the grid for which no run is possible."""
         plans = tuple(_plan_runs(self))
         runs = tuple(plan for plan in plans if isinstance(plan, RunPlan))
         return runs, tuple(plan for plan in plans if isinstance(plan, InfeasibleRun))
 
     def runs(self) -> tuple[RunPlan, ...]:
-        """Return all runs: budget by budget, size by size, G by G, seed by seed.
+        """Return all runs, ordered by budget, then size, then G, then seed.
 
         Returns:
-            `tuple[RunPlan, ...]`: Each within 0.5 % of its budget. An id depends on nothing but the
-            run's own content, so runs that a changed design still has keep theirs.
+            `tuple[RunPlan, ...]`: Runs whose FLOPs are within 0.5 % of their budget. The id of a
+            run depends on the content of that run only. If you change the design, the runs that
+            stay in it keep their ids.
 
         Raises:
             DesignError: If a backbone cannot be built.
-            InfeasibleDesignError: If a point of the grid has no run. The message says what fits.
+            InfeasibleDesignError: If no run is possible at a point of the grid. The message names
+                the nearest budgets that fit.
         """
         runs, infeasible = self.layout()
         if infeasible:
@@ -186,55 +192,55 @@ class IsoFlopDesign:
 
     @classmethod
     def from_dict(cls, row: Any) -> IsoFlopDesign:
-        """Return the design of a mapping, as YAML has it; errors as in `from_yaml`."""
+        """Build a design from a mapping of its fields. Raise `DesignError` if a field is wrong."""
         try:
             return FIELDS.read(cls, row)
         except RecursionError:
-            raise DesignError("a design has lists or mappings nested too deep.") from None
+            raise DesignError("The design has lists or mappings nested too deep.") from None
 
     @classmethod
     def from_yaml(cls, source: str | os.PathLike[str]) -> IsoFlopDesign:
-        """Read a design from a file.
+        """Read a design from a YAML file.
 
         Raises:
-            DesignError: If it is not YAML, or a field is unknown, missing or wrong.
-            OSError: If it cannot be read.
+            DesignError: If the file is not YAML, or if a field is unknown, missing or wrong.
+            OSError: If the file cannot be read.
         """
         return cls.from_dict(read_yaml(source))
 
     @classmethod
     def parse(cls, text: str) -> IsoFlopDesign:
-        """Read a design from YAML text; errors as in `from_yaml`."""
+        """Read a design from YAML text. Raise `DesignError` if it is wrong."""
         return cls.from_dict(parse_yaml(text))
 
     def to_yaml(self) -> str:
-        """Return the design as YAML, every field written out."""
+        """Return the design as YAML with all fields."""
         return yaml.safe_dump(plain(self), sort_keys=False)
 
 
 def _check_different(name: str, values: tuple[Any, ...]) -> None:
     if not values or len(set(values)) < len(values):
         raise DesignError(
-            f"`{name}` must hold different values, at least one, got {list(values)}.", name
+            f"`{name}` must have different values, at least one, got {list(values)}.", name
         )
 
 
 class _Family(NamedTuple):
-    """A family of one width, depth and G, which runs of all budgets and seeds share."""
+    """A family of one width, depth and G. Runs of all budgets and seeds share it."""
 
     width: int
     depth: int
     exits: tuple[int, ...]
-    fields: dict[str, Any]  # of the backbone's config
-    cost: FlopCount  # of a token
+    fields: dict[str, Any]  # fields of the backbone's config
+    cost: FlopCount  # training FLOPs per token
     sizes: ParameterCount
-    dense: ParameterCount  # of G = 1
+    dense: ParameterCount  # parameters of the same backbone with G = 1
 
 
 def _plan_runs(design: IsoFlopDesign) -> Iterator[RunPlan | InfeasibleRun]:
-    """Plan every point of the grid: budgets, then sizes, then G, then seeds."""
+    """Plan all points of the grid, ordered by budget, then size, then G, then seed."""
     shapes = {sizes: _shapes(design, sizes) for sizes in set(design.sizes_by_budget)}
-    # counting the FLOPs of a family takes far longer than planning a run of it
+    # cached, because counting the FLOPs of a family takes far longer than planning its runs
     family_of = functools.cache(functools.partial(_measure, design))
     for budget, sizes in zip(design.budgets, design.sizes_by_budget, strict=True):
         for width, depth in shapes[sizes]:
@@ -247,7 +253,7 @@ def _plan_runs(design: IsoFlopDesign) -> Iterator[RunPlan | InfeasibleRun]:
 
 
 def _measure(design: IsoFlopDesign, width: int, depth: int, G: int) -> _Family | str:
-    """Count FLOPs and parameters of a family, or say why it cannot be built."""
+    """Count the FLOPs and parameters of a family, or return the reason why it is impossible."""
     exits = _exits_at(design, depth, G)
     if isinstance(exits, str):
         return exits
@@ -261,18 +267,17 @@ def _measure(design: IsoFlopDesign, width: int, depth: int, G: int) -> _Family |
 def _plan_point(
     design: IsoFlopDesign, budget: float, family: _Family
 ) -> Iterator[RunPlan | InfeasibleRun]:
-    """Plan one run for each seed, or say why the point has none."""
+    """Plan one run for each seed, or yield the reason why no run is possible."""
     width, depth, exits, fields, cost, sizes, dense = family
     per_sequence = cost.per_token * design.seq_length
     found = fit_budget(budget, per_sequence, design.seq_length, dense.non_embedding, design.rule)
     if not isinstance(found, Schedule):
         fits = " or ".join(f"{fit:.6g}" for fit in found)
-        reason = f"no whole number of steps meets it within 0.5 %; a budget of {fits} would fit"
-        yield InfeasibleRun(
-            budget, width, depth, len(exits), f"{reason}, or a smaller batch.", found
-        )
+        reason = "no whole number of steps meets the budget within 0.5 %. "
+        reason += f"A budget of {fits} would fit, or a smaller batch."
+        yield InfeasibleRun(budget, width, depth, len(exits), reason, found)
         return
-    # the id hashes this content: its names and values name checkpoints on disks
+    # The id is a hash of this content. A change here would orphan the checkpoints on disk.
     content: dict[str, Any] = {
         "model_type": design.backbone.model_type,
         "backbone": fields,
@@ -288,7 +293,7 @@ def _plan_point(
     tokens = found.steps * found.batch_sequences * design.seq_length
     for seed in design.seeds:
         own = content | {"seed": seed}
-        # how early exits are made does not matter where there are none
+        # without early exits, the fields of `family` have no effect, so they are not hashed
         yield RunPlan(
             id=content_id(own if len(exits) > 1 else own | {"family": {}}),
             budget=budget,
@@ -305,7 +310,7 @@ def _plan_point(
 
 
 def _shapes(design: IsoFlopDesign, sizes: tuple[float | str, ...]) -> tuple[tuple[int, int], ...]:
-    """Return width and depth of every backbone, in the order of the sizes of a budget."""
+    """Return the width and depth of each size in `sizes`."""
 
     def count(width: int, depth: int) -> int:
         config = _family_config(design, width, depth, [depth])[1]
@@ -316,8 +321,8 @@ def _shapes(design: IsoFlopDesign, sizes: tuple[float | str, ...]) -> tuple[tupl
         found = size if isinstance(size, tuple) else design.backbone.shape(size, count)
         if found in shapes:
             raise DesignError(
-                f"`sizes` must have different backbones: {size} is {found[0]}x{found[1]}, as "
-                "another size is; choose sizes further apart, or a smaller `multiple`.",
+                f"`sizes` must have different backbones, but {size} and another size are both "
+                f"{found[0]}x{found[1]}. Choose sizes further apart, or a smaller `multiple`.",
                 "sizes",
             )
         shapes.append(found)
@@ -325,15 +330,15 @@ def _shapes(design: IsoFlopDesign, sizes: tuple[float | str, ...]) -> tuple[tupl
 
 
 def _exits_at(design: IsoFlopDesign, depth: int, G: int) -> list[int] | str:
-    """Return the depths of G exits, or why there cannot be so many."""
+    """Return the depths of G exits, or the reason why G exits are impossible."""
     if isinstance(design.placement, str):
         if G <= depth:
             return evenly_spaced_exits(depth, G)
-        return f"{G} exits need {G} layers or more; leave out this G or this size."
+        return f"{G} exits need at least {G} layers. Leave out this G or this size."
     exits = sorted({round(share * depth) for share in design.placement[: G - 1]} | {depth})
     if len(exits) == G and exits[0] > 0:
         return exits
-    return f"at {depth} layers `placement` gives depths {exits}, not {G} different ones."
+    return f"with {depth} layers, `placement` gives the depths {exits}, not {G} different depths."
 
 
 def _exit_fields(design: IsoFlopDesign) -> dict[str, Any]:
@@ -343,7 +348,7 @@ def _exit_fields(design: IsoFlopDesign) -> dict[str, Any]:
 def _family_config(
     design: IsoFlopDesign, width: int, depth: int, exits: list[int]
 ) -> tuple[dict[str, Any], FamilialConfig]:
-    """Return the fields of a backbone's config, and the family on it."""
+    """Return the fields of a backbone's config, and the config of the family."""
     fields = design.backbone.config_fields(width, depth, design.vocab_size, design.seq_length)
     try:
         text_config = design.backbone.text_config(fields)

@@ -1,4 +1,4 @@
-"""A design before it runs: its expected optima and duration, and a table of its runs."""
+"""Estimates for a design before it runs: expected optima, duration, and a table of its runs."""
 
 from __future__ import annotations
 
@@ -27,42 +27,47 @@ from .plan import RunPlan
 from .rules import ExpectedLaw, StepLaw
 
 
-# bytes of text for a byte of a compressed file, about
+# approximate bytes of text in one byte of a compressed file
 COMPRESSED = {".gz": 4.0, ".parquet": 2.5}
 
-# tokens of a timed step: enough to be like a long step, few enough for many steps
+# tokens in a timed step: as fast per token as a long step, but short enough for many steps
 STEP_TOKENS = 4096
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 2048}
 SMALL_LENGTH = 256
 
-# columns that a narrow terminal leaves out, in this order; the others always stay
+# columns that are hidden in this order if the terminal is too narrow
 LEAST = ("FLOPs", "6ND", "seed", "lr", "batch", "D/N", "exits", "passes", "D", "time", "C")
 
 
 @dataclass(frozen=True)
 class BudgetCheck:
-    """A check of one budget: does its curve of constant FLOPs bracket the expected optimum?"""
+    """A check whether the sizes of one budget and G lie on both sides of the expected optimum."""
 
     budget: float  # FLOPs
     G: int
-    sizes: tuple[int, ...]  # N of its runs, rising
-    best: int  # N of the run whose loss is expected to be lowest, at its true cost
-    brackets: bool  # whether that is neither the smallest nor the largest of three or more
+    sizes: tuple[int, ...]  # N of the runs, increasing
+    best: int  # N of the run with the lowest expected loss
+    brackets: bool  # true if there are smaller and larger sizes than `best`
 
     @property
     def advice(self) -> str:
-        """Sizes to add, if the expected optimum is not inside."""
+        """A sentence about the sizes to add, or that none are missing."""
         if self.brackets:
-            return "brackets its expected optimum"
+            return "has sizes on both sides of the expected optimum"
         if len(self.sizes) < 3:
             return "needs three sizes or more"
         return f"add sizes {'below' if self.best == self.sizes[0] else 'above'} {self.best:,}"
 
 
 def check_budgets(runs: Iterable[RunPlan], law: ExpectedLaw) -> tuple[BudgetCheck, ...]:
-    """Find where every curve of constant FLOPs is expected to be lowest, by budget and G.
+    """Find the run with the lowest expected loss for each budget and G.
 
-    The law is evaluated at N and D of the runs, whose FLOPs count every head, not at `C = 6ND`.
+    The law is evaluated at N and D of the planned runs. Their FLOPs include all heads, unlike the
+    approximation `C = 6ND`.
+
+    Example:
+        >>> for check in check_budgets(design.runs(), design.expected):
+        ...     print(check.budget, check.G, check.advice)
     """
     curves: dict[tuple[float, int], dict[int, int]] = {}
     for run in runs:
@@ -77,9 +82,10 @@ def check_budgets(runs: Iterable[RunPlan], law: ExpectedLaw) -> tuple[BudgetChec
 
 
 def expected_tokens(design: IsoFlopDesign) -> float | None:
-    """Return the tokens of one pass over a design's data: given, or estimated from sizes of files.
+    """Return the tokens in one pass over the data of a design.
 
-    `None` for data that cannot be found here, or that are on the Hub.
+    This is `design.data_tokens`, or an estimate from the sizes of the files. It is `None` if the
+    data are on the Hub or cannot be found.
     """
     if design.data_tokens:
         return float(design.data_tokens)
@@ -89,7 +95,7 @@ def expected_tokens(design: IsoFlopDesign) -> float | None:
         size = _text_bytes(DataArguments(**given, **data_source(design.data)))
     except (OSError, TypeError, ValueError):
         return None
-    # of a byte-level vocabulary: 2 bytes a token at 512, 3.1 at 4,096, 4.4 at 50,000
+    # a byte-level vocabulary has 2 bytes per token at 512 tokens, 3.1 at 4,096, 4.4 at 50,000
     per_token = max(1.0, 0.35 * math.log2(design.vocab_size) - 1.1)
     return None if size is None else size / per_token
 
@@ -113,40 +119,43 @@ def _text_bytes(args: DataArguments) -> float | None:
 
 @dataclass(frozen=True)
 class MachineRate:
-    """The speed of training on one machine, by the cost of a token.
+    """The training speed of one machine, in FLOP/s, for models of different cost.
 
-    Small models are slower. Between the measured points the rate is a straight line in logarithms,
-    beyond them it is constant.
+    Small models reach fewer FLOP/s. Between the measured points, the speed is interpolated linearly
+    in logarithms. Outside them, it is constant.
     """
 
-    points: tuple[tuple[float, float], ...]  # FLOPs per token and FLOP/s, rising
-    seconds: float  # that were measured
+    points: tuple[tuple[float, float], ...]  # FLOPs per token and FLOP/s, increasing
+    seconds: float  # duration of the measurement
     machine: str  # device and number of threads
 
     def at(self, flops_per_token: float) -> float:
-        """Return the FLOP/s of training a model of this cost."""
+        """Return the FLOP/s of training a model that costs `flops_per_token`."""
         costs, rates = np.log(np.array(self.points)).T
         return float(np.exp(np.interp(np.log(flops_per_token), costs, rates)))
 
     def seconds_for(self, run: RunPlan) -> float:
-        """Return the seconds of a run, without its evaluations."""
+        """Return the seconds that a run takes, without its evaluations."""
         return run.flops / self.at(run.flops_per_token)
 
     def total(self, runs: Iterable[RunPlan]) -> float:
-        """Return the seconds of runs one after another."""
+        """Return the seconds that several runs take one after another."""
         return sum(map(self.seconds_for, runs))
 
 
 def calibrate_rate(runs: Sequence[RunPlan] = (), seconds: float = 20.0) -> MachineRate:
-    """Measure this machine by training steps: forward, backward, AdamW.
+    """Measure the training speed of this machine, with forward, backward and AdamW steps.
 
-    The smallest, the middle and the largest model of a design share the time. Without runs, a small
-    Llama has it all. Every model makes at least one timed step on random tokens, on the accelerator
-    if there is one. The random state stays as it was.
+    The function times the smallest, the middle and the largest model of a design on random tokens.
+    Without runs, it times a small Llama. It uses the accelerator if there is one. Each model runs
+    at least one timed step. The random state does not change.
 
     Args:
         runs (`Sequence[RunPlan]`, *optional*): Runs of the design.
-        seconds (`float`, *optional*, defaults to 20): Seconds of timed steps, about.
+        seconds (`float`, *optional*, defaults to 20): Approximate seconds of timed steps.
+
+    Returns:
+        [`MachineRate`]
 
     Raises:
         ValueError: If `seconds` is not positive.
@@ -183,7 +192,7 @@ def _models_to_time(runs: Sequence[RunPlan]) -> list[tuple[FamilialConfig, int]]
 def _time_training(
     config: FamilialConfig, length: int, device: torch.device, seconds: float
 ) -> tuple[int, float]:
-    """Train for a while; return the tokens trained on and the seconds that they took."""
+    """Train for about `seconds`, and return the number of tokens and the exact seconds."""
     batch = max(1, STEP_TOKENS // length)
     with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
@@ -198,7 +207,7 @@ def _time_training(
             if device.type != "cpu":
                 torch.accelerator.synchronize()
 
-        step()  # the first one allocates
+        step()  # not timed, because the first step allocates memory
         steps, start = 0, time.perf_counter()
         while not steps or time.perf_counter() - start < seconds:
             step()
@@ -209,13 +218,17 @@ def _time_training(
 def print_runs(
     design: IsoFlopDesign, rate: float | MachineRate | None = None, console: Console | None = None
 ) -> None:
-    """Print the runs of a design, what they take together, and what to worry about.
+    """Print a table of the runs of a design, their total cost, and warnings.
 
     Args:
         design ([`IsoFlopDesign`]): The design.
-        rate (`float` or [`MachineRate`], *optional*): FLOP/s of the machine, for times.
-        console (`rich.console.Console`, *optional*): Standard output by default. Columns that it
-            has no room for are left out and named.
+        rate (`float` or [`MachineRate`], *optional*): FLOP/s of the machine. With it, the table
+            shows the time of each run.
+        console (`rich.console.Console`, *optional*): Console to print to. Defaults to standard
+            output. A note names the columns that do not fit.
+
+    Example:
+        >>> print_runs(design, rate=5e10)
     """
     console = console or Console()
     if isinstance(rate, (int, float)):
@@ -234,7 +247,7 @@ def print_runs(
         console.print(f"[{colour}]C = {curve.budget:.3g}, G = {curve.G}: {curve.advice}[/]")
     for budget in design.budgets:
         N, D = design.expected.optimum(budget)
-        console.print(f"[dim]C = {budget:.3g}: by 6ND the optimum is N = {N:.3g}, D = {D:.3g}[/]")
+        console.print(f"[dim]C = {budget:.3g}: with 6ND the optimum is N = {N:.3g}, D = {D:.3g}[/]")
     for line in _worries(design, runs, data):
         console.print(line)
     for point in infeasible:
@@ -242,7 +255,7 @@ def print_runs(
 
 
 def _cells(run: RunPlan, data: float | None, rate: MachineRate | None) -> dict[str, str]:
-    """Return the cells of a run by the names of their columns."""
+    """Return the cells of one row, with the column names as keys."""
     cells = {
         "id": run.id[:8],
         "C": f"{run.budget:.3g}",
@@ -268,9 +281,9 @@ def _cells(run: RunPlan, data: float | None, rate: MachineRate | None) -> dict[s
 
 
 def _print_table(console: Console, rows: list[dict[str, str]], counting: str) -> None:
-    """Print a table that fits the console, with as many columns as there is room for."""
+    """Print a table with as many columns as fit the console."""
     counted = counting.replace("_", " ")
-    titles = {"N": f"N: {counted} parameters", "6ND": "6ND: its error against the FLOPs counted"}
+    titles = {"N": f"N: {counted} parameters", "6ND": "6ND: relative error of C = 6ND"}
 
     def table_of(columns: list[str], **look: Any) -> Table:
         table = Table(title="; ".join(titles[n] for n in titles if n in columns), **look)
@@ -289,7 +302,7 @@ def _print_table(console: Console, rows: list[dict[str, str]], counting: str) ->
     if fits(table):
         console.print(table)
         return
-    # a shape becomes one column, and a value that all rows share becomes a line below
+    # put width and depth into one column, and a value that all rows share below the table
     same = [n for n in ("lr", "batch", "seed") if len({row[n] for row in rows}) == 1]
     first = dict.fromkeys(("id", "C", "N"), "")
     shapes = [
@@ -310,7 +323,7 @@ def _print_table(console: Console, rows: list[dict[str, str]], counting: str) ->
     if same:
         console.print("all runs: " + ", ".join(f"{name} {rows[0][name]}" for name in same))
     if left_out:
-        console.print(f"[dim]no room for {', '.join(left_out)}: see a wider terminal or --json[/]")
+        console.print(f"[dim]no room for {', '.join(left_out)}: use a wider terminal or --json[/]")
 
 
 def _worries(design: IsoFlopDesign, runs: tuple[RunPlan, ...], data: float | None) -> Iterable[str]:
@@ -321,17 +334,17 @@ def _worries(design: IsoFlopDesign, runs: tuple[RunPlan, ...], data: float | Non
         yield f"[yellow]{len(repeated)} runs see their data more than once, up to {times}[/]"
     if data and about:
         yield (
-            f"[dim]one pass over the data is about {data:.2g} tokens, by the size of the files; "
-            "`data_tokens` would say it exactly[/]"
+            f"[dim]one pass over the data is about {data:.2g} tokens, by the size of the files. "
+            "Set `data_tokens` to the exact number.[/]"
         )
     if not data:
-        yield "[dim]`data_tokens` is not given: repeated data cannot be seen[/]"
+        yield "[dim]`data_tokens` is not set, so repeated data cannot be detected[/]"
     least = StepLaw.smallest
     small = sum(run.sizes.non_embedding < least for run in runs)
     if small and isinstance(design.rule, StepLaw):
         yield (
-            f"[yellow]{small} runs are smaller than what Step Law was fitted on "
-            f"({least:.0e} parameters): look at their learning rates[/]"
+            f"[yellow]{small} runs are smaller than the models that Step Law was fitted on "
+            f"({least:.0e} parameters). Check their learning rates.[/]"
         )
     if not all(run.exact for run in runs):
-        yield "[yellow]~ FLOPs are estimated: this host cannot run without data[/]"
+        yield "[yellow]~ FLOPs are estimates, because this backbone cannot run without data[/]"

@@ -1,4 +1,4 @@
-"""Executors of a sweep: the interface, and worker processes of this machine."""
+"""Executors of a sweep: the interface, and an executor with local worker processes."""
 
 from __future__ import annotations
 
@@ -17,49 +17,53 @@ from ..errors import DesignError
 from ._messages import RunTask, WorkerEvent
 
 
-PATIENCE = 10  # seconds that a worker which closed its output has to end
+PATIENCE = 10  # seconds until a worker that closed its output is killed
 WORKER = "hf_familial.isoflop._worker"
 
 
 class Executor(Protocol):
-    """The interface of those who do the runs of a sweep.
+    """The interface that the executors of a sweep implement.
 
     Attributes:
-        slots (`int`): Number of runs at once.
+        slots (`int`): Maximum number of runs at the same time.
     """
 
     slots: int
 
     def start(self) -> None:
-        """Make workers ready; called once, before any task."""
+        """Start the workers. A sweep calls this once, before it submits a task."""
 
     def submit(self, task: RunTask) -> None:
-        """Take a run; no more than `slots` at once."""
+        """Start a run. A sweep submits at most `slots` runs at the same time."""
 
     def poll(self, seconds: float) -> list[WorkerEvent]:
-        """Return the news since the last call, after at most so many seconds.
+        """Return the events since the last call. Wait for at most `seconds`.
 
-        Every task ends with one `finished`, `failed` or `lost`.
+        Each task ends with one event of the kind `finished`, `failed` or `lost`.
         """
 
     def close(self) -> None:
-        """End all workers, whatever they do."""
+        """End all workers, even if they are busy."""
 
 
 class LocalExecutor:
-    """Worker processes on this machine, each with its own threads or its own accelerator.
+    """An executor with worker processes on this machine.
 
-    A worker imports once and does run after run. It ends when this process does, even if killed.
+    Each worker has its own threads or its own accelerators, and executes one run after another. The
+    workers end when this process ends, even if it is killed.
 
     Args:
-        workers (`int`, *optional*): Number of workers; by default one for each accelerator, else
-            one for each processor.
-        threads (`int`, *optional*): Threads of each; by default the processors shared out. The
-            last bits of a loss depend on it.
-        log_dir (`str` or `os.PathLike`, *optional*): Folder for their standard error; by default it
-            is dropped.
-        processes (`int`, *optional*, defaults to 1): Accelerators of each worker, for the processes
-            that share its runs.
+        workers (`int`, *optional*): Number of workers. Defaults to the number of accelerators, or
+            of processors if there is no accelerator, divided by `processes`.
+        threads (`int`, *optional*): Threads of each process. By default, all processors are shared
+            equally. The last bits of a loss depend on this number.
+        log_dir (`str` or `os.PathLike`, *optional*): Folder for the standard error of the workers.
+            By default, it is discarded.
+        processes (`int`, *optional*, defaults to 1): Processes that share one run. Each worker gets
+            as many accelerators.
+
+    Example:
+        >>> Sweep(design, "sweep", LocalExecutor(workers=2, threads=1)).run()
     """
 
     def __init__(
@@ -77,7 +81,8 @@ class LocalExecutor:
         self.devices, self.processes = torch.cuda.device_count(), processes
         if self.devices and processes > self.devices:
             raise DesignError(
-                f"`processes` must not exceed the accelerators, {self.devices}, got {processes}.",
+                f"`processes` must be at most {self.devices}, the number of accelerators, got "
+                f"{processes}.",
                 "processes",
             )
         self.slots = workers or max(1, (self.devices or processors) // processes)
@@ -87,7 +92,7 @@ class LocalExecutor:
         self._workers: list[_Worker] = []
 
     def start(self) -> None:
-        """Start the workers; they import while the sweep prepares."""
+        """Start the workers. They import their libraries while the sweep prepares the data."""
         while len(self._workers) < self.slots:
             self._workers.append(self._start_worker(len(self._workers)))
 
@@ -96,20 +101,20 @@ class LocalExecutor:
         if self.devices:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             own = [(index * self.processes + k) % self.devices for k in range(self.processes)]
-            # names among the accelerators that this process sees
+            # use the names in CUDA_VISIBLE_DEVICES of this process, if it has any
             names = [visible[k] if len(visible) > k and visible[k] else str(k) for k in own]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(names)
         return _Worker(index, environment, self.log_dir, self._heard)
 
     def submit(self, task: RunTask) -> None:
-        """Give a task to a worker that has none."""
+        """Send a task to a free worker."""
         free = next((worker for worker in self._workers if worker.task is None), None)
         if free is None:
-            raise RuntimeError(f"all {self.slots} workers have a task.")
+            raise RuntimeError(f"all {self.slots} workers are busy.")
         free.give(task)
 
     def poll(self, seconds: float) -> list[WorkerEvent]:
-        """Return the news; a worker that died is replaced, its run is `lost`."""
+        """Return the new events. If a worker died, replace it and report its run as `lost`."""
         events = []
         with contextlib.suppress(queue.Empty):
             heard = self._heard.get(timeout=seconds)
@@ -141,15 +146,15 @@ class LocalExecutor:
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """Return the variables of the environment that pin the threads of a worker."""
+    """Return the environment variables that set the number of threads of a worker."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    # threads of several workers spin on one processor otherwise
+    # otherwise, idle threads of one worker take processor time from other workers
     waiting = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
     return dict.fromkeys(names, str(threads)) | waiting
 
 
 class _Worker:
-    """A worker process, and the thread that listens to it."""
+    """A worker process, and the thread that reads its output."""
 
     def __init__(
         self,
@@ -178,24 +183,24 @@ class _Worker:
     def give(self, task: RunTask) -> None:
         self.task = task
         assert self.process.stdin is not None
-        # the death of a worker is heard as the end of its output
+        # if the worker has died, `_listen` notices the end of its output
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(task.to_json() + "\n")
             self.process.stdin.flush()
 
     def _listen(self, heard: queue.Queue[Any]) -> None:
         assert self.process.stdout is not None
-        # a worker that is killed leaves half a line
+        # a killed worker may leave half a line
         with contextlib.suppress(ValueError):
             for line in self.process.stdout:
                 heard.put((self, WorkerEvent.from_json(line)))
         heard.put((self, None))
 
     def end(self) -> str:
-        """Wait for the process, close its pipes; return how it ended."""
+        """Wait for the process and close its pipes. Return how it ended."""
         try:
             code = self.process.wait(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:  # it wrote something else than events, and lives on
+        except subprocess.TimeoutExpired:  # the worker still runs, but wrote an invalid event
             self.process.kill()
             code = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -203,4 +208,4 @@ class _Worker:
                 if pipe is not None:
                     pipe.close()
         how = f"signal {-code}" if code < 0 else f"code {code}"
-        return f"worker {self.index} ended with {how}; out of memory?"
+        return f"worker {self.index} ended with {how}. Is the machine out of memory?"

@@ -1,4 +1,4 @@
-"""An executor on a Ray cluster: one Ray task for each run."""
+"""Executor of a sweep on a Ray cluster, with one Ray task for each run."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from ._messages import RunTask, WorkerEvent
 from .executors import thread_variables
 
 
-CLOSING = 30.0  # seconds that cancelled tasks have to end
+CLOSING = 30.0  # seconds to wait for cancelled tasks
 
 
 class RayExecutor:
-    """Does each run as one Ray task; Ray decides where and when.
+    """An executor that submits each run to Ray as one task.
 
-    A run that loses its node or its worker is `lost`. The sweep submits it again, and it resumes
-    from its checkpoint elsewhere. Ray's own retries are off, for they have no end where memory is
-    short, and they would not be counted. Every node must see the sweep's folder.
+    Ray chooses the node and the time of each run. All nodes must have access to the sweep's folder.
+    If a run loses its node, the sweep submits it again, and the run resumes from its checkpoint on
+    another node. Ray's own retries are off, because the sweep would not count them and because Ray
+    retries for ever when memory is short.
 
     Args:
-        address (`str`, *optional*): Cluster: `host:6379`, `ray://host:10001` or `auto`; by default
-            `$RAY_ADDRESS`, else a cluster that runs on this machine, else a new one on it.
-        cpus (`int`, *optional*, defaults to 1): Processors of each run, shared out as threads among
-            its processes; the last bits of a loss depend on them.
-        gpus (`float`, *optional*, defaults to 0): Accelerators of each run: a whole number, or a
-            share of one below 1 where several small runs fit on it.
-        slots (`int`, *optional*): Runs submitted to Ray at once; by default as many as the living
-            nodes have room for. A cluster that grows on demand needs it, for it grows when runs
-            wait.
-        runtime_env (`Mapping[str, Any]`, *optional*): Ray's `runtime_env` of the job: variables,
-            packages, code.
+        address (`str`, *optional*): Address of the cluster: `host:6379`, `ray://host:10001` or
+            `auto`. Defaults to `$RAY_ADDRESS`, then to a cluster that runs on this machine, then to
+            a new cluster on it.
+        cpus (`int`, *optional*, defaults to 1): Processors of each run. They become the threads of
+            its processes. The last bits of a loss depend on this number.
+        gpus (`float`, *optional*, defaults to 0): Accelerators of each run. A number below 1 lets
+            several small runs share one accelerator. Other numbers must be whole.
+        slots (`int`, *optional*): Maximum number of runs submitted to Ray at the same time.
+            Defaults to the number that fits on the current nodes. Set it for a cluster that grows
+            on demand, because such a cluster grows only when runs wait.
+        runtime_env (`Mapping[str, Any]`, *optional*): Ray's `runtime_env` for the job, with
+            environment variables, packages or code.
 
     Example:
         >>> Sweep(design, "s3://bucket/sweep", RayExecutor("auto", cpus=8, gpus=1)).run()
@@ -51,10 +53,12 @@ class RayExecutor:
     ) -> None:
         for name, value in (("cpus", cpus), ("slots", slots)):
             if value is not None and (value < 1 or value != int(value)):
-                raise DesignError(f"`{name}` must be a whole number from 1 up, got {value}.", name)
+                raise DesignError(
+                    f"`{name}` must be a whole number of 1 or more, got {value}.", name
+                )
         if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
             raise DesignError(
-                f"`gpus` must be a whole number, or a share of one below 1, got {gpus}.", "gpus"
+                f"`gpus` must be a whole number, or a number between 0 and 1, got {gpus}.", "gpus"
             )
         self.address, self.cpus, self.gpus = address, int(cpus), gpus
         self.runtime_env = dict(runtime_env or {})
@@ -67,7 +71,7 @@ class RayExecutor:
         self._tasks: dict[Any, str] = {}
 
     def start(self) -> None:
-        """Connect to the cluster; a `SweepError` if no node has room for a run."""
+        """Connect to the cluster. Raise `SweepError` if no node has room for a run."""
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -77,15 +81,17 @@ class RayExecutor:
             ray.init(self.address, runtime_env=env, log_to_driver=False, logging_level="warning")
             self._connected = True
         elif self.runtime_env:
-            raise SweepError("`runtime_env` belongs into your own `ray.init`, which came first.")
+            raise SweepError(
+                "Ray is already initialised. Pass `runtime_env` to your own `ray.init` instead."
+            )
         self._count_slots()
-        # beside the sweep, so that no other node's loss takes it away
+        # keep the queue on the node of the sweep, so that the loss of another node does not end it
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._do = ray.remote(_do)
 
     def _count_slots(self) -> None:
-        """Have as many slots as living nodes have room for."""
+        """Set `slots` to the number of runs that fit on the current nodes."""
         if not self._counts:
             return
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -98,7 +104,8 @@ class RayExecutor:
             has = ", ".join(f"{n.get('CPU', 0):g} + {n.get('GPU', 0):g}" for n in nodes)
             raise SweepError(
                 f"no node of the cluster has room for a run of {self.cpus} CPUs + {self.gpus:g} "
-                f"GPUs; they have {has or 'gone'}. Give `slots` if the cluster grows on demand."
+                f"GPUs. The nodes have {has or 'none'}. If the cluster grows on demand, pass "
+                "`slots`."
             )
         self.slots = max(1, room)
 
@@ -106,7 +113,8 @@ class RayExecutor:
         """Submit a run to Ray, which queues it until a node has room."""
         if task.processes > 1 and 0 < self.gpus < task.processes:
             raise DesignError(
-                f"`gpus` must be one for each of {task.processes} processes, got {self.gpus}.",
+                f"`gpus` must be at least 1 for each of {task.processes} processes, got "
+                f"{self.gpus}.",
                 "gpus",
             )
         threads = max(1, self.cpus // task.processes)
@@ -121,12 +129,12 @@ class RayExecutor:
         self._tasks[reference] = task.plan.id
 
     def poll(self, seconds: float) -> list[WorkerEvent]:
-        """Return the news; a run whose node or worker is gone is `lost`."""
+        """Return the new events. A run whose node or worker died is `lost`."""
         if not self._tasks:
             time.sleep(seconds)
             return []
         done, _ = self._ray.wait(list(self._tasks), timeout=seconds)
-        # news of a run that ended, or was lost, would come too late after its end
+        # ignore late events of runs that have already ended
         running = set(self._tasks.values())
         events = [event for event in self._take_news() if event.run_id in running]
         events += [self._ended(reference) for reference in done]
@@ -145,7 +153,7 @@ class RayExecutor:
         try:
             return WorkerEvent.from_json(self._ray.get(reference))
         except self._ray.exceptions.RayTaskError as error:
-            # before the run began: the package is not there, or another version of it
+            # the task failed before the run began, for example because the package is missing
             message = f"{type(error.cause).__name__}: {error.cause}"
             return WorkerEvent("failed", run_id, message=message, trace=str(error))
         except self._ray.exceptions.RayError as error:
@@ -153,9 +161,9 @@ class RayExecutor:
             return WorkerEvent("lost", run_id, message=f"{type(error).__name__}: {first}")
 
     def close(self) -> None:
-        """Kill what still runs, and leave the cluster."""
+        """Kill the runs that are still running, and disconnect from the cluster."""
         tasks, self._tasks = list(self._tasks), {}
-        # a cluster that is gone has ended them itself
+        # if the cluster has ended, so have its tasks
         with contextlib.suppress(Exception):
             for reference in tasks:
                 self._ray.cancel(reference, force=True)
@@ -171,19 +179,19 @@ class RayExecutor:
 
 
 def import_ray() -> Any:
-    """Import the `ray` package, or say how to install it."""
+    """Return the module `ray`. Raise `ImportError` with an install command if it is missing."""
     try:
         import ray
     except ImportError as error:
         raise ImportError(
-            'a sweep on a cluster needs Ray: `pip install "hf-familial[ray]"`, on every node.'
+            'A sweep on a cluster needs Ray. Run `pip install "hf-familial[ray]"` on every node.'
         ) from error
     return ray
 
 
 def _do(line: str, threads: int, news: Any) -> str:
-    """Do a run as a Ray task: send its progress, return how it ended."""
-    # here, or a worker that starts as a module of its own would find itself imported already
+    """Execute a run as a Ray task. Send its progress to `news`, and return its last event."""
+    # imported here, because `python -m` warns if its module is imported already
     from ._worker import run_task
 
     torch.set_num_threads(threads)
@@ -193,7 +201,7 @@ def _do(line: str, threads: int, news: Any) -> str:
         if event.kind != "progress":
             ended.append(event.to_json())
             return
-        # a run must not fail for its news
+        # a run must not fail because an event cannot be sent
         with contextlib.suppress(Exception):
             news.put_nowait(event.to_json())
 

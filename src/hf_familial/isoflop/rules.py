@@ -1,4 +1,4 @@
-"""Rules for the learning rate and the batch of a run, and the law of expected losses."""
+"""Rules for the learning rate and the batch of a run, and a law for the expected losses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ._fields import FIELDS, check_positive
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same learning rate and batch for every run."""
+    """A rule with the same learning rate and batch for every run."""
 
-    lr: float  # peak
-    batch_tokens: int  # of one optimiser step
+    lr: float  # peak learning rate
+    batch_tokens: int  # tokens in one optimiser step
     kind: str = "fixed"
-    # the batch may move a little so that whole steps meet the budget
+    # true if the batch may change a little so that a whole number of steps meets the budget
     adjustable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -33,14 +33,14 @@ class Fixed:
 
 @dataclass(frozen=True)
 class StepLaw:
-    """The Step Law, `lr = 1.79 N^-0.713 D^0.307`, `batch = 0.58 D^0.571` tokens.
+    """The Step Law: `lr = 1.79 N^-0.713 D^0.307` and `batch = 0.58 D^0.571` tokens.
 
-    N is without embeddings. The law was fitted on models of 6e7 parameters and more. Far below, it
-    asks for too high a learning rate, which `lr_scale` corrects.
+    N is the number of parameters without embeddings. The law was fitted on models with at least 6e7
+    parameters. Its learning rate is too high for much smaller models. Reduce it with `lr_scale`.
 
     Attributes:
-        lr_scale (`float`): Multiplies the learning rate.
-        batch_scale (`float`): Multiplies the batch.
+        lr_scale (`float`): Factor of the learning rate.
+        batch_scale (`float`): Factor of the batch.
 
     Reference: Li et al. 2025, "Predictable Scale: Part I", arXiv:2503.04715.
     """
@@ -49,7 +49,7 @@ class StepLaw:
     batch_scale: float = 1.0
     kind: str = "step_law"
     adjustable: ClassVar[bool] = True
-    smallest: ClassVar[float] = 6e7  # parameters
+    smallest: ClassVar[float] = 6e7  # fewest parameters of the models that the law was fitted on
 
     def __post_init__(self) -> None:
         FIELDS.check(self)
@@ -62,12 +62,12 @@ class StepLaw:
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """The best setting that a sweep of proxies found at one point."""
+    """The best learning rate and batch that were measured for one N and D."""
 
     N: float  # parameters without embeddings
     D: float  # training tokens
     lr: float  # peak learning rate
-    batch_tokens: float  # of one optimiser step
+    batch_tokens: float  # tokens in one optimiser step
 
     def __post_init__(self) -> None:
         FIELDS.check(self)
@@ -76,13 +76,13 @@ class MeasuredRow:
 
 @dataclass(frozen=True)
 class Measured:
-    """Power laws in N and D through a table of measured best settings.
+    """Power laws in N and D, fitted to a table of measured best settings.
 
-    They are least squares of the logarithms. Along a direction in which the table does not vary,
-    the setting does not either. Beyond the table's range the nearest value in it is used.
+    The fit is least squares on logarithms. If the table does not vary in N or D, the fitted setting
+    does not depend on it. Values of N and D outside the table are moved to its nearest value.
 
     Attributes:
-        table (`tuple[MeasuredRow, ...]`): At least one row.
+        table (`tuple[MeasuredRow, ...]`): Measured settings, at least one.
     """
 
     table: tuple[MeasuredRow, ...]
@@ -92,14 +92,14 @@ class Measured:
     def __post_init__(self) -> None:
         FIELDS.check(self)
         if not self.table:
-            raise DesignError("`table` must hold at least one row, got none.", "table")
+            raise DesignError("`table` must have at least one row, got none.", "table")
 
     def at(self, N: float, D: float) -> tuple[float, float]:
         """Return the learning rate and the tokens of a step for N parameters and D tokens."""
         known = np.log([[row.N, row.D] for row in self.table])
         best = np.log([[row.lr, row.batch_tokens] for row in self.table])
         centre, level = known.mean(axis=0), best.mean(axis=0)
-        # the solution of least norm is flat where the table is
+        # the solution with the least norm is constant in a direction where the table is constant
         slopes = np.linalg.lstsq(known - centre, best - level, rcond=1e-6)[0]
         point = np.clip(np.log([N, D]), known.min(axis=0), known.max(axis=0))
         lr, batch = np.exp(level + (point - centre) @ slopes)
@@ -129,10 +129,13 @@ def read_rule(row: Any) -> Rule:
 
 @dataclass(frozen=True)
 class ExpectedLaw:
-    """The law `E + A N^-alpha + B D^-beta` that losses are expected to obey, to place the sizes.
+    """The law `E + A N^-alpha + B D^-beta` for the expected losses of a design.
 
-    Reference: form of Hoffmann et al. 2022, arXiv:2203.15556; the defaults are the refit of its
-    data by Besiroglu et al. 2024, arXiv:2404.10102, table 1. Other tokenizers and data move them.
+    It predicts which sizes are optimal. The defaults come from one data set, so other data and
+    tokenizers have other values.
+
+    Reference: form of Hoffmann et al. 2022, arXiv:2203.15556. Defaults of the refit of its data by
+    Besiroglu et al. 2024, arXiv:2404.10102, table 1.
     """
 
     A: float = 482.01
@@ -145,11 +148,11 @@ class ExpectedLaw:
         check_positive(self, "A", "alpha", "B", "beta")
 
     def reducible(self, N: float, D: float) -> float:
-        """Return the expected loss above E, nats per token; G would only scale it."""
+        """Return the expected loss above E, in nats per token. G would only scale it."""
         return self.A * N**-self.alpha + self.B * D**-self.beta
 
     def optimum(self, budget: float) -> tuple[float, float]:
-        """Return the best N and D for a budget if C = 6ND (arXiv:2203.15556, equation 4)."""
+        """Return the optimal N and D for a budget if C = 6ND (arXiv:2203.15556, equation 4)."""
         ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         N = ratio * (budget / 6) ** (self.beta / (self.alpha + self.beta))
         return N, budget / (6 * N)

@@ -1,4 +1,4 @@
-"""A sweep: every run of a design once, whatever happens in between."""
+"""Sweeps, which execute all runs of a design and survive interruptions."""
 
 from __future__ import annotations
 
@@ -23,56 +23,57 @@ from .executors import Executor, LocalExecutor
 from .plan import RunPlan, content_id
 
 
-HEARTBEAT = 5.0  # seconds between two writings of the state
-POLL = 0.5  # seconds that the sweep waits for news
-SILENCE = 60  # seconds without a heartbeat after which a sweep is taken to be dead
+HEARTBEAT = 5.0  # seconds between two writes of the state
+POLL = 0.5  # seconds that the sweep waits for events
+SILENCE = 60  # seconds without a heartbeat after which a sweep counts as dead
 STATES = ("finished", "diverged", "running", "failed", "waiting")
 
 
 @dataclass(frozen=True)
 class RunState:
-    """A run of a sweep: its plan, its `state`, and what is known of it."""
+    """A run of a sweep, with its plan and its current state."""
 
     plan: RunPlan
-    state: str  # one of STATES
-    step: int  # optimiser steps that are saved, or done if it runs
-    record: RunRecord | None = None  # its row, once it ended
-    failure: Failure | None = None  # its failed attempts
-    loss: float | None = None  # mean training loss, nats per token, if it runs
+    state: str  # "finished", "diverged", "running", "failed" or "waiting"
+    step: int  # optimiser steps in the last checkpoint, or done so far if the run is running
+    record: RunRecord | None = None  # row of runs.jsonl, if the run has ended
+    failure: Failure | None = None  # failed attempts
+    loss: float | None = None  # mean training loss in nats per token, if the run is running
 
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """The results of a sweep: rows, failed runs by id, and how many runs ended in this call."""
+    """The results of one call of `Sweep.run`."""
 
-    records: tuple[RunRecord, ...]  # of the runs that ended, diverged ones too
-    failed: dict[str, Failure]  # runs that failed too often
-    done_now: int
-    seconds: float
+    records: tuple[RunRecord, ...]  # rows of all runs that have ended, diverged runs too
+    failed: dict[str, Failure]  # runs that failed too often, with their ids as keys
+    done_now: int  # number of runs that ended in this call
+    seconds: float  # duration of this call
 
 
 @dataclass
 class Sweep:
-    """Runs a design: finished runs are skipped, interrupted ones resumed.
+    """A sweep, which executes all runs of a design.
 
-    Rows appear in runs.jsonl, one for each run that ended, with the losses of every exit on one
-    evaluation set; a run's intermediate evaluations in evaluations.jsonl. A run whose loss is not
-    finite, or that ends no better than guessing (ln of the vocabulary), has the status `diverged`.
-    A run without an evaluation has null for its losses there, and the display says so.
+    It skips finished runs and resumes interrupted runs. The file runs.jsonl gets one row for each
+    run that ends, with the loss of each exit on the same evaluation set. The file evaluations.jsonl
+    gets the evaluations during the runs. A run has the status `diverged` if its loss is not finite,
+    or if the loss at the end is at least ln(vocabulary size), as with guessing. If a run has no
+    evaluation, its evaluation losses are null, and the display shows "no evaluation".
 
     Args:
         design ([`IsoFlopDesign`]): The design.
-        folder (`str` or `os.PathLike`): Folder of rows and checkpoints: a path, or a URL that
-            `fsspec` knows.
-        executor ([`Executor`], *optional*): Does the runs; by default a [`LocalExecutor`] whose
-            workers have accelerators for `processes` each.
-        retries (`int`, *optional*, defaults to 2): Times that a run which failed is tried again; a
-            checkpoint reached in between resets the count.
-        save_seconds (`float`, *optional*, defaults to 60): Seconds between checkpoints, at least.
+        folder (`str` or `os.PathLike`): Folder for rows and checkpoints, as a path or an `fsspec`
+            URL such as `s3://bucket/sweep`.
+        executor ([`Executor`], *optional*): Executor of the runs. Defaults to a [`LocalExecutor`]
+            with `processes` accelerators per worker.
+        retries (`int`, *optional*, defaults to 2): Number of times that a failed run is tried
+            again. A new checkpoint resets the count.
+        save_seconds (`float`, *optional*, defaults to 60): Minimum seconds between two checkpoints.
         processes (`int`, *optional*, defaults to 1): Processes that share one run.
-        keep_models (`bool`, *optional*, defaults to `False`): Whether trained families stay, in
-            `runs/<id>/model`.
-        display ([`SweepDisplay`], *optional*): Shows the progress; none by default.
+        keep_models (`bool`, *optional*, defaults to `False`): Whether to keep the trained families,
+            in `runs/<id>/model`.
+        display ([`SweepDisplay`], *optional*): Display of the progress. Defaults to none.
 
     Example:
         >>> Sweep(IsoFlopDesign.from_yaml("design.yaml"), "sweep").run()
@@ -88,20 +89,23 @@ class Sweep:
     display: SweepDisplay | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers among the arguments."""
         for name, least in (("retries", 0), ("save_seconds", 0), ("processes", 1)):
             value = getattr(self, name)
             if not value >= least:
                 raise DesignError(f"`{name}` must be {least} or more, got {value}.", name)
 
     def run(self) -> SweepOutcome:
-        """Do all runs of the design that have not ended.
+        """Execute all runs of the design that have not ended yet.
+
+        Returns:
+            [`SweepOutcome`]
 
         Raises:
-            DesignError: If a run is infeasible, or its arguments are wrong; before anything starts.
-            SweepLockedError: If another sweep holds the folder.
-            StoppedSweepError: If all runs would fail: the disk is full, the data are gone. What is
-                done stays done; the next call goes on.
+            DesignError: If a run is impossible or its arguments are wrong. No run has started then.
+            SweepLockedError: If another sweep uses the folder.
+            StoppedSweepError: If all runs would fail, for example because the disk is full or the
+                data are missing. Finished work is kept, and the next call continues.
             RunRecordError: If a line of runs.jsonl is wrong.
             OSError: If the folder cannot be read or written.
         """
@@ -127,7 +131,7 @@ class Sweep:
         return SweepOutcome(records, failed, current.done, time.monotonic() - start)
 
     def retry(self) -> int:
-        """Forget the failures, so that `run` tries these runs again; return how many there were."""
+        """Delete the failures, so that `run` tries these runs again. Return their number."""
         folder, count = SweepFolder(self.folder), 0
         with folder.hold():
             for state in run_states(folder, self.design.runs(), self.retries):
@@ -138,7 +142,7 @@ class Sweep:
 
 
 class _SweepRun:
-    """The state of one call of `Sweep.run`: runs that wait, runs in progress, and their news."""
+    """The state of one call of `Sweep.run`, with the waiting runs and those in progress."""
 
     def __init__(self, sweep: Sweep, folder: SweepFolder, plans: Sequence[RunPlan]) -> None:
         self.sweep, self.folder = sweep, folder
@@ -149,7 +153,10 @@ class _SweepRun:
         self.done, self.data_print, self._written = 0, "", -math.inf
 
     def collect(self) -> None:
-        """Do what the last sweep had no time for: write rows, clear folders; queue the rest."""
+        """Finish the work of an interrupted sweep, and queue all runs that have not ended.
+
+        The work is to write rows and to delete the folders of runs that have ended.
+        """
         rows = self.folder.rows()
         for plan in self.plans.values():
             if plan.id in rows:
@@ -160,7 +167,7 @@ class _SweepRun:
                 self.waiting.append(plan)
 
     def go(self) -> None:
-        """Do all that waits."""
+        """Execute all waiting runs."""
         executor = self.executor
         executor.start()
         self._check_data()
@@ -185,18 +192,18 @@ class _SweepRun:
         self.folder.remove(STATE)
 
     def _check_data(self) -> None:
-        """Prepare the data once, for all workers, and check that they have not changed."""
+        """Prepare the data once for all workers, and check that they have not changed."""
         plan = self.waiting[0]
         args = run_arguments(plan, os.devnull, self.sweep.processes)[0]
         data, _, found = corpus(args)
-        # designs of one folder may ask for different data
+        # the designs in one folder may use different data
         known = self.folder.read_json(DATA)
         asked = {name: value for name, value in asdict(args).items() if value is not None}
         key = content_id(asked)
         if known.get(key, {}).get("fingerprint", found) != found:
             raise StoppedSweepError(
-                f"the data `{data.name}` have changed since this sweep began: bring the old ones "
-                f"back, or choose another folder than `{self.folder.url}`."
+                f"The data `{data.name}` have changed since this sweep began. Restore the old "
+                f"data, or use another folder than `{self.folder.url}`."
             )
         names = ("name", "train_tokens", "eval_tokens", "eval_bytes_per_token")
         about = {name: getattr(data, name) for name in names}
@@ -221,20 +228,23 @@ class _SweepRun:
         if event.kind != "finished":
             self._fail(plan, event)
         elif (record := self.folder.record(plan.id)) is None:
-            self._fail(plan, replace(event, kind="failed", message="its record is gone."))
+            self._fail(plan, replace(event, kind="failed", message="the record is missing."))
         elif (record := self._add_row(plan, record)) is not None and self.sweep.display:
             self.sweep.display.ended(plan, record)
 
     def _add_row(self, plan: RunPlan, record: RunRecord) -> RunRecord | None:
-        """Write the row of a run that ended; `None` if it did something else than planned."""
+        """Write the row of a run that ended. Return `None` if the run differs from its plan."""
         if record.status == "finished":
             planned, found = (plan.tokens, plan.flops), (record.D_tokens, record.C_flops)
             if planned[0] != found[0] or not math.isclose(planned[1], found[1], rel_tol=1e-9):
-                message = f"trained {found[0]} tokens, {found[1]:.6g} FLOPs; planned {planned}."
+                message = (
+                    f"trained on {found[0]} tokens with {found[1]:.6g} FLOPs, but the plan was "
+                    f"{planned[0]} tokens with {planned[1]:.6g} FLOPs."
+                )
                 self.folder.remove("runs", plan.id, RECORD)
                 self._fail(plan, WorkerEvent("failed", plan.id, message=message))
                 return None
-            # without an evaluation the training loss decides
+            # without an evaluation, use the training loss
             evaluated, trained = record.eval_loss_final, record.loss_final
             loss = trained if evaluated is None else evaluated
             if loss is not None and loss >= math.log(record.vocab_size):
@@ -245,11 +255,11 @@ class _SweepRun:
         return record
 
     def _fail(self, plan: RunPlan, event: WorkerEvent) -> None:
-        """Write a failure down; queue the run again, or give it up."""
+        """Save a failure, and queue the run again unless it has failed too often."""
         if event.stops_sweep:
             raise StoppedSweepError(
-                f"run {plan.id}: {event.message}\nAll runs would fail like this. What is done "
-                "stays done; mend it and run the sweep again."
+                f"Run {plan.id} failed: {event.message}\nAll other runs would fail with the same "
+                "error. Finished work is kept. Fix the cause and run the sweep again."
             )
         before, step = _read_failure(self.folder, plan.id), self.folder.steps_saved(plan.id)
         attempts = before.attempts + 1 if before is not None and before.step == step else 1
@@ -262,7 +272,7 @@ class _SweepRun:
             self.sweep.display.failed(plan, failure, again)
 
     def write_heartbeat(self) -> None:
-        """Write the sweep's process and the runs in progress, for other processes to read."""
+        """Write the process id and the runs in progress, so that other processes can read them."""
         self._written = time.monotonic()
         self.folder.still_held()
         running = {
@@ -276,9 +286,12 @@ class _SweepRun:
 def run_states(
     folder: SweepFolder, plans: Sequence[RunPlan], retries: int = 2
 ) -> tuple[RunState, ...]:
-    """Return the state of every run of a design; the folder stays as it is.
+    """Return the state of each run of a design, without changing the folder.
 
-    A run that failed more than `retries` times counts as failed, as in [`Sweep`].
+    As in [`Sweep`], a run that failed more than `retries` times has the state `"failed"`.
+
+    Example:
+        >>> states = run_states(SweepFolder("sweep"), design.runs())
     """
     rows = folder.rows()
     state = folder.read_json(STATE)

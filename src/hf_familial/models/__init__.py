@@ -1,7 +1,7 @@
-"""The familial model: the classes that travel with every checkpoint, and what builds them.
+"""The familial model, its relay policies, and the checks of a backbone.
 
-Code that came with a checkpoint has classes of its own. So other rooms recognise a family by what
-it is and not by its class.
+`models.familial` contains the files that are copied into every checkpoint. A family that was loaded
+with `trust_remote_code=True` has classes of its own. Use `is_family` instead of `isinstance`.
 """
 
 from importlib import import_module
@@ -43,10 +43,10 @@ def __getattr__(name: str) -> Any:
 
 
 def is_family_config(x: Any) -> bool:
-    """Return whether `x` is the config of a family."""
+    """Return whether `x` is the config of a family, also if its class is from a checkpoint."""
     return isinstance(x, PreTrainedConfig) and x.model_type == "familial"
 
 
 def is_family(x: Any) -> bool:
-    """Return whether `x` is a family with heads, itself and not in a wrapper."""
+    """Return whether `x` is a family with heads. A wrapper, for example of peft, is not one."""
     return isinstance(x, PreTrainedModel) and is_family_config(x.config) and hasattr(x, "lm_head")

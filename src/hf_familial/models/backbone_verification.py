@@ -1,4 +1,4 @@
-"""A numeric check that a backbone can be cut: segments against the whole, cache included."""
+"""A numeric check that a backbone works in a family. It compares segments with the whole model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .familial.backbones import UNSUPPORTED, LogitTransform, host_class, unsuppo
 from .familial.segments import HostDecoder, Segment, grow_cache
 
 
-# Types that passed `verify_backbone` at tiny size (scripts/list_backbones.py); others are checked
-# when they are used.
+# Types that passed `verify_backbone` at tiny size (scripts/list_backbones.py). Other types are
+# checked when a family is built.
 VERIFIED: frozenset[str] = frozenset(
     """
     afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba beam biogpt bitnet bloom
@@ -38,11 +38,11 @@ VERIFIED: frozenset[str] = frozenset(
     """.split()
 )
 
-# Hooks of the host that a family runs (`prepare_inputs_for_generation`) or does not need.
+# Methods that a host's causal LM may override. A family calls them or does not need them.
 KNOWN_HOOKS = frozenset(
     {
         "prepare_inputs_for_generation",
-        # the backbone makes its masks itself, for the slots of the member that runs (`own_mask`)
+        # the backbone builds its masks itself (see `own_mask` for the exception)
         "create_masks_for_generate",
     }
 )
@@ -52,16 +52,16 @@ HALF_TOLERANCE = 5e-2
 
 
 def decoder_of(host: Any) -> Any:
-    """Return the decoder inside a causal LM or a composite, the part that `AutoModel` builds."""
+    """Return the decoder inside a causal LM or a multimodal model, as `AutoModel` builds it."""
     config = host.config.get_text_config(decoder=True)
     if config.model_type in UNSUPPORTED:
         raise unsupported_backbone(config.model_type, UNSUPPORTED[config.model_type])
-    wanted = MODEL_MAPPING.get(type(config), None)
+    base = MODEL_MAPPING.get(type(config), None)
     for module in host.modules():
-        if type(module) is wanted:
+        if type(module) is base:
             return module
-    reason = f"its base model {getattr(wanted, '__name__', wanted)} is no part of "
-    raise unsupported_backbone(config.model_type, reason + type(host).__name__)
+    reason = f"{type(host).__name__} does not contain a {getattr(base, '__name__', base)}"
+    raise unsupported_backbone(config.model_type, reason)
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class BackboneReport:
     """The result of `verify_backbone`.
 
     Attributes:
-        model_type (`str`): Of the backbone.
-        errors (`dict[str, float]`): Largest difference found by each check, relative to the largest
-            value compared; `inf` where the check could not run.
-        reasons (`dict[str, str]`): Why a check could not run.
-        tolerance (`float`): What the errors are held against.
+        model_type (`str`): Model type of the backbone.
+        errors (`dict[str, float]`): Largest relative difference in each check, or `inf` if the
+            check could not run.
+        reasons (`dict[str, str]`): For each check that could not run, the error message.
+        tolerance (`float`): Largest relative difference that passes.
     """
 
     model_type: str
@@ -83,21 +83,21 @@ class BackboneReport:
 
     @property
     def ok(self) -> bool:
-        """`bool`: Whether it can have exits: `logits`, `taps` and `steps` are right."""
+        """`bool`: Whether the backbone can have exits (`logits`, `taps` and `steps` pass)."""
         return not self.failure("logits", "taps", "steps")
 
     @property
     def continues(self) -> bool:
-        """`bool`: Whether segments can go on from taps: private layers work."""
+        """`bool`: Whether exits can also have private layers (`segments` passes too)."""
         return self.ok and not self.failure("segments")
 
     @property
     def relays(self) -> bool:
-        """`bool`: Whether they can do so on a cache, several pending positions at once."""
+        """`bool`: Whether relays work too (`relay` passes too)."""
         return self.continues and not self.failure("relay")
 
     def failure(self, *checks: str) -> str:
-        """The failure of the first of these checks; empty if none failed."""
+        """Describe the first of these checks that failed. Return an empty string if all passed."""
         for name in checks:
             error = self.errors[name]
             if not error <= self.tolerance:
@@ -111,31 +111,35 @@ def verify_backbone(
     tolerance: float | None = None,
     seq_length: int = 24,
 ) -> BackboneReport:
-    """Check numerically that a causal LM of transformers can be the backbone of a family.
+    """Check numerically whether a causal LM can become the backbone of a family.
 
-    Five checks, on random tokens, in evaluation mode:
+    The function splits the layers into two segments and runs five checks on random tokens:
 
-    - `logits`: final norm, head and the known logit operations give the host's own logits;
-    - `taps`: the first segment with the final norm equals that norm on the tap of the whole
-      forward;
-    - `steps`: the first segment token by token, on a cache, equals the same without;
-    - `segments`: the first segment, then the second on its output, equal the whole;
-    - `relay`: the first segment token by token, then the second in chunks of pending positions,
-      both on one cache, equal the whole.
+    - `logits`: The final norm, the head and the known logit operations give the model's logits.
+    - `taps`: The first segment with the final norm gives the same as that norm on the hidden
+      states of the whole model at that depth.
+    - `steps`: The first segment gives the same token by token with a cache as without one.
+    - `segments`: The second segment, run on the output of the first, gives the whole model's
+      output.
+    - `relay`: The same with one cache. The first segment runs token by token, the second in chunks
+      of pending positions.
 
     Args:
-        model (`PreTrainedModel`): A causal LM with weights; it is not changed.
-        depth (`int`, *optional*): Depth of the cut, in layers; defaults to half the backbone.
-        tolerance (`float`, *optional*): Largest relative difference allowed. Defaults to 1e-4 in
-            float32, 1e-6 in float64, 5e-2 in half precision, where rounding depends on the
-            batching.
-        seq_length (`int`, *optional*, defaults to 24): Number of tokens per row; two rows are run.
+        model (`PreTrainedModel`): A causal LM with weights. It does not change.
+        depth (`int`, *optional*): Number of layers in the first segment. Defaults to half of them.
+        tolerance (`float`, *optional*): Largest relative difference that passes. Defaults to 1e-4
+            in float32, 1e-6 in float64 and 5e-2 in half precision.
+        seq_length (`int`, *optional*, defaults to 24): Number of tokens in each of two rows.
 
     Returns:
-        [`BackboneReport`]: The error of each check, and whether all are within the tolerance.
+        [`BackboneReport`]: The error of each check, and what the backbone can do.
 
     Raises:
-        ValueError: If the backbone has no list of layers or final norm.
+        ValueError: If the model has no list of decoder layers or no final norm.
+
+    Example:
+        >>> report = verify_backbone(AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B"))
+        >>> report.ok, report.relays
     """
     backbone: Any = decoder_of(model)
     if tolerance is None:
@@ -148,16 +152,16 @@ def verify_backbone(
         for check in (probe.logits, probe.taps, probe.steps, probe.segments, probe.relay):
             try:
                 errors[check.__name__] = check(ids)
-            except Exception as error:  # any failure of a host's forward is a finding here
+            except Exception as error:  # the backbone's forward may raise anything
                 errors[check.__name__] = float("inf")
                 reasons[check.__name__] = f"{type(error).__name__}: {error}"
     return BackboneReport(backbone.config.model_type, errors, reasons, tolerance)
 
 
 def check_unverified(host: PreTrainedModel, private_layers: bool) -> None:
-    """Raise `ValueError` if a backbone that is not known to work fails the numeric checks."""
+    """Raise `ValueError` if a model of an unverified type fails the numeric checks."""
     text_config = host.config.get_text_config(decoder=True)
-    # a composite may treat the logits of its language model in its own way
+    # a multimodal model may change the logits of its language model
     known = text_config.model_type in VERIFIED and text_config is host.config
     if known or host.device.type == "meta":
         return
@@ -171,13 +175,13 @@ def check_family(family: Any) -> None:
     """Raise `ValueError` if the backbone of a family fails the checks that it needs."""
     check_hooks(family.config.text_config)
     if family.device.type == "meta":
-        return  # as in `from_pretrained`, where weights come later
+        return  # `from_pretrained` loads the weights later
     if family.config.text_config.model_type not in VERIFIED:
         check_unverified(as_host(family), private_layers=bool(family.config.num_exit_layers))
 
 
 def check_hooks(text_config: Any) -> None:
-    """Raise for a host whose class overrides a method of `GenerationMixin` that no family calls."""
+    """Raise if a host's class overrides a method of `GenerationMixin` that a family ignores."""
     host = host_class(text_config)
     own = [
         name
@@ -196,7 +200,7 @@ def _function(owner: Any, name: str) -> Any:
 
 
 def as_host(family: Any) -> PreTrainedModel:
-    """Return the host's causal LM around a family's own backbone and shared head."""
+    """Build the host's causal LM from a family's backbone and its `lm_head`."""
     with torch.device("meta"):
         host = AutoModelForCausalLM.from_config(copy.deepcopy(family.config.text_config))
     empty = decoder_of(host)
@@ -209,7 +213,7 @@ def as_host(family: Any) -> PreTrainedModel:
 
 
 class _Probe:
-    """The checks, each giving its largest relative difference."""
+    """The five checks. Each method returns its largest relative difference."""
 
     def __init__(self, model: PreTrainedModel, backbone: Any, depth: int) -> None:
         self.model, self.backbone, self.depth = model, backbone, depth
@@ -223,7 +227,7 @@ class _Probe:
     def tokens(self, seq_length: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         vocab_size = self.model.get_input_embeddings().weight.shape[0]
-        # low ids are often special, and some hosts treat a row's padding id apart
+        # avoid low ids, which are often special or padding
         low = min(8, vocab_size // 2)
         ids = torch.randint(low, vocab_size, (2, seq_length), generator=generator)
         return ids.to(self.model.device)
@@ -255,7 +259,7 @@ class _Probe:
 
     def relay(self, ids: torch.Tensor) -> float:
         if self.spec.host.whole or not self.spec.cache:
-            raise ValueError(self.spec.host.whole or "it has no cache of transformers' kinds")
+            raise ValueError(self.spec.host.whole or "it does not use a cache of Transformers")
         cache, length = self.new_cache(), ids.shape[1]
         starts, chunks = [0, *range(length // 3, length)], [0, *range(length // 3, length, 5)]
         taps = self.in_pieces(self.lower, "input_ids", ids, starts, cache)
@@ -275,7 +279,7 @@ class _Probe:
         starts: list[int],
         cache: DynamicCache,
     ) -> torch.Tensor:
-        """Run a segment over pieces of a sequence, on one cache."""
+        """Run a segment on pieces of a sequence with one cache."""
         positions = _positions(values)
         pieces = zip(starts, [*starts[1:], values.shape[1]], strict=True)
         outputs = [
@@ -302,16 +306,16 @@ def _positions(values: torch.Tensor) -> torch.Tensor:
 
 
 def _difference(found: torch.Tensor, right: torch.Tensor) -> float:
-    """Largest difference, relative to the largest right value; shapes that differ raise."""
+    """Return the largest difference divided by the largest right value."""
     if found.shape != right.shape:
-        raise ValueError(f"shape {tuple(found.shape)} where the host has {tuple(right.shape)}")
+        raise ValueError(f"shape {tuple(found.shape)} instead of {tuple(right.shape)}")
     difference = (found.float() - right.float()).abs().max() / right.float().abs().max()
     return difference.item() if torch.isfinite(difference) else float("inf")
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and give each module its own mode back afterwards."""
+    """Put a model into evaluation mode. Restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The chunked loss as one operator, since a compiler cannot trace its chunks."""
+"""The chunked loss as one operator, because a compiler cannot trace its chunks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compiled_cross_entropy(
     ignore_index: int = -100,
     distillation: Distillation | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute what `linear_cross_entropy` computes, in a graph; arguments as there."""
+    """Compute `linear_cross_entropy` in a compiled graph. The arguments are the same."""
     unique: list[nn.Linear] = []
     for head in heads:
         if not any(head is other for other in unique):
@@ -48,7 +48,7 @@ def compiled_cross_entropy(
         denominator,
         [i for head in heads for i, other in enumerate(unique) if other is head],
         [float(weight) for weight in weights],
-        # a number for each field, 0 where there is none
+        # 0 stands for `None`
         [float(getattr(transform, name) or 0.0) for name in FIELDS],
         torch.get_autocast_dtype(device_type) if autocast else unique[0].weight.dtype,
         ignore_index,
@@ -85,7 +85,7 @@ def _operator(
         distillation=None if teaching is None else Distillation(teaching, temperature),
     )
     kept = torch.nonzero(targets != ignore_index).squeeze(1)
-    # a list of an operator holds tensors only: an empty one stands for none
+    # an operator's list cannot contain `None`, so an empty tensor stands for it
     given = [t if i < count or t.numel() else None for i, t in enumerate(tensors)]
     with torch.autocast(targets.device.type, enabled=False):
         sums, gradients = sum_losses(plan, kept, targets[kept], given, needs)
@@ -114,7 +114,7 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[Any, ...]:
     denominator, *gradients = ctx.saved_tensors
-    # of no rows, both may be 0, and 0 / 0 would be NaN in every weight
+    # without targets both may be 0, and 0 / 0 would put NaN into every weight
     scale = grad_loss / torch.where(denominator == 0, 1.0, denominator)
     scaled = [
         (gradient * scale).to(dtype) if need else None

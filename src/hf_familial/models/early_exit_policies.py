@@ -1,4 +1,4 @@
-"""The relay policies that do not travel with a family: by confidence, and for good."""
+"""Relay policies with early exit. They need the installed package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
     return 1 + (logs.exp() * logs.nan_to_num(neginf=0.0)).sum(-1) / largest
 
 
-# each from float32 logits of shape (..., vocab) to a confidence in [0, 1] of shape (...)
+# functions from float32 logits of shape (..., vocab) to a confidence in [0, 1] of shape (...)
 MEASURES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "max_prob": _max_prob,
     "margin": _margin,
@@ -37,37 +37,41 @@ MEASURES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def confidence(logits: torch.Tensor, measure: str) -> torch.Tensor:
-    """Measure how sure a distribution is of its next token.
+    """Compute the confidence of a next-token distribution.
 
     Args:
-        logits (`torch.Tensor` of shape `(..., vocab)`): Float32, before any logits processor.
-        measure (`str`): `"max_prob"`, the largest probability; `"margin"`, the largest less the
-            second; `"entropy"`, 1 less the entropy over the logarithm of the vocabulary.
+        logits (`torch.Tensor` of shape `(..., vocab)`): Float32 logits, before any logits
+            processor.
+        measure (`str`): `"max_prob"` is the largest probability. `"margin"` is the largest minus
+            the second largest. `"entropy"` is 1 minus the entropy divided by `log(vocab)`.
 
     Returns:
-        `torch.Tensor` of shape `(...)`: Between 0 and 1.
+        `torch.Tensor` of shape `(...)`: Confidences between 0 and 1.
 
     Raises:
-        ValueError: If there is no such measure.
+        ValueError: If `measure` has another value.
 
-    Reference: Schuster et al., arXiv:2207.07061, section 3.5 (the first two).
+    Example:
+        >>> confidence(torch.tensor([2.0, 1.0, 0.0]), "max_prob")  # 0.6652
+
+    Reference: Schuster et al., arXiv:2207.07061, section 3.5, for the first two.
     """
     check_choice("measure", measure, sorted(MEASURES))
     return MEASURES[measure](logits)
 
 
 class EarlyExitRelay(RelayPolicy):
-    """The base of policies that let tokens leave at early exits.
+    """The base class of policies in which each token comes from the first exit that may write it.
 
-    A subclass gives `exits` and `leaves`. What it must remember between tokens it keeps in what
-    `new_state` returns.
+    A subclass defines `exits` and `leaves`. Override `new_state` to store something between tokens.
 
     Example:
         >>> class SpacesLeave(EarlyExitRelay):
         ...     def exits(self, num_exits):
-        ...         return 0, -1  # at the last one every token leaves
+        ...         return 0, -1
         ...     def leaves(self, exit_idx, logits, state):
-        ...         return logits.argmax(-1) == 220
+        ...         return logits.argmax(-1) == 220  # exit 0 writes this token, exit -1 all others
+        >>> model.relay_generate(**inputs, relay=SpacesLeave(), max_new_tokens=20)
     """
 
     def decoder(self, cache: RelayCache, text: Any) -> RelayDecoder:
@@ -75,15 +79,15 @@ class EarlyExitRelay(RelayPolicy):
         return EarlyExitDecoder(self, cache, text)
 
     def new_state(self, batch_size: int) -> Any:
-        """Return what `leaves` remembers, for a batch of new texts."""
+        """Return the `state` that `reads` and `leaves` get, for a new batch of texts."""
         return None
 
     def reads(self, exit_idx: int, state: Any) -> bool:
-        """Return whether to read this exit for the next token. If not, `leaves` is not called.
+        """Return whether this exit can write the next token. If not, `leaves` is not called.
 
         Args:
-            exit_idx (`int`): Index of the exit, not negative.
-            state: From `new_state`.
+            exit_idx (`int`): Index of the exit, 0 or more.
+            state: The result of `new_state`.
         """
         return True
 
@@ -91,26 +95,27 @@ class EarlyExitRelay(RelayPolicy):
         """Return which rows take their next token from this exit.
 
         Args:
-            exit_idx (`int`): Index of the exit, not negative.
-            logits (`torch.Tensor` of shape `(batch, vocab)`): Float32, before any logits processor.
-            state: From `new_state`; may be changed.
+            exit_idx (`int`): Index of the exit, 0 or more.
+            logits (`torch.Tensor` of shape `(batch, vocab)`): Float32 logits, before any logits
+                processor.
+            state: The result of `new_state`. You may change it.
 
         Returns:
-            `torch.Tensor` of shape `(batch,)`: Boolean. One row never decides for another. The
-            answer for rows that left at a shallower exit is ignored.
+            `torch.Tensor` of shape `(batch,)`: Boolean mask. Values of rows that already took their
+            token from a shallower exit are ignored.
         """
         raise NotImplementedError
 
 
 class EarlyExitDecoder(RelayDecoder):
-    """A decoder that makes each token at the first exit where the policy lets it leave."""
+    """A decoder that writes each token from the first exit at which the policy lets it leave."""
 
     def __init__(self, relay: EarlyExitRelay, cache: RelayCache, text: Any) -> None:
         super().__init__(cache, text)
         self.relay, self.state = relay, relay.new_state(len(text.input_ids))
 
     def step(self, **inputs: Any) -> NewTokens:
-        """Make one token for every row."""
+        """Generate one token for every row."""
         self.cache.feed(**inputs)
         open_rows, last = self.text.kept_rows, self.exits[-1]
         logits = sources = None
@@ -136,21 +141,27 @@ class EarlyExitDecoder(RelayDecoder):
 
 @dataclass(frozen=True)
 class ConfidenceRelay(EarlyExitRelay):
-    """A token leaves at the first exit that is sure enough.
+    """The policy in which each token comes from the first exit whose confidence is high enough.
 
-    Keys and values of the layers above are completed later, exactly, when a token needs them.
-    `hf_familial.calibrate` finds thresholds for a wanted agreement with the deepest exit.
+    The text can differ from that of the deepest exit. Keys and values of skipped layers are
+    computed exactly, later, when a deeper token needs them. `hf_familial.calibrate` finds
+    thresholds for a given agreement with the deepest exit.
 
-    Attributes:
-        threshold (`float` or `Mapping[int, float]`): Confidence, between 0 and 1, at which a token
-            leaves (above 1: never); one for all early exits, or by index of the exit. Early exits
-            without a threshold are not read.
-        measure (`str`): `"max_prob"`, `"margin"` or `"entropy"`, see `confidence`.
-        exit_idx (`int`): Exit that decides what no other was sure of.
+    Args:
+        threshold (`float` or `Mapping[int, float]`, *optional*, defaults to 0.9): Confidence
+            between 0 and 1 that an exit needs to write a token. A mapping sets it per exit index,
+            and early exits that are not in it are skipped. Above 1, an exit never writes.
+        measure (`str`, *optional*, defaults to `"max_prob"`): `"max_prob"`, `"margin"` or
+            `"entropy"`, see `confidence`.
+        exit_idx (`int`, *optional*, defaults to -1): Exit that writes all other tokens.
 
     Raises:
-        ValueError: If a threshold is no number, an exit is counted from the end, or there is no
-            such measure.
+        ValueError: If a threshold is not a number, or `threshold` has a negative index, or
+            `measure` is unknown.
+
+    Example:
+        >>> relay = ConfidenceRelay(threshold={0: 0.95, 1: 0.8})
+        >>> model.relay_generate(**inputs, relay=relay, max_new_tokens=20)
 
     Reference: Schuster et al., arXiv:2207.07061.
     """
@@ -164,21 +175,22 @@ class ConfidenceRelay(EarlyExitRelay):
         values = list(threshold.values()) if isinstance(threshold, Mapping) else [threshold]
         if not all(isinstance(v, (int, float)) and v == v for v in values):
             raise ValueError(
-                f"`threshold` must be a number, or one by index of the exit, got {threshold!r}."
+                "`threshold` must be a number, or a dict from exit index to number, got "
+                f"{threshold!r}."
             )
         if isinstance(threshold, Mapping) and any(k < 0 for k in threshold):
-            raise ValueError(f"`threshold` must count exits from 0, got {threshold!r}.")
+            raise ValueError(f"`threshold` must have exit indices of 0 or more, got {threshold!r}.")
         check_choice("measure", self.measure, sorted(MEASURES))
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
-        """Return the exits that may let a token leave, and the one that decides."""
+        """Return the exits with a threshold, then `exit_idx`."""
         last = self.exit_idx % num_exits
         if isinstance(self.threshold, Mapping):
             return (*sorted(self.threshold), last)
         return tuple(range(last + 1))
 
     def leaves(self, exit_idx: int, logits: torch.Tensor, state: Any) -> torch.Tensor:
-        """Return the rows whose confidence reaches the threshold."""
+        """Return a mask of the rows whose confidence reaches the threshold."""
         threshold = self.threshold
         if isinstance(threshold, Mapping):
             threshold = threshold[exit_idx]
@@ -187,21 +199,28 @@ class ConfidenceRelay(EarlyExitRelay):
 
 @dataclass(frozen=True)
 class HandoffRelay(EarlyExitRelay):
-    """A shallow member answers until a rule says "too hard"; a deeper one writes on from there.
+    """The policy in which a shallow exit starts the text and a deep exit completes it.
 
-    Decided for each row; what was handed over does not come back.
+    Each row switches once, by its own confidence or by length, and never switches back. Both exits
+    run in one process. [`DeviceSide`] and [`server_side`] do a hand-off between processes.
 
-    Attributes:
-        from_exit (`int`): The shallow exit.
-        to_exit (`int`): The deep exit.
-        after (`int`, *optional*): Hand over after this many tokens.
-        below (`float`, *optional*): Hand over when the mean confidence of the last `window` tokens
-            falls below this.
-        window (`int`): Number of tokens of that mean; at least one, and no rule before it is full.
-        measure (`str`): `"max_prob"`, `"margin"` or `"entropy"`, see `confidence`.
+    Args:
+        from_exit (`int`, *optional*, defaults to 0): Shallow exit.
+        to_exit (`int`, *optional*, defaults to -1): Deep exit.
+        after (`int`, *optional*): Switch after this many tokens.
+        below (`float`, *optional*): Switch when the mean confidence of the last `window` tokens is
+            below this value.
+        window (`int`, *optional*, defaults to 4): Number of tokens in that mean. Until that
+            many tokens exist, `below` has no effect.
+        measure (`str`, *optional*, defaults to `"max_prob"`): `"max_prob"`, `"margin"` or
+            `"entropy"`, see `confidence`.
 
     Raises:
-        ValueError: If there is no rule, or a number is out of range.
+        ValueError: If both `after` and `below` are `None`, or a value is out of range.
+
+    Example:
+        >>> relay = HandoffRelay(from_exit=0, after=10)
+        >>> model.relay_generate(**inputs, relay=relay, max_new_tokens=20)
     """
 
     from_exit: int = 0
@@ -213,7 +232,7 @@ class HandoffRelay(EarlyExitRelay):
 
     def __post_init__(self) -> None:
         if self.after is None and self.below is None:
-            raise ValueError("`HandoffRelay` needs a rule: `after` or `below`, got neither.")
+            raise ValueError("`HandoffRelay` needs `after` or `below`, got neither.")
         if self.window < 1 or (self.after is not None and self.after < 0):
             raise ValueError(
                 "`window` must be 1 or more and `after` 0 or more, got "
@@ -226,15 +245,15 @@ class HandoffRelay(EarlyExitRelay):
         return self.from_exit, self.to_exit
 
     def new_state(self, batch_size: int) -> dict[str, Any]:
-        """Return a record of recent confidences, and of the rows handed over."""
+        """Return the recent confidences, the token count, and a mask of rows that have switched."""
         return {"recent": [], "count": 0, "over": torch.zeros(batch_size, dtype=torch.bool)}
 
     def reads(self, exit_idx: int, state: dict[str, Any]) -> bool:
-        """Return whether some row is not handed over yet."""
+        """Return whether some row has not switched yet."""
         return not bool(state["over"].all())
 
     def leaves(self, exit_idx: int, logits: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-        """Return the rows that the shallow member still answers."""
+        """Return a mask of the rows that have not switched yet."""
         state["recent"] = [*state["recent"], confidence(logits, self.measure)][-self.window :]
         state["over"] = over = state["over"].to(logits.device)
         if self.after is not None and state["count"] >= self.after:

@@ -1,4 +1,4 @@
-"""Output heads that FSDP2 shards, read whole."""
+"""The loss of output heads that FSDP2 shards."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import nn
 
 
 def gather_head(head: Any, read: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Return `read` as a forward pass of a head that FSDP2 shards, which gathers its weight.
+    """Return `read` wrapped so that FSDP2 gathers the weight of a sharded head during the call.
 
-    It takes tensors by position, since FSDP2 hooks these into the graph. The result is `None` if
-    the head is sharded by other means, or something else takes part in its call.
+    Pass tensors by position, because FSDP2 adds its gradient hooks only to these. The result is
+    `None` if the head is sharded in another way or has other hooks.
     """
     if not _is_sharded_linear(head) or hasattr(head, "_hf_hook"):
         return None
-    # FSDP2 puts one hook of each kind on what it shards
+    # FSDP2 itself adds one hook of each kind
     if max(len(head._forward_hooks), len(head._forward_pre_hooks)) > 1:
         return None
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     @torch.compiler.disable
     def gathered(*tensors: torch.Tensor) -> Any:
-        # a method for the time of this call
+        # FSDP2 gathers weights for methods of the head, so add one for the time of this call
         vars(head)["_read"] = read
         register_fsdp_forward_method(head, "_read")
         try:
@@ -36,10 +36,10 @@ def gather_head(head: Any, read: Callable[..., Any]) -> Callable[..., Any] | Non
 
 
 def _is_sharded_linear(head: Any) -> bool:
-    """Return whether FSDP2 shards a linear map as a unit, alone or with other modules."""
+    """Return whether FSDP2 shards this linear map, alone or with other modules."""
     if not torch.distributed.is_available():
         return False
     from torch.distributed.fsdp import FSDPModule
 
-    # of a class that `fully_shard` makes on the fly
+    # `fully_shard` creates a subclass of both
     return isinstance(head, FSDPModule) and nn.Linear in type(head).__bases__

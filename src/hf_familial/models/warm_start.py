@@ -1,4 +1,4 @@
-"""From a pretrained decoder to a family: its modules, and copies of them for the early exits."""
+"""The code of `from_backbone`, which turns a pretrained model into a family."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from .familial.backbones import can_tie, unsupported_backbone
 from .familial.configuration_familial import evenly_spaced_exits
 
 
-# what a quantiser of transformers sets on a model, and where its config says what it leaves alone
+# attributes that a quantiser of Transformers sets on a model
 QUANTISED = set(
     "hf_quantizer is_quantized quantization_method is_loaded_in_4bit is_loaded_in_8bit".split()
 )
+# fields of its config that list the modules to leave unquantised
 SKIPPED = ("modules_to_not_convert", "llm_int8_skip_modules")
 
 
 def load_host(backbone: Any, **kwargs: Any) -> PreTrainedModel:
-    """Return the causal LM to start from, loaded or as given; raise if it has no head."""
+    """Load the causal LM, or return it if it is a model already. Raise if it has no head."""
     if isinstance(backbone, PreTrainedModel):
         if kwargs:
             raise TypeError(
-                f"{sorted(kwargs)} cannot be applied to a model in memory; pass a name or a path."
+                f"Arguments {sorted(kwargs)} do not apply to a loaded model. Pass its name or path."
             )
         host = backbone
     elif isinstance(backbone, (str, os.PathLike)):
         host = AutoModelForCausalLM.from_pretrained(backbone, **kwargs)
     else:
         raise TypeError(
-            "`backbone` must be a name, a path or a causal language model, got "
-            f"{type(backbone).__name__}."
+            f"`backbone` must be a name, a path or a causal LM, got a {type(backbone).__name__}."
         )
     if is_family_config(host.config):
-        raise ValueError("`backbone` is a family already; load it with `from_pretrained`.")
+        raise ValueError("`backbone` is a family already. Load it with `from_pretrained`.")
     if host.get_output_embeddings() is None:
         raise unsupported_backbone(
-            host.config.model_type, f"{type(host).__name__} has no language-model head"
+            host.config.model_type, f"{type(host).__name__} has no language model head"
         )
     return host
 
@@ -55,14 +55,14 @@ def family_of(
     num_exits: int | None,
     **fields: Any,
 ) -> Any:
-    """Build a family around a host's modules, without allocating its weights twice."""
+    """Build a family that shares the modules of a causal LM, without a second copy of weights."""
     if exits is not None and num_exits is not None:
-        raise ValueError(f"give `exits` or `num_exits`, not both: got {exits} and {num_exits}.")
+        raise ValueError(f"Pass `exits` or `num_exits`, not both, got {exits} and {num_exits}.")
     check_unverified(host, private_layers=bool(fields.get("num_exit_layers")))
     text_config = host.config.get_text_config(decoder=True)
     if num_exits is not None:
         exits = evenly_spaced_exits(text_config.num_hidden_layers, num_exits)
-    # a config writes its own choice of kernels, here none, over its sub-config's
+    # the new config would overwrite the choice of kernels in `text_config`, so pass it on
     attention, experts = text_config._attn_implementation, text_config._experts_implementation
     config = cls.config_class(
         text_config=text_config,
@@ -73,7 +73,7 @@ def family_of(
     )
     text_config._experts_implementation = experts
     if can_tie(text_config):
-        # what the host does: a head that a checkpoint holds beside the embedding is not tied
+        # the weights decide, because a checkpoint with a separate head is not tied
         config.tie_word_embeddings = _is_tied(host)
     with torch.device("meta"):
         family = cls(config)
@@ -86,8 +86,8 @@ def family_of(
         family.generation_config = copy.deepcopy(host.generation_config)
         if not model.spec.cache:
             family.generation_config.use_cache = False
-    # `text_config` names the decoder. A name of the family itself would be taken for its
-    # checkpoint, by adapters above all, and there is none yet.
+    # Store the name in `text_config` only. Adapters would use a name of the family itself as that
+    # of its checkpoint, which does not exist yet.
     if not text_config.name_or_path:
         text_config.name_or_path = host.name_or_path
     _take_quantisation(family, host)
@@ -96,16 +96,16 @@ def family_of(
 
 
 def _take_quantisation(family: Any, host: PreTrainedModel) -> None:
-    """Take over what the host's class needs to save quantised weights and to load them again."""
+    """Copy the attributes that saving and loading of quantised weights need."""
     if getattr(host, "hf_quantizer", None) is None:
-        return  # also where the weights were made whole and the quantiser was taken off by hand
+        return  # not quantised, or the user has dequantised it
     for name in QUANTISED & vars(host).keys():
         setattr(family, name, vars(host)[name])
     config = copy.deepcopy(host.hf_quantizer.quantization_config)
     plain = [n for n, module in family.named_modules() if _is_plain_linear(module)]
     for field in SKIPPED:
         if hasattr(config, field):
-            # what is not quantised, under its names in a family: heads of early exits among it
+            # list the unquantised modules by their names in the family, own heads included
             setattr(config, field, [*(getattr(config, field) or ()), *plain])
     family.config.quantization_config = config
 
@@ -115,6 +115,6 @@ def _is_plain_linear(module: nn.Module) -> bool:
 
 
 def _is_tied(host: PreTrainedModel) -> bool:
-    """Return whether the output head of a host is its embedding."""
+    """Return whether the output head of a model is tied to its embedding."""
     head: Any = host.get_output_embeddings()
     return getattr(head, "weight", None) is getattr(host.get_input_embeddings(), "weight", 0)

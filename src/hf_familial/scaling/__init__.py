@@ -1,8 +1,12 @@
-"""Scaling laws: fit them to training runs, with honest intervals, and plan runs by them.
+"""Scaling laws: fit them to finished training runs, and plan new runs with them.
 
-Its modules import numpy and scipy, and for reports matplotlib and jinja2. But `import
-hf_familial.scaling` imports the package first, which registers the models and so loads torch and
-transformers, some seconds. The commands `hf-familial fit` and `plan` skip that.
+A scaling law predicts a loss L (nats per token) from the parameters N, the training tokens D and,
+for a familial model, the number of exits G. C is the training compute in FLOPs per run. Fitted
+values have confidence intervals.
+
+These modules need numpy and scipy only. Reports also need matplotlib and jinja2. In Python, `import
+hf_familial.scaling` first imports the package `hf_familial`, which loads torch and transformers
+and so takes some seconds. The commands `hf-familial fit` and `hf-familial plan` skip that import.
 """
 
 from ..errors import (

@@ -1,4 +1,4 @@
-"""From cells to numbers, as people write them: `70M`, `1,000,000`, `2,85`, `1.2×10^21`."""
+"""Conversion of table cells to numbers, such as `70M`, `1,000,000`, `2,85` and `1.2×10^21`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any, Literal
 
 
-# which mark parts the decimals; "" where a table does not tell
+# the decimal mark of a table, "" if it is not known
 Marks = Literal["", "point", "comma"]
 
 MISSING = frozenset(
@@ -42,14 +42,14 @@ _DECORATION = re.compile(r"\\text\w+|\\math\w+|[${}~≈*†‡]+$|^[${~≈=]+|\\
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell says that there is no value."""
+    """Return whether a cell is empty, NaN, or a word for a missing value such as `n/a`."""
     if value is None or isinstance(value, float) and math.isnan(value):
         return True
     return isinstance(value, str) and value.strip().lower() in ("", *MISSING)
 
 
 def marks_of(texts: Iterable[str]) -> Marks:
-    """Return which mark parts the decimals, from cells that can be read in one way only."""
+    """Return the decimal mark of a table, judged by the cells that allow one reading only."""
     found = set()
     for text in texts:
         plain = text.strip()
@@ -65,15 +65,15 @@ def marks_of(texts: Iterable[str]) -> Marks:
 
 
 def number_of(value: Any, marks: Marks = "") -> float:
-    """Return a cell as a number, NaN where it is none."""
+    """Return a cell as a number, or NaN if it is not a number."""
     if isinstance(value, str):
         try:
-            # with decimal commas a point may part thousands
+            # with decimal commas, a point can separate thousands
             return _from_text(value, marks) if marks == "comma" and "." in value else float(value)
         except ValueError:
             return _from_text(value, marks)
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
-        item = getattr(value, "item", None)  # a number of numpy
+        item = getattr(value, "item", None)  # numpy scalars have this method
         return number_of(item(), marks) if callable(item) and not hasattr(value, "__len__") else (
             math.nan
         )  # fmt: skip
@@ -125,7 +125,7 @@ def _power(base: float, exponent: int) -> float:
 
 
 def numbers_of(values: Sequence[Any], marks: Marks = "") -> list[float]:
-    """Return the cells of a column as numbers, NaN where they are none."""
+    """Return the cells of a column as numbers, with NaN for cells that are not numbers."""
     try:
         if marks != "comma" and not any(isinstance(v, bool) for v in values):
             return [math.nan if v is None or v == "" else float(v) for v in values]

@@ -16,40 +16,43 @@ from .results import Fit
 
 
 PROBE = 0.05  # step of derivatives of a quantity, in standard errors of the coefficients
-LEAST_STEP = 1e-6  # of them, relative to the coefficient
-CURVED = 2  # rows on the curved part of Huber's function, per coefficient, that tell its size
-LEAST = 0.05  # of a run's residual that is taken to be left where the fit bends to it
-EXACT = 1e-10  # relative standard error below which a fit has no noise
-SPAN = 1.4  # how far a profile is traced, in half widths of its interval
-POINTS = 12  # of a profile, on each side
-STEPS = 60  # most steps to a point of a profile
+LEAST_STEP = 1e-6  # smallest step, relative to the coefficient
+CURVED = (
+    2  # smallest number of rows per coefficient to count on the curved part of Huber's function
+)
+LEAST = 0.05  # smallest value of 1 - leverage that is used
+EXACT = 1e-10  # relative standard error below which a fit counts as exact
+SPAN = 1.4  # reach of a profile, in half widths of its interval
+POINTS = 12  # points of a profile on each side
+STEPS = 60  # largest number of steps to find a point of a profile
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """A profile: the least objective as a quantity is moved."""
+    """The least objective for each value of a quantity, and the interval that follows from it."""
 
-    values: np.ndarray  # the quantity, rising, (points,)
-    rise: np.ndarray  # objective above its optimum, (points,)
+    values: np.ndarray  # rising values of the quantity, (points,)
+    rise: np.ndarray  # least objective minus its optimum, (points,)
     threshold: float  # rise at the ends of the interval
-    interval: Interval  # where the rise stays below; open where it never reaches it
+    interval: Interval  # values whose rise is below the threshold, infinite if it never is reached
 
 
 @dataclass(frozen=True, eq=False)
 class CoefficientCovariance:
-    """Covariance of a fit's coefficients that trusts no noise model: a sandwich.
+    """The covariance of a fit's coefficients, as a sandwich estimate without a noise model.
 
-    The observed curvature of the objective stands outside, the scores of the runs inside. It stays
-    right where noise differs from run to run, has heavy tails, or is shared by checkpoints of one
-    run. Scores are raised by the leverage of their run as a jackknife would (HC3, CR3).
+    The estimate is the product of the inverse curvature of the objective, the scores of the runs
+    and the inverse curvature again. It is valid if noise differs from run to run, has heavy tails,
+    or is shared by checkpoints of one run. The scores are corrected for the leverage of their run,
+    like a jackknife (HC3, CR3).
 
     Attributes:
-        problem: What the fit solved.
-        point (`np.ndarray`): The optimum as the search sees it, (free,).
-        inverse (`np.ndarray`): Inverse of the curvature, (free, free); zero in rows and columns of
-            coefficients on a bound.
-        scores (`np.ndarray`): Pull of every run on the coefficients, (runs, free).
-        leverage (`np.ndarray`): Share of every row's fitted value that is its own, (rows,).
+        problem: The problem that the fit solved.
+        point (`np.ndarray`): The optimum in the coordinates of the search, shape (free,).
+        inverse (`np.ndarray`): Inverse of the curvature, shape (free, free). Rows and columns of
+            coefficients on a bound are zero.
+        scores (`np.ndarray`): Gradient of each run's part of the objective, shape (runs, free).
+        leverage (`np.ndarray`): Derivative of every fitted value by the measured one, (rows,).
         dof (`int`): Degrees of freedom of Student's t.
 
     Reference: MacKinnon, Nielsen and Webb 2023, arXiv:2205.03285 (CR3 and t(runs - 1)); Huber 1981,
@@ -64,12 +67,12 @@ class CoefficientCovariance:
     dof: int
 
     @classmethod
-    @np.errstate(all="ignore")  # a law may have no value nearby; NaN is judged by name
+    @np.errstate(all="ignore")  # a law can be undefined nearby, and NaN is checked later
     def of(cls, fit: Fit) -> CoefficientCovariance:
         """Compute the covariance of a fit.
 
         Raises:
-            TooFewError: If there are no more runs than coefficients.
+            TooFewError: If there are not more runs than coefficients.
             NotIdentifiedError: If the curvature is singular.
         """
         problem, data = Problem.of(fit.law, fit.data, fit.settings), fit.data
@@ -78,7 +81,7 @@ class CoefficientCovariance:
         free = sum(inside)
         if data.runs <= free:
             raise TooFewError(
-                f"intervals of {free} coefficients need more than {free} runs, got {data.runs}.",
+                f"Intervals of {free} coefficients need more than {free} runs, got {data.runs}.",
                 what="runs",
                 got=data.runs,
                 needed=free + 1,
@@ -100,20 +103,23 @@ class CoefficientCovariance:
 
     @cached_property
     def influence(self) -> np.ndarray:
-        """The approximate move of each coefficient if a run is left out; (runs, free)."""
+        """The approximate change of each coefficient if a run is left out, shape (runs, free)."""
         return self.scores @ self.inverse
 
     @cached_property
     def covariance(self) -> np.ndarray:
-        """Covariance of the coefficients as the search moves them (logs of positive ones)."""
+        """The covariance in the coordinates of the search, with logs of positive coefficients."""
         return self.influence.T @ self.influence
 
     def estimate(self, quantity: DerivedQuantity) -> float:
-        """Return the quantity at the optimum, on its own scale."""
+        """Return the quantity at the optimum, on its `scale`."""
         return float(self.at(quantity, self.point[None])[0])
 
     def slope(self, quantity: DerivedQuantity) -> np.ndarray:
-        """Return its derivative by every coordinate, (free,), from central differences."""
+        """Return the quantity's derivative by every coordinate, shape (free,).
+
+        It is computed by central differences.
+        """
         floor = np.diag(np.square(self.least_steps / PROBE))
         values, vectors = np.linalg.eigh(self.covariance + floor)
         steps = PROBE * np.sqrt(np.maximum(values, 0)) * vectors
@@ -125,16 +131,19 @@ class CoefficientCovariance:
 
     @property
     def least_steps(self) -> np.ndarray:
-        """Steps of derivatives that rounding still bears; zero where a bound holds."""
+        """The smallest steps of differences that rounding allows. They are zero on a bound."""
         inside = np.diag(self.inverse) > 0
         return np.where(inside, LEAST_STEP * np.maximum(np.abs(self.point), 0.1), 0.0)
 
     def standard_error(self, quantity: DerivedQuantity) -> float:
-        """Return the standard error of the quantity on its own scale."""
+        """Return the standard error of the quantity, on its `scale`."""
         return float(np.sqrt(np.square(self.influence @ self.slope(quantity)).sum()))
 
     def draws(self, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-        """Draw coefficients, each (count,): normal on the search's scale, inside their bounds."""
+        """Draw values of every coefficient, each of shape (count,).
+
+        They are normal in the coordinates of the search, and moved into the bounds.
+        """
         noise = np.random.default_rng(seed).standard_normal((count, len(self.influence)))
         return self.problem.space.values(self._inside(self.point + noise @ self.influence))
 
@@ -142,24 +151,24 @@ class CoefficientCovariance:
         """Return the interval by the delta method, with Student's t.
 
         Raises:
-            NotIdentifiedError: If the quantity does not exist at the optimum or close to it.
+            NotIdentifiedError: If the quantity is undefined at the optimum or near it.
         """
         check_level(level)
         middle, error = self.estimate(quantity), self.standard_error(quantity)
         if not math.isfinite(middle) or not math.isfinite(error):
             raise NotIdentifiedError(
-                f"{quantity.name} does not exist for every coefficient near the fit's."
+                f"{quantity.name} is undefined for some coefficients near those of the fit."
             )
         reach = self.t(level) * error
         low, high = quantity.unscaled(middle - reach), quantity.unscaled(middle + reach)
         return Interval(level, low, high, "delta")
 
     def profile(self, quantity: DerivedQuantity, level: float = 0.95) -> Profile:
-        """Return the least objective for each value of a quantity, and the interval it gives.
+        """Return the least objective for each value of a quantity, and the resulting interval.
 
-        Every point makes `objective - multiplier quantity` least. The objective is no likelihood:
-        its rise is measured in units that give the delta method's interval if everything is
-        linear, so that what is left is the curvature of the law alone.
+        Each point minimises `objective - multiplier * quantity` for one multiplier. The objective
+        is not a likelihood, so its rise is scaled. With this scale, the interval of a linear law
+        equals that of the delta method. Any difference comes from the curvature of the law.
 
         Raises:
             NotIdentifiedError: If the quantity does not depend on the coefficients.
@@ -173,13 +182,13 @@ class CoefficientCovariance:
         if not along > 0:
             raise NotIdentifiedError(f"{quantity.name} does not depend on the coefficients.")
         error, middle = self.standard_error(quantity), self.estimate(quantity)
-        if error <= EXACT * max(1.0, abs(middle)):  # rounding is all that is left
+        if error <= EXACT * max(1.0, abs(middle)):  # the fit is exact up to rounding
             value = quantity.unscaled(middle)
             at = Interval(level, value, value, "profile")
             return Profile(np.array([value]), np.zeros(1), 0.0, at)
         unit, reach = error**2 / along, SPAN * self.t(level)
         marks = np.linspace(-reach, reach, 2 * POINTS + 1)
-        # far points overflow; they are seen not to be finite
+        # points far away can overflow, and are left out because they are not finite
         with np.errstate(over="ignore", invalid="ignore"):
             points = self._traced(quantity, marks * math.sqrt(unit / along))
         best = self.problem.value(self.point[None])[0]
@@ -197,11 +206,11 @@ class CoefficientCovariance:
         )
 
     def t(self, level: float) -> float:
-        """Return half the width of an interval, in standard errors."""
+        """Return half the width of an interval in standard errors, by Student's t."""
         return float(stdtrit(self.dof, (1 + level) / 2))
 
     def at(self, quantity: DerivedQuantity, points: np.ndarray) -> np.ndarray:
-        """Return a quantity on its own scale at points of the search, moved into the bounds."""
+        """Return a quantity (on its `scale`) at points (points, free), moved into the bounds."""
         values = self.problem.space.values(self._inside(points))
         return np.broadcast_to(quantity.scaled(values), (len(points),))
 
@@ -209,7 +218,7 @@ class CoefficientCovariance:
         return np.clip(points, self.problem.space.low, self.problem.space.high)
 
     def _traced(self, quantity: DerivedQuantity, multipliers: np.ndarray) -> np.ndarray:
-        """Return points of least `objective - multiplier quantity`, (multipliers, free)."""
+        """Return points that minimise `objective - multiplier * quantity`, (multipliers, free)."""
         problem = self.problem
         start = self.point + np.outer(multipliers, self.inverse @ self.slope(quantity))
         points = self._inside(start)
@@ -228,7 +237,7 @@ class CoefficientCovariance:
             force = np.einsum("pn,pni->pi", pull * residual, slopes)
             force -= multipliers[:, None] * self._slopes(quantity, points, size)
             moves = -force @ self.inverse
-            # the equivalent least squares bounds the objective from above: its step descends
+            # the equivalent least squares is an upper bound of the objective, so its step descends
             whole = np.einsum("pn,pni,pnj->pij", pull, slopes, slopes)
             whole += 1e-12 * np.eye(len(size)) * np.trace(whole, axis1=1, axis2=2)[:, None, None]
             whole[:, held, :] = whole[:, :, held] = 0
@@ -249,7 +258,7 @@ class CoefficientCovariance:
     def _slopes(
         self, quantity: DerivedQuantity, points: np.ndarray, size: np.ndarray
     ) -> np.ndarray:
-        """Return derivatives of the quantity at many points, (points, free)."""
+        """Return the derivatives of a quantity at many points, shape (points, free)."""
         moves = np.diag(np.where(size > 0, size, 0))
         ahead, back = (
             self.at(quantity, (points[:, None] + sign * moves).reshape(-1, points.shape[1]))
@@ -260,7 +269,7 @@ class CoefficientCovariance:
 
 
 def _crossings(x: np.ndarray, z: np.ndarray, t: float) -> tuple[float, float]:
-    """Return where a rising curve passes -t and t; infinite where it never does."""
+    """Return the x at which a rising curve passes -t and t, infinite if it never does."""
     from scipy.interpolate import PchipInterpolator
 
     curve = PchipInterpolator(x, z)
@@ -272,12 +281,16 @@ def _crossings(x: np.ndarray, z: np.ndarray, t: float) -> tuple[float, float]:
 def _curvature(
     problem: Problem, residual: np.ndarray, slopes: np.ndarray, squares: np.ndarray
 ) -> np.ndarray:
-    """Return that of the objective: rows on the straight part of Huber's function have none."""
+    """Return the curvature of the objective, shape (free, free).
+
+    Rows on the straight part of Huber's function have no curvature.
+    """
     weight, free = problem.weight * problem.loss.curved(residual), len(squares)
     curved = np.count_nonzero(weight)
     if curved >= CURVED * free or curved == np.count_nonzero(problem.weight):
         return np.einsum("n,ni,nj->ij", weight, slopes, slopes)
-    # too few to be counted one by one: their share follows from how dense residuals are near 0
+    # There are too few curved rows to count, so their share is estimated from the density of
+    # residuals near 0.
     ordered = np.sort(np.abs(residual))
     near = min(max(2 * CURVED * free, len(ordered) // 4), len(ordered))
     reach = max(float(ordered[near - 1]), problem.loss.delta)
@@ -285,17 +298,17 @@ def _curvature(
 
 
 def _inverse(matrix: np.ndarray, problem: Problem, inside: list[bool]) -> np.ndarray:
-    """Invert a symmetric matrix, brought to a unit diagonal first."""
+    """Invert a symmetric matrix after scaling its diagonal to 1."""
     size = np.sqrt(np.diag(matrix))
     names = tuple(n for n, kept in zip(problem.space.free, inside, strict=True) if kept)
     dead = tuple(n for n, s in zip(names, size, strict=True) if not s > 0)
     if dead:
-        raise NotIdentifiedError(f"the rows do not depend on {list(dead)}.", dead)
+        raise NotIdentifiedError(f"The rows do not depend on {list(dead)}.", dead)
     scaled = matrix / np.outer(size, size)
     condition = float(np.linalg.cond(scaled))
     if not condition < 1e15:
         raise NotIdentifiedError(
-            f"the rows do not determine {list(names)} (condition number {condition:.1g}).",
+            f"The rows do not determine {list(names)} (condition number {condition:.1g}).",
             names,
             condition,
         )
@@ -305,7 +318,7 @@ def _inverse(matrix: np.ndarray, problem: Problem, inside: list[bool]) -> np.nda
 def _raised_scores(
     pull: np.ndarray, slopes: np.ndarray, plain: np.ndarray, weight: np.ndarray, run_id: np.ndarray
 ) -> np.ndarray:
-    """Return scores of runs, (runs, free), raised by leverage: `J' (I - H)^-1 pull` of each."""
+    """Return the scores of the runs, corrected for leverage: `J' (I - H)^-1 pull`, (runs, free)."""
     runs = int(run_id.max()) + 1
     if runs == len(run_id):
         leverage = weight * np.einsum("ni,ij,nj->n", slopes, plain, slopes)

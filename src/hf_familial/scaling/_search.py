@@ -1,9 +1,9 @@
 """The search for a fit's optimum: starts by variable projection, then damped Newton steps.
 
-Every step is taken from many points at once, inside bounds, in coordinates in which the equivalent
-least-squares problem (each row weighted by Huber's pull) is a sphere, found by a QR factorisation
-and never by squaring the Jacobian. The search therefore does not care about units, and stops on the
-decrease it could still make relative to the objective, never on an absolute one.
+The search moves many points at once and stays inside the bounds. Its coordinates turn the
+equivalent least-squares problem, in which Huber's pull weights each row, into a sphere. They come
+from a QR factorisation of the Jacobian, which is never squared. So the result does not depend on
+units. The search stops when the decrease that is still possible is a tiny share of the objective.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .laws._duals import Dual, grad_of, value_of
 from .laws.law import Law, Namespace, Parameter
 
 
-MOST_POINTS = 1024  # of the grid
-MOST_ROWS = 512  # that the grid is judged on
-SMALL = 1e-3  # share of the loss that a term starts with if least squares would have it negative
+MOST_POINTS = 1024  # largest number of grid points
+MOST_ROWS = 512  # largest number of rows used to rank grid points
+SMALL = 1e-3  # first size of a term, as a share of the loss, if least squares makes it negative
 
 
 def grid(law: Law, space: Space, starts: Mapping[str, tuple[float, ...]]) -> dict[str, np.ndarray]:
-    """Return values of the free nonlinear parameters to try, each (points,).
+    """Return the grid of the free nonlinear parameters, each of shape (points,).
 
-    They are the product of the starts, or, if that is too large, points spread evenly over it (a
-    Halton sequence).
+    The grid has all combinations of the starts. If these are too many, it has points spread
+    evenly over them (a Halton sequence).
     """
     moving = [p for p in law.nonlinear if p.name in space.free]
     axes = [_inside(space, p, starts.get(p.name, p.starts)) for p in moving]
@@ -40,7 +40,7 @@ def grid(law: Law, space: Space, starts: Mapping[str, tuple[float, ...]]) -> dic
     if np.prod(sizes) <= MOST_POINTS:
         chosen = np.array(list(itertools.product(*(range(size) for size in sizes))))
     else:
-        from scipy.stats import qmc  # takes half a second to import
+        from scipy.stats import qmc  # this import takes half a second
 
         halton = qmc.Halton(len(sizes), scramble=False).fast_forward(1)
         chosen = (halton.random(MOST_POINTS) * sizes).astype(int)
@@ -50,10 +50,10 @@ def grid(law: Law, space: Space, starts: Mapping[str, tuple[float, ...]]) -> dic
 def project(
     problem: Problem, chosen: Mapping[str, np.ndarray], starts: Mapping[str, tuple[float, ...]]
 ) -> np.ndarray:
-    """Return the points of a grid with the best linear parameters, (points, free).
+    """Return the grid points with their best linear parameters, shape (points, free).
 
-    Least squares is weighted so that, to first order, it is the sum of squares of the objective's
-    residuals; terms that may not be negative are left out where they would be.
+    The weights of least squares make it equal, to first order, to the sum of squares of the
+    objective's residuals. A term that must not be negative is left out where it would be.
     """
     law, space = problem.law, problem.space
     count = len(next(iter(chosen.values()))) if chosen else 1
@@ -75,7 +75,7 @@ def project(
 
 
 def corrected(problem: Problem, points: np.ndarray, pulls: np.ndarray) -> np.ndarray:
-    """Return points with new linear parameters, rows weighted by `pulls` (points, rows)."""
+    """Return points with new linear parameters. `pulls` (points, rows) are the row weights."""
     space = problem.space
     p = space.parameters(points)
     values = vars(p) | _linear(dataclasses.replace(problem, weight=pulls), p, len(points))
@@ -87,7 +87,7 @@ def corrected(problem: Problem, points: np.ndarray, pulls: np.ndarray) -> np.nda
 
 
 def _linear(problem: Problem, p: Namespace, count: int) -> dict[str, np.ndarray]:
-    """Return free linear parameters, each (points, 1); NaN where there is no such loss."""
+    """Return the free linear parameters, each (points, 1). NaN where the law is undefined."""
     law, space, rows = problem.law, problem.space, problem.rows
     loss = np.exp(problem.target) if problem.loss.logs else problem.target
     with np.errstate(all="ignore"):
@@ -127,7 +127,7 @@ def _linear(problem: Problem, p: Namespace, count: int) -> dict[str, np.ndarray]
 def _least_squares(
     columns: np.ndarray, total: np.ndarray, weight: np.ndarray, positive: np.ndarray
 ) -> np.ndarray:
-    """Return weights of columns (points, columns, rows) that best give `total`."""
+    """Return the weights with which columns (points, columns, rows) best sum to `total`."""
     count, terms, _ = columns.shape
     length = np.sqrt((weight[:, None] * np.square(columns)).sum(-1))
     length = np.where(length > 0, length, 1.0)
@@ -153,7 +153,7 @@ def _least_squares(
 
 
 def thinned(problem: Problem) -> Problem:
-    """Return the problem on a few rows, evenly spread over the table."""
+    """Return the problem with at most `MOST_ROWS` rows, evenly spread over the table."""
     if problem.rows <= MOST_ROWS:
         return problem
     keep = np.linspace(0, problem.rows - 1, MOST_ROWS).astype(int)
@@ -163,7 +163,7 @@ def thinned(problem: Problem) -> Problem:
 
 
 def _inside(space: Space, parameter: Parameter, starts: tuple[float, ...]) -> np.ndarray:
-    """Return the starts of a parameter that its bounds allow, else the middle of the bounds."""
+    """Return the starts of a parameter inside its bounds, or the middle of the bounds if none."""
     column = space.free.index(parameter.name)
     low, high = space.low[column], space.high[column]
     if space.logs[column]:
@@ -175,19 +175,19 @@ def _inside(space: Space, parameter: Parameter, starts: tuple[float, ...]) -> np
     return np.array([np.mean(edges) if edges else 0.0])
 
 
-RIDGE = 1e-9  # keeps the factorisation regular; relative to the length of a column
-NO_LENGTH = 1e-100  # of a column: the parameter has no effect
-FLOOR = 1e-6  # least curvature, relative to the equivalent least squares
-ENOUGH = 1e-13  # a decrease of this share of the objective is none
-ALMOST = 1e-8  # a search that cannot go on has arrived if this share is left
-LEAST, MOST = 1e-12, 1e10  # damping
-TRIED = np.array([1e-4, 1e-2, 1.0, 1e2])  # multiples of the last damping, all tried at every step
-LARGEST = 1 << 18  # numbers in one array of the search: what caches hold
+RIDGE = 1e-9  # makes the factorisation regular, relative to the length of a column
+NO_LENGTH = 1e-100  # a parameter has no effect if its column is shorter than this
+FLOOR = 1e-6  # smallest curvature, relative to the equivalent least squares
+ENOUGH = 1e-13  # a smaller decrease, as a share of the objective, counts as none
+ALMOST = 1e-8  # a stuck search has converged if the possible decrease is below this share
+LEAST, MOST = 1e-12, 1e10  # smallest and largest damping
+TRIED = np.array([1e-4, 1e-2, 1.0, 1e2])  # multiples of the last damping, all used in each step
+LARGEST = 1 << 18  # largest number of elements in one array, so that it fits in the cache
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The end of the search for every start, each (starts,) or (starts, free)."""
+    """The results of the search for every start, of shape (starts,) or (starts, free)."""
 
     points: np.ndarray
     value: np.ndarray
@@ -198,15 +198,15 @@ class Found:
 def minimise(
     problem: Problem, starts: np.ndarray, max_steps: int = 200, correct: bool = False
 ) -> Found:
-    """Descend from every start (starts, free).
+    """Search for the minimum from every start, (starts, free).
 
-    `correct` tries every move also with linear parameters found anew by least squares: worth it far
-    from the optimum, where valleys bend.
+    With `correct`, each move is also tried with new linear parameters from least squares. This
+    helps far from the optimum, where valleys of the objective bend.
     """
     free = starts.shape[1]
     size = max(1, LARGEST // (problem.rows * free * free))
     parts = np.array_split(np.arange(len(starts)), -(-len(starts) // size))
-    # far from the optimum a law may have no value; its points are then not taken
+    # a law can be undefined far from the optimum, and such points are not accepted
     with np.errstate(all="ignore"):
         found = [_minimise(problem.take(part), starts[part], max_steps, correct) for part in parts]
     return Found(
@@ -244,12 +244,12 @@ def _minimise(problem: Problem, starts: np.ndarray, max_steps: int, correct: boo
 
 
 class _Move(NamedTuple):
-    """The best of the moves tried, one for each point."""
+    """The best move of each point."""
 
     target: np.ndarray  # (points, free)
     value: np.ndarray  # (points,)
     damping: np.ndarray  # (points,)
-    left: np.ndarray  # what an undamped move promises to gain, (points,)
+    left: np.ndarray  # expected decrease of an undamped move, (points,)
 
 
 def _best_move(
@@ -274,7 +274,7 @@ def _best_move(
 
 @dataclass(frozen=True, eq=False)
 class _Models:
-    """Quadratic models of the objective around some points, in spherical coordinates."""
+    """Quadratic models of the objective around some points, in the search's coordinates."""
 
     slope: np.ndarray
     basis: np.ndarray
@@ -285,7 +285,7 @@ class _Models:
 
     @classmethod
     def at(cls, problem: Problem, points: np.ndarray) -> _Models:
-        """Build the models at points where the law has a value."""
+        """Build the models at points where the law is defined."""
         count, free = points.shape
         residual, slopes = problem.jacobian(points)
         pull = problem.weight * problem.loss.pull(residual)
@@ -310,12 +310,15 @@ class _Models:
         bad = ~np.isfinite(whole).all((-2, -1))
         whole[bad] = np.eye(free)
         curvature, basis = np.linalg.eigh(whole)
-        # NaN promises nothing: such a point is left, and has not arrived
+        # with NaN as slope, the point is dropped from the search and does not count as converged
         slope = np.where(bad[:, None], np.nan, slope)
         return cls(slope, basis, curvature, upper, held, pull)
 
     def steps(self, damping: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Moves (points, tried, free) for dampings (points, tried), and what is left to gain."""
+        """Return the moves (points, tried, free) for dampings (points, tried).
+
+        Also return the expected decrease of an undamped move, (points,).
+        """
         along = np.matmul(self.slope[:, None, :], self.basis)
         size = np.maximum(np.abs(self.curvature), FLOOR)[:, None, :] + damping[..., None]
         turned = -along / size
@@ -325,14 +328,14 @@ class _Models:
         return np.where(self.held[:, None, :], 0.0, moves), decrease
 
     def corrected(self, problem: Problem, targets: np.ndarray) -> np.ndarray:
-        """Targets (points, tried, free), and after them the same with new linear parameters."""
+        """Return targets (points, tried, free), then the same with new linear parameters."""
         count, tried, free = targets.shape
         pulls = np.repeat(self.pull, tried, axis=0)
         other = corrected(problem, targets.reshape(-1, free), pulls).reshape(targets.shape)
         return np.concatenate([targets, other], axis=1)
 
     def promise(self) -> np.ndarray:
-        """Half the squared slope: the decrease of the equivalent least squares."""
+        """Return the expected decrease of the equivalent least squares: half the squared slope."""
         return 0.5 * np.square(self.slope).sum(-1)
 
     def renewed(
@@ -343,7 +346,7 @@ class _Models:
         moved: np.ndarray,
         left: np.ndarray,
     ) -> _Models:
-        """Return the models of those left: new where the point moved, as they are elsewhere."""
+        """Return the models of the remaining points, with new models where the point moved."""
         fields = {name: getattr(self, name)[left] for name in self.__dataclass_fields__}
         fresh = moved[left]
         if fresh.any():

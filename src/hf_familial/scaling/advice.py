@@ -1,4 +1,4 @@
-"""Advice on which architecture to train, how sure that is, and what would change the answer."""
+"""Advice on which architecture to train: how certain it is, and what would change it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .prediction import PublishedFit, Source
 from .results import Fit
 
 
-UNKNOWN = 0.02  # error of the log loss of a law whose runs we do not have
+UNKNOWN = 0.02  # assumed error of the log loss if the runs behind a law are not available
 DRAWS = 4000
-TURNS = 12  # bisections of a turning point
+TURNS = 12  # bisections to find the factor at which the winner changes
 WORDS = ((0.95, "clearly"), (0.8, "probably"), (0.6, "perhaps"), (0.0, "a toss-up:"))
 
-# what may be otherwise, and by which factors it is tried
+# assumptions of the user, and the factors by which `advise` varies each of them
 ASSUMPTIONS: Mapping[str, tuple[float, ...]] = {
     "unique_tokens": (0.25, 4.0),
     "training_flops": (0.1, 10.0),
@@ -34,33 +34,34 @@ ASSUMPTIONS: Mapping[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The answer under one other assumption."""
+    """The best option if one assumption is changed by a factor."""
 
-    assumption: str  # what is changed
-    factor: float  # what it is multiplied by
-    winner: str  # the best option then
-    losses: Mapping[str, float]  # by option, mean loss over the devices
-    changes: bool  # whether the winner is another
-    turns_at: float | None  # the factor, nearest to 1, at which it becomes another
+    assumption: str  # the argument of `advise` that is changed
+    factor: float  # the factor that multiplies it
+    winner: str  # name of the best option under the changed assumption
+    losses: Mapping[str, float]  # mean loss over the devices, by option, in nats per token
+    changes: bool  # whether this winner differs from the winner of the advice
+    turns_at: float | None  # the factor nearest to 1 at which the winner changes
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The recommendation of [`advise`]: what to train.
+    """The result of [`advise`]: the recommended option, all others, and the confidence.
 
     Attributes:
-        winner (`str`): Name of the option of least loss; empty if some losses do not compare.
-        confidence (`float`, *optional*): Share of draws in which it is the best, given what is
-            uncertain in the laws. `None` without a winner.
-        options (`tuple[Option, ...]`): All of them; those that compare stand together, the best
-            of them first.
-        chances (`Mapping[str, float]`): By option, the share of draws in which it is the best of
-            those that it compares with.
-        sensitivity (`tuple[Sensitivity, ...]`): How the answer moves with each assumption; empty
+        winner (`str`): Name of the option with the least loss. Empty if some losses cannot be
+            compared.
+        confidence (`float`, *optional*): Probability that the winner is the best option, given
+            the uncertainty of the laws. `None` without a winner.
+        options (`tuple[Option, ...]`): All options. Options with comparable losses are next to
+            each other, the best one first.
+        chances (`Mapping[str, float]`): For each option, the probability that it is the best of
+            the options with comparable losses.
+        sensitivity (`tuple[Sensitivity, ...]`): The winner under changed assumptions. Empty
             without a winner.
-        situation ([`Situation`]): What was asked.
-        notes (`tuple[str, ...]`): What makes the advice doubtful, one sentence each.
-        incomparable (`tuple[str, ...]`): Why there is no winner, one sentence each.
+        situation ([`Situation`]): The arguments of `advise`.
+        notes (`tuple[str, ...]`): Reasons to doubt the advice, one sentence each.
+        incomparable (`tuple[str, ...]`): Reasons why there is no winner, one sentence each.
     """
 
     winner: str
@@ -74,12 +75,13 @@ class Advice:
 
     @property
     def sentence(self) -> str:
-        """The advice in words."""
+        """The advice in one or two sentences."""
         if self.confidence is None:
             return (
-                f"No ranking: {' '.join(self.incomparable)} Losses of other data, tokenizers or "
-                "kinds are other units. Fit the laws to runs of one corpus, or say that the losses "
-                "compare (`--losses-compare`)."
+                f"No ranking: {' '.join(self.incomparable)} Losses on different data, with "
+                "different tokenizers or of different kinds have different units. Fit the laws to "
+                "runs on one corpus, or state that the losses can be compared "
+                "(`--losses-compare`)."
             )
         word = next(word for least, word in WORDS if self.confidence >= least)
         first = self.options[0]
@@ -127,41 +129,46 @@ def advise(
     seed: int = 0,
     losses_compare: bool = False,
 ) -> Advice:
-    """Compare architectures for a situation under their laws.
+    """Recommend which architecture to train for your devices, tokens and FLOPs.
 
-    Every candidate is planned for the same FLOPs, tokens and devices. A dense or sparse one is
-    tried as one model for all devices and as several that share the FLOPs evenly; a familial one as
-    one run with a member per device. The best has the least loss, averaged over the devices. Laws
-    are ranked only if their losses compare: they are fitted to one table, or to runs of the same
-    data, vocabulary and kind of loss (`Candidate.facts`), or their coefficients come from one
-    publication.
+    Every candidate is planned for the same FLOPs, tokens and devices. A dense or sparse candidate
+    has two options: one model for all devices, or several models that share the FLOPs evenly. A
+    familial candidate has one option: a single run with one member per device. The best option
+    has the least loss, averaged over the devices.
 
-    How sure that is comes from draws of the coefficients, by the covariance of a fit, and of the
-    law's own error: `Candidate.error`, or what the fit's residuals show, or 2% for published
-    coefficients. It grows by itself with every decade of compute beyond the runs fitted.
+    Options are ranked only if their losses can be compared. That is so if the laws were fitted to
+    one table, or to runs with the same data, vocabulary and kind of loss (`Candidate.facts`), or
+    if their coefficients come from one publication.
+
+    The confidence comes from random draws of the coefficients (with the covariance of the fit) and
+    of the law's own error. That error is `Candidate.error`, else the fit's residuals, else 2% for
+    published coefficients. For a fit it grows with every decade of compute beyond the fitted runs.
 
     Args:
-        unique_tokens (`float`): Different training tokens.
-        training_flops (`float`): FLOPs; with `inference_tokens` they pay for serving as well.
-        candidates (`Sequence[Candidate | Fit | PublishedFit]`): At least two ways to train.
+        unique_tokens (`float`): Number of different training tokens.
+        training_flops (`float`): The budget in FLOPs. It pays for training, and also for serving
+            `inference_tokens`.
+        candidates (`Sequence[Candidate | Fit | PublishedFit]`): At least one architecture. There
+            must be at least two options.
         memory (`Sequence[float]`): Bytes for weights on each target device.
-        inference_tokens (`float`): Tokens to be served, per device.
-        epochs (`float`): How often a token may be seen.
-        bytes_per_parameter (`float`): 2 for bfloat16.
-        flops (`Callable`, *optional*): `flops(N, D, G)` of N active parameters; without it as the
-            runs of each candidate counted, or [`HeadFlops`].
-        seed (`int`): Of the draws.
-        losses_compare (`bool`): Take it that the losses of all candidates compare.
+        inference_tokens (`float`): Tokens to serve per device.
+        epochs (`float`): Largest number of passes over the unique tokens.
+        bytes_per_parameter (`float`): Bytes per stored weight: 2 for bfloat16.
+        flops (`Callable`, *optional*): FLOP model `flops(N, D, G)` of N active parameters. Default:
+            the model that the runs of each candidate used, else [`HeadFlops`].
+        seed (`int`): Seed of the draws.
+        losses_compare (`bool`): Whether to assume that all losses can be compared.
 
     Raises:
-        ScalingError: If an argument is out of range, or there is nothing to choose from.
+        ScalingError: If an argument is out of range, or there are fewer than two options.
         NoMinimumError: If a law has no optimum.
 
     Example:
+        >>> laws = [PublishedFit.published(get_law(name)) for name in ("hoffmann", "familial")]
         >>> advise(unique_tokens=1e12, training_flops=1e22, memory=[4e9, 16e9],
-        ...        candidates=[dense_fit, family_fit]).sentence
+        ...        candidates=laws, losses_compare=True).sentence
 
-    Reference: the guidelines of arXiv:2502.12051; planning as in `plan`.
+    Reference: the guidelines of arXiv:2502.12051. Runs are planned as in [`plan`].
     """
     situation = Situation(
         float(unique_tokens),
@@ -174,12 +181,18 @@ def advise(
     known = [c if isinstance(c, Candidate) else Candidate(c.law.name, c) for c in candidates]
     names = [candidate.name for candidate in known]
     if len(set(names)) < len(names):
-        raise ScalingError(f"candidates must differ in name, got {names}; use `Candidate`.")
+        raise ScalingError(
+            f"`candidates` must differ in name, got {names}. Pass `Candidate` objects with names "
+            "of your choice."
+        )
     groups, reasons = ([known], []) if losses_compare else groups_of(known)
     ranked = [_ranked(group, situation, flops) for group in groups]
     found = [option for options_of in ranked for option in options_of]
     if len(found) < 2:
-        raise ScalingError(f"there is nothing to choose from: {[o.name for o in found]}.")
+        raise ScalingError(
+            f"`candidates` must have two or more options to choose from, got "
+            f"{[option.name for option in found]}. Add a candidate."
+        )
     chances: dict[str, float] = {}
     notes: list[str] = []
     for options_of in ranked:
@@ -225,23 +238,23 @@ def _chances(
 
 
 def _coefficients(candidate: Candidate, seed: int, notes: list[str]) -> Mapping[str, Any]:
-    """Draw a fit's coefficients; return the values themselves where there is no covariance."""
+    """Draw the coefficients of a fit, or return its values if there is no covariance."""
     source = candidate.source
     if isinstance(source, PublishedFit):
         notes.append(
-            f"coefficients of {candidate.name!r} are given: that they are of other data is taken "
-            "as an error of the loss alone."
+            f"The coefficients of {candidate.name!r} are published values. Their uncertainty is "
+            "modelled as an error of the loss alone."
         )
         return source.values
     try:
         return CoefficientCovariance.of(source).draws(DRAWS, seed)
     except (TooFewError, NotIdentifiedError) as error:
-        notes.append(f"the uncertainty of {candidate.name!r} is not known: {error}")
+        notes.append(f"The uncertainty of {candidate.name!r} is not known. {error}")
         return source.values
 
 
 def _error(option: Option) -> float:
-    """Return the error of a law's log loss at an option's runs."""
+    """Return the standard deviation of the error of a law's log loss, for an option's runs."""
     candidate, source = option.candidate, option.candidate.source
     error = UNKNOWN if candidate.error is None else candidate.error
     if isinstance(source, Fit):
@@ -288,7 +301,7 @@ def _otherwise(situation: Situation, assumption: str, factor: float) -> Situatio
 
 
 def _turn(ranked: Callable[[float], list[Option]], factor: float, winner: str) -> float:
-    """Return the factor at which the winner becomes another, by bisection from 1."""
+    """Return the factor at which the winner changes, by bisection between 1 and `factor`."""
     near, far = 1.0, factor
     for _ in range(TURNS):
         middle = math.sqrt(near * far) if far > 0 else (near + far) / 2
@@ -302,12 +315,12 @@ def _turn(ranked: Callable[[float], list[Option]], factor: float, winner: str) -
 def _cautions(found: Sequence[Option], known: Sequence[Candidate]) -> Iterator[str]:
     yield from (f"{option.name}: {note}" for option in found for note in option.notes)
     law = found[0].candidate.source.law
-    yield from (f"known of `{law.name}`: {failure}" for failure in law.domain.failures)
+    yield from (f"Known limit of `{law.name}`: {failure}" for failure in law.domain.failures)
     sources = [candidate.source for candidate in known]
     tables = {id(source.data) for source in sources if isinstance(source, Fit)}
     given = any(isinstance(source, PublishedFit) for source in sources)
     if len(known) > 1 and (len(tables) > 1 or given):
         yield (
-            "the laws were not all fitted to one table of runs: losses compare only if data, "
-            "tokeniser, evaluation and the counting of N are the same."
+            "The laws were not all fitted to one table of runs. Their losses can be compared only "
+            "if the data, the tokenizer, the evaluation and the way to count N are the same."
         )

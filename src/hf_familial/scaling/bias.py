@@ -1,4 +1,4 @@
-"""Bias of IsoFLOP approach 2 on one's own sampling, measured where the optimum is known."""
+"""The bias of IsoFLOP approach 2 for the sizes and budgets of your runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from .optima import powers
 
 @dataclass(frozen=True)
 class Bias:
-    """Error of approach 2 without any noise."""
+    """The errors of approach 2 on losses without noise.
 
-    C: tuple[float, ...]  # FLOPs
-    N: tuple[float, ...]  # relative error of N* at each; 0.05 is 5% too many parameters
-    D: tuple[float, ...]  # relative error of D* at each
-    N_exponent: float  # error of the exponent of N*
-    surface: dict[str, float]  # coefficients of the surface it was measured on
+    N* and D* are the best numbers of parameters and tokens for a budget.
+    """
+
+    C: tuple[float, ...]  # budgets, in FLOPs
+    N: tuple[float, ...]  # relative error of N* at each budget: 0.05 is 5% too many parameters
+    D: tuple[float, ...]  # relative error of D* at each budget
+    N_exponent: float  # error of the exponent of N* as a power of C
+    surface: dict[str, float]  # coefficients of Hoffmann's law that made the losses
 
 
 def parabola_bias(
@@ -38,12 +41,20 @@ def parabola_bias(
     budget_rtol: float = 0.05,
     tolerance: float = 0.02,
 ) -> Bias:
-    """Measure what the sampling of these runs does to approach 2.
+    """Measure the bias that the sizes and budgets of these runs cause in approach 2.
 
-    Hoffmann's law is fitted to the runs (approach 3), the runs' losses are replaced by its own, and
-    approach 2 is applied to them: what it then misses is no noise. The errors are judged at the
-    FLOPs `at`, or at the largest budget and a thousand times it; errors of D* beyond `tolerance`
-    warn. The other arguments and errors are those of `parabolas`.
+    Hoffmann's law is fitted to the runs (approach 3), and its predictions replace the measured
+    losses. Then approach 2 is applied to them. The losses have no noise and the true optimum is
+    known, so any error is a bias.
+
+    Args:
+        C, N, loss, D, scale, budget_rtol: As for [`parabolas`].
+        at (`Sequence[float]`): Budgets in FLOPs at which to compute the errors. Default: the
+            largest budget and 1000 times it.
+        tolerance (`float`): A relative error of D* above this value issues a `BiasWarning`.
+
+    Raises:
+        ScalingError: If the fitted law has no optimum. Other errors are those of `parabolas`.
 
     Reference: https://github.com/Open-Athena/scaling-law-analysis.
     """
@@ -57,7 +68,8 @@ def parabola_bias(
     known = powers(surface.law, surface.values)
     if known is None:
         raise ScalingError(
-            "the surface fitted does not fall with both N and D: no optimum to miss."
+            "The law fitted to these runs does not fall with both N and D, so it has no optimum to "
+            "compare with."
         )
     price = float(np.median(columns["C"] / (columns["N"] * columns["D"])))
     best_N, best_D = known.optimum(where, price)
@@ -71,8 +83,8 @@ def parabola_bias(
     worst = max(zip(bias.D, bias.C, strict=True), key=lambda pair: abs(pair[0]))
     if abs(worst[0]) > tolerance:
         warnings.warn(
-            f"approach 2 misses D* by {worst[0]:+.1%} at {worst[1]:.3g} FLOPs on this sampling, "
-            "noise apart; `fit` (approach 3) does not.",
+            f"Approach 2 misses D* by {worst[0]:+.1%} at {worst[1]:.3g} FLOPs with these sizes and "
+            "budgets, even without noise. `fit` (approach 3) does not have this bias.",
             BiasWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Ways to use each architecture, and which of their losses compare."""
+"""The options of each candidate architecture, and whether their losses can be compared."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from .tables.facts import Facts
 
 Kind = Literal["dense", "sparse", "familial"]
 
-# kind -> architectures of a law's domain that speak for it
+# kind -> architectures in a law's domain that cover it
 KINSHIP = {"dense": {"dense"}, "sparse": {"sparse", "moe"}, "familial": {"familial"}}
-# what a candidate need not give, and where it comes from
+# variables that a candidate must not give, because they are computed or given elsewhere
 ELSEWHERE = {
-    "G": "leave G out, it follows from the devices: one exit for each size of `memory`",
-    "N": "leave N out, it is what is looked for",
-    "D": "leave D out, it is what is looked for",
-    "D_unique": "leave D_unique out, it is `unique_tokens`",
+    "G": "leave G out, because there is one exit for each size of `memory`",
+    "N": "leave N out, because the planner finds it",
+    "D": "leave D out, because the planner finds it",
+    "D_unique": "leave D_unique out, because it is `unique_tokens`",
 }
-MOST_DEVICES = 5  # of which every grouping is tried
-COMMON = 0.5  # share of the smaller table's rows that two fits of one study have in common
+MOST_DEVICES = 5  # up to this number of devices, every grouping is tried
+COMMON = 0.5  # two fits are of one study if they share this part of the smaller table's rows
 MEANINGS = {"data": "data", "vocab_size": "vocabularies"}
 
 
 @dataclass(frozen=True)
 class Situation:
-    """The resources and the requirements of a user; see `advise`.
+    """The resources and requirements of a user, as passed to `advise`.
 
-    `memory` holds bytes on each device, rising. `epochs` says how often a token may be seen: to
-    about 4 repeated tokens are worth nearly as much as new ones (arXiv:2305.16264); a law of
-    `D_unique` counts repetition itself.
+    `memory` lists the bytes for weights on each device, in rising order. `epochs` limits how often
+    the model may see a token. Up to about 4 epochs, repeated tokens help nearly as much as new
+    ones (arXiv:2305.16264). A law of `D_unique` models repetition itself and ignores `epochs`.
     """
 
     unique_tokens: float
@@ -53,7 +53,9 @@ class Situation:
 
     def __post_init__(self) -> None:
         if not self.memory or list(self.memory) != sorted(self.memory):
-            raise ScalingError(f"`memory` must be one or more sizes, rising, got {self.memory}.")
+            raise ScalingError(
+                f"`memory` must be one or more sizes in rising order, got {self.memory}."
+            )
         positive = {
             "unique_tokens": self.unique_tokens,
             "training_flops": self.flops,
@@ -72,21 +74,26 @@ class Situation:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An architecture at hand, and the law that is believed of it.
+    """An architecture that `advise` can choose, with its scaling law.
 
     Attributes:
-        name (`str`): What to call it.
-        source ([`Fit`] or [`PublishedFit`]): Its law of N and D.
-        kind (`str`): `"dense"`, `"sparse"` or `"familial"`; the family of its law if empty.
-        given (`Mapping[str, float]`): The law's variables other than N, D, G and D_unique, such as
-            sparsity or experts.
-        stored (`float`): Parameters that memory has to hold, per N.
-        active (`float`): Parameters that a token passes through, per N.
-        error (`float`, *optional*): How far the law's log loss may be off besides its
-            coefficients, as a standard deviation; such as the held-out error of a comparison.
-        branch ([`Fit`] or [`PublishedFit`], *optional*): Of a familial one, its branch law.
-        facts ([`Facts`], *optional*): What the runs of a fit tell of their data, tokenizer and
-            loss, and of how their FLOPs were counted.
+        name (`str`): Name of the candidate, used in the advice.
+        source ([`Fit`] or [`PublishedFit`]): Its law of N and D with coefficients.
+        kind (`str`): `"dense"`, `"sparse"` or `"familial"`. Default: the family of its law.
+        given (`Mapping[str, float]`): Values of the law's variables other than N, D, G and
+            D_unique, such as the sparsity or the number of experts.
+        stored (`float`): Parameters in memory, as a multiple of N.
+        active (`float`): Parameters that process each token, as a multiple of N.
+        error (`float`, *optional*): Standard deviation of the error of the law's log loss, in
+            addition to the uncertainty of its coefficients. An example is the held-out error of a
+            comparison.
+        branch ([`Fit`] or [`PublishedFit`], *optional*): For a family, its branch law. It predicts
+            the loss of each exit.
+        facts ([`Facts`], *optional*): Facts about the fitted runs: their data, tokenizer and loss,
+            and how their FLOPs were counted.
+
+    Example:
+        >>> Candidate("dense", PublishedFit.published(get_law("hoffmann")))
     """
 
     name: str
@@ -107,30 +114,37 @@ class Candidate:
             )
         missing = {"N", "D"} - set(law.variable_names)
         if missing:
-            raise ScalingError(f"a candidate needs a law of N and D; `{law.name}` lacks {missing}.")
+            raise ScalingError(
+                f"Candidate {self.name!r} needs a law of N and D, but `{law.name}` lacks "
+                f"{sorted(missing)}."
+            )
         own = set(law.variable_names) - {"N", "D", "G", "D_unique"}
         if own != set(self.given):
             absent, more = sorted(own - set(self.given)), sorted(set(self.given) - own)
-            words = [f"must give {absent} of `{law.name}`"] if absent else []
-            words += [ELSEWHERE.get(name, f"`{name}` is no variable of its law") for name in more]
-            takes = f"{', '.join(sorted(own)) or 'no variable'}, besides stored, active and error"
+            words = [f"give a value for {', '.join(absent)}"] if absent else []
+            words += [ELSEWHERE.get(name, f"`{name}` is not in its law") for name in more]
+            takes = ", ".join([*sorted(own), "stored", "active"]) + " and error"
             raise ScalingError(
-                f"candidate {self.name!r}: {'; '.join(words)}. One of `{law.name}` takes {takes}."
+                f"Candidate {self.name!r}: {'; '.join(words)}. A candidate with the law "
+                f"`{law.name}` accepts {takes}."
             )
         if self.architecture == "familial" and "G" not in law.variable_names:
-            raise ScalingError(f"{self.name!r} is familial; its law `{law.name}` reads no G.")
+            raise ScalingError(
+                f"Candidate {self.name!r} is familial, but its law `{law.name}` does not use G."
+            )
 
     @property
     def architecture(self) -> str:
-        """`kind`, or the family of the law."""
+        """The `kind`, or the family of the law if `kind` is empty."""
         return self.kind or self.source.law.family
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run of an option: parameters as the law counts them, tokens, exits, FLOPs.
+    """A training run of an option: parameters (as the law counts them), tokens, exits and FLOPs.
 
-    `members` are the sizes of the member on each device, as shares of N; 1 unless it is a family.
+    `members` are the sizes of the member on each device, as shares of N. They are all 1 unless
+    the run trains a family.
     """
 
     N: float
@@ -142,23 +156,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate put to use in one way."""
+    """One way to use a candidate on all devices, such as one model for all of them."""
 
-    name: str  # the candidate and the way
+    name: str  # the candidate and the way, such as "dense, one for all"
     candidate: Candidate  # the candidate
-    runs: tuple[Run, ...]  # what would be trained
-    serves: tuple[int, ...]  # the run that serves each device
+    runs: tuple[Run, ...]  # the training runs
+    serves: tuple[int, ...]  # index into `runs`, for each device
     losses: tuple[float, ...]  # loss on each device, in nats per token
-    notes: tuple[str, ...]  # what makes it doubtful
+    notes: tuple[str, ...]  # reasons to doubt the option
 
     @property
     def loss(self) -> float:
-        """Mean over the devices, in nats per token."""
+        """The mean loss over the devices, in nats per token."""
         return sum(self.losses) / len(self.losses)
 
 
 def options(candidate: Candidate, situation: Situation, flops: Flops | None) -> Iterator[Option]:
-    """Yield the ways to use a candidate: one model for all devices, several, or one family."""
+    """Yield the options of a candidate: one model for all devices, several models, or a family."""
     uses = _Uses(candidate, situation, flops)
     if candidate.architecture == "familial":
         yield uses.family()
@@ -175,7 +189,10 @@ def options(candidate: Candidate, situation: Situation, flops: Flops | None) -> 
 
 
 def losses(option: Option, situation: Situation, values: Mapping[str, Any]) -> np.ndarray:
-    """Return the loss on each device, (devices,), or (devices, draws) for draws of `values`."""
+    """Return the loss on each device, shape (devices,), or (devices, draws) for draws of `values`.
+
+    The loss is in nats per token.
+    """
     candidate, found = option.candidate, []
     for device, number in enumerate(option.serves):
         run = option.runs[number]
@@ -186,14 +203,17 @@ def losses(option: Option, situation: Situation, values: Mapping[str, Any]) -> n
             rank = sorted(set(run.members)).index(share)
             place = {"U": float(rank), "V": float(run.G - 1 - rank)}
             member = candidate.branch.predict(N=share * run.N, D=run.D, **place)
-            # the familial law's uncertainty stands for the branch law's
+            # the branch law has no draws, so the familial law's relative error is used for it
             whole = member * whole / candidate.source.predict(**at, N=run.N, D=run.D)
         found.append(whole)
     return np.array(found)
 
 
 def uneven(candidate: Candidate, run: Run) -> bool:
-    """Return whether a family's mean loss is not its devices', and no branch law tells more."""
+    """Return whether the mean loss of a family is only a rough value for its devices.
+
+    That is the case without a branch law, if the members are not evenly spaced.
+    """
     if candidate.branch is not None or run.G == 1:
         return False
     even = even_members(run.G)
@@ -201,7 +221,7 @@ def uneven(candidate: Candidate, run: Run) -> bool:
 
 
 def _groupings(memory: tuple[float, ...]) -> Iterator[list[tuple[float, ...]]]:
-    """Yield the ways to part devices, smallest first, into neighbours that share a model."""
+    """Yield the ways to split the sorted devices into neighbouring groups that share a model."""
     count = len(memory)
     ways = range(2 ** (count - 1)) if count <= MOST_DEVICES else (0, 2 ** (count - 1) - 1)
     for way in ways:
@@ -218,7 +238,7 @@ def _given(candidate: Candidate, situation: Situation, G: int) -> dict[str, floa
 
 
 class _Uses:
-    """The runs of a candidate in a situation, at their cost."""
+    """A planner of the runs of one candidate in one situation."""
 
     def __init__(self, candidate: Candidate, situation: Situation, flops: Flops | None) -> None:
         self.candidate, self.situation = candidate, situation
@@ -226,7 +246,7 @@ class _Uses:
         self.cost = flops or own or HeadFlops()
 
     def models(self, groups: list[tuple[float, ...]]) -> Option:
-        """Use one model for each group of devices; they share the FLOPs evenly."""
+        """Plan one model for each group of devices. The models share the FLOPs evenly."""
         memory, served = self.situation.memory, self.situation.inference_tokens
         flops = self.situation.flops / len(groups)
         runs = tuple(
@@ -239,7 +259,7 @@ class _Uses:
         return self._option("one for all" if len(groups) == 1 else "several models", runs, serves)
 
     def family(self) -> Option:
-        """Use one run whose members are as large as each device allows."""
+        """Plan one run whose members are as large as each device allows."""
         situation, candidate, memory = self.situation, self.candidate, self.situation.memory
         room = [size / situation.bytes_per_parameter / candidate.stored for size in memory]
         shares = tuple(size / memory[-1] for size in memory)
@@ -249,11 +269,14 @@ class _Uses:
             shares = tuple(min(1.0, size / run.N) for size in room)
             if len(set(shares)) == G:
                 break
-            # the whole fits on more than the largest device: fewer members will do
+            # the whole model fits on several devices, so the family needs fewer members
         return self._option("one family", (replace(run, members=shares),), (0,) * len(memory))
 
     def _run(self, G: int, room: float, flops: float, served: float) -> Run:
-        """Return the best run for `flops` whose whole fits into `room` bytes and serves tokens."""
+        """Return the best run for `flops` FLOPs that fits in `room` bytes.
+
+        The FLOPs include those of serving `served` tokens.
+        """
         candidate, situation = self.candidate, self.situation
         source, active = candidate.source, candidate.active
 
@@ -286,19 +309,26 @@ class _Uses:
             of = " and ".join(law.domain.architectures)
             yield f"`{law.name}` is a law of {of} models, not of {kind} ones."
         if kind == "familial" and runs[0].G == 1:
-            yield "the whole fits on every device: a family is not needed."
+            yield "the whole model fits on every device, so a family is not needed."
         elif kind == "familial" and uneven(candidate, runs[0]):
             yield (
-                "no branch law: every device is given the family's mean loss, as if its members "
-                f"were {', '.join(f'{share:.0%}' for share in even_members(runs[0].G))} of the "
-                "whole."
+                "there is no branch law, so the loss on every device is the mean loss of a family "
+                f"with members of {', '.join(f'{s:.0%}' for s in even_members(runs[0].G))} of the "
+                "parameters."
             )
         if kind == "sparse" and candidate.stored == candidate.active:
-            yield "`stored` and `active` are equal: a mixture of experts holds more than it uses."
+            yield (
+                "`stored` and `active` are equal, but a mixture of experts stores more parameters "
+                "than it uses for a token."
+            )
 
 
 def groups_of(candidates: Sequence[Candidate]) -> tuple[list[list[Candidate]], list[str]]:
-    """Group the candidates whose losses compare, and say in sentences why others do not."""
+    """Group the candidates whose losses can be compared.
+
+    Returns the groups, and one sentence for each pair that cannot be compared. There are no
+    sentences if there is only one group.
+    """
     groups: list[list[Candidate]] = []
     reasons: list[str] = []
     for candidate in candidates:
@@ -307,36 +337,42 @@ def groups_of(candidates: Sequence[Candidate]) -> tuple[list[list[Candidate]], l
             if not reason:
                 group.append(candidate)
                 break
-            reasons.append(f"{group[0].name!r} and {candidate.name!r} do not compare: {reason}.")
+            reasons.append(
+                f"The losses of {group[0].name!r} and {candidate.name!r} cannot be compared: "
+                f"{reason}."
+            )
         else:
             groups.append([candidate])
     return groups, reasons if len(groups) > 1 else []
 
 
 def _difference(first: Candidate, second: Candidate) -> str:
-    """Return why the losses of two candidates do not compare; empty if they do."""
+    """Return the reason why the losses of two candidates cannot be compared, `""` if they can."""
     sources = first.source, second.source
     known = [source for source in sources if isinstance(source, PublishedFit)]
     fits = [source for source in sources if isinstance(source, Fit)]
     if known and fits:
-        return "one is fitted to runs, the coefficients of the other are given"
+        return "one law was fitted to runs, and the other has published coefficients"
     if known:
         a, b = (source.origin for source in known)
-        return "" if a == b else f"their coefficients are of {a or '?'} and of {b or '?'}"
+        return "" if a == b else f"their coefficients come from {a or '?'} and {b or '?'}"
     rows = [set(zip(f.data.loss.tolist(), f.data.columns["D"].tolist(), strict=True)) for f in fits]
     shared = len(rows[0] & rows[1]) >= COMMON * min(map(len, rows))
     one, other = first.facts, second.facts
     if one is None or other is None:
-        return "" if shared else "nothing is known of the data and the tokenizer of their runs"
+        return "" if shared else "the data and the tokenizer of their runs are unknown"
     names = [facts.loss.lower() for facts in (one, other)]
-    if one.dense or other.dense:  # where a run has one exit, its mean is its final loss
+    if one.dense or other.dense:  # the mean and the final loss of a run with one exit are equal
         names = [re.sub(r"_(mean|final)$", "", name) for name in names]
     if names[0] != names[1]:
-        return f"one is of the loss {one.loss!r}, the other of {other.loss!r}"
+        return f"one uses the loss {one.loss!r}, the other {other.loss!r}"
     for name, meaning in MEANINGS.items():
         values = getattr(one, name), getattr(other, name)
         if all(values) and values[0] != values[1]:
-            return f"their runs have other {meaning}, {values[0]} and {values[1]}"
+            return f"their runs have different {meaning}, {values[0]} and {values[1]}"
     if shared or all(getattr(f, name) for f in (one, other) for name in MEANINGS):
         return ""
-    return "their files do not tell data and tokenizer (`data`, `vocab_size`), and hold other runs"
+    return (
+        "their files contain different runs and do not name the data and the tokenizer (`data`, "
+        "`vocab_size`)"
+    )

@@ -1,4 +1,4 @@
-"""Several laws on the same runs: how well each describes them, and predicts larger ones."""
+"""Comparison of several laws on the same runs, and of their predictions for larger runs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from .laws.law import Law
 from .results import FarResiduals, Fit, FitStatus, Objective
 
 
-# Difference of AICc up to which the worse law has substantial support: Burnham & Anderson 2004,
-# https://doi.org/10.1177/0049124104268644, section 2.6
+# Below this difference of AICc, the worse law still has substantial support: Burnham & Anderson
+# 2004, https://doi.org/10.1177/0049124104268644, section 2.6
 DECISIVE = 2.0
-APART = 0.2  # relative difference of gamma between variants worth a warning
-MANY = 12  # computes beyond which there are no budgets
-SHARES = (0.5, 0.65, 0.8, 0.9)  # of the runs fitted, where compute takes many values
+APART = 0.2  # smallest relative difference of gamma between variants that causes a warning
+MANY = 12  # with more computes than this, the runs are not grouped into budgets
+SHARES = (0.5, 0.65, 0.8, 0.9)  # quantiles of compute to split at, if there are no budgets
 
 
 def log_likelihood(result: Fit) -> float:
-    """Return the log likelihood of a fit, under the density that its objective belongs to.
+    """Return the log likelihood of a fit, under the error density that matches its objective.
 
-    That is `exp(-rho(r) / s^2) / Z(s)` with rho Huber's function: normal in the middle, with
-    exponential tails beyond `delta`. Its width s is chosen to make the likelihood largest.
+    The density is `exp(-rho(r) / s^2) / Z(s)`, where rho is Huber's function and r a residual. It
+    is normal for small residuals and has exponential tails beyond `delta`. The width s is the one
+    that maximises the likelihood.
 
     Reference: Huber 1964, "Robust estimation of a location parameter".
     """
@@ -38,7 +39,7 @@ def log_likelihood(result: Fit) -> float:
 
     settings, data = result.settings, result.data
     count = float(data.weight.sum())
-    # an exact fit has no likeliest width: its residuals are rounding
+    # the residuals of an exact fit are rounding errors, and no width maximises the likelihood
     total = max(result.objective, 1e-28 * count)
     jacobian = -float(data.weight @ np.log(data.loss)) if settings.objective == "log_huber" else 0.0
     if settings.objective == "mse":
@@ -47,7 +48,7 @@ def log_likelihood(result: Fit) -> float:
     def minus(log_width: float) -> float:
         width, knee = math.exp(log_width), settings.delta / math.exp(log_width)
         middle = math.sqrt(2 * math.pi) * math.erf(knee / math.sqrt(2))
-        # exp(-knee^2 / 2), in logs: it vanishes where all is normal
+        # exp(-knee^2 / 2) underflows for a large knee, where the density is normal everywhere
         tails = 2 / knee * math.exp(-0.5 * knee * knee) if knee < 38 else 0.0
         return total / width**2 + count * (log_width + math.log(middle + tails))
 
@@ -57,10 +58,11 @@ def log_likelihood(result: Fit) -> float:
 
 
 def aicc(result: Fit) -> float:
-    """Return Akaike's criterion, corrected for few rows; the noise counts as a coefficient.
+    """Return AICc, Akaike's information criterion with the correction for small samples.
 
-    Checkpoints of one run are counted as if they were independent. Reference: Hurvich and Tsai
-    1989, "Regression and time series model selection in small samples".
+    The width of the noise counts as one more coefficient. Checkpoints of one run count as
+    independent rows. Reference: Hurvich and Tsai 1989, "Regression and time series model selection
+    in small samples".
     """
     count, free = float(result.data.weight.sum()), len(result.free) + 1
     if count <= free + 1:
@@ -71,12 +73,13 @@ def aicc(result: Fit) -> float:
 
 @dataclass(frozen=True)
 class Split:
-    """Laws fitted to the smaller computes and tried on the larger.
+    """The errors of laws that were fitted to runs up to `C` FLOPs and tested on larger runs.
 
     Attributes:
-        errors: By law, root mean square of the difference of log losses above `C`; `None` where the
-            law could not be fitted.
-        drift: By law, the mean of predicted minus measured log loss there; negative is too hopeful.
+        errors: The root mean square error of the log loss above `C`, by law. `None` if the law
+            could not be fitted.
+        drift: The mean of predicted minus measured log loss above `C`, by law. It is negative if
+            the law predicts losses that are too low.
     """
 
     C: float  # largest compute fitted, in FLOPs
@@ -88,11 +91,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Entry:
-    """A law in a comparison; `refusal` says why it could not be fitted.
+    """The result of one law in a comparison.
 
-    `weight` is its Akaike weight among the laws compared, `error` the root mean square of the
-    difference of log losses in sample, `held_out` the same on larger computes, over the splits
-    at which all laws could be fitted.
+    `weight` is its Akaike weight among the compared laws. `error` is the root mean square error of
+    the log loss on the fitted rows. `held_out` is the same error on larger computes, over the
+    splits at which all laws could be fitted. `refusal` is the reason why the law could not be
+    fitted, else empty.
     """
 
     law: str
@@ -109,13 +113,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Laws side by side, the best in AICc first, those that could not be fitted last.
+    """The result of [`compare`].
 
     Attributes:
-        entries (`tuple[Entry, ...]`): The laws.
-        splits (`tuple[Split, ...]`): The rollout, by compute.
-        rows (`int`): Rows fitted.
-        notes (`tuple[str, ...]`): What to beware of, one sentence each.
+        entries (`tuple[Entry, ...]`): The laws, in order of AICc with the best first. Laws that
+            could not be fitted are last.
+        splits (`tuple[Split, ...]`): The tests on larger runs, by rising compute.
+        rows (`int`): Number of fitted rows.
+        notes (`tuple[str, ...]`): Warnings, one sentence each.
     """
 
     entries: tuple[Entry, ...]
@@ -128,16 +133,19 @@ class Comparison:
 
     @property
     def best(self) -> str:
-        """The law of least held-out error; of least AICc where nothing could be held out."""
+        """The law with the least held-out error, or with the least AICc if there is no such error.
+
+        `ScalingError` is raised if no law could be fitted.
+        """
         if self.entries[0].refusal:
-            raise ScalingError(f"every law was refused: {self.entries[0].refusal}")
+            raise ScalingError(f"None of the laws could be fitted: {self.entries[0].refusal}")
         judged = [entry for entry in self.entries if entry.held_out is not None]
         if not judged:
             return self.entries[0].law
         return min(judged, key=lambda entry: (entry.held_out, entry.aicc)).law
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; what is infinite becomes null."""
+        """Return the JSON form. Infinite numbers become null."""
         record = asdict(self)
         for entry in record["entries"]:
             for name in ("objective", "aicc", "error"):
@@ -145,7 +153,7 @@ class Comparison:
         return record
 
 
-@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
+@np.errstate(all="ignore")  # a law can be undefined at some points, and they are checked later
 def compare(
     data: Any,
     laws: Sequence[str | Law],
@@ -153,21 +161,24 @@ def compare(
     delta: float = 1e-3,
     **settings: Any,
 ) -> Comparison:
-    """Fit several laws to the same runs.
+    """Fit several laws to the same runs and rank them.
 
-    Dense, sparse and familial runs may stand in one table. A law that cannot take every row is not
-    fitted, since criteria compare on the same rows alone.
+    Laws are compared by AICc on all rows, and by the error of their predictions for runs larger
+    than those fitted. One table may contain dense, sparse and familial runs. A law that cannot use
+    every row is not fitted, because AICc compares laws on the same rows only.
 
     Args:
-        data: Runs, see `RunTable.read`. Computes are in the column `C`, or `6ND`.
-        laws (`Sequence[str | Law]`): At least one.
-        objective, delta, settings: Arguments of every `fit`.
+        data: The runs, in any form that `RunTable.read` accepts. The compute of a run is its
+            column `C` (FLOPs), else 6ND.
+        laws (`Sequence[str | Law]`): One or more different laws, or their names.
+        objective, delta, settings: Arguments passed to every [`fit`].
 
     Raises:
-        ScalingError: If there is no law, or one twice, or outliers depend on the law.
+        ScalingError: If `laws` is empty or names a law twice, or the outlier rule depends on the
+            law.
 
     Example:
-        >>> compare(runs, ["hoffmann", "familial", "familial_e_inside", "familial_n_only"])
+        >>> compare(runs, ["hoffmann", "familial", "familial_e_inside"]).best
     """
     known = [get_law(law) for law in laws]
     names = [law.name for law in known]
@@ -175,7 +186,7 @@ def compare(
         raise ScalingError(f"`laws` must be one or more different laws, got {names}.")
     if isinstance(settings.get("outliers"), FarResiduals):
         raise ScalingError(
-            "`outliers` must not depend on the law: use `LargestLosses`, not `FarResiduals`."
+            "`outliers` must not depend on the law, got `FarResiduals`. Use `LargestLosses`."
         )
     rows = RunTable.read(data, duplicates="keep")
     settings = {"objective": objective, "delta": delta, **settings}
@@ -211,7 +222,7 @@ def compare(
 
 
 def _try(law: Law, rows: RunTable, settings: Mapping[str, Any]) -> Fit | str:
-    """Return the fit, or why there is none."""
+    """Return the fit, or the error message if the law cannot be fitted."""
     try:
         return fit(law, rows, **settings)
     except ScalingError as error:
@@ -226,8 +237,8 @@ def _rollout(
         return
     compute = columns["C"] if "C" in columns else 6 * columns["N"] * columns["D"]
     groups = budgets(compute)
-    # the largest computes to fit: two budgets and more, for one alone hardly tells the floor from
-    # the exponents; or some shares of the runs
+    # Each cut is the largest compute to fit. At least two budgets are fitted if possible, because
+    # one alone can hardly separate E from the exponents.
     cuts = [float(np.quantile(compute, share)) for share in SHARES]
     if len(groups) <= MANY:
         cuts = [float(compute[group].max()) for group in groups[1:-1] or groups[:-1]]
@@ -249,13 +260,13 @@ def _rollout(
 
 
 def _off(result: Fit, rows: RunTable) -> np.ndarray:
-    """Return predicted minus measured log loss, (rows,)."""
+    """Return predicted minus measured log loss, shape (rows,)."""
     columns = {name: rows.columns[name] for name in result.law.variable_names}
     return np.log(result.predict(**columns)) - np.log(rows.loss)
 
 
 def _held_out(name: str, splits: Sequence[Split]) -> float | None:
-    """Pool the splits at which all laws were fitted; each of their rows counts the same."""
+    """Pool a law's errors over the splits at which all laws were fitted, weighted by their rows."""
     fair = [split for split in splits if None not in split.errors.values()]
     if not fair:
         return None
@@ -270,29 +281,32 @@ def _notes(found: Comparison, fits: Mapping[str, Fit], rows: RunTable) -> Iterat
         first, second = fitted[:2]
         if second.aicc - first.aicc < DECISIVE:
             yield (
-                f"AICc does not tell `{first.law}` from `{second.law}` "
-                f"(difference {second.aicc - first.aicc:.2g}): these runs bear both."
+                f"AICc cannot decide between `{first.law}` and `{second.law}` (difference "
+                f"{second.aicc - first.aicc:.2g}). These runs support both."
             )
         if found.best != first.law:
             yield (
-                f"AICc prefers `{first.law}`, the error on larger computes `{found.best}`: trust "
-                "the latter for extrapolation."
+                f"AICc prefers `{first.law}`, but `{found.best}` predicts larger runs better. Use "
+                f"`{found.best}` for extrapolation."
             )
     yield from _gammas(found, fits)
     if rows.runs < len(rows):
-        yield "several rows share a run: AICc takes them for independent and favours large laws."
+        yield (
+            "Several rows share a run. AICc treats them as independent, so it favours laws with "
+            "many coefficients."
+        )
     lost = [split for split in found.splits if None in split.errors.values()]
     if lost:
         names = sorted({n for split in lost for n, error in split.errors.items() if error is None})
         shown = ", ".join(f"`{name}`" for name in names)
         yield (
-            f"{len(lost)} of {len(found.splits)} splits do not count for the held-out error: "
-            f"{shown} could not be fitted there."
+            f"{len(lost)} of {len(found.splits)} splits do not count for the held-out error, "
+            f"because {shown} could not be fitted there."
         )
 
 
 def _gammas(found: Comparison, fits: Mapping[str, Fit]) -> Iterator[str]:
-    """Yield a note where variants disagree on gamma, which means something else in each."""
+    """Yield a note if the familial laws disagree on gamma. It has a different meaning in each."""
     read = {
         name: result.values["gamma"]
         for name, result in fits.items()
@@ -305,26 +319,29 @@ def _gammas(found: Comparison, fits: Mapping[str, Fit]) -> Iterator[str]:
         shown = ", ".join(f"{value:.3f} by `{name}`" for name, value in read.items())
         variants = [entry for entry in found.entries if entry.law in read]
         doubt = _doubt(variants)
-        verdict = f"these runs speak for `{variants[0].law}`"
+        verdict = f"These runs support `{variants[0].law}`"
         if doubt:
-            verdict = f"these runs do not tell the variants apart: {doubt}"
-        yield f"gamma depends on the variant: {shown}. The wrong one biases it; {verdict}."
+            verdict = f"These runs cannot decide between the variants: {doubt}"
+        yield (
+            f"gamma depends on the variant of the law: {shown}. The wrong variant biases gamma. "
+            f"{verdict}."
+        )
 
 
 def _doubt(variants: Sequence[Entry]) -> str:
-    """Return why the best law in AICc must not be taken for the true one; empty if it may.
+    """Return the reason why the AICc ranking is not decisive, `""` if it is.
 
-    It must have converged, have the least error on larger computes too, and a clear distance in
-    AICc to the next (see `DECISIVE`).
+    It is decisive if the best law converged, also has the least error on larger computes, and
+    leads the next law in AICc by at least `DECISIVE`.
     """
     first, second = variants[:2]
     if first.status != FitStatus.CONVERGED:
         return f"the fit of `{first.law}`, the best in AICc, is {first.status.replace('_', ' ')}"
     if first.held_out is None:
-        return "no larger compute could be held out"
+        return "there were no larger runs to test the laws on"
     least = min(variants, key=lambda entry: entry.held_out or math.inf)
     if (least.held_out or 0.0) < first.held_out:
-        return f"AICc prefers `{first.law}`, the error on larger computes `{least.law}`"
+        return f"AICc prefers `{first.law}`, but `{least.law}` predicts larger runs better"
     if second.aicc - first.aicc < DECISIVE:
         return f"the AICc of `{first.law}` and `{second.law}` differ by less than {DECISIVE:g}"
     return ""

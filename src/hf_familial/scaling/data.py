@@ -1,4 +1,4 @@
-"""The rows a law is fitted to: a checked, read-only table of runs."""
+"""The table of runs that a law is fitted to: checked and read-only."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .laws.law import LOSS, Law
 BadRows = Literal["raise", "drop"]
 Duplicates = Literal["raise", "drop", "merge", "keep"]
 
-SHOWN = 5  # rows an error names
+SHOWN = 5  # largest number of rows in an error message
 
 
 @dataclass(frozen=True)
 class DroppedRow:
-    """A row that was left out: its number in the table given, from 0, and the reason."""
+    """A row that was left out: its number in the original table (from 0), and the reason."""
 
     row: int
     reason: str
@@ -30,20 +30,19 @@ class DroppedRow:
 
 @dataclass(frozen=True, eq=False)
 class RunTable:
-    """Runs, one row each: variables, what was measured, and which rows are not independent.
+    """A table of runs: one row per run, or per checkpoint of a run.
 
-    Make one with `RunTable.read`. Arrays are read-only float64 copies.
+    Build one with `RunTable.read`. Arrays are read-only float64 copies of shape (rows,).
 
     Attributes:
-        columns (`Mapping[str, np.ndarray]`): Variables and further numbers by name, each of shape
-            (rows,).
-        loss (`np.ndarray`): What was measured, of shape (rows,): nats per token.
-        weight (`np.ndarray`): Of shape (rows,); 2 counts a row twice.
-        run_id (`np.ndarray`): Run of every row, integers of shape (rows,) from 0 without gaps:
-            checkpoints of one run share one. All differ where none was given.
-        run_names (`tuple[str, ...]`): Name of every run, as it was given.
-        rows (`np.ndarray`): Number of every row in the table that was given.
-        dropped (`tuple[DroppedRow, ...]`): Rows left out, and why.
+        columns (`Mapping[str, np.ndarray]`): Variables such as N and D, and other numbers, by name.
+        loss (`np.ndarray`): The measured losses, in nats per token.
+        weight (`np.ndarray`): Weights of the rows. A row of weight 2 counts twice.
+        run_id (`np.ndarray`): Index of the run of every row, an integer from 0. Checkpoints of one
+            run have the same index. Every row has its own index if no column names the runs.
+        run_names (`tuple[str, ...]`): Name of every run, by index.
+        rows (`np.ndarray`): Number of every row in the original table.
+        dropped (`tuple[DroppedRow, ...]`): The rows that were left out, with reasons.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -59,7 +58,7 @@ class RunTable:
 
     @property
     def runs(self) -> int:
-        """Number of runs."""
+        """The number of runs."""
         return len(self.run_names)
 
     @classmethod
@@ -73,29 +72,30 @@ class RunTable:
         bad_rows: BadRows = "raise",
         duplicates: Duplicates = "raise",
     ) -> RunTable:
-        """Copy rows out of a table.
+        """Copy the rows of a table and check them.
 
         Args:
             table: A mapping of columns, a pandas or polars frame, a record array, a list of
-                records, anything with a mapping `columns`, or a `RunTable`.
-            loss (`str`): Column of what was measured.
-            weight (`str`): Column of weights; without it every row weighs 1.
-            run_id (`str`): Column naming the run of every row; without it rows are independent, and
-                so is a row whose name is missing.
-            needed (`Sequence[str]`): Columns that every row must fill; of the others, those that
-                hold a finite number in every row that counts are kept.
-            bad_rows (`str`): What to do with rows in which a needed number is missing or not
-                finite, or loss or weight is not positive: `"raise"`, or `"drop"` and record them.
-            duplicates (`str`): Rows equal in everything kept, the run included: `"raise"`, `"drop"`
-                all but the first, `"merge"` them with the sum of their weights, or `"keep"`.
+                records, an object whose `columns` is a mapping, or a `RunTable`.
+            loss (`str`): Name of the column with the measured loss.
+            weight (`str`): Name of the column with weights. By default every row has weight 1.
+            run_id (`str`): Name of the column that names the run of every row. Without it, or
+                if the name is missing in a row, the row is a run of its own.
+            needed (`Sequence[str]`): Columns that need a number in every row. Other columns are
+                kept only if they have a finite number in every row that is used.
+            bad_rows (`str`): What to do if a needed number is missing or not finite, or the loss
+                or weight is not positive: `"raise"`, or `"drop"` the rows and record them.
+            duplicates (`str`): What to do with rows that are equal in all kept columns and the
+                run: `"raise"`, `"drop"` all but the first, `"merge"` (add the weights) or `"keep"`.
 
         Raises:
-            MissingColumnError: If a named column is not there.
-            BadRowsError: If rows are bad or duplicated and that is to be rejected.
+            MissingColumnError: If the table lacks a named column.
+            BadRowsError: If rows are bad or repeated, and the setting is `"raise"`.
             TooFewError: If no row is left.
 
         Example:
-            >>> RunTable.read({"N": [1e8, 2e8], "D": [2e9, 4e9], "loss": [3.1, 2.9]})
+            >>> len(RunTable.read({"N": [1e8, 2e8], "D": [2e9, 4e9], "loss": [3.1, 2.9]}))
+            2
         """
         if isinstance(table, RunTable):
             return table
@@ -104,7 +104,7 @@ class RunTable:
         missing = tuple(n for n in [*named, *needed] if n not in source)
         if missing:
             raise MissingColumnError(
-                f"The table has columns {list(source)}; missing: {list(missing)}.", missing
+                f"The table has columns {list(source)}, missing: {list(missing)}.", missing
             )
         kept = {name: _floats(source[name], name) for name in needed}
         others = {n: _numbers(source[n]) for n in source if n not in named and n not in kept}
@@ -117,7 +117,7 @@ class RunTable:
             raise ScalingError(f"Columns must have the same length, got lengths {sorted(lengths)}.")
         finite = np.all([np.isfinite(v) for v in [losses, weights, *kept.values()]], axis=0)
         missing_some = np.any([np.isnan(v) for v in [losses, weights, *kept.values()]], axis=0)
-        # a row that is left out anyway says nothing against a column
+        # a missing number does not count against a column if its row is left out anyway
         kept |= {n: v for n, v in others.items() if v is not None and np.isfinite(v[finite]).all()}
         groups, names = _clusters(
             [
@@ -137,12 +137,15 @@ class RunTable:
     def without(
         self, drop: np.ndarray, reasons: np.ndarray | str, bad_rows: BadRows = "drop"
     ) -> RunTable:
-        """Drop rows, marked by booleans of shape (rows,), and record which.
+        """Return the table without some rows, and record them in `dropped`.
 
-        Returns the rows that are left.
+        Args:
+            drop (`np.ndarray`): True for each row to leave out, shape (rows,).
+            reasons (`str` or array of shape (rows,)): The reasons to record.
+            bad_rows (`str`): `"drop"`, or `"raise"` an error if `drop` marks any row.
 
         Raises:
-            BadRowsError: If a row is to be dropped and `bad_rows` is `"raise"`.
+            BadRowsError: If `drop` marks a row and `bad_rows` is `"raise"`.
             TooFewError: If no row is left.
         """
         if not drop.any():
@@ -155,7 +158,10 @@ class RunTable:
         if bad_rows == "raise":
             shown = "; ".join(f"row {g.row}: {g.reason}" for g in gone[:SHOWN])
             more = f"; and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
-            raise BadRowsError(f"Unusable rows: {shown}{more}.", tuple(g.row for g in gone))
+            raise BadRowsError(
+                f"The table has rows that cannot be used: {shown}{more}.",
+                tuple(g.row for g in gone),
+            )
         if drop.all():
             raise TooFewError(f"No row is left: {gone[0].reason}.", "rows", 0, 1)
         left = self.take(np.flatnonzero(~drop))
@@ -163,7 +169,7 @@ class RunTable:
         return dataclasses.replace(left, dropped=dropped)
 
     def take(self, index: np.ndarray) -> RunTable:
-        """Return rows by position or by booleans, for subsets; none is recorded as dropped."""
+        """Return a subset of rows by position or by booleans, without a record in `dropped`."""
         names = np.asarray(self.run_names, dtype=object)[self.run_id[index]]
         groups, run_names = _clusters([str(name) for name in names])
         return RunTable(
@@ -177,17 +183,17 @@ class RunTable:
         )
 
     def for_law(self, law: Law, bad_rows: BadRows = "raise") -> RunTable:
-        """Return the rows that a law can take.
+        """Return the rows with valid values of all variables of a law.
 
         Raises:
-            MissingColumnError: If a variable of the law is missing.
+            MissingColumnError: If the rows lack a variable of the law.
             BadRowsError: If a value is out of a variable's range and `bad_rows` is `"raise"`.
         """
         missing = tuple(n for n in law.variable_names if n not in self.columns)
         if missing:
             raise MissingColumnError(
-                f"`{law.name}` reads {list(law.variable_names)}; the rows have "
-                f"{list(self.columns)}; missing: {list(missing)}.",
+                f"`{law.name}` needs the columns {list(law.variable_names)}. The rows have "
+                f"{list(self.columns)}, missing: {list(missing)}.",
                 missing,
             )
         data = self
@@ -198,14 +204,17 @@ class RunTable:
         return data
 
     def with_columns(self, **columns: Any) -> RunTable:
-        """Return the same rows with further columns, or others in their place."""
+        """Return the same rows with columns added or replaced."""
         new = {name: _frozen(_floats(values, name)) for name, values in columns.items()}
         if any(len(values) != len(self) for values in new.values()):
-            raise ScalingError(f"New columns must have {len(self)} values each.")
+            raise ScalingError(
+                f"New columns must have {len(self)} values each, got "
+                f"{sorted({len(values) for values in new.values()})}."
+            )
         return dataclasses.replace(self, columns={**self.columns, **new})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; `from_dict` reads it back bit for bit."""
+        """Return the JSON form. `from_dict` restores the same table bit for bit."""
         return {
             "columns": {name: values.tolist() for name, values in self.columns.items()},
             LOSS.name: self.loss.tolist(),
@@ -218,7 +227,7 @@ class RunTable:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunTable:
-        """Read `to_dict`'s form."""
+        """Build a table from the form that `to_dict` returns."""
         return cls(
             {name: _frozen(_floats(values, name)) for name, values in data["columns"].items()},
             _frozen(_floats(data[LOSS.name], LOSS.name)),
@@ -233,7 +242,7 @@ class RunTable:
         """Return the rows without exact copies."""
         if duplicates == "keep" or len(self) < 2:
             return self
-        # rows without a run of their own differ by nothing but their numbers
+        # without named runs, rows with the same numbers are copies
         runs = [self.run_id] if named else []
         table = np.column_stack([self.loss, *runs, *self.columns.values()])
         _, first, inverse = np.unique(table, axis=0, return_index=True, return_inverse=True)
@@ -250,7 +259,7 @@ class RunTable:
 
 
 def columns_of(table: Any) -> Mapping[str, Any]:
-    """Return the columns of a table by name, judged by what it can do and not by its class."""
+    """Return the columns of a table by name. Any object with a suitable interface is accepted."""
     if isinstance(table, Mapping):
         return table
     names = getattr(getattr(table, "dtype", None), "names", None)
@@ -266,12 +275,12 @@ def columns_of(table: Any) -> Mapping[str, Any]:
         return {key: [row.get(key) for row in table] for key in keys}
     raise ScalingError(
         "`data` must be a mapping of columns, a frame, a record array or a list of records, got "
-        f"{type(table).__name__}."
+        f"a {type(table).__name__}."
     )
 
 
 def settings_of(columns: Mapping[str, np.ndarray], variables: tuple[str, ...]) -> np.ndarray:
-    """Return a number for each combination of a rule's variables, N, D and G; (rows,)."""
+    """Return an integer per row that is equal for rows with the same variables, N, D and G."""
     names = [name for name in dict.fromkeys((*variables, "N", "D", "G")) if name in columns]
     table = np.nan_to_num(np.column_stack([columns[name] for name in names]), nan=-1.0)
     return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
@@ -280,9 +289,10 @@ def settings_of(columns: Mapping[str, np.ndarray], variables: tuple[str, ...]) -
 def best_of_each(
     columns: Mapping[str, np.ndarray], variables: tuple[str, ...], loss: np.ndarray
 ) -> np.ndarray:
-    """Return which rows have the least loss of their setting; the first of equal ones.
+    """Return which rows have the least loss among the rows with the same setting.
 
-    The loss is NaN where a run diverged. Rules for rates and batches are fitted to these alone.
+    The first of equal losses counts. The loss is NaN if a run diverged. Rules for the learning
+    rate and batch size are fitted to these rows only.
     """
     setting = settings_of(columns, variables)
     order = np.lexsort((np.arange(len(loss)), loss, setting))  # NaN comes last
@@ -299,12 +309,12 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 
 def _numbers(values: Any) -> np.ndarray | None:
-    """Copy as float64, NaN for what is missing; `None` if there is text among the values."""
+    """Copy values as float64, with NaN for missing ones. Return `None` if one of them is text."""
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         try:
-            # frames with a missing-value mark of their own, and integers of any size
+            # some frames have their own marks for missing values, and integers can be very large
             items = [v if isinstance(v, (float, str, np.generic)) else number_of(v) for v in values]
             array = np.array(items, dtype=np.float64)
         except (TypeError, ValueError):
@@ -315,11 +325,11 @@ def _numbers(values: Any) -> np.ndarray | None:
 def _floats(values: Any, name: str) -> np.ndarray:
     array = _numbers(values)
     if array is None:
-        raise ScalingError(f"Column `{name}` must hold one number per row.")
+        raise ScalingError(f"Column `{name}` must have one number per row.")
     return array
 
 
 def _clusters(labels: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return integers from 0 in order of appearance, and the label of each."""
+    """Number the labels from 0 in order of appearance. Also return the different labels."""
     order = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     return np.array([order[label] for label in labels], dtype=np.int64), tuple(order)

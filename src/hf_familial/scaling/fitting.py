@@ -1,4 +1,4 @@
-"""Fit a law to runs, and fit it again to many replicates of its rows at once."""
+"""Fits of a law to runs, and refits to many replicates of the same rows at once."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ from .results import FarResiduals, Fit, FitStatus, LargestLosses, Objective, Out
 
 OBJECTIVES = ("log_huber", "huber", "mse")
 
-FLAT = 1e-6  # range of logs of a variable that does not vary
-ALIKE = 0.02  # of that range, within which a power of another variable leaves nothing
-# beyond this a combination of parameters moves losses by a millionth of what others do: less
-# than the noise of any run
+FLAT = 1e-6  # a variable is constant if its logs span less than this
+# a variable follows a power of another if its logs differ from that power by at most this share
+# of their range
+ALIKE = 0.02
+# Above this condition number, some combination of parameters moves the losses a million times
+# less than another does. That is less than the noise of any run.
 MAX_CONDITION = 1e6
-LEAST_EFFECT = 1e-9  # of a parameter on log losses, root mean square
+LEAST_EFFECT = 1e-9  # smallest effect of a parameter on the log losses (root mean square)
 
 
 @dataclass(frozen=True, eq=False)
 class Refits:
-    """A fit made again on replicates of its rows.
+    """The results of `refit`: one fit for each replicate of the rows.
 
     Attributes:
         values (`Mapping[str, np.ndarray]`): Every parameter by name, each of shape (replicates,).
-        objective (`np.ndarray`): Of shape (replicates,).
-        converged (`np.ndarray`): Booleans of shape (replicates,).
+        objective (`np.ndarray`): The minimised objective, shape (replicates,).
+        converged (`np.ndarray`): True where the search converged, shape (replicates,).
     """
 
     values: Mapping[str, np.ndarray]
@@ -43,7 +45,7 @@ class Refits:
     converged: np.ndarray
 
 
-@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
+@np.errstate(all="ignore")  # a law can be undefined at some points, and they are checked later
 def fit(
     law: str | Law,
     data: Any,
@@ -58,39 +60,44 @@ def fit(
     outliers: Outliers | None = None,
     max_steps: int = 200,
 ) -> Fit:
-    """Fit a law to runs: one optimum, the same every time.
+    """Fit the coefficients of a law to runs. The same input always has the same result.
 
-    The nonlinear parameters are tried on a grid, at each point of which least squares gives the
-    linear ones; the most promising points, and some of the others, are followed to their optimum.
+    The search tries the nonlinear parameters on a grid of starting points. At each point, least
+    squares finds the linear parameters. It then follows the best points, and some others, to
+    their optimum, and returns the best optimum.
 
     Args:
-        law (`str` or [`Law`]): Name of a law of the catalogue, or a law.
-        data ([`RunTable`] or a table): Runs, one per row; a table is read by `RunTable.read` with
-            columns named after the law's variables, its target (`loss`) and, if it is there,
-            `run_id`.
-        objective (`str`): `"log_huber"`, `"huber"` or `"mse"`, see [`Settings`].
-        delta (`float`): Where Huber's function turns linear, nats per token or log loss.
-        fixed (`Mapping[str, float]`): Parameters held at a value.
-        tied (`Mapping[str, str]`): Parameters held equal to another, such as `{"beta": "alpha"}`.
-        bounds (`Mapping[str, tuple[float, float]]`): Bounds in place of the law's.
-        weights (array): One positive number per row, times those of the data.
-        starts (`Mapping`): Values of the grid, by parameter, in place of the law's. If every free
-            parameter is named, these points are followed and nothing else is tried.
-        polished (`int`): Starts to follow; 8, or three for each nonlinear parameter, without it.
-        outliers ([`LargestLosses`] or [`FarResiduals`]): Rule for leaving rows out.
-        max_steps (`int`): Most steps of the search.
+        law (`str` or [`Law`]): The law, or its name in `LAWS`, such as `"familial"`.
+        data ([`RunTable`] or a table): The runs, one per row. `RunTable.read` reads a table. Its
+            columns have the names of the law's variables (such as `N`, `D` and `G`), `loss` (the
+            law's target) and optionally `run_id`.
+        objective (`str`): `"log_huber"` (default), `"huber"` or `"mse"`, see [`Settings`].
+        delta (`float`): The residual above which Huber's function is linear. Its unit is the log
+            of the loss for `"log_huber"`, else nats per token.
+        fixed (`Mapping[str, float]`): Values of parameters that are not fitted.
+        tied (`Mapping[str, str]`): Parameters that equal another one: `{"beta": "alpha"}`.
+        bounds (`Mapping[str, tuple[float, float]]`): Bounds that replace the law's own.
+        weights (array): One positive factor per row. It multiplies the weights of the data.
+        starts (`Mapping`): Grid values by parameter. They replace the law's own. If they name
+            every free parameter, the search follows all of these points and no others.
+        polished (`int`): Number of starting points to follow to their optimum. Default: 8, or
+            three per nonlinear parameter if that is more.
+        outliers ([`LargestLosses`] or [`FarResiduals`]): The rule for leaving rows out.
+        max_steps (`int`): Largest number of search steps.
 
     Raises:
         MissingColumnError: If the rows lack a variable of the law.
-        BadRowsError: If rows hold what the law cannot take, or are given twice.
-        TooFewError: If there are not more rows than free parameters, or a variable takes too few
-            values (not judged with parameters fixed or tied).
-        NotIdentifiedError: If the rows leave a combination of parameters undetermined.
-        NoOptimumError: If the law has no value near any start.
+        BadRowsError: If rows have invalid values or are repeated.
+        TooFewError: If there are not more rows than free parameters, or a variable has too few
+            different values (not checked with `fixed` or `tied`).
+        NotIdentifiedError: If the rows do not determine some combination of parameters.
+        NoOptimumError: If the law has no finite value near any starting point.
         ScalingError: If a setting is wrong, or the law is unknown.
 
     Example:
-        >>> fit("familial", {"N": sizes, "D": tokens, "G": exits, "loss": losses}).values["gamma"]
+        >>> law = get_law("familial"); truth = law.published["assumed"].values
+        >>> design = isoflop_design(law, truth, [1e19, 1e20, 1e21], G=[1, 2, 4, 8])
+        >>> fit(law, simulate(law, truth, design)).values["gamma"]  # 0.033
     """
     law = get_law(law)
     settings = Settings(
@@ -124,22 +131,22 @@ def fit(
     return answer
 
 
-@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
+@np.errstate(all="ignore")  # a law can be undefined at some points, and they are checked later
 def refit(fit: Fit, weights: np.ndarray, losses: np.ndarray | None = None) -> Refits:
-    """Fit again from the optimum of a fit, for many replicates of its rows at once.
+    """Repeat a fit for many replicates of its rows at once, starting from its optimum.
 
-    A replicate that leaves a coefficient undetermined keeps it near where it was, and one whose
-    search does not end is marked.
+    If a replicate does not determine a coefficient, the value stays near the fit's. If a search
+    runs out of steps, `converged` is False for that replicate.
 
     Args:
-        fit ([`Fit`]): Its law, rows and settings are used.
-        weights (`np.ndarray`): Of shape (replicates, rows): how often each row counts, in place of
-            the data's own weights; zero leaves it out.
-        losses (`np.ndarray`): Of the same shape, measured losses in place of the data's.
+        fit ([`Fit`]): The fit whose law, rows and settings are used.
+        weights (`np.ndarray`): Weights of shape (replicates, rows). They replace the weights of
+            the data. A weight of 0 leaves the row out.
+        losses (`np.ndarray`): Losses of the same shape that replace the measured ones.
 
     Example:
         >>> counts = np.random.default_rng(0).multinomial(84, np.full(84, 1 / 84), size=1000)
-        >>> refit(answer, counts * answer.data.weight).values["gamma"].std()
+        >>> refit(fitted, counts * fitted.data.weight).values["gamma"].std()  # of a fit to 84 rows
     """
     weights, rows = np.asarray(weights, dtype=np.float64), len(fit.data)
     if weights.ndim != 2 or weights.shape[1] != rows:
@@ -160,9 +167,9 @@ def refit(fit: Fit, weights: np.ndarray, losses: np.ndarray | None = None) -> Re
 
 
 def proportional(law: Law, data: RunTable) -> str:
-    """Return which variable follows another in every row, in words; empty if none does.
+    """Return a phrase that names a variable that follows another in every row, else `""`.
 
-    Where D is a multiple of N, or a power of it, no row tells their effects apart.
+    For example, if D is a multiple or a power of N, the rows cannot separate their effects.
     """
     names = [name for name in law.variable_names if (data.columns[name] > 0).all()]
     for i, first in enumerate(names):
@@ -181,7 +188,7 @@ def proportional(law: Law, data: RunTable) -> str:
 
 
 def _usable_rows(law: Law, data: Any, weights: Any, settings: Settings) -> RunTable:
-    """Read, weight and judge the rows to fit."""
+    """Read, weight and check the rows to fit."""
     if not isinstance(data, RunTable):
         columns = columns_of(data)
         data = RunTable.read(
@@ -209,10 +216,10 @@ def _usable_rows(law: Law, data: Any, weights: Any, settings: Settings) -> RunTa
     for variable in () if settings.fixed or settings.tied else law.variables:
         levels = len(np.unique(data.columns[variable.name]))
         if levels < variable.levels:
-            what = "never varies" if levels == 1 else f"takes {levels} values only"
+            what = "never varies" if levels == 1 else f"has {levels} different values only"
             raise TooFewError(
-                f"`{variable.name}` {what}; `{law.name}` needs at least {variable.levels}, or "
-                "parameters fixed.",
+                f"`{variable.name}` {what}. `{law.name}` needs at least {variable.levels}. Add "
+                "runs, or fix some parameters (`fixed`).",
                 variable.name,
                 levels,
                 variable.levels,
@@ -233,7 +240,9 @@ def _search(law: Law, data: RunTable, settings: Settings) -> Fit:
     tried, points = _starts(problem, settings)
     found = minimise(problem, points, settings.max_steps, correct=True) if len(points) else None
     if found is None or not np.isfinite(found.value.min()):
-        raise NoOptimumError(f"`{law.name}` has no value near these rows at any start.")
+        raise NoOptimumError(
+            f"`{law.name}` has no finite value for these rows at any starting point."
+        )
     best = int(np.argmin(found.value))
     at = found.points[best]
     hit = space.on_bound(at)
@@ -259,7 +268,7 @@ def _search(law: Law, data: RunTable, settings: Settings) -> Fit:
 
 
 def _starts(problem: Problem, settings: Settings) -> tuple[int, np.ndarray]:
-    """Return how many points were tried, and those to follow, (starts, free)."""
+    """Return the number of grid points, and the points to follow, shape (starts, free)."""
     space = problem.space
     if settings.starts and set(space.free) <= set(settings.starts):
         axes = np.meshgrid(*(settings.starts[name] for name in space.free), indexing="ij")
@@ -272,7 +281,7 @@ def _starts(problem: Problem, settings: Settings) -> tuple[int, np.ndarray]:
     order = np.argsort(value, kind="stable")
     order = order[: int(np.isfinite(value).sum())]
     near = min(len(order), -(-settings.polished // 2))
-    # the others from all over the better quarter, so that agreement means something
+    # the others are spread over the better quarter, so that they can disagree with the best
     end = max(near, len(order) // 4)
     far = np.linspace(near, end - 1, settings.polished - near + 1).astype(int)[1:]
     picked = dict.fromkeys([*range(near), *far.tolist()])
@@ -280,15 +289,15 @@ def _starts(problem: Problem, settings: Settings) -> tuple[int, np.ndarray]:
 
 
 def _agreeing(problem: Problem, found: Found, best: int, share: float) -> np.ndarray:
-    """Return which starts ended within a share of the best objective, or fit exactly as well."""
+    """Return which starts ended within a share of the best objective, or fit exactly."""
     return found.value <= np.maximum(found.value[best] * (1 + share), problem.nothing(1e-9))
 
 
 def _condition(problem: Problem, at: np.ndarray, hit: tuple[str, ...], data: RunTable) -> float:
-    """Return the condition number at an optimum, without the parameters on a bound.
+    """Return the condition number of the residuals' Jacobian, with columns scaled to length 1.
 
-    It is that of the Jacobian of the residuals, its columns of length 1. `NotIdentifiedError` is
-    raised if no row depends on a parameter, or the number exceeds `MAX_CONDITION`.
+    Parameters on a bound are left out. `NotIdentifiedError` is raised if no row depends on a
+    parameter, or the number exceeds `MAX_CONDITION`.
     """
     space, law = problem.space, problem.law
     names = [name for name in space.free if name not in hit]
@@ -296,13 +305,13 @@ def _condition(problem: Problem, at: np.ndarray, hit: tuple[str, ...], data: Run
     columns = [space.free.index(name) for name in names]
     matrix = np.sqrt(problem.weight)[:, None] * slopes[0][:, columns]
     length = np.sqrt(np.square(matrix).sum(0))
-    # a parameter's own scale: its logarithm where the search moves that
+    # the scale of a parameter is 1 where the search moves its logarithm
     size = np.where(space.logs, 1.0, np.maximum(np.abs(at), 1e-3))[columns]
     scale = 1.0 if problem.loss.logs else float(np.abs(problem.target).max())
     least = LEAST_EFFECT * scale * np.sqrt(problem.weight.sum())
     loose = [name for name, effect in zip(names, length * size, strict=True) if not effect > least]
     if loose:
-        words, condition = "At the optimum no row depends on {}: fix it, or vary the runs.", np.inf
+        words, condition = "No row depends on {} at the optimum. Fix it, or vary the runs.", np.inf
     elif names:
         _, sizes, directions = np.linalg.svd(matrix / length, full_matrices=False)
         condition = float(sizes[0] / sizes[-1]) if sizes[-1] > 0 else np.inf
@@ -311,13 +320,13 @@ def _condition(problem: Problem, at: np.ndarray, hit: tuple[str, ...], data: Run
         moved = np.abs(directions[-1])
         loose = [n for n, size in zip(names, moved, strict=True) if size > 0.1 * moved.max()]
         words = (
-            f"The rows do not tell {{}} apart (condition number {condition:.1e}, at most "
-            f"{MAX_CONDITION:.0e}): vary the runs more, or fix or tie one."
+            f"The rows cannot separate the effects of {{}} (condition number {condition:.1e}, the "
+            f"limit is {MAX_CONDITION:.0e}). Vary the runs more, or fix or tie one of them."
         )
     else:
         return 1.0
     listed = ", ".join(f"`{name}`" for name in loose)
     message, reason = words.format(f"{listed} of `{law.name}`"), proportional(law, data)
     if reason:
-        message += f" The reason: {reason} in every row; run some at other ratios."
+        message += f" The reason is that {reason} in every row. Add runs at other ratios."
     raise NotIdentifiedError(message, tuple(loose), condition)

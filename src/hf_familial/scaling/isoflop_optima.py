@@ -1,4 +1,4 @@
-"""IsoFLOP approaches 1 and 2: optima read off runs of equal compute, without a law."""
+"""IsoFLOP approaches 1 and 2: the best size for each compute budget, without fitting a law."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import BadRowsError, BiasWarning, NoMinimumError, ScalingError, To
 from .quantities import Interval, check_level
 
 
-# scale -> how the loss enters the parabola, and how its value at the minimum becomes a loss again
+# scale -> function of the loss that the parabola is fitted to, and its inverse
 SCALES: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[float], float]]] = {
     "loss": (np.asarray, float),
     "log": (np.log, math.exp),
@@ -24,40 +24,45 @@ SCALES: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[float],
 }
 Outside = Literal["refuse", "keep"]
 
-# of a line and of budgets: a slope, an intercept, and one to judge them by; of sizes that lead
+# a line has two coefficients, and one more point is needed to estimate its error
 MIN_POINTS = MIN_BUDGETS = MIN_LEADERS = 3
-MIN_SIZES = 4  # a parabola, and one point to judge it by
-OFF_CENTRE, DRIFTING, WIDE = 0.25, 0.25, 30.0  # of half the width, of it too, in sizes
+MIN_SIZES = 4  # three coefficients of a parabola, and one more point
+# limits beyond which a warning is issued: the first two as shares of half the range of sizes, the
+# last as ratio of the largest size to the smallest
+OFF_CENTRE, DRIFTING, WIDE = 0.25, 0.25, 30.0
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """The line `log y = log coefficient + exponent log x`."""
+    """A fitted power law `y = coefficient * x ** exponent`."""
 
     coefficient: float  # y at x = 1
-    exponent: float  # slope in logarithms
-    exponent_error: float  # standard error of `exponent`, n - 2 degrees of freedom
-    r2: float  # share of the variance of log y it explains
-    points: int  # pairs it was drawn through
+    exponent: float  # slope of log y in log x
+    exponent_error: float  # standard error of `exponent`, with `points` - 2 degrees of freedom
+    r2: float  # share of the variance of log y that it explains
+    points: int  # number of fitted pairs
 
     def __call__(self, x: ArrayLike) -> np.ndarray:
-        """Return the value at `x`, of the same shape."""
+        """Return y at `x`, in the shape of `x`."""
         return np.asarray(self.coefficient * np.asarray(x, float) ** self.exponent)
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Return the exponent's interval by Student's t; the bias of approach 2 comes on top."""
+        """Return the interval of the exponent by Student's t.
+
+        It does not include the bias of approach 2, see [`parabola_bias`].
+        """
         check_level(level)
         reach = float(stdtrit(self.points - 2, (1 + level) / 2)) * self.exponent_error
         return Interval(level, self.exponent - reach, self.exponent + reach, "t")
 
 
 def power_law(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> PowerLaw:
-    """Fit log y to log x by least squares; `weights` are of the squared residuals."""
+    """Fit a line to log y against log x by least squares. `weights` multiply the squares."""
     columns = [np.asarray(part, dtype=float) for part in (x, y)]
     w = np.ones_like(columns[0]) if weights is None else np.asarray(weights, dtype=float)
     _check_columns({"x": columns[0], "y": columns[1], "weights": w})
     u, v = np.log(columns[0]), np.log(columns[1])
-    _need(len(np.unique(u)), MIN_POINTS, "x", "a power law needs {needed} different `x`")
+    _need(len(np.unique(u)), MIN_POINTS, "x", "A power law needs {needed} different `x`")
     mean_u, mean_v = np.average(u, weights=w), np.average(v, weights=w)
     du, dv = u - mean_u, v - mean_v
     exponent = float((w * du * dv).sum() / (w * du * du).sum())
@@ -74,39 +79,39 @@ def power_law(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> P
 
 @dataclass(frozen=True)
 class Curve:
-    """The runs of one budget and where their loss is least.
+    """The parabola of one budget and its minimum.
 
     Attributes:
-        offset: Where the minimum lies between the smallest run (-1), the geometric middle of the
-            sizes (0) and the largest (1).
+        offset: The position of the minimum on a log scale: -1 is the smallest size, 0 the geometric
+            mean of the smallest and the largest, 1 the largest.
     """
 
-    budget: float  # compute in FLOPs: the geometric mean over its runs
-    rows: tuple[int, ...]  # the runs, as rows of the arrays given
+    budget: float  # geometric mean of the runs' FLOPs
+    rows: tuple[int, ...]  # the runs of this budget, as rows of the input
     N: float  # parameters at the minimum
     D: float  # training tokens at the minimum
     loss: float  # loss at the minimum, nats per token
-    curvature: float  # second derivative of the scaled loss by log N there; positive
+    curvature: float  # second derivative of the scaled loss by log N, positive
     offset: float
     span: float  # ratio of the largest size to the smallest
 
     @property
     def side(self) -> str:
-        """The end of the sizes that the minimum is nearer to."""
+        """The end of the sizes that is nearer to the minimum: `"largest"` or `"smallest"`."""
         return "largest" if self.offset > 0 else "smallest"
 
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """Optima by approach 1 or 2, and the power laws through them.
+    """The result of approach 1 ([`envelope`]) or 2 ([`parabolas`]).
 
     Attributes:
-        approach (`int`): 1, the envelope of training curves, or 2, a parabola per budget.
-        N (`PowerLaw`): Optimal parameters against FLOPs.
-        D (`PowerLaw`): Optimal tokens against FLOPs.
-        curves (`tuple[Curve, ...]`): Approach 2: the parabolas, by budget.
-        scale (`str`): How the loss entered the parabola.
-        notes (`tuple[str, ...]`): What in the sampling makes the result doubtful.
+        approach (`int`): 1 (envelope of training curves) or 2 (one parabola per budget).
+        N (`PowerLaw`): Best number of parameters as a function of FLOPs.
+        D (`PowerLaw`): Best number of tokens as a function of FLOPs.
+        curves (`tuple[Curve, ...]`): The parabolas of approach 2, by rising budget.
+        scale (`str`): The function of the loss that the parabolas fit.
+        notes (`tuple[str, ...]`): Reasons to doubt the result, one or two sentences each.
     """
 
     approach: int
@@ -126,24 +131,36 @@ def parabolas(
     budget_rtol: float = 0.05,
     outside: Outside = "refuse",
 ) -> IsoFlop:
-    """Run approach 2: a parabola in log N per budget, one in log D, a line through the minima.
+    """Find the best N and D per budget with parabolas, and fit power laws to them (approach 2).
 
-    Sampling that is wide biases the coefficient; sampling whose centre leaves the minimum biases
-    the exponent too. `parabola_bias` measures both; [`fit`] (approach 3) has neither.
+    For each budget, one parabola in log N and one in log D are fitted to the loss. Their minima are
+    the best N and D. If the sizes span a wide range, the coefficients are biased. If the sizes are
+    not centred on the minimum, the exponents are biased too. `parabola_bias` measures both, and
+    [`fit`] (approach 3) has neither.
 
     Args:
-        C (`ArrayLike`): Training FLOPs of each run, of shape (n,), as all that follow.
-        N (`ArrayLike`): Parameters.
-        loss (`ArrayLike`): Nats per token.
-        D (`ArrayLike`): Training tokens; `C / 6N` without it.
-        scale (`str`): Draw the parabola through the `"loss"`, its `"log"`, or its `"exp"`.
-        budget_rtol (`float`): A gap in FLOPs wider than this share parts two budgets.
-        outside (`str`): `"keep"` extrapolates to a minimum outside the sizes that were run.
+        C (`ArrayLike`): Training FLOPs of each run, shape (runs,).
+        N (`ArrayLike`): Parameters of each run, shape (runs,).
+        loss (`ArrayLike`): Loss of each run in nats per token, shape (runs,).
+        D (`ArrayLike`): Training tokens of each run, shape (runs,). Default: `C / 6N`.
+        scale (`str`): Fit the parabolas to the `"loss"`, its `"log"` or its `"exp"`.
+        budget_rtol (`float`): Two runs next to each other in FLOPs belong to different budgets if
+            they differ by more than this share.
+        outside (`str`): `"refuse"` raises an error if a minimum is outside the sizes that were
+            run. `"keep"` extrapolates.
+
+    Returns:
+        [`IsoFlop`]: The minima and the power laws. Doubts are also issued as `BiasWarning`s.
 
     Raises:
         BadRowsError: If a number is not positive and finite.
         TooFewError: If there are fewer than 3 budgets, or fewer than 4 sizes in one.
-        NoMinimumError: If a parabola opens downward, or its minimum lies outside.
+        NoMinimumError: If a parabola opens downward, or its minimum is outside the sizes.
+
+    Example:
+        >>> law = get_law("hoffmann"); values = law.published["besiroglu"].values
+        >>> runs = simulate(law, values, isoflop_design(law, values, [1e19, 1e20, 1e21]))
+        >>> parabolas(runs.columns["C"], runs.columns["N"], runs.loss).N.exponent
 
     Reference: Hoffmann et al. 2022, arXiv:2203.15556, section 3.2; the bias:
     https://github.com/Open-Athena/scaling-law-analysis.
@@ -159,10 +176,10 @@ def parabolas(
 def draw(
     columns: dict[str, np.ndarray], scale: str, budget_rtol: float, outside: Outside
 ) -> IsoFlop:
-    """Run `parabolas` on columns `C`, `N`, `D` and `loss`, without its warnings."""
+    """Compute the result of `parabolas` from columns, without warnings."""
     _check_columns(columns)
     groups = budgets(columns["C"], budget_rtol)
-    _need(len(groups), MIN_BUDGETS, "budgets", "approach 2 needs {needed} budgets")
+    _need(len(groups), MIN_BUDGETS, "budgets", "Approach 2 needs {needed} budgets")
     curves = tuple(_curve(columns, rows, scale, outside) for rows in groups)
     flops = [curve.budget for curve in curves]
     N, D = (power_law(flops, [getattr(curve, name) for curve in curves]) for name in "ND")
@@ -170,16 +187,20 @@ def draw(
 
 
 def budgets(C: np.ndarray, rtol: float = 0.05) -> list[np.ndarray]:
-    """Return the rows of each budget, by rising compute; a gap wider than `rtol` parts two."""
+    """Return the rows of each budget, by rising compute.
+
+    Two runs next to each other in compute belong to different budgets if they differ by more than
+    the share `rtol`.
+    """
     order = np.argsort(C, kind="stable")
     cuts = np.flatnonzero(np.diff(np.log(C[order])) > math.log1p(rtol)) + 1
     return [np.sort(rows) for rows in np.split(order, cuts)]
 
 
 def vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Return the minimum of the parabola through points, its value, and the second derivative.
+    """Fit a parabola to points. Return its minimum, its value there and its second derivative.
 
-    The first two are NaN where the parabola opens downward.
+    The first two are NaN if the parabola opens downward.
     """
     middle, half = (x.max() + x.min()) / 2, (x.max() - x.min()) / 2
     a, b, c = np.polyfit((x - middle) / half, y, 2)
@@ -191,7 +212,7 @@ def vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 def _curve(columns: dict[str, np.ndarray], rows: np.ndarray, scale: str, outside: Outside) -> Curve:
     C, N, D, loss = (columns[name][rows] for name in ("C", "N", "D", "loss"))
     budget = float(np.exp(np.log(C).mean()))
-    sizes = "a parabola needs {needed} sizes, got {got} at " + f"{budget:.3g} FLOPs"
+    sizes = "A parabola needs {needed} different sizes, got {got} at " + f"{budget:.3g} FLOPs"
     _need(len(np.unique(N)), MIN_SIZES, "N", sizes)
     scaled, unscaled = SCALES[scale]
     y = scaled(loss)
@@ -199,12 +220,12 @@ def _curve(columns: dict[str, np.ndarray], rows: np.ndarray, scale: str, outside
     for name, at, values in (("N", x, np.log(N)), ("D", z, np.log(D))):
         inside = values.min() < at < values.max()
         if math.isnan(at) or not inside and outside == "refuse":
-            where = f"it lies at {math.exp(at):.3g}" if at == at else "the parabola opens downward"
+            where = f"it is at {math.exp(at):.3g}" if at == at else "the parabola opens downward"
             raise NoMinimumError(
-                f"no minimum of the loss between the smallest and the largest `{name}` at "
+                f"The loss has no minimum between the smallest and the largest `{name}` at "
                 f"{budget:.3g} FLOPs ({math.exp(values.min()):.3g} to "
-                f"{math.exp(values.max()):.3g}; {where}); run sizes on that side or leave the "
-                "budget out.",
+                f"{math.exp(values.max()):.3g}, but {where}). Add run sizes on that side, or leave "
+                "the budget out.",
                 budget,
             )
     low, high = np.log(N.min()), np.log(N.max())
@@ -221,31 +242,31 @@ def _curve(columns: dict[str, np.ndarray], rows: np.ndarray, scale: str, outside
 
 
 def _doubts(curves: Sequence[Curve]) -> Iterable[str]:
-    """Yield what in the sampling biases approach 2, in sentences."""
+    """Yield sentences on the sizes and budgets that bias approach 2."""
     worst = max(curves, key=lambda curve: abs(curve.offset))
     if abs(worst.offset) > 1:
         yield (
-            f"sampling misses the minimum: at {worst.budget:.3g} FLOPs it lies beyond the "
-            f"{worst.side} size; it is extrapolated."
+            f"The minimum at {worst.budget:.3g} FLOPs is beyond the {worst.side} size, so it is "
+            "extrapolated."
         )
     elif abs(worst.offset) > OFF_CENTRE:
         yield (
-            f"sampling is off-centre: at {worst.budget:.3g} FLOPs the minimum lies "
-            f"{abs(worst.offset):.0%} of the way from the middle of the sizes to the "
-            f"{worst.side}; the coefficient is biased."
+            f"The sizes at {worst.budget:.3g} FLOPs are off-centre: the minimum is "
+            f"{abs(worst.offset):.0%} of the way from their middle to the {worst.side} size. This "
+            "biases the coefficient."
         )
     shift = np.polyfit(np.log([c.budget for c in curves]), [c.offset for c in curves], 1)[0]
     shift *= math.log(curves[-1].budget / curves[0].budget)
     if abs(shift) > DRIFTING:
         yield (
-            f"the centre of the sampling drifts: the minimum moves by {abs(shift):.0%} of the half "
-            "width from the smallest budget to the largest; the exponent is biased."
+            "The centre of the sizes drifts: from the smallest budget to the largest, the minimum "
+            f"moves by {abs(shift):.0%} of half their range. This biases the exponent."
         )
     widest = max(curves, key=lambda curve: curve.span)
     if widest.span > WIDE:
         yield (
-            f"sampling is wide: sizes span a factor of {widest.span:.0f} at {widest.budget:.3g} "
-            "FLOPs, where a curve is no parabola; the coefficient is biased."
+            f"The sizes at {widest.budget:.3g} FLOPs span a factor of {widest.span:.0f}. A "
+            "parabola does not fit so wide a range, which biases the coefficient."
         )
 
 
@@ -257,28 +278,28 @@ def envelope(
     D: ArrayLike | None = None,
     points: int = 1500,
 ) -> IsoFlop:
-    """Run approach 1: power laws through the runs of least loss at each compute.
+    """Find the run with the least loss at each compute, and fit power laws to them (approach 1).
 
-    Curves are joined in logs of loss and FLOPs. A compute at which the smallest or the largest of
-    the sizes trained that far leads is left out: a size that was not run might have led. The losses
-    must come from schedules that end where they are read, or that do not decay.
+    The loss of a run between two checkpoints is interpolated, linear in the logs of loss and FLOPs.
+    A compute does not count if the smallest or the largest size has the least loss there, because
+    an even smaller or larger size might be better. At each checkpoint the learning rate must have
+    ended its decay, or must not decay at all.
 
     Args:
-        C (`ArrayLike`): FLOPs spent at each checkpoint, of shape (n,), as all that follow.
-        N (`ArrayLike`): Parameters.
-        loss (`ArrayLike`): Nats per token, smoothed.
-        run_id (`ArrayLike`): Run of each checkpoint.
-        D (`ArrayLike`): Tokens seen; `C / 6N` without it.
-        points (`int`): Computes looked at, evenly spaced in logs.
+        C (`ArrayLike`): FLOPs spent up to each checkpoint, shape (checkpoints,).
+        N (`ArrayLike`): Parameters, shape (checkpoints,).
+        loss (`ArrayLike`): Smoothed loss in nats per token, shape (checkpoints,).
+        run_id (`ArrayLike`): Name of the run of each checkpoint, shape (checkpoints,).
+        D (`ArrayLike`): Training tokens up to each checkpoint. Default: `C / 6N`.
+        points (`int`): Number of computes to look at, evenly spaced in logs.
 
     Returns:
-        [`IsoFlop`]: Without curves. The error of the exponents is that of a line through the sizes
-            that
-        lead: neighbouring computes are not independent.
+        [`IsoFlop`]: The power laws, without curves. Neighbouring computes are not independent, so
+            the error of an exponent counts each size once.
 
     Raises:
         BadRowsError: If a number is not positive and finite.
-        TooFewError: If fewer than 3 sizes lead between others.
+        TooFewError: If fewer than 3 sizes between others have the least loss somewhere.
 
     Reference: Hoffmann et al. 2022, arXiv:2203.15556, section 3.1.
     """
@@ -304,7 +325,7 @@ def envelope(
     sizes = np.unique(size[leader[kept]])
     _need(
         len(sizes), MIN_LEADERS, "N",
-        "approach 1 needs {needed} sizes that lead between smaller and larger ones",
+        "Approach 1 needs {needed} sizes with the least loss between smaller and larger ones",
     )  # fmt: skip
     lead, flops = leader[kept], np.exp(grid[kept])
     laws = []
@@ -316,8 +337,8 @@ def envelope(
         laws.append(replace(fine, exponent_error=coarse.exponent_error, points=len(sizes)))
     left_out = there.any(0).sum() - len(kept)
     note = (
-        f"{left_out / points:.0%} of the computes were left out: the smallest or the largest size "
-        "trained that far leads there."
+        f"{left_out / points:.0%} of the computes were left out, because the smallest or the "
+        "largest size has the least loss there."
     )
     notes = (note,) if left_out > 0.5 * points else ()
     return IsoFlop(1, laws[0], laws[1], (), "loss", notes)
@@ -330,7 +351,7 @@ def _columns(C: ArrayLike, N: ArrayLike, loss: ArrayLike, D: ArrayLike | None) -
 
 
 def _need(got: int, needed: int, what: str, message: str) -> None:
-    """Raise `TooFewError` if fewer are there than needed."""
+    """Raise `TooFewError` if `got` is less than `needed`."""
     if got < needed:
         message = message if "{got}" in message else message + ", got {got}"
         raise TooFewError(message.format(got=got, needed=needed) + ".", what, got, needed)
@@ -340,7 +361,9 @@ def _check_columns(columns: dict[str, np.ndarray]) -> None:
     """Reject columns of different lengths, and numbers that are not positive and finite."""
     shapes = {name: column.shape for name, column in columns.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise ScalingError(f"columns must be flat and of one length, got shapes {shapes}.")
+        raise ScalingError(
+            f"Columns must be one-dimensional and have the same length, got shapes {shapes}."
+        )
     for name, column in columns.items():
         bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
         if bad.size:

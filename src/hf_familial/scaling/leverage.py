@@ -1,4 +1,4 @@
-"""Efficiency Leverage: what one family saves over the dense models it stands for."""
+"""Efficiency Leverage: the gain of one family over separate dense models of its members' sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ Values = Mapping[str, Any]
 
 
 def even_members(G: int) -> tuple[float, ...]:
-    """Return the sizes of the members of G evenly spaced exits, as shares: 1/G, 2/G, ..., 1."""
+    """Return the sizes of the members of G evenly spaced exits, as shares of N: 1/G, 2/G, ..., 1.
+
+    Example:
+        >>> even_members(4)
+        (0.25, 0.5, 0.75, 1.0)
+    """
     if G < 1:
         raise ScalingError(f"`G` must be 1 or more, got {G}.")
     return tuple((exit_idx + 1) / G for exit_idx in range(G))
@@ -35,27 +40,36 @@ def loss_leverage(
     flops: Flops | None = None,
     dense: tuple[Law, Mapping[str, float]] | None = None,
 ) -> DerivedQuantity:
-    """Return the average loss of separate dense models over that of the family, at equal FLOPs.
+    """Return the mean loss of separate dense models divided by the family's loss, as a quantity.
 
-    `EL = mean_g L_dense(m_g N, D_g) / L(N, D, G)`: the family spends all of C on one run at its
-    optimum (N, D), so every member sees all D tokens; the G dense models of the members' sizes
-    share the same C. That it "compares the average loss to that of independent size-matched dense
-    models under equal FLOPs" is from the abstract of arXiv:2512.23407; the quotient and how C is
-    shared out are choices made here.
+    Both sides spend C FLOPs. The family spends them on one run at its optimum (N, D), so every
+    member is trained on all D tokens. The G dense models have the sizes of the members and share
+    the budget. With size shares m_g: `EL = mean_g L_dense(m_g N, D_g) / L(N, D, G)`. A value above
+    1 favours the family.
+
+    The abstract of arXiv:2512.23407 says that it "compares the average loss to that of independent
+    size-matched dense models under equal FLOPs". The quotient and the split of C are choices of
+    this package.
 
     Args:
-        law ([`Law`]): Reads N, D and G; its loss is the mean over the members.
-        C (`float`): FLOPs.
-        members (`Sequence[float]`): Sizes as shares of N, rising, the last 1; see `even_members`.
-        split (`str`): Whether the dense models all see the same `"tokens"` or get the same
-            `"flops"`.
-        flops (`Callable`): `flops(N, D, G)` of the family, and with G = 1 of each dense model; 6ND
-            without it.
-        dense (`tuple`): Law and coefficients of dense models, taken as exact; without it the
-            family's own law at G = 1.
+        law ([`Law`]): A law of N, D and G. Its loss is the mean over the members.
+        C (`float`): The budget of each side, in FLOPs.
+        members (`Sequence[float]`): Sizes of the members as rising shares of N. The last is 1. See
+            `even_members`.
+        split (`str`): `"tokens"` if all dense models train on the same number of tokens, `"flops"`
+            if they all spend the same FLOPs.
+        flops (`Callable`): FLOP model `flops(N, D, G)`, used with G = 1 for a dense model. Default:
+            6ND.
+        dense (`tuple`): Law and coefficients of dense models, assumed to be exact. Default: the
+            family's law at G = 1.
 
     Raises:
-        ScalingError: If `members` or `split` is unlawful, or the law does not read G.
+        ScalingError: If `members` or `split` is invalid, or the law does not use G.
+
+    Example:
+        >>> law = get_law("familial")
+        >>> gain = loss_leverage(law, 1e21, even_members(4))
+        >>> gain.of(law.published["assumed"].values)
     """
     comparison = _Comparison(law, C, members, split, flops, dense)
 
@@ -74,12 +88,14 @@ def compute_leverage(
     flops: Flops | None = None,
     dense: tuple[Law, Mapping[str, float]] | None = None,
 ) -> DerivedQuantity:
-    """Return the FLOPs that separate dense models need for the family's loss, over the family's.
+    """Return the FLOPs of separate dense models divided by the family's FLOPs, at equal mean loss.
 
-    `EL = C_dense / C` with `mean_g L_dense(m_g N, D_g(C_dense)) = L(N, D, G)`. For mixtures of
-    experts the quotient is of one dense model and one mixture of equal loss (arXiv:2507.17702); a
-    family stands for G models, so here all G are paid for. Infinite where dense models of these
-    sizes never get there. Arguments and errors are those of [`loss_leverage`].
+    The result is the quantity `EL = C_dense / C`, where `C_dense` solves `mean_g L_dense(m_g N,
+    D_g(C_dense)) = L(N, D, G)`. It is infinite if dense models of these sizes never reach the
+    family's loss. Arguments and errors are those of [`loss_leverage`].
+
+    For mixtures of experts, the quotient compares one dense model with one mixture of equal loss
+    (arXiv:2507.17702). A family replaces G models, so `C_dense` pays for all of them.
     """
     comparison = _Comparison(law, C, members, split, flops, dense)
 
@@ -96,7 +112,7 @@ def compute_leverage(
 
 @dataclass
 class _Comparison:
-    """A family against dense models of its members' sizes."""
+    """A comparison of a family with dense models of its members' sizes."""
 
     law: Law
     C: float
@@ -108,7 +124,7 @@ class _Comparison:
     def __post_init__(self) -> None:
         if "G" not in self.law.variable_names:
             raise ScalingError(
-                f"Efficiency Leverage needs a law of `G`; `{self.law.name}` reads none."
+                f"Efficiency Leverage needs a law of `G`, and `{self.law.name}` does not use it."
             )
         if self.split not in ("tokens", "flops"):
             raise ScalingError(f"`split` must be 'tokens' or 'flops', got {self.split!r}.")
@@ -116,20 +132,22 @@ class _Comparison:
         if shares.ndim != 1 or not len(shares) or shares[0] <= 0 or np.any(np.diff(shares) <= 0):
             raise ScalingError(f"`members` must be positive and rising, got {self.members}.")
         if shares[-1] != 1:
-            raise ScalingError(f"the last of `members` must be 1, the whole, got {shares[-1]}.")
+            raise ScalingError(
+                f"The last of `members` must be 1 (the whole model), got {shares[-1]}."
+            )
 
     @property
     def words(self) -> str:
         return f"G={len(self.shares)} at {self.C:.4g} FLOPs"
 
     def family(self, values: Values) -> tuple[np.ndarray, np.ndarray]:
-        """Return N and the loss of the family's best run."""
+        """Return N and the loss of the best run of the family."""
         G = float(len(self.shares))
         N, D = best(self.law, values, self.C, self.flops, G=G)
         return N, self.law.predict(values, N=N, D=D, G=G)
 
     def dense_loss(self, values: Values, N: Any, C: Any) -> np.ndarray:
-        """Return the mean loss of the dense models that share C, of the shape of N."""
+        """Return the mean loss of the dense models that share C FLOPs, in the shape of N."""
         whole, shares = np.asarray(N, float)[..., None], self.shares
         cost, budget = self.flops or six_nd, np.asarray(C, float)[..., None]
 

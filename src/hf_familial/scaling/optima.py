@@ -1,4 +1,4 @@
-"""The best N and D for a budget: in closed form where there is one, else by search."""
+"""The best N and D for a budget: by formula if the law has one, else by search."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .flop_models import Flops, six_nd
 from .laws.law import Law, Namespace
 
 
-SEARCH = (1e2, 1e18)  # sizes looked at, in parameters
-GRID = 321  # sizes of the first look: 20 per decade
-PARTS, ZOOMS = 24, 9  # the last brackets the best log N to 1e-13
+SEARCH = (1e2, 1e18)  # smallest and largest size of the search, in parameters
+GRID = 321  # number of sizes on the first grid: 20 per decade
+PARTS, ZOOMS = 24, 9  # after the last zoom, the error of the best log N is below 1e-13
 STENCIL = 5e-3  # step of log N for derivatives of the loss along a budget
 
 
 @dataclass(frozen=True)
 class Powers:
-    """A law along N and D: a monotone function of `A N^-alpha + B D^-beta`.
+    """The form `A N^-alpha + B D^-beta` of a law whose loss rises with this sum.
 
-    The other variables are worked into A and B; arrays of shape (draws,) or ().
+    A and B include the effects of the other variables. Each has shape (draws,) or ().
     """
 
     A: Any
@@ -33,7 +33,7 @@ class Powers:
     beta: Any
 
     def optimum(self, C: Any, flops_per_nd: float = 6.0) -> tuple[Any, Any]:
-        """Return N and D of least loss at `flops_per_nd N D = C` (arXiv:2203.15556, equation 4)."""
+        """Return the best N and D with `flops_per_nd * N * D = C` (arXiv:2203.15556, eq. 4)."""
         total = self.alpha + self.beta
         G = (self.alpha * self.A / (self.beta * self.B)) ** (1 / total)
         budget = np.asarray(C, float) / flops_per_nd
@@ -41,15 +41,15 @@ class Powers:
 
 
 def powers(law: Law, values: Mapping[str, Any], **given: Any) -> Powers | None:
-    """Return the law's powers of N and D, or `None` if a term mixes them, is no power, or rises.
+    """Return the powers of N and D in a law, or `None` if it does not have this form.
 
-    The law's terms are evaluated at a few N and D, so a law of a user's own gets its closed form
-    as well.
+    It does not if a term depends on both N and D, is not a power, or rises with N or D. The
+    function evaluates the terms at a few N and D, so it also works for a law that a user wrote.
 
     Args:
-        law ([`Law`]): Reads N and D.
-        values (`Mapping`): Every parameter, numbers or arrays of shape (draws,).
-        given: The law's other variables, numbers.
+        law ([`Law`]): A law.
+        values (`Mapping`): Every parameter by name: numbers or arrays of shape (draws,).
+        given: Values of the law's variables other than N and D.
     """
     if not {"N", "D"} <= set(law.variable_names):
         return None
@@ -93,26 +93,28 @@ def best(
     max_D: float = math.inf,
     **given: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return N and D of least loss within a budget, of shape (draws,) or ().
+    """Return the N and D of least loss for a budget, each of shape (draws,) or ().
 
     Args:
-        law ([`Law`]): Reads N and D.
-        values (`Mapping`): Every parameter, numbers or arrays of shape (draws,).
-        C (`float` or array of shape (draws,)): FLOPs.
-        flops (`Callable`, *optional*): `flops(N, D, G)`, rising with N and D; `6ND` without it.
-        max_N (`float`, *optional*): Most parameters. The loss is taken to have one valley along
-            the budget, so that the best N within limits is the limit nearest to the best of all.
-        max_D (`float`, *optional*): Most tokens.
-        given: The law's other variables, numbers; `flops` gets `G` from here, or 1.
+        law ([`Law`]): A law of N and D.
+        values (`Mapping`): Every parameter by name: numbers or arrays of shape (draws,).
+        C (`float` or array of shape (draws,)): The budget in FLOPs.
+        flops (`Callable`, *optional*): FLOP model `flops(N, D, G)` that rises with N and D.
+            Default: 6ND.
+        max_N (`float`, *optional*): Largest number of parameters. The loss along the budget is
+            assumed to have one minimum. If N is above the limit, the limit is the best N.
+        max_D (`float`, *optional*): Largest number of tokens.
+        given: Values of the law's other variables. `flops` uses `G` from here, or 1.
 
     Raises:
-        NoMinimumError: If the loss falls all the way to the smallest or the largest size.
-        ScalingError: If the law does not read N and D.
-        MissingColumnError: If another of its variables is missing.
+        NoMinimumError: If the loss is least at the smallest or the largest size of the search.
+        ScalingError: If the law does not use N and D.
+        MissingColumnError: If the value of another variable is missing.
     """
     if not {"N", "D"} <= set(law.variable_names):
         raise ScalingError(
-            f"an optimum needs a law of `N` and `D`; `{law.name}` reads {law.variable_names}."
+            f"An optimum needs a law of `N` and `D`, but `{law.name}` uses "
+            f"{list(law.variable_names)}."
         )
     missing = tuple(n for n in law.variable_names if n not in ("N", "D", *given))
     if missing:
@@ -126,7 +128,7 @@ def best(
         N = np.exp(_Search(law, values, C, flops or six_nd, given).run())
     cost, G = flops or six_nd, given.get("G", 1)
     if math.isfinite(max_D):
-        # all tokens are bought: what is left of the budget buys a larger model
+        # with all tokens used, the rest of the budget pays for a larger model
         ends = np.log(SEARCH)[:, None]
         low, high = np.broadcast_to(ends, (2, np.size(C))).reshape(2, *np.shape(C))
         fed, _ = bisect(lambda at: np.asarray(cost(np.exp(at), max_D, G), float) <= C, low, high)
@@ -138,7 +140,7 @@ def best(
 def bisect(
     below: Callable[[np.ndarray], Any], low: np.ndarray, high: np.ndarray, steps: int = 60
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Narrow brackets, elementwise, to where `below` turns from true to false."""
+    """Narrow each bracket to the point where `below` changes from true to false."""
     for _ in range(steps):
         middle = (low + high) / 2
         up = below(middle)
@@ -147,13 +149,13 @@ def bisect(
 
 
 def tokens_for(C: Any, N: Any, flops: Flops, G: Any = 1) -> np.ndarray:
-    """Return the tokens that a budget pays for at given sizes; 0 where it does not pay for one."""
+    """Return the tokens that C FLOPs pay for at N parameters, or 0 if they do not pay for one."""
     N, C = np.broadcast_arrays(np.asarray(N, float), np.asarray(C, float))
     fixed, one = np.asarray(flops(N, 0.0, G), float), np.asarray(flops(N, 1.0, G), float)
     per_token = one - fixed
     paid = one <= C
-    # exact for a cost that is linear in D; Newton's steps in logs for one that is not. The price
-    # of a token drowns in a large fixed cost, so it is taken over as many tokens as fit.
+    # The first value is exact if the FLOPs are linear in D. Else Newton's steps in logs follow. The
+    # slope is computed at D, because the FLOPs of one token vanish next to a large fixed cost.
     with np.errstate(divide="ignore", invalid="ignore"):
         D = np.where(paid, (C - fixed) / np.where(per_token > 0, per_token, 1), 1.0)
         for _ in range(50):
@@ -169,7 +171,7 @@ def tokens_for(C: Any, N: Any, flops: Flops, G: Any = 1) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Search:
-    """The loss along a budget as a function of log N, and its minimum."""
+    """A search for the minimum of the loss along a budget, as a function of log N."""
 
     law: Law
     values: Mapping[str, Any]
@@ -178,7 +180,10 @@ class _Search:
     given: Mapping[str, Any]
 
     def loss(self, x: np.ndarray) -> np.ndarray:
-        """Return the loss at log N of shape (draws, sizes); infinite where N alone is too dear."""
+        """Return the loss at each log N, shape (draws, sizes).
+
+        It is infinite if the budget does not pay for one token at this size.
+        """
         C = np.asarray(self.C, float)[..., None]
         D = tokens_for(C, np.exp(x), self.flops, self.given.get("G", 1))
         values = {name: np.asarray(self.values[name], float)[..., None] for name in self.law.names}
@@ -186,24 +191,28 @@ class _Search:
         return np.where(D >= 1, loss, np.inf)
 
     def slope(self, x: np.ndarray) -> np.ndarray:
-        """Return the sign of the loss's derivative by log N at (draws, sizes), fourth order."""
+        """Return numbers with the sign of the loss's derivative by log N, shape (draws, sizes).
+
+        They are finite differences of fourth order.
+        """
         points = x[..., None] + STENCIL * np.array([-2.0, -1.0, 1.0, 2.0])
         losses = self.loss(points.reshape(*x.shape[:-1], -1)).reshape(points.shape)
-        with np.errstate(invalid="ignore"):  # infinite where the budget ends
+        with np.errstate(invalid="ignore"):  # losses are infinite beyond the budget
             return losses @ np.array([1.0, -8.0, 8.0, -1.0])
 
     def run(self) -> np.ndarray:
-        """Return log N of the minimum, of shape (draws,).
+        """Return log N at the minimum, shape (draws,).
 
-        The loss is too flat there to tell neighbouring sizes apart, so the sign of its slope is
-        followed into ever smaller brackets.
+        Near the minimum, losses of neighbouring sizes differ by less than rounding errors. So the
+        sign of the slope, not the loss, decides which smaller bracket to use.
         """
         grid = np.linspace(math.log(SEARCH[0]), math.log(SEARCH[1]), GRID)
         at = np.argmin(self.loss(grid), axis=-1)
         if np.any((at == 0) | (at == GRID - 1)):
             raise NoMinimumError(
-                f"`{self.law.name}` has no least loss at {np.max(self.C):.3g} FLOPs between "
-                f"{SEARCH[0]:.0e} and {SEARCH[1]:.0e} parameters: it falls to the edge.",
+                f"`{self.law.name}` has no best size at {np.max(self.C):.3g} FLOPs, because its "
+                f"loss falls to the edge of the search ({SEARCH[0]:.0e} to {SEARCH[1]:.0e} "
+                "parameters).",
                 float(np.max(self.C)),
             )
         low, high = grid[at - 1], grid[at + 1]

@@ -1,4 +1,4 @@
-"""Plan a run: how large, how long, what loss, and how sure."""
+"""Plans of a training run: the best size and tokens for a budget, the loss, and the intervals."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ from .prediction import NEAR, Estimator, Source, outside, warn_of
 from .quantities import compute_for, granularity_compute, loss_at, optimal
 
 
-BOUNDLESS = 1e100  # parameters or tokens that leave nothing of their term
+BOUNDLESS = 1e100  # parameters or tokens so many that their term of the loss vanishes
 ASKED: tuple[Literal["N", "D", "loss"], ...] = ("N", "D", "loss")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Constraints of a plan.
+    """The constraints of a plan. The defaults set no limit.
 
     Attributes:
-        memory (`float`): Bytes for the weights of the deployed member.
-        bytes_per_parameter (`float`): 2 for bfloat16.
-        deployed (`float`): Parameters of the largest member deployed, as a share of N.
-        reserve (`float`): Of `memory`, bytes that keys, values and activations take.
-        tokens (`float`): Training tokens there are.
-        inference_tokens (`float`): Tokens to be served; then the budget pays for them too.
+        memory (`float`): Memory for the deployed member, in bytes.
+        bytes_per_parameter (`float`): Bytes per stored weight: 2 for bfloat16.
+        deployed (`float`): Parameters of the largest deployed member, as a share of N.
+        reserve (`float`): Bytes of `memory` that the KV cache and the activations need.
+        tokens (`float`): Largest number of training tokens.
+        inference_tokens (`float`): Tokens to serve after training. If it is not 0, the budget
+            pays for training and serving.
+
+    Example:
+        >>> Limits(memory=8e9, tokens=2e11).max_N  # parameters that fit in 8 GB
+        4000000000.0
     """
 
     memory: float = math.inf
@@ -48,7 +53,7 @@ class Limits:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ScalingError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if self.deployed > 1:
-            raise ScalingError(f"`deployed` is a share of N, at most 1, got {self.deployed}.")
+            raise ScalingError(f"`deployed` must be a share of N, 1 or less, got {self.deployed}.")
         if self.reserve >= self.memory:
             raise ScalingError(
                 f"`reserve` must be less than `memory`, got {self.reserve} of {self.memory} bytes."
@@ -56,36 +61,37 @@ class Limits:
 
     @property
     def max_N(self) -> float:
-        """Most parameters the whole model may have."""
+        """The largest N (parameters of the whole model) that the memory allows."""
         return (self.memory - self.reserve) / self.bytes_per_parameter / self.deployed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The best run for a budget.
+    """The result of `plan`: the best run for a budget.
 
     Attributes:
         law (`str`): Name of the law.
-        C (`float`): FLOPs, of training and of serving if that was asked for.
-        G (`int`): Exits.
+        C (`float`): Budget in FLOPs. It includes serving if `Limits.inference_tokens` is set.
+        G (`int`): Number of exits.
         N ([`Estimate`]): Parameters.
         D ([`Estimate`]): Training tokens.
-        loss ([`Estimate`]): What the law predicts there, in nats per token.
-        exits (`tuple[Estimate, ...]`): Loss of every exit, shallowest first; empty without a
-            branch law.
+        loss ([`Estimate`]): Predicted loss, in nats per token.
+        exits (`tuple[Estimate, ...]`): Predicted loss of every exit, shallowest first. Empty
+            without a branch law.
         members (`tuple[float, ...]`): Sizes of the members as shares of N.
-        simple (`Mapping[str, float]`): N, D and loss at C = 6ND without limits.
-        closed_form (`bool`): Whether `simple` has a closed form.
+        simple (`Mapping[str, float]`): N, D and loss of the best run at C = 6ND without limits.
+        closed_form (`bool`): Whether a formula computes `simple`, without a search.
         shift (`float`): `N / simple["N"]`.
-        training_flops (`float`): FLOPs of training by the FLOP model.
-        limits_hit (`tuple[str, ...]`): Of `"memory"` and `"tokens"`, those that hold N or D.
-        granularity ([`Estimate`], *optional*): Factor of compute at C = 6ND that buys back what G
-            exits cost in loss; of a familial law alone.
-        granularity_with_heads ([`Estimate`], *optional*): The same by the FLOP model of training:
-            what G exits cost in loss and in heads.
-        leverage (`Mapping[str, Estimate]`): Efficiency Leverage as `"loss"` and as `"compute"`.
-        level (`float`): Confidence of the intervals.
-        notes (`tuple[str, ...]`): What makes the plan doubtful, one sentence each.
+        training_flops (`float`): FLOPs of training alone, under the FLOP model.
+        limits_hit (`tuple[str, ...]`): The limits that N or D reached: `"memory"`, `"tokens"`.
+        granularity ([`Estimate`], *optional*): Factor by which compute (C = 6ND) must grow so that
+            G exits reach the loss of one exit. Only for a familial law and G > 1.
+        granularity_with_heads ([`Estimate`], *optional*): The same factor under the FLOP model of
+            training, which also counts the exit heads.
+        leverage (`Mapping[str, Estimate]`): Efficiency Leverage, see [`loss_leverage`] (key
+            `"loss"`) and [`compute_leverage`] (key `"compute"`).
+        level (`float`): Confidence level of the intervals, between 0 and 1.
+        notes (`tuple[str, ...]`): Reasons to doubt the plan, one sentence each.
     """
 
     law: str
@@ -134,41 +140,47 @@ def plan(
     level: float = 0.95,
     **given: float,
 ) -> Plan:
-    """Find the best N and D for a budget, or the least budget for a loss.
+    """Find the best parameters N and tokens D for a budget, or the least budget for a loss.
 
     Args:
-        fit ([`Fit`] or [`PublishedFit`]): A law of N and D, and of G if it is a familial one.
-        C (`float`, *optional*): FLOPs. Give it or `loss`.
-        G (`int`): Exits.
-        loss (`float`, *optional*): Loss to reach with the least FLOPs, in nats per token.
-        head_flops (`bool`): Count the exit heads, see [`HeadFlops`]; N is then without embeddings
-            and heads. `False` plans with C = 6ND, in closed form where the law has one.
-        flops (`Callable`, *optional*): Another model of what a run costs, `flops(N, D, G)`.
-        limits ([`Limits`], *optional*): Memory, tokens, inference demand.
-        branch ([`Fit`] or [`PublishedFit`], *optional*): A branch law, for the loss of each exit.
-        members (`Sequence[float]`, *optional*): Sizes of the members as shares of N; evenly spaced
-            without it.
-        level (`float`): Confidence of the intervals.
-        given: The law's variables other than N, D and G.
+        fit ([`Fit`] or [`PublishedFit`]): A law of N and D, and for a family also of G.
+        C (`float`, *optional*): The budget in FLOPs. Pass either `C` or `loss`.
+        G (`int`): Number of exits.
+        loss (`float`, *optional*): The loss to reach with the least FLOPs, in nats per token.
+        head_flops (`bool`): Whether to count the FLOPs of the exit heads, see [`HeadFlops`]. N then
+            excludes embeddings and heads. `False` plans with C = 6ND.
+        flops (`Callable`, *optional*): Another FLOP model: `flops(N, D, G)` returns FLOPs.
+        limits ([`Limits`], *optional*): Limits of memory and tokens, and tokens to serve.
+        branch ([`Fit`] or [`PublishedFit`], *optional*): A branch law. It predicts the loss of
+            each exit.
+        members (`Sequence[float]`, *optional*): Sizes of the members as shares of N. By default
+            they are evenly spaced: 1/G, 2/G, ..., 1.
+        level (`float`): Confidence level of the intervals, between 0 and 1.
+        given: Values of the law's variables other than N, D and G.
+
+    Returns:
+        [`Plan`]: The best run, with intervals if `fit` has rows.
 
     Raises:
-        ScalingError: If arguments are missing or out of range.
+        ScalingError: If an argument is missing or out of range.
         NoMinimumError: If the law has no optimum at this budget.
 
     Example:
-        >>> plan(fit, C=1e21, G=4, limits=Limits(memory=8e9, tokens=2e11))
+        >>> family = PublishedFit.published(get_law("familial"))
+        >>> found = plan(family, C=1e21, G=4, limits=Limits(memory=8e9, tokens=2e11))
+        >>> found.N.value, found.D.value, found.loss.value
 
     Reference: Hoffmann et al. 2022, arXiv:2203.15556; inference demand: Sardana et al. 2024,
     arXiv:2401.00448.
     """
     if (C is None) == (loss is None):
         got = "neither" if C is None else "both"
-        raise ScalingError(f"`plan` needs either `C` or `loss`, not both; got {got}.")
+        raise ScalingError(f"`plan` needs either `C` or `loss`, not both, got {got}.")
     if G < 1:
         raise ScalingError(f"`G` must be 1 or more, got {G}.")
     sizes = even_members(G) if members is None else tuple(members)
     if len(sizes) != G:
-        raise ScalingError(f"`members` must give {G} sizes, got {len(sizes)}.")
+        raise ScalingError(f"`members` must contain {G} sizes (one per exit), got {len(sizes)}.")
     training = flops or (HeadFlops() if head_flops else None)
     question = _Question(Estimator(fit, level), G, training, limits or Limits(), given)
     C = question.least_budget(float(loss)) if loss is not None else C
@@ -236,9 +248,9 @@ class _Question:
         self.paid = paid if paid is None or reads_G else _with_exits(paid, G)
 
     def optimum(self, C: float) -> tuple[Estimate, ...]:
-        """Return N, D and the loss."""
+        """Return the best N, D and loss at C FLOPs."""
         more = {**self.edges, **self.given}
-        best(self.law, self.values, C, self.paid, **more)  # raises where there is none
+        best(self.law, self.values, C, self.paid, **more)  # raises if there is no optimum
         return tuple(self.estimator(optimal(self.law, C, of, self.paid, **more)) for of in ASKED)
 
     def simple(self, C: float) -> dict[str, float]:
@@ -248,25 +260,28 @@ class _Question:
         return {"N": float(N), "D": float(D), "loss": float(loss)}
 
     def limits_hit(self, N: float, D: float) -> tuple[str, ...]:
-        """Return the limits that hold N or D."""
+        """Return the names of the limits that N or D reached."""
         pairs = {"memory": (N, self.limits.max_N), "tokens": (D, self.limits.tokens)}
         return tuple(name for name, (at, edge) in pairs.items() if at >= edge * (1 - NEAR))
 
     def unspent(self, C: float, N: Estimate, D: Estimate) -> Iterator[str]:
-        """Yield a note if the limits leave some of the budget."""
+        """Yield a note if the limits leave a part of the budget unspent."""
         spent = float((self.paid or six_nd)(N.value, D.value, self.given.get("G", 1)))
         if spent < C * (1 - NEAR):
-            yield f"{1 - spent / C:.0%} of the budget is not spent: memory and tokens hold the run."
+            yield (
+                f"{1 - spent / C:.0%} of the budget is not spent, because memory and tokens limit "
+                "the run."
+            )
 
     def least_budget(self, loss: float) -> float:
-        """Return the FLOPs of the optimum that has a loss."""
+        """Return the least FLOPs whose best run reaches a loss."""
         N, D = min(self.limits.max_N, BOUNDLESS), min(self.limits.tokens, BOUNDLESS)
         floor = float(self.law.predict(self.values, **self.given, N=N, D=D))
         more = {**self.edges, **self.given}
         try:
             C = float(compute_for(self.law, self.values, loss, (), self.paid, **more))
         except NoMinimumError:
-            # budgets without end are tried for a loss that none has
+            # the search tries ever larger budgets if no budget reaches the loss
             if loss > floor:
                 raise
             C = math.inf
@@ -274,21 +289,21 @@ class _Question:
             within = " within the limits" if any(map(math.isfinite, self.edges.values())) else ""
             known = f", E is {self.values['E']:.4g}" if "E" in self.values else ""
             raise ScalingError(
-                f"no budget reaches a loss of {loss}{within}: the law leaves {floor:.4g} at any "
-                f"size{known}."
+                f"No budget reaches a loss of {loss}{within}: the law leaves {floor:.4g} at any "
+                f"size{known}. Ask for a larger loss."
             )
         return C
 
 
 def _with_exits(flops: Flops, G: int) -> Flops:
-    """Return the cost of G exits for a law that knows nothing of them."""
+    """Return `flops` with G fixed, for a law that does not use G."""
     return lambda N, D, _: flops(N, D, G)
 
 
 def _exits(
     branch: Source, G: int, members: Sequence[float], N: float, D: float, level: float
 ) -> tuple[tuple[Estimate, ...], list[str]]:
-    """Return the loss of every exit under a branch law, and where it leaves the law's domain."""
+    """Return the loss of every exit under a branch law, and notes on exits outside its domain."""
     if not {"U", "V"} <= set(branch.law.variable_names):
         raise ScalingError(
             f"`branch` must be a law of `U` and `V` such as `branch`, got `{branch.law.name}`."

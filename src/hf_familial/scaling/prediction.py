@@ -1,4 +1,4 @@
-"""Predictions of a law: the loss of a run, its interval, and whether the run is in its domain."""
+"""Predictions of a law: the loss of a run, its interval, and warnings outside the law's domain."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ NEAR = 1e-6  # relative distance at which an edge counts as reached
 
 @dataclass(frozen=True)
 class PublishedFit:
-    """A law with coefficients that someone else fitted; no rows, so no intervals.
+    """A law with known coefficients, for example from a paper. It has no rows and no intervals.
 
     Attributes:
         law ([`Law`]): The law.
-        values (`Mapping[str, float]`): Its coefficients.
-        origin (`str`): Where they were published; empty if they are given by hand.
+        values (`Mapping[str, float]`): The coefficients by name.
+        origin (`str`): The publication of the coefficients. Empty if you chose them yourself.
+
+    Example:
+        >>> PublishedFit.published(get_law("hoffmann")).predict(N=70e9, D=1.4e12)
     """
 
     law: Law
@@ -37,7 +40,12 @@ class PublishedFit:
 
     @classmethod
     def published(cls, law: Law, label: str | None = None) -> PublishedFit:
-        """Return published values of a law by label; the first without one."""
+        """Return a law with its published coefficients.
+
+        Args:
+            law ([`Law`]): The law.
+            label (`str`, *optional*): A key of `law.published`. Default: the first one.
+        """
         label = label or next(iter(law.published), "")
         if label not in law.published:
             raise ScalingError(
@@ -46,7 +54,7 @@ class PublishedFit:
         return cls(law, law.published[label].values, law.published[label].source)
 
     def predict(self, **variables: Any) -> np.ndarray:
-        """Return the loss at these coefficients; see `Law.predict`."""
+        """Return the predicted loss, in nats per token. See `Law.predict`."""
         return self.law.predict(self.values, **variables)
 
 
@@ -54,9 +62,9 @@ Source = Fit | PublishedFit
 
 
 class Estimator:
-    """Values of quantities with the delta method's intervals, where there are rows for them.
+    """A function from a quantity to its value and, if the fit has rows, its delta-method interval.
 
-    `notes` says why intervals are missing, and is filled in the course of its use.
+    Calls add to `notes` the reasons why intervals are missing.
     """
 
     def __init__(self, fit: Source, level: float) -> None:
@@ -64,37 +72,44 @@ class Estimator:
         self.notes: list[str] = []
         self.covariance: CoefficientCovariance | None = None
         if isinstance(fit, PublishedFit):
-            self.notes.append(f"no intervals: the coefficients of `{fit.law.name}` are given.")
+            self.notes.append(
+                f"The coefficients of `{fit.law.name}` are published values, so there are no "
+                "intervals."
+            )
             return
         try:
             self.covariance = CoefficientCovariance.of(fit)
         except (TooFewError, NotIdentifiedError) as error:
-            self.notes.append(f"no intervals: {error}")
+            self.notes.append(f"Intervals cannot be computed. {error}")
 
     def __call__(self, quantity: DerivedQuantity) -> Estimate:
-        """Return the quantity at the fitted coefficients."""
+        """Return the value of a quantity and its interval."""
         values = {name: np.asarray(value, float) for name, value in self.fit.values.items()}
         value, interval = quantity.unscaled(float(quantity.scaled(values))), None
         if self.covariance is not None and math.isfinite(value):
             try:
                 interval = self.covariance.interval(quantity, self.level)
             except NotIdentifiedError as error:
-                self.notes.append(f"no interval: {error}")
+                self.notes.append(f"The {quantity.name} has no interval. {error}")
         return Estimate(value, interval, quantity.unit)
 
 
 def predict(fit: Source, level: float = 0.95, **variables: float) -> Estimate:
-    """Predict the loss of a run, with its interval and a warning outside the law's domain.
+    """Predict the loss of a run, with a confidence interval if `fit` has rows.
 
-    The interval is of the law's mean; a single run scatters around it by the seed noise.
+    The interval is that of the mean loss. A single run differs from the mean by the seed noise. A
+    `DomainWarning` is issued for each variable outside the runs that were fitted.
 
     Args:
         fit ([`Fit`] or [`PublishedFit`]): The law and its coefficients.
-        level (`float`): Confidence.
-        variables: All variables of the law, numbers.
+        level (`float`): Confidence level, between 0 and 1.
+        variables: A number for each variable of the law, such as N, D and G.
+
+    Returns:
+        [`Estimate`]: The loss in nats per token.
 
     Example:
-        >>> predict(fit, N=1e9, D=2e10, G=4).interval
+        >>> predict(fitted, N=1e9, D=2e10, G=4).interval  # fitted = fit("familial", runs)
     """
     found = Estimator(fit, level)(loss_at(fit.law, **variables))
     warn_of(outside(fit, **variables))
@@ -102,20 +117,20 @@ def predict(fit: Source, level: float = 0.95, **variables: float) -> Estimate:
 
 
 def outside(fit: Source, **variables: float) -> tuple[str, ...]:
-    """Return one sentence for each variable outside the rows of a fit, or a law's domain."""
+    """Return one sentence for each variable that is outside the fitted rows or the law's domain."""
     if isinstance(fit, PublishedFit):
         return fit.law.domain.outside(**variables)
     columns, asked = dict(fit.data.columns), dict(variables)
     if {"N", "D"} <= set(asked) & set(columns):
-        # sizes and tokens may each be inside while their product is not
+        # N and D can both be in range while their product, the compute, is not
         columns["6ND"], asked["6ND"] = 6 * columns["N"] * columns["D"], 6 * asked["N"] * asked["D"]
     sentences = []
     for name in [name for name in asked if name in columns]:
         value, low, high = asked[name], float(columns[name].min()), float(columns[name].max())
         if value > high * (1 + NEAR):
-            edge = f"{value / high:.3g} times the largest of the runs fitted, {high:.4g}"
+            edge = f"{value / high:.3g} times the largest of the runs fitted ({high:.4g})"
         elif value < low * (1 - NEAR):
-            edge = f"{value / low:.3g} of the smallest of the runs fitted, {low:.4g}"
+            edge = f"{value / low:.3g} times the smallest of the runs fitted ({low:.4g})"
         else:
             continue
         sentences.append(f"`{name}` = {value:.4g} is {edge}.")
@@ -123,6 +138,6 @@ def outside(fit: Source, **variables: float) -> tuple[str, ...]:
 
 
 def warn_of(sentences: Iterable[str]) -> None:
-    """Warn of what lies outside a law's domain, at the caller of the public function."""
+    """Issue each sentence as a `DomainWarning` that points to the caller of the public function."""
     for sentence in sentences:
         warnings.warn(sentence, DomainWarning, stacklevel=3)

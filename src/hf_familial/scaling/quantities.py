@@ -1,4 +1,4 @@
-"""Quantities that people ask of a fit: numbers that follow from its coefficients."""
+"""Quantities derived from the coefficients of a fit, such as the best N for a budget."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ from .laws.law import Law
 from .optima import best, bisect, powers
 
 
-ENDS = {"low": -math.inf, "high": math.inf}  # of an interval that is open
+ENDS = {"low": -math.inf, "high": math.inf}  # the ends of an interval without bounds
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Two ends between which a number lies with some confidence.
+    """A confidence interval of a number.
 
     Attributes:
-        level (`float`): Confidence, between 0 and 1.
-        low (`float`): Lower end; may be minus infinity.
-        high (`float`): Upper end; may be infinity.
-        method (`str`): `"delta"`, `"profile"`, `"percentile"` or `"bca"`; `"t"` or `"chi2"` by that
-            distribution.
+        level (`float`): Confidence level, between 0 and 1.
+        low (`float`): Lower end. It may be minus infinity.
+        high (`float`): Upper end. It may be infinity.
+        method (`str`): The method that computed it: `"delta"`, `"profile"`, `"percentile"`,
+            `"bca"`, `"t"` (Student's t) or `"chi2"` (chi square).
+
+    Example:
+        >>> 0.03 in Interval(0.95, 0.01, 0.05, "delta")
+        True
     """
 
     level: float
@@ -44,7 +48,7 @@ class Interval:
         return self.low <= value <= self.high
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; an end that is not finite becomes null."""
+        """Return the JSON form. An infinite end becomes null."""
         return {
             name: None if name in ENDS and not math.isfinite(value) else value
             for name, value in asdict(self).items()
@@ -52,7 +56,7 @@ class Interval:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Interval:
-        """Read `to_dict`'s form."""
+        """Build an interval from the form that `to_dict` returns."""
         open_ends = {name: end for name, end in ENDS.items() if record[name] is None}
         return cls(**{**record, **open_ends})
 
@@ -65,14 +69,15 @@ def check_level(level: float) -> None:
 
 @dataclass(frozen=True)
 class DerivedQuantity:
-    """A number that follows from the coefficients of a law.
+    """A number computed from the coefficients of a law.
 
     Attributes:
-        name (`str`): What it is.
-        of (`Callable`): Takes the coefficients by name, numbers or arrays of shape (draws,), and
-            returns a number or an array of that shape.
-        scale (`str`): `"log"` if it is positive and its logarithm is the more nearly normal one.
-        unit (`str`): Of the number.
+        name (`str`): A short description, such as `"loss at N=1e+09, D=2e+10"`.
+        of (`Callable`): The function that computes it. The argument maps coefficient names to
+            numbers or arrays of shape (draws,). The result has the same shape.
+        scale (`str`): `"log"` if the number is positive and its logarithm is closer to a normal
+            distribution than the number itself, else `"linear"`.
+        unit (`str`): Unit of the number, `"1"` if it has none.
     """
 
     name: str
@@ -81,25 +86,25 @@ class DerivedQuantity:
     unit: str = "1"
 
     def scaled(self, values: Mapping[str, Any]) -> np.ndarray:
-        """Return the number on its own scale; NaN where it does not exist."""
+        """Return the number, or its logarithm if `scale` is `"log"`. NaN where it is undefined."""
         with np.errstate(all="ignore"):
             number = np.asarray(self.of(values), float)
             return np.log(number) if self.scale == "log" else number
 
     def unscaled(self, number: float) -> float:
-        """Return a number of its own scale as it is meant."""
+        """Return the number itself, given its value on the scale of `scaled`."""
         if self.scale == "linear":
             return float(number)
         return math.exp(number) if number < 700 else math.inf
 
 
 def coefficient(law: Law, name: str) -> DerivedQuantity:
-    """Return a coefficient of a law as a quantity."""
+    """Return a coefficient of a law as a quantity, for `intervals` and the like."""
     return DerivedQuantity(name, lambda values: values[name], law.parameter(name).scale)
 
 
 def loss_at(law: Law, **variables: float) -> DerivedQuantity:
-    """Return the loss that a law predicts at all its variables, in the unit of its target."""
+    """Return the predicted loss as a quantity, given a value for each of the law's variables."""
     where = ", ".join(f"{name}={value:.4g}" for name, value in variables.items())
     return DerivedQuantity(
         f"loss at {where}", lambda values: law.predict(values, **variables), "log", law.target.unit
@@ -115,14 +120,19 @@ def optimal(
     max_D: float = math.inf,
     **given: float,
 ) -> DerivedQuantity:
-    """Return N, D or the loss at the optimum of a budget.
+    """Return N, D or the loss of the best run for a budget, as a quantity.
 
     Args:
-        law ([`Law`]): Reads N and D.
-        C (`float`): FLOPs.
-        of (`str`): Which of them.
-        flops, max_N, max_D: As for `best`: cost of a run, most parameters, most tokens.
-        given: The law's other variables, numbers.
+        law ([`Law`]): A law of N and D.
+        C (`float`): The budget in FLOPs.
+        of (`str`): The number to return: `"N"` (parameters), `"D"` (tokens) or `"loss"`.
+        flops (`Callable`, *optional*): The FLOP model `flops(N, D, G)`. Default: 6ND.
+        max_N (`float`): Largest number of parameters.
+        max_D (`float`): Largest number of tokens.
+        given: Values of the law's other variables.
+
+    Example:
+        >>> intervals(fitted, [optimal(fitted.law, C=1e21, G=4)])
     """
 
     def number(values: Mapping[str, Any]) -> Any:
@@ -137,9 +147,10 @@ def optimal(
 
 
 def size_exponent(law: Law, **given: float) -> DerivedQuantity:
-    """Return the exponent of N* as a power of C at C = 6ND, beta / (alpha + beta).
+    """Return the exponent b of N* ~ C^b at C = 6ND, as a quantity: beta / (alpha + beta).
 
-    `ScalingError` is raised when it is evaluated, if the law has no closed form.
+    N* is the best number of parameters for C FLOPs. Evaluating the quantity raises `ScalingError`
+    if the optimum of the law has no closed form.
     """
 
     def number(values: Mapping[str, Any]) -> Any:
@@ -154,15 +165,20 @@ def size_exponent(law: Law, **given: float) -> DerivedQuantity:
 def granularity_compute(
     law: Law, G: float, C: float, flops: Flops | None = None
 ) -> DerivedQuantity:
-    """Return the factor of compute that buys back what G exits cost: the loss of `C` at G = 1.
+    """Return the factor by which compute must grow so that G exits reach the loss of one exit.
 
-    Where the factor `G^gamma` stands on all that is reducible and C = 6ND this is `G^(gamma (alpha
-    + beta) / (alpha beta))`, whatever C is: the reducible loss at the optimum falls as `C^-(alpha
-    beta / (alpha + beta))`. Derived here; other laws are solved numerically, at the cost `flops(N,
-    D, G)` of a run.
+    One exit (G = 1) reaches some loss with C FLOPs. A family with G exits reaches it with a larger
+    budget. The result is that budget divided by C, as a quantity. It is solved numerically with
+    the FLOP model `flops(N, D, G)` (default: 6ND).
+
+    For the law `familial` at C = 6ND it equals `G^(gamma (alpha + beta) / (alpha beta))` at any
+    C. The reason is that the reducible loss at the optimum falls as `C^-(alpha beta / (alpha +
+    beta))`. This formula was derived here.
     """
     if "G" not in law.variable_names:
-        raise ScalingError(f"`{law.name}` does not read `G`: it has no cost of granularity.")
+        raise ScalingError(
+            f"`{law.name}` does not use `G`, so it has no cost of granularity. Use a familial law."
+        )
 
     def number(values: Mapping[str, Any]) -> Any:
         shape = np.shape(next(iter(values.values())))
@@ -175,7 +191,7 @@ def granularity_compute(
 def least_loss(
     law: Law, values: Mapping[str, Any], C: Any, flops: Flops | None = None, **given: Any
 ) -> np.ndarray:
-    """Return the loss at the optimum of a budget, of the shape of the values; see `best`."""
+    """Return the least loss for a budget, in the shape of the values. See `best`."""
     N, D = best(law, values, C, flops, **given)
     return law.predict(values, **given, N=N, D=D)
 
@@ -188,7 +204,7 @@ def compute_for(
     flops: Flops | None = None,
     **given: Any,
 ) -> np.ndarray:
-    """Return the FLOPs whose optimum has a loss; infinite where no budget reaches it."""
+    """Return the least FLOPs that reach a loss. The result is infinite if no budget reaches it."""
     low, high = np.full(shape, math.log(1e10)), np.full(shape, math.log(1e40))
     low, high = bisect(
         lambda at: least_loss(law, values, np.exp(at), flops, **given) > loss, low, high

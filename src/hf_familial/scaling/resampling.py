@@ -1,4 +1,4 @@
-"""Confidence intervals by resampling: whole runs, or residuals with random signs."""
+"""Bootstrap confidence intervals: resampled runs, or residuals with random signs."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Method = Literal["percentile", "bca"]
 
 KINDS = ("runs", "wild")
 METHODS = ("percentile", "bca")
-CHUNK = 128  # replicates that share a generator, whatever the number of workers
-ENOUGH = 0.9  # share of replicates that must come to an optimum
+CHUNK = 128  # replicates per random generator, so that the result does not depend on `workers`
+ENOUGH = 0.9  # smallest share of replicates that must converge
 
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """A fit made again on resampled rows.
+    """The result of `bootstrap`: the coefficients of many refits to resampled rows.
 
     Attributes:
-        fit ([`Fit`]): The fit.
-        values (`Mapping[str, np.ndarray]`): Coefficients of the replicates that came to an
-            optimum, each of shape (draws,).
-        failed (`int`): Replicates that did not.
-        kind (`str`): What was resampled: `"runs"` or `"wild"`.
-        seed (`int`): Of the generator.
+        fit ([`Fit`]): The original fit.
+        values (`Mapping[str, np.ndarray]`): Coefficients of the converged replicates by name, each
+            of shape (draws,).
+        failed (`int`): Number of replicates that did not converge.
+        kind (`str`): The way of resampling, `"runs"` or `"wild"`, see [`bootstrap`].
+        seed (`int`): Seed of the random generator.
     """
 
     fit: Fit
@@ -50,18 +50,23 @@ class Bootstrap:
         return len(next(iter(self.values.values())))
 
     def cloud(self, quantity: DerivedQuantity) -> np.ndarray:
-        """Return a quantity in every replicate, (draws,); NaN where it does not exist."""
+        """Return a quantity in every replicate, shape (draws,). NaN where it is undefined."""
         scaled = np.broadcast_to(quantity.scaled(self.values), (len(self),))
         return np.exp(scaled) if quantity.scale == "log" else np.array(scaled)
 
     def interval(
         self, quantity: DerivedQuantity, level: float = 0.95, method: Method = "percentile"
     ) -> Interval:
-        """Return the interval between quantiles of the replicates.
+        """Return the interval between two quantiles of the replicates.
 
-        Method `"bca"` corrects `"percentile"` for bias and skewness, by the influence of each run
-        (Efron 1987, "Better Bootstrap Confidence Intervals", JASA 82(397)). `ScalingError` is
-        raised if there are too few replicates for the level.
+        Args:
+            quantity ([`DerivedQuantity`]): The quantity, for example `coefficient(law, "gamma")`.
+            level (`float`): Confidence level, between 0 and 1.
+            method (`str`): `"percentile"`, or `"bca"`, which corrects for bias and skewness (Efron
+                1987, "Better Bootstrap Confidence Intervals", JASA 82(397)).
+
+        Raises:
+            ScalingError: If there are too few replicates for the level.
         """
         check_level(level)
         if method not in METHODS:
@@ -69,14 +74,14 @@ class Bootstrap:
         tail = (1 - level) / 2
         if len(self) * tail < 1:
             raise ScalingError(
-                f"a level of {level} needs {math.ceil(1 / tail)} replicates or more, got "
-                f"{len(self)}."
+                f"`level` = {level} needs {math.ceil(1 / tail)} replicates or more, got "
+                f"{len(self)}. Raise `draws`."
             )
         cloud = np.broadcast_to(quantity.scaled(self.values), (len(self),))
         ends = (tail, 1 - tail)
         if method == "bca":
             ends = self._corrected(quantity, cloud, ends)
-        # what does not exist in a replicate may lie at either end
+        # an undefined value could lie at either end, so it widens both
         edges = [
             _quantile(np.nan_to_num(cloud, nan=edge), share)
             for edge, share in zip((-np.inf, np.inf), ends, strict=True)
@@ -89,7 +94,7 @@ class Bootstrap:
         covariance = CoefficientCovariance.of(self.fit)
         below = np.mean(cloud < covariance.estimate(quantity))
         bias = ndtri(np.clip(below, 0.5 / len(cloud), 1 - 0.5 / len(cloud)))
-        # a run's influence on the quantity: minus what its score pushes the optimum by
+        # the influence of a run is the opposite of the move when the run is left out
         influence = -(covariance.influence @ covariance.slope(quantity))
         square = np.square(influence).sum()
         skew = (influence**3).sum() / (6 * square**1.5) if square > 0 else 0.0
@@ -97,7 +102,7 @@ class Bootstrap:
         return tuple(float(ndtr(bias + z / (1 - skew * z))) for z in (low, high))  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form, without the fit."""
+        """Return the JSON form, which does not include the fit."""
         return {
             "values": {name: values.tolist() for name, values in self.values.items()},
             "failed": self.failed,
@@ -107,29 +112,33 @@ class Bootstrap:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], fit: Fit) -> Bootstrap:
-        """Read `to_dict`'s form, given the fit it belongs to."""
+        """Build a bootstrap from the form that `to_dict` returns and from its fit."""
         values = {name: np.array(column, float) for name, column in record["values"].items()}
         return cls(fit, values, record["failed"], record["kind"], record["seed"])
 
 
-@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
+@np.errstate(all="ignore")  # a law can be undefined at some points, and they are checked later
 def bootstrap(
     fit: Fit, draws: int = 1000, kind: Kind = "runs", seed: int = 0, workers: int = 1
 ) -> Bootstrap:
-    """Fit again on resampled rows, from the optimum.
+    """Repeat a fit on many resampled sets of rows, starting from its optimum.
 
     Args:
         fit ([`Fit`]): The fit.
-        draws (`int`): Replicates.
-        kind (`str`): `"runs"` draws runs with all their rows and with replacement; `"wild"` keeps
-            the design and gives the residuals of each run a random sign, so their size may differ
-            from run to run.
-        seed (`int`): Of the generator. The result is the same for any number of workers.
-        workers (`int`): Threads.
+        draws (`int`): Number of replicates.
+        kind (`str`): `"runs"` draws runs with replacement, each with all its rows. `"wild"` keeps
+            all rows and multiplies the residuals of each run by a random sign. It allows noise
+            that differs from run to run.
+        seed (`int`): Seed of the random generator. The number of workers does not change the
+            result.
+        workers (`int`): Number of threads.
 
     Raises:
         ScalingError: If an argument is out of range.
-        NoOptimumError: If more than a tenth of the replicates come to no optimum.
+        NoOptimumError: If more than a tenth of the replicates do not converge.
+
+    Example:
+        >>> bootstrap(fitted).interval(coefficient(fitted.law, "gamma"))
     """
     if kind not in KINDS:
         raise ScalingError(f"`kind` must be one of {list(KINDS)}, got {kind!r}.")
@@ -150,8 +159,8 @@ def bootstrap(
     kept = np.concatenate([found.converged for found in parts])
     if kept.mean() < ENOUGH:
         raise NoOptimumError(
-            f"{(~kept).sum()} of {draws} replicates came to no optimum: the rows do not bear "
-            "resampling. Use the delta method, or a law with fewer coefficients."
+            f"{(~kept).sum()} of {draws} replicates did not converge, so the rows are too few to "
+            "resample. Use the delta method, or a law with fewer coefficients."
         )
     values = {
         name: np.concatenate([found.values[name] for found in parts])[kept] for name in fit.values
@@ -170,7 +179,7 @@ def _replicates(
     count: int,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Draw weights and losses of some replicates, each (count, rows)."""
+    """Draw the weights and losses of some replicates, each of shape (count, rows)."""
     data = fit.data
     if covariance is None:
         times = generator.multinomial(data.runs, np.full(data.runs, 1 / data.runs), size=count)
@@ -184,7 +193,7 @@ def _replicates(
 
 
 def _quantile(values: np.ndarray, share: float) -> float:
-    """Return a quantile that may be infinite, between order statistics where both are finite."""
+    """Return a quantile by linear interpolation. It is infinite if a neighbouring value is."""
     ordered = np.sort(values)
     at = share * (len(ordered) - 1)
     low, high = ordered[math.floor(at)], ordered[math.ceil(at)]

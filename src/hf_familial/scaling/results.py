@@ -1,4 +1,4 @@
-"""The result of a fit: a frozen record of the answer and of everything that led to it."""
+"""The result of a fit: the fitted values, the rows and all settings, in one frozen record."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from .laws.law import Law
 
 Objective = Literal["log_huber", "huber", "mse"]
 
-SCHEMA = 1  # of `Fit.to_dict`
+SCHEMA = 1  # version of the form that `Fit.to_dict` returns
 
 
 class FitStatus(enum.StrEnum):
-    """The end of a fit.
+    """The state in which the search of a fit ended.
 
     Attributes:
-        CONVERGED: At an optimum inside the bounds.
-        AT_BOUND: At an optimum with a coefficient on its bound; see `Fit.bounds_hit`.
-        NOT_CONVERGED: The search ran out of steps: the values are the best it saw, no optimum.
+        CONVERGED: The search found an optimum inside the bounds.
+        AT_BOUND: The search found an optimum with a coefficient on its bound. `Fit.bounds_hit`
+            names it.
+        NOT_CONVERGED: The search ran out of steps. The values are the best ones so far, but they
+            are not an optimum.
     """
 
     CONVERGED = "converged"
@@ -37,19 +39,19 @@ class FitStatus(enum.StrEnum):
 
 @dataclass(frozen=True)
 class LargestLosses:
-    """Outlier rule: leave out the `count` rows with the largest losses, and those that tie."""
+    """An outlier rule that leaves out the `count` rows with the largest losses, and ties."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class FarResiduals:
-    """Outlier rule: fit, leave out rows far from the fit, fit again.
+    """An outlier rule that fits, leaves out the rows far from the fit, and fits again.
 
     Attributes:
-        threshold (`float`): Distance in robust standard deviations (1.4826 times the median
-            absolute deviation of the residuals).
-        rounds (`int`): Most times this is done; it ends when no row is far.
+        threshold (`float`): The largest distance of a row that stays, in robust standard
+            deviations (1.4826 times the median absolute deviation of the residuals).
+        rounds (`int`): Largest number of rounds. They end earlier if no row is far.
     """
 
     threshold: float = 5.0
@@ -61,21 +63,22 @@ Outliers = LargestLosses | FarResiduals
 
 @dataclass(frozen=True)
 class Settings:
-    """Every choice a fit was made with.
+    """All settings of a fit.
 
     Attributes:
-        objective (`str`): `"log_huber"`: Huber's function of differences of log losses (Hoffmann
-            et al., 2203.15556, appendix D.3); `"huber"`: of differences of losses; `"mse"`: half
-            the square of differences of losses. Each is summed over rows with their weights.
-        delta (`float`): Where Huber's function turns linear, in nats per token, for `"log_huber"`
-            in log losses.
-        fixed (`Mapping[str, float]`): Parameters that were given.
-        tied (`Mapping[str, str]`): Parameters held equal to another.
-        bounds (`Mapping[str, tuple[float, float]]`): Bounds in place of the law's.
-        starts (`Mapping[str, tuple[float, ...]]`): Values of the grid in place of the law's.
-        polished (`int`): Starts that were followed to their optimum.
-        outliers (`LargestLosses` or `FarResiduals`, *optional*): Rule for leaving rows out.
-        max_steps (`int`): Most steps of the search.
+        objective (`str`): The function to minimise, summed over the weighted rows. `"log_huber"`
+            is Huber's function of the differences of log losses (Hoffmann et al., 2203.15556,
+            appendix D.3). `"huber"` is the same of the differences of losses. `"mse"` is half the
+            square of the differences of losses.
+        delta (`float`): The difference above which Huber's function is linear. Its unit is the
+            log of the loss for `"log_huber"`, else nats per token.
+        fixed (`Mapping[str, float]`): Values of parameters that were not fitted.
+        tied (`Mapping[str, str]`): Parameters that equal another one.
+        bounds (`Mapping[str, tuple[float, float]]`): Bounds that replace the law's own.
+        starts (`Mapping[str, tuple[float, ...]]`): Grid values that replace the law's own.
+        polished (`int`): Number of starting points that were followed to their optimum.
+        outliers (`LargestLosses` or `FarResiduals`, *optional*): The rule for leaving rows out.
+        max_steps (`int`): Largest number of search steps.
     """
 
     objective: Objective = "log_huber"
@@ -91,25 +94,25 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A fitted law.
+    """A law fitted to runs, with its rows and settings.
 
     Attributes:
         law ([`Law`]): The law.
-        status ([`FitStatus`]): How the search ended.
-        values (`Mapping[str, float]`): Every parameter by name, fixed and tied ones included.
-        objective (`float`): Sum over rows at the optimum, see `Settings.objective`.
-        data ([`RunTable`]): The rows used, with the weights used; `data.dropped` are those left
-            out, and why.
-        settings ([`Settings`]): Every choice.
-        free (`tuple[str, ...]`): Parameters that were fitted.
-        bounds_hit (`tuple[str, ...]`): Free parameters that ended on a bound.
-        condition (`float`): Condition number of the Jacobian of the residuals at the optimum, its
-            columns brought to the same length.
-        grid (`int`): Points of the grid of starts.
-        starts (`int`): Starts that were followed.
+        status ([`FitStatus`]): The state in which the search ended.
+        values (`Mapping[str, float]`): Every parameter by name, also the fixed and tied ones.
+        objective (`float`): The minimised sum over the rows, see `Settings.objective`.
+        data ([`RunTable`]): The rows and weights used. `data.dropped` lists the rows left out.
+        settings ([`Settings`]): All settings.
+        free (`tuple[str, ...]`): Names of the parameters that were fitted.
+        bounds_hit (`tuple[str, ...]`): Names of the fitted parameters that ended on a bound.
+        condition (`float`): Condition number of the residuals' Jacobian at the optimum, with
+            columns scaled to the same length. If it is large, the rows barely separate the
+            effects of some parameters.
+        grid (`int`): Number of grid points that were tried.
+        starts (`int`): Number of starting points that were followed to their optimum.
         agreement (`float`): Share of those starts that ended within 1% of the best objective.
-        exact_agreement (`float`): The same within 1e-6 of it.
-        steps (`int`): Steps of the search.
+        exact_agreement (`float`): Share of those starts that ended within 1e-6 of it (relative).
+        steps (`int`): Number of search steps.
     """
 
     law: Law
@@ -129,26 +132,33 @@ class Fit:
 
     @property
     def dropped(self) -> tuple[DroppedRow, ...]:
-        """Rows left out, and why."""
+        """The rows that were left out, each with the reason."""
         return self.data.dropped
 
     def predict(self, **variables: Any) -> np.ndarray:
-        """Return the loss at the fitted values; see `Law.predict`."""
+        """Return the loss that the fitted law predicts, in nats per token. See `Law.predict`.
+
+        Example:
+            >>> fitted.predict(N=1e9, D=2e10, G=4)  # 1e9 parameters, 2e10 tokens, 4 exits
+        """
         return self.law.predict(self.values, **variables)
 
     def fitted(self) -> np.ndarray:
-        """Return the predicted loss of every row used, of shape (rows,), in nats per token."""
+        """Return the predicted loss of every row used, shape (rows,), in nats per token."""
         columns = {name: self.data.columns[name] for name in self.law.variable_names}
         return np.broadcast_to(self.predict(**columns), self.data.loss.shape)
 
     def residuals(self) -> np.ndarray:
-        """Return measured minus predicted, (rows,): log losses for `"log_huber"`, else nats."""
+        """Return measured minus predicted loss of every row, shape (rows,).
+
+        With the objective `"log_huber"` both are logarithms, else nats per token.
+        """
         if self.settings.objective == "log_huber":
             return np.log(self.data.loss) - np.log(self.fitted())
         return self.data.loss - self.fitted()
 
     def to_dict(self, data: bool = True) -> dict[str, Any]:
-        """Return the JSON form; without the rows (`data=False`) it cannot be read back."""
+        """Return the JSON form. `from_dict` cannot read it without the rows (`data=False`)."""
         return {
             "schema": SCHEMA,
             "law": self.law.name,
@@ -161,19 +171,26 @@ class Fit:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], find_law: Callable[[str], Law] = get_law) -> Fit:
-        """Read `to_dict`'s form; `find_law` finds laws of your own by name.
+        """Build a fit from the form that `to_dict` returns.
+
+        Args:
+            record (`Mapping`): The JSON form, with its rows.
+            find_law (`Callable`): A function from a name to a [`Law`]. Pass one if the law is not
+                in `LAWS`.
 
         Raises:
-            ScalingError: If the form is of another version, or without rows.
-            UnknownLawError: If the law is not known.
+            ScalingError: If another version wrote the form, or it has no rows.
+            UnknownLawError: If `find_law` does not find the law.
         """
         if record.get("schema") != SCHEMA:
             raise ScalingError(
-                f"A fit's `schema` must be {SCHEMA}, got {record.get('schema')!r}: it was written "
-                "by another version, or is no fit."
+                f"`schema` of a fit must be {SCHEMA}, got {record.get('schema')!r}. Another "
+                "version wrote it, or it is not a fit."
             )
         if record.get("data") is None:
-            raise ScalingError("This fit was written without its rows (`data=False`).")
+            raise ScalingError(
+                "This fit was saved without its rows (`data=False`) and cannot be loaded."
+            )
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v := record[k], list) else v for k in _PLAIN
         }
@@ -187,7 +204,7 @@ class Fit:
         )
 
 
-# fields of a fit that JSON holds as they are
+# fields of a fit that JSON stores unchanged
 _PLAIN = (
     "objective", "free", "bounds_hit", "condition", "grid", "starts", "agreement",
     "exact_agreement", "steps",

@@ -1,4 +1,4 @@
-"""Synthetic studies: a grid of equal budgets, a known law, noise of a known size."""
+"""Simulated studies: a grid of runs at equal budgets, with losses of a known law plus noise."""
 
 from __future__ import annotations
 
@@ -23,24 +23,28 @@ def isoflop_design(
     drift: float = 1.0,
     **levels: Sequence[float],
 ) -> dict[str, np.ndarray]:
-    """Place runs of equal compute around the optimum of each budget, at C = 6ND.
+    """Plan runs of equal compute around the optimum of each budget, at C = 6ND.
 
     Args:
-        law ([`Law`]): Reads N and D.
-        values (`Mapping`): Its parameters.
-        budgets (`Sequence[float]`): FLOPs.
-        sizes (`int`): Sizes per budget, evenly spaced in logs.
-        reach (`float`): Largest size over the central one.
-        centre (`float`): Central size over the optimal one.
-        drift (`float`): What `centre` is further multiplied by at the largest budget; it moves
-            there evenly in the number of the budget.
-        levels (`Sequence[float]`): Values of the law's other variables; every combination is run.
+        law ([`Law`]): A law of N and D.
+        values (`Mapping`): The parameters of the law.
+        budgets (`Sequence[float]`): The budgets, in FLOPs per run.
+        sizes (`int`): Number of sizes per budget, evenly spaced in logs.
+        reach (`float`): Largest size divided by the central size.
+        centre (`float`): Central size divided by the optimal size.
+        drift (`float`): A factor on `centre` at the largest budget. It is 1 at the smallest budget
+            and changes by the same factor from each budget to the next.
+        levels (`Sequence[float]`): Values of the law's other variables, such as `G=[1, 2, 4]`. The
+            design contains every combination.
 
     Returns:
-        `dict[str, np.ndarray]`: Columns `N`, `D`, `C` and one per other variable, of shape (runs,).
+        `dict[str, np.ndarray]`: Columns `N`, `D`, `C` and the other variables, of shape (runs,).
 
     Example:
-        >>> isoflop_design(law, values, [1e19, 1e20, 1e21], G=[1, 2, 4, 8])  # 84 runs
+        >>> law = get_law("familial"); values = law.published["assumed"].values
+        >>> design = isoflop_design(law, values, [1e19, 1e20, 1e21], G=[1, 2, 4, 8])
+        >>> len(design["N"])  # 3 budgets x 7 sizes x 4 values of G
+        84
     """
     others = [name for name in law.variable_names if name not in ("N", "D")]
     if set(others) != set(levels):
@@ -68,20 +72,27 @@ def simulate(
     repeats: int = 1,
     run_noise: float = 0.0,
 ) -> RunTable:
-    """Make up losses of a law with noise.
+    """Simulate runs whose losses follow a law, with random noise.
 
     Args:
-        law ([`Law`]): The truth.
-        values (`Mapping`): Its parameters.
-        columns (`Mapping`): Its variables, and others to be carried along, of shape (rows,); a
-            column `run_id` names the runs.
-        noise (`float`): Standard deviation, in nats per token, or as a share of the loss.
-        seed (`int`): Of the generator.
-        kind (`str`): `"absolute"` noise in nats, or `"relative"` (of the log of the loss).
-        tails (`float`, *optional*): Degrees of freedom, more than 2, of Student's t; normal
-            noise without it.
-        repeats (`int`): How often every row is run.
-        run_noise (`float`): As `noise`, shared by the rows of a run.
+        law ([`Law`]): The true law.
+        values (`Mapping`): The parameters of the law.
+        columns (`Mapping`): The law's variables, of shape (rows,). Other columns are copied to
+            the result. A column `run_id` names the runs.
+        noise (`float`): Standard deviation of the noise of each row, see `kind`.
+        seed (`int`): Seed of the random generator.
+        kind (`str`): `"absolute"` adds noise in nats per token. `"relative"` adds it to the log of
+            the loss.
+        tails (`float`, *optional*): Degrees of freedom of Student's t, more than 2. By default
+            the noise is normal.
+        repeats (`int`): Number of runs per row.
+        run_noise (`float`): Standard deviation of a noise that all rows of a run share.
+
+    Returns:
+        [`RunTable`]: The runs with their losses.
+
+    Example:
+        >>> runs = simulate(law, values, design, noise=0.01)  # as in `isoflop_design`
     """
     if tails is not None and tails <= 2:
         raise ScalingError(f"`tails` must be more than 2 degrees of freedom, got {tails}.")

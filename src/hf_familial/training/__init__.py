@@ -1,4 +1,4 @@
-"""Training a family: trainer, arguments, callbacks, schedules, budgets, and packed data."""
+"""Training of families: the trainer, its arguments, callbacks, schedules, budgets and data."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -103,7 +103,8 @@ class FlopBudgetCallback(TrainerCallback):
 
     Example:
         >>> args.max_steps = steps_for_budget(1e18, flops_per_step(model, args, seq_length=2048))
-        >>> trainer = FamilialTrainer(model, args, callbacks=[FlopBudgetCallback(1e18)], **data)
+        >>> budget = FlopBudgetCallback(1e18)
+        >>> FamilialTrainer(model, args, train_dataset=rows, callbacks=[budget]).train()
     """
 
     def __init__(self, budget: float, seq_length: int | None = None) -> None:
@@ -286,7 +287,8 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         )
         if record.eval_loss_exits is None and args.eval_strategy != "no":
             logger.warning(
-                "The run %s was never evaluated, so `eval_loss_*` are null in its row.", self._name
+                "The run %s has no evaluation loss, so `eval_loss_*` are null in its row.",
+                self._name,
             )
         append_run(self.path, record)
 

@@ -91,7 +91,7 @@ def pretrain(
     checkpoint: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FamilialTrainer:
-    """Build a family with random weights and train it. Return its trainer.
+    """Build a family, train it, and return its trainer.
 
     Args:
         build_model (`Callable`): Function that builds the family. It is called after

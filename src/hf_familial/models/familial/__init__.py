@@ -1,4 +1,4 @@
-"""The familial model, registered with the Auto classes: the only registration there is."""
+"""The familial model. Importing it registers the model with the Auto classes of Transformers."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import (
@@ -19,11 +19,11 @@ AutoConfig.register(FamilialConfig.model_type, FamilialConfig)
 AutoModel.register(FamilialConfig, FamilialModel)
 AutoModelForCausalLM.register(FamilialConfig, FamilialForCausalLM)
 
-# `register` leaves out the tables of names that Trainer, pipelines and lm_eval read
+# `register` does not fill the tables of names, which Trainer, pipelines and lm_eval read
 MODEL_MAPPING_NAMES[FamilialConfig.model_type] = FamilialModel.__name__
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FamilialConfig.model_type] = FamilialForCausalLM.__name__
 
-# every checkpoint carries its code, so that `trust_remote_code=True` is enough to load it
+# copy the code into every checkpoint, so that `trust_remote_code=True` is enough to load it
 FamilialConfig.register_for_auto_class()
 FamilialModel.register_for_auto_class("AutoModel")
 FamilialForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,4 +1,4 @@
-"""Host decoders: one generic rule finds their parts; those that differ have a row in `HOSTS`."""
+"""Facts about hosts, the model types that can be a backbone. `HOSTS` lists the special cases."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedModel
 
 
-# Names that hosts give to the list of layers and to the final norm, most common first.
+# attribute names of the list of layers and of the final norm, most common first
 LAYERS = ("layers", "h", "blocks", "block")
 NORMS = tuple(
     "norm final_layernorm final_layer_norm ln_f embedding_norm norm_f final_norm layer_norm "
     "ln_out".split()
 )
 
-# What a forward does once, before the first layer, and a later segment must not do again.
+# Attributes that act once, before the first layer. Later segments replace them by neutral values.
 IDENTITY, ZERO, ONE, OFF = "identity", "zero", "one", "off"
 ENTRY_ONLY: Mapping[str, str] = {
     **dict.fromkeys(("wpe", "embed_positions"), ZERO),
@@ -31,8 +31,8 @@ ENTRY_ONLY: Mapping[str, str] = {
     "mup_enabled": OFF,
 }
 
-# What the host's class says of itself and transformers asks of the family. The rest comes from the
-# backbone, which is a module of the family (`post_init`), or is the family's own.
+# Class attributes that Transformers reads and that the family copies from the host's causal LM.
+# `post_init` collects the others from the backbone.
 TRAITS = tuple(
     "_is_stateful _supported_generation_modes _can_compile_fullgraph "
     "_compatible_flash_implementations _supports_attention_backend _supports_context_parallel "
@@ -43,25 +43,25 @@ TRAITS = tuple(
 
 @dataclass(frozen=True)
 class HostRow:
-    """The differences of a host type from the generic rule."""
+    """The ways in which a host differs from the generic rule."""
 
     owner: str = ""  # dotted path, in the backbone, of the module that owns the layers
-    norm: str = ""  # the final norm, where the generic rule would find another module
-    normed: bool = True  # whether there is a final norm at all
+    norm: str = ""  # name of the final norm, if the generic rule would find another module
+    normed: bool = True  # whether there is a final norm
     entry_norm: bool = False  # whether the final norm is also applied to the embedding
-    entry_only: Mapping[str, str] = field(default_factory=dict)  # more of `ENTRY_ONLY`
-    # for fields of `LogitTransform`, the fields of the host's config that hold the numbers
+    entry_only: Mapping[str, str] = field(default_factory=dict)  # additions to `ENTRY_ONLY`
+    # maps fields of `LogitTransform` to fields of the host's config
     logits: Mapping[str, str] = field(default_factory=dict)
     tap_shift: int = 0  # index of the tap after `depth` layers in `hidden_states`, minus `depth`
     keep_depth: bool = False  # whether the forward splits its inputs by the config's full depth
-    cached: bool = True  # whether its cache is one that transformers' `generate` makes
-    own_mask: bool = False  # whether its causal LM, not the backbone, makes a static cache's mask
-    whole: str = ""  # why a segment cannot go on from a tap alone (members work); empty if it can
+    cached: bool = True  # whether it uses a cache that Transformers' `generate` creates
+    own_mask: bool = False  # whether its causal LM, not the backbone, builds static cache masks
+    whole: str = ""  # reason why a segment cannot continue from a tap (members still work)
 
 
 _SOFTCAP = {"softcap": "final_logit_softcapping"}
 
-# by model types, several in one row where they differ in the same way
+# keys are model types, several if they differ in the same way
 _ROWS: Mapping[str, HostRow] = {
     "beam": HostRow(logits={"float_softcap": "final_logit_softcapping"}),
     "bloom": HostRow(own_mask=True),
@@ -73,9 +73,9 @@ _ROWS: Mapping[str, HostRow] = {
     "gemma4_text gemma4_unified_text": HostRow(
         logits=_SOFTCAP,
         keep_depth=True,
-        whole="every layer reads an embedding of its own of the token ids",
+        whole="every layer has its own embedding of the token ids",
     ),
-    # their configs say `is_decoder=False`
+    # a row that marks them as decoders, because their configs have `is_decoder=False`
     "gpt_neox gpt_neox_japanese": HostRow(),
     "granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared": HostRow(
         logits={"divisor": "logits_scaling"}
@@ -83,8 +83,8 @@ _ROWS: Mapping[str, HostRow] = {
     "hyperclovax": HostRow(logits={"multiplier": "logits_scaling"}),
     "inkling_text": HostRow(
         logits={
-            "hidden_divisor": "logits_mup_width_multiplier",
             "vocab_size": "unpadded_vocab_size",
+            "hidden_divisor": "logits_mup_width_multiplier",
         }
     ),
     "minicpm3": HostRow(logits={"hidden_divisor": "logits_scaling"}),
@@ -96,27 +96,27 @@ _ROWS: Mapping[str, HostRow] = {
         entry_only={"normalizer": ONE}, logits={"softcap": "logits_soft_cap"}
     ),
     "xlstm": HostRow(norm="out_norm", cached=False, logits={"softcap": "output_logit_soft_cap"}),
-    "zamba zamba2": HostRow(whole="its attention layers read the token embedding again"),
+    "zamba zamba2": HostRow(whole="its attention layers use the token embedding again"),
     "zaya": HostRow(
         entry_only={"input_hidden_states_bias": ZERO, "input_hidden_states_scale": ONE},
-        whole="each layer's router reads the router of the layer before",
+        whole="the router of each layer uses the router output of the layer before",
     ),
 }
 
-# by the same kind of key, why a host cannot be cut
+# the same keys, and the reason why the host does not work
 _REASONS: Mapping[str, str] = {
-    "cpmant": "it is not causal: it puts a prompt of its own before the text",
+    "cpmant": "it is not causal, because it puts its own prompt before the text",
     "deepseek_v4 gemma3n_text hy_v4 inkling2_text qwen4_exp_text": (
-        "it carries several residual streams, which no norm alone can read"
+        "it has several residual streams, and one norm cannot read them"
     ),
     "hrm_text": "its layers are not one list",
     "longcat_flash": "each of its layers counts as two, with two slots in the cache",
     "modernbert-decoder": "its causal LM has a dense layer between final norm and head",
-    "prophetnet": "it is not causal: it predicts several tokens at once",
-    "reformer": "it is not causal: its hashing depends on the whole text",
+    "prophetnet": "it is not causal, because it predicts several tokens at once",
+    "reformer": "it is not causal, because its hashing depends on the whole text",
     "rwkv": "its forward rescales the weights in place, by depth",
     "xlm": "its layers are lists of parts, not decoder layers",
-    "xlnet": "its final state is not read through a norm, and its memory is not a cache",
+    "xlnet": "it has no norm before its head, and its memory is not a KV cache",
 }
 
 HOSTS = {name: row for names, row in _ROWS.items() for name in names.split()}
@@ -124,47 +124,47 @@ UNSUPPORTED = {name: why for names, why in _REASONS.items() for name in names.sp
 
 
 def unsupported_backbone(model_type: str, reason: str) -> ValueError:
-    """Return the error for a backbone that cannot be right."""
+    """Return the error for a backbone that does not work."""
     return ValueError(
-        f"`{model_type}` cannot be the backbone of a family: {reason}. Supported are decoder-only "
-        "language models with one list of layers and a final norm, such as llama, qwen3, "
-        "gemma3_text, mixtral or gpt2; docs/backbones.md lists all that were tried."
+        f"`{model_type}` cannot be the backbone of a family: {reason}. Use a decoder-only language "
+        "model with one list of layers and a final norm, such as llama, qwen3, gemma3_text, "
+        "mixtral or gpt2. docs/backbones.md lists all types that were tried."
     )
 
 
 def host_row(config: Any) -> HostRow:
-    """Return how a host differs, given its config."""
+    """Return the row of a host, given its config."""
     return HOSTS.get(config.model_type, HostRow())
 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """The operations of a host's causal LM around its output head, in order."""
+    """The operations of a host's causal LM around its head, in this order."""
 
-    hidden_divisor: float | None = None  # of the hidden states before the head
+    hidden_divisor: float | None = None  # divides the hidden states before the head
     multiplier: float | None = None
-    divisor: float | None = None  # a multiplier of its inverse rounds otherwise
-    softcap: float | None = None  # `cap * tanh(logits / cap)`, in the logits' dtype
+    divisor: float | None = None  # multiplying by the inverse would round differently
+    softcap: float | None = None  # `cap * tanh(logits / cap)`, in the dtype of the logits
     float_softcap: float | None = None  # the same in float32
-    vocab_size: int | None = None  # number of logits that are tokens; the rest is dropped
+    vocab_size: int | None = None  # number of logits to keep
 
     @classmethod
     def of(cls, config: Any) -> LogitTransform:
-        """Return the transform of a host, given its config."""
+        """Build the transform of a host, given its config."""
         numbers = host_row(config).logits.items()
         return cls(**{field: getattr(config, name, None) for field, name in numbers})
 
     @property
     def capped(self) -> bool:
-        """`bool`: Whether a softcap bends the logits."""
+        """`bool`: Whether there is a softcap."""
         return self.softcap is not None or self.float_softcap is not None
 
     def read(self, hidden_states: torch.Tensor, head: nn.Module) -> torch.Tensor:
-        """Return the logits `(..., vocab)` that the host would, for states after the norm."""
+        """Compute the host's logits `(..., vocab)` from normed hidden states."""
         hidden_states = self.hidden(hidden_states)
         weight = getattr(head, "weight", None)
         if isinstance(weight, torch.Tensor) and weight.is_floating_point():
-            # some hosts keep the residual in float32 and narrow it here
+            # some hosts have float32 residuals with a half-precision head
             hidden_states = hidden_states.to(weight.dtype)
         logits = head(hidden_states)
         if self.multiplier is not None:
@@ -174,20 +174,20 @@ class LogitTransform:
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         if self.float_softcap is not None:
-            # in half precision, tanh is coarse near saturation
+            # tanh near 1 is too coarse in half precision
             logits = torch.tanh(logits.float() / self.float_softcap) * self.float_softcap
         return self.tokens(logits)
 
     def hidden(self, states: torch.Tensor) -> torch.Tensor:
-        """Return hidden states as the head reads them; the same factor takes gradients back."""
+        """Apply `hidden_divisor` to hidden states, or in the backward pass to their gradients."""
         return states if self.hidden_divisor is None else states / self.hidden_divisor
 
     def tokens(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the columns that are tokens."""
+        """Drop the columns that are not tokens."""
         return logits if self.vocab_size is None else logits[..., : self.vocab_size]
 
     def logits_(self, logits: torch.Tensor) -> torch.Tensor:
-        """Transform float32 outputs of the head in place; return the columns that are tokens."""
+        """Turn float32 outputs of the head into logits, in place. Return the token columns."""
         if self.multiplier is not None:
             logits.mul_(self.multiplier)
         if self.divisor is not None:
@@ -198,7 +198,7 @@ class LogitTransform:
         return self.tokens(logits)
 
     def slope_(self, slope: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Turn the slope at transformed logits into the slope at the head's output, in place."""
+        """Turn gradients of the logits into gradients of the head's output, in place."""
         for cap in (self.float_softcap, self.softcap):
             if cap is not None:
                 slope.mul_(1 - (logits / cap).square_())
@@ -211,27 +211,27 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """The places in a backbone of what a segment needs."""
+    """The names of the parts of a backbone that segments use."""
 
-    layers: str  # the list of decoder layers in the owner
-    norm: str | None  # the final norm there; `None` if the host has none
-    entry_only: Mapping[str, str]  # what acts once, before the first layer
-    cache: str  # the forward's argument that takes the cache; empty for caches of other kinds
-    takes: frozenset[str] | None  # all its arguments; `None` if it takes any
+    layers: str  # list of decoder layers in the owner
+    norm: str | None  # final norm in the owner, or `None` if the host has none
+    entry_only: Mapping[str, str]  # attributes that act once, before the first layer
+    cache: str  # argument of the forward for the cache, or empty if a relay cannot use its cache
+    takes: frozenset[str] | None  # arguments of the forward, or `None` if it accepts any
     host: HostRow
 
     def path(self, name: str | None) -> str:
-        """Return the dotted path, in the backbone, of a part of the owner; empty for `None`."""
+        """Return the dotted path, in the backbone, of a part of the owner. It may be empty."""
         return "" if name is None else f"{self.host.owner}.{name}".lstrip(".")
 
     def accepted(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the inputs that are given and that the host's forward takes."""
+        """Return the inputs that are not `None` and that the host's forward accepts."""
         given = {name: value for name, value in inputs.items() if value is not None}
         return {n: v for n, v in given.items() if self.takes is None or n in self.takes}
 
 
 def find_backbone_spec(backbone: Any) -> BackboneSpec:
-    """Find the layers and the final norm of a host's decoder, as `AutoModel` builds it."""
+    """Find the layers and the final norm of a backbone that `AutoModel` has built."""
     config = backbone.config
     model_type = config.model_type
     if model_type in UNSUPPORTED:
@@ -249,7 +249,7 @@ def find_backbone_spec(backbone: Any) -> BackboneSpec:
     names = (row.norm,) if row.norm else NORMS
     norm = next((name for name in names if isinstance(getattr(owner, name, None), nn.Module)), None)
     if norm is None and row.normed:
-        raise unsupported_backbone(model_type, "it has no final norm for an exit to copy")
+        raise unsupported_backbone(model_type, "it has no final norm")
     parameters = inspect.signature(type(backbone).forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     cache = next((name for name in ("past_key_values", "cache_params") if name in parameters), "")
@@ -264,7 +264,7 @@ def find_backbone_spec(backbone: Any) -> BackboneSpec:
 
 
 def host_class(config: Any) -> Any:
-    """Return the host's causal LM class, given its config, or the decoder's where there is none."""
+    """Return the class of a host's causal LM, or else of its decoder, given its config."""
     for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING):
         found = mapping.get(type(config), None)
         if isinstance(found, type):
@@ -273,21 +273,21 @@ def host_class(config: Any) -> Any:
 
 
 def can_tie(text_config: Any) -> bool:
-    """Return whether the host can tie its head: in some hosts the config's switch does nothing."""
+    """Return whether the host can tie its head. Some hosts ignore `tie_word_embeddings`."""
     host = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text_config), None)
     return bool(getattr(host, "_tied_weights_keys", True))
 
 
-# under which names hosts keep the number of experts, of those chosen, and the weight of the loss
+# names in configs of the number of experts, the experts per token and the weight of the loss
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN = ("num_experts_per_tok", "moe_top_k")
 WEIGHT = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
 
 
 def _balance_function(config: Any) -> Callable[..., torch.Tensor] | None:
-    """Return the function beside the host's causal LM, or `None`; of unknown hosts a usual one."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+    # most hosts have the function of this name in the module of their causal LM
     host = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if host is None:
         return load_balancing_loss_func
@@ -295,7 +295,7 @@ def _balance_function(config: Any) -> Callable[..., torch.Tensor] | None:
 
 
 def _field(config: Any, names: Sequence[str]) -> Any:
-    """Return the first of these fields that a config has, or the config of its experts."""
+    """Return the first of these fields that is set in a config or in its `ffn_config`."""
     configs = (config, getattr(config, "ffn_config", None))
     found = (getattr(c, name, None) for c in configs for name in names)
     return next((value for value in found if value is not None), None)
@@ -304,9 +304,9 @@ def _field(config: Any, names: Sequence[str]) -> Any:
 def balance_loss(
     config: Any, router_logits: Sequence[torch.Tensor] | None, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, float]:
-    """Compute the load-balancing loss of experts as their host does, if it does, and its weight.
+    """Compute the host's load-balancing loss of experts. Return it (or `None`) and its weight.
 
-    `router_logits` are `(batch * seq, experts)` for each layer. Reference: Switch Transformers,
+    `router_logits` are of shape `(batch * seq, experts)` for each layer. Reference: Fedus et al.,
     arXiv:2101.03961, equations 4 to 6.
     """
     function: Any
@@ -315,12 +315,12 @@ def balance_loss(
     num_experts = _field(config, EXPERTS)
     if num_experts is None:
         raise ValueError(
-            f"`{config.model_type}` has router logits but none of {EXPERTS} in its config: train "
-            "it with `output_router_logits=False`."
+            f"`{config.model_type}` returns router logits, but its config has none of {EXPERTS}. "
+            "Set `output_router_logits=False`."
         )
     known = {
         "num_experts": num_experts,
-        "num_keys": math.isqrt(num_experts),  # of doge, which finds experts by two keys
+        "num_keys": math.isqrt(num_experts),  # for doge, which selects experts by two keys
         "top_k": _field(config, CHOSEN),
         "attention_mask": attention_mask,
     }

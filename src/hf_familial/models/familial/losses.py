@@ -1,4 +1,4 @@
-"""The multi-exit loss: one token-correct cross entropy per exit, and their weighted mean."""
+"""The multi-exit loss: the cross entropy of each exit, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ from .configuration_familial import extension
 
 IGNORE_INDEX = -100
 
-# logits made at once, rows times vocabulary: a CPU wants them in its caches, a GPU wants more
+# Size of one chunk of logits, rows times vocabulary. On a CPU it should fit into the caches.
 CPU_CHUNK, ACCELERATOR_CHUNK = 2**23, 2**27
 MIN_ROWS, MAX_ROWS = 128, 4096
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Self-distillation: early exits also learn the deepest exit's distribution.
+    """Settings of self-distillation, in which the deepest exit teaches the early exits.
 
-    Adds `weight * temperature**2 * KL(deepest || exit)` to each early exit's loss, summed over the
-    same tokens; the deepest exit gets no gradient from it. `temperature` divides both logits.
+    The loss of each early exit increases by `weight * temperature**2 * KL(deepest || exit)`, over
+    the same tokens as its cross entropy. The deepest exit gets no gradient from this term.
 
-    Reference: Hinton et al., arXiv:1503.02531; between exits: Zhang et al., arXiv:1905.08094.
+    Args:
+        weight (`float`): Factor of the term.
+        temperature (`float`, *optional*, defaults to 1.0): Divides the logits of both exits.
+
+    Example:
+        >>> model(**inputs, labels=inputs["input_ids"], distillation=Distillation(weight=0.5))
+
+    Reference: Hinton et al., arXiv:1503.02531. Zhang et al., arXiv:1905.08094, for exits.
     """
 
     weight: float
@@ -37,7 +44,7 @@ class Distillation:
 
 @dataclass(frozen=True)
 class ExitStates:
-    """The normed states that an exit predicts from, and its logits if they are made anyway."""
+    """The normed hidden states of an exit, its head, and its logits if the forward returns them."""
 
     hidden_states: torch.Tensor
     head: nn.Module
@@ -45,24 +52,24 @@ class ExitStates:
 
     @property
     def linear(self) -> bool:
-        """`bool`: Whether the head can be read in chunks."""
+        """`bool`: Whether the loss can compute the logits of this head in chunks."""
         if _is_plain(self.head):
             return True
         return isinstance(self.head, nn.Linear) and _gathered([self.head], len) is not None
 
 
 def _is_plain(head: Any) -> bool:
-    """Return whether a head is a linear map that nothing else takes part in."""
+    """Return whether a head is a linear map with a complete plain weight and no hooks."""
     if type(head) is not nn.Linear or hasattr(head, "_hf_hook"):
         return False
-    # A quantised weight is a tensor of another class, whose own forward knows how to read it.
-    # Tensor parallelism leaves a process a part of the weight: only its call gives all logits.
+    # A quantised weight is a tensor of another class. Tensor parallelism leaves only a part of the
+    # weight in each process. In both cases only the head's own forward computes right logits.
     whole = type(head.weight) is nn.Parameter and not hasattr(head.weight, "full_tensor")
     return whole and not head._forward_hooks and not head._forward_pre_hooks
 
 
 def _gathered(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Return `read` as a call in which all heads are whole; `None` if one cannot be gathered."""
+    """Return `read` wrapped to gather sharded heads, or `None` if a head cannot be gathered."""
     for head in dict.fromkeys(heads):
         gathered = read if _is_plain(head) else _extension().gathered(head, read)
         if gathered is None:
@@ -73,12 +80,12 @@ def _gathered(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Callable[
 
 _extension = torch.compiler.disable(extension)
 
-_traceable_loss: Any = None  # one operator that a compiler can trace, if the package is there
+_traceable_loss: Any = None  # the package's loss, one operator that a compiler can trace
 
 
 @torch.compiler.assume_constant_result
 def _has_traceable_loss() -> bool:
-    """Look for the operator while tracing: a compiler cannot enter the import."""
+    """Import the traceable loss at trace time, since a compiler cannot trace the import."""
     global _traceable_loss
     _traceable_loss = extension().compiled_loss()
     return _traceable_loss is not None
@@ -93,64 +100,46 @@ def multi_exit_loss(
     distillation: Distillation | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the cross entropy of every exit, each over the same tokens and denominator.
+    """Compute the loss of every exit over the same tokens, and their weighted sum.
 
-    Exits whose logits nobody wants are read in chunks, the others by the host's loss. The forward
-    pass computes the gradients as well.
+    If the forward does not return an exit's logits, they are computed in chunks of R rows
+    (`chunk_rows`), one exit at a time, together with their gradients. A chunk takes 4 to 8 * R * V
+    bytes, with vocabulary V. Gradients of the hidden states (2 or 4 * G * T * H bytes) and of each
+    head (4 * V * H bytes) stay in memory until `backward`. G is the number of exits, T that of
+    targets, H the width. Complete logits and their gradients would take 8 * G * T * V bytes.
 
-    Memory, with T target rows, width H, vocabulary V and R rows in a chunk (`chunk_rows`). Logits
-    of G exits would take 4 * G * T * V bytes, and their gradient as much again. Instead:
-
-    | alive | from, to | bytes |
-    |---|---|---|
-    | logits and slope of one chunk of one exit | the chunk's turn | 4 to 8 * R * V |
-    | gradient of each exit's states | this call, `backward` | 2 or 4 * G * T * H |
-    | gradient of each head, float32, one where it is shared | this call, `backward` | 4 * V * H |
-
-    Only the second row grows with G. Gradients:
-
-    | of | reach the weights |
-    |---|---|
-    | the loss of an early exit | its head, norm and private layers; the backbone below its tap |
-    | the loss of the deepest exit | `lm_head`, the final norm, the whole backbone |
-    | distillation | as the loss of the early exit; the deepest exit is a constant in it |
-    | `aux_loss` | the routers that ran, weighted by the host's coefficient |
-
-    `exits` are by index, shallowest first; `labels`, `exit_weights` (by default 1/G each,
-    arXiv:2512.23407), `distillation` and `kwargs` are those of [`FamilialForCausalLM.forward`].
-
-    Returned are the loss, of shape `()`, and the loss of every exit, of shape `(len(exits),)` and
-    without a graph; both in nats per token. An argument that does not fit raises `ValueError`.
+    `exits` are by index, shallowest first. `loss_function` is for exits with complete logits. The
+    other arguments are those of [`FamilialForCausalLM.forward`]. Default weights are 1/G, as in
+    arXiv:2512.23407. The results are the weighted sum, of shape `()`, and the detached losses, of
+    shape `(len(exits),)`, both in nats per token.
     """
     shifted = kwargs.get("shift_labels")
     name, given = ("labels", labels) if shifted is None else ("shift_labels", shifted)
     shape = next(iter(exits.values())).hidden_states.shape[:-1]
-    if given.shape != shape:  # in chunks the rows are flat
+    if given.shape != shape:  # check here, because the loss flattens the rows
         raise ValueError(
-            f"`{name}` must have the shape of the positions that the loss reads, {tuple(shape)} "
-            f"(batch, positions), got {tuple(given.shape)}. Give -100 where there is no target; "
-            "with `logits_to_keep`, give the labels of the kept positions."
+            f"`{name}` must have shape {tuple(shape)} (batch, seq), got {tuple(given.shape)}. "
+            "With `logits_to_keep`, pass labels of the kept positions only."
         )
     targets, denominator, ignore_index = _targets(labels, **kwargs)
     if isinstance(count := kwargs.get("num_items_in_batch"), torch.Tensor):
-        # of shape `(1, 1)` in a replica of DataParallel
+        # DataParallel passes the shape `(1, 1)`
         kwargs["num_items_in_batch"] = count.reshape(())
     exit_weights = [1 / len(exits)] * len(exits) if exit_weights is None else exit_weights
     if len(exit_weights) != len(exits):
         raise ValueError(
-            f"`exit_weights` must hold one weight for each of {len(exits)} exits, got "
-            f"{list(exit_weights)}."
+            f"`exit_weights` must have one entry per exit ({len(exits)}), got {list(exit_weights)}."
         )
     weights = dict(zip(exits, exit_weights, strict=True))
     traced = torch.compiler.is_compiling()
     plain = loss_function is ForCausalLMLoss and (not traced or _has_traceable_loss())
-    # a teacher and its students are read together, whoever wants their logits as well
+    # distillation computes all exits together in chunks, even if the forward returns their logits
     teaches = distillation is not None and len(exits) > 1
     chunked = [k for k, e in exits.items() if plain and e.linear and (teaches or e.logits is None)]
     if teaches and len(chunked) < len(exits):
         raise ValueError(
-            "distillation needs plain linear heads, whole in each process, and the host's own loss "
-            "function."
+            "`distillation` needs unquantised linear heads with their full weight in each process, "
+            "and the default loss function of Transformers. Pass `distillation=None`."
         )
     losses: dict[int, torch.Tensor] = {}
     total: Any = 0.0
@@ -182,7 +171,7 @@ def _targets(
     ignore_index: int = IGNORE_INDEX,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return flat targets, what their summed losses are divided by, and `ignore_index`."""
+    """Return flat targets, the divisor of their summed losses, and `ignore_index`."""
     if shift_labels is None:
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     targets = shift_labels.reshape(-1)
@@ -192,18 +181,18 @@ def _targets(
     denominator = torch.as_tensor(num_items_in_batch, device=labels.device, dtype=torch.float32)
     wrong = denominator.numel() != 1
     if not wrong and labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        # an accelerator would have to be waited for
+        # skip this check on an accelerator, because it would synchronise
         wrong = not (denominator > 0 or (denominator == 0 and count == 0))
     if wrong:
         raise ValueError(
-            "`num_items_in_batch` must be the number of targets of the whole accumulated batch, "
-            f"one positive number, got {num_items_in_batch}."
+            "`num_items_in_batch` must be one positive number, the count of targets in the whole "
+            f"accumulated batch, got {num_items_in_batch}."
         )
     return targets, denominator.reshape(()), ignore_index
 
 
 def target_share(labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    """Return the share of the accumulated batch's targets that this batch has, of shape `()`."""
+    """Return this batch's share of all targets in the accumulated batch, of shape `()`."""
     targets, denominator, ignore_index = _targets(labels, **kwargs)
     count = (targets != ignore_index).sum()
     return torch.where(count > 0, count / denominator, 0.0)
@@ -219,7 +208,7 @@ def linear_cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     distillation: Distillation | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute what `multi_exit_loss` does, of states `(rows, hidden)` and shifted `targets`."""
+    """Compute the result of `multi_exit_loss` from states `(rows, hidden)` and shifted targets."""
     kept = torch.nonzero(targets != ignore_index).squeeze(1)
     unique = list(dict.fromkeys(heads))
     device = hidden_states[0].device
@@ -242,20 +231,20 @@ def linear_cross_entropy(
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """Return the number of rows of logits to make at once on a device."""
+    """Return the number of rows whose logits are computed at once on a device."""
     chunk = CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
     return min(MAX_ROWS, max(MIN_ROWS, chunk // vocab_size))
 
 
 @dataclass(frozen=True)
 class LossPlan:
-    """The fixed facts of one loss: heads by index, `rows` of logits made at once, matmul dtype."""
+    """The settings of one computation of the loss."""
 
-    heads: tuple[int, ...]
+    heads: tuple[int, ...]  # for each exit, the index of its head
     weights: tuple[float, ...]
     transform: LogitTransform
-    rows: int
-    dtype: torch.dtype
+    rows: int  # rows in a chunk
+    dtype: torch.dtype  # of the matmuls
     distillation: Distillation | None
 
 
@@ -270,9 +259,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         *tensors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         sums, gradients = sum_losses(plan, kept, targets, tensors, ctx.needs_input_grad[4:])
-        # of the summed, not the mean loss: in half precision the mean's would vanish
+        # keep gradients of the sum, because those of the mean underflow in half precision
         ctx.gradients = gradients
-        # of no rows, both may be 0, and 0 / 0 would be NaN in every weight
+        # without targets both may be 0, and 0 / 0 would put NaN into every weight
         ctx.denominator = denominator if len(kept) else torch.ones_like(denominator)
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
         cross_entropies, objectives = sums / denominator
@@ -283,8 +272,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "the multi-exit loss frees its gradients in the first `backward`; compute the loss "
-                "again to call it a second time."
+                "`backward` can run only once on a multi-exit loss, because it frees its gradients."
+                " Run the forward pass again before a second `backward`."
             )
         gradients, ctx.gradients = ctx.gradients, None
         scale = grad_outputs[0] / ctx.denominator
@@ -296,10 +285,10 @@ def sum_losses(
     plan: LossPlan,
     kept: torch.Tensor,
     targets: torch.Tensor,
-    tensors: Sequence[Any],  # states of every exit, then weight and bias, or `None`, of every head
+    tensors: Sequence[Any],  # states of every exit, then weight and bias (or `None`) of every head
     needs: Sequence[bool],
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """Sum cross entropies and objectives of the kept rows, shape `(2, exits)`, with gradients."""
+    """Return summed cross entropies and objectives, shape `(2, exits)`, and the gradients."""
     count = len(plan.heads)
     gradients: list[torch.Tensor | None] = [None] * len(tensors)
     for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True)):
@@ -312,7 +301,7 @@ def sum_losses(
     for first in range(0, len(kept), plan.rows):
         chunk = slice(first, first + plan.rows)
         rows = _Rows(plan, scratch, kept[chunk], targets[chunk])
-        # the deepest first, for it teaches
+        # the deepest exit runs first, because its logits teach the others
         for k in reversed(range(count)):
             wanted = [gradients[k], *gradients[count:][pairs[k]]]
             head, bias = heads[pairs[k]]
@@ -321,19 +310,19 @@ def sum_losses(
 
 
 class _Scratch:
-    """Memory that all chunks of all exits use in turn; new memory costs a page fault a page."""
+    """The buffers that all chunks of all exits share. New memory would cost page faults."""
 
     def __init__(self, weight: torch.Tensor, plan: LossPlan, rows: int) -> None:
         self.product = self.logits = weight.new_empty(rows, weight.shape[0])
         if self.product.dtype != torch.float32:
             self.logits = torch.empty_like(self.product, dtype=torch.float32)
-        # whether logits are read again, so that slopes cannot be written over them
+        # gradients (slopes) overwrite the logits unless a later step needs the logits again
         again = plan.distillation is not None or plan.transform.capped
         self.slope = torch.empty_like(plan.transform.tokens(self.logits)) if again else None
         self._update: torch.Tensor | None = None
 
     def logits_of(self, inputs: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
-        """Return float32 outputs of a head for inputs of shape `(rows, hidden)`."""
+        """Return a head's float32 outputs for inputs of shape `(rows, hidden)`."""
         made = self.product[: len(inputs)]
         if bias is None:
             torch.mm(inputs, weight.T, out=made)
@@ -345,7 +334,7 @@ class _Scratch:
     def add_product(
         self, into: torch.Tensor, slope: torch.Tensor, inputs: torch.Tensor, weight: float
     ) -> None:
-        """Add one chunk's part to the float32 gradient of a head."""
+        """Add the gradient of one chunk to the float32 gradient of a head."""
         if slope.dtype == into.dtype:
             into.addmm_(slope.T, inputs, alpha=weight)
             return
@@ -356,7 +345,7 @@ class _Scratch:
 
 @dataclass
 class _Rows:
-    """A chunk of rows, read by one exit after the other, the deepest first."""
+    """A chunk of rows. Each exit computes its loss on it, the deepest exit first."""
 
     plan: LossPlan
     scratch: _Scratch
@@ -372,7 +361,7 @@ class _Rows:
         wanted: Sequence[torch.Tensor | None],
         weight: float,
     ) -> torch.Tensor:
-        """Return summed cross entropy and objective, of shape `(2,)`; gradients go to `wanted`."""
+        """Return summed cross entropy and objective, shape `(2,)`. Write gradients to `wanted`."""
         transform, scratch = self.plan.transform, self.scratch
         inputs = transform.hidden(states[self.kept].to(self.plan.dtype))
         logits = transform.logits_(scratch.logits_of(inputs, head, bias))
@@ -395,7 +384,7 @@ class _Rows:
         return torch.stack((loss.sum(), objective.sum()))
 
     def distil(self, logits: torch.Tensor, loss: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        """Add the divergence from the deepest exit to loss and slope; the first call is its own."""
+        """Add the divergence from the deepest exit to loss and slope. That exit must call first."""
         how = self.plan.distillation
         if how is None:
             return loss
@@ -410,7 +399,7 @@ class _Rows:
 
 
 def _softmax_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return every row's loss; overwrite logits with their slope, softmax - onehot."""
+    """Return the loss of every row. Overwrite logits with their gradient, softmax - onehot."""
     at = targets.unsqueeze(1)
     target_logits = logits.gather(1, at)
     largest = logits.amax(dim=1, keepdim=True)

@@ -1,9 +1,9 @@
-"""The headless family: a host's decoder that can stop at, or read from, any of its exits."""
+"""The family without heads: a backbone that can stop at any of its exits."""
 
 from .configuration_familial import FamilialConfig, check_transformers, extension
 
 
-check_transformers()  # before the imports that an older one lacks
+check_transformers()  # before imports that fail with an older version
 
 import copy
 import os
@@ -30,17 +30,18 @@ SHOWN = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 @dataclass
 class FamilialModelOutput(MoeModelOutputWithPast):
-    """Output of [`FamilialModel`]: the host's own fields, and the states of every exit.
+    """The output of [`FamilialModel`]. It extends Transformers' output of a decoder.
 
-    With `output_exits=True`, `exit_hidden_states` are G tensors of shape `(batch, seq, hidden)`,
-    after each exit's norm, shallowest first.
+    Attributes:
+        exit_hidden_states (`tuple[torch.Tensor, ...]`): With `output_exits=True`, the normed hidden
+            states `(batch, seq, hidden)` of all exits, shallowest first.
     """
 
     exit_hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class Exit(nn.Module):
-    """The modules of one early exit: its private layers and its norm, `None` where it is shared."""
+    """The private layers of one early exit and its norm. A shared norm is `None`."""
 
     def __init__(self, norm: nn.Module | None, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -49,8 +50,8 @@ class Exit(nn.Module):
 
 
 def copy_module(module: nn.Module, keep: bool) -> nn.Module:
-    """Return a deep copy of a host's module, with its values or to be initialised anew."""
-    # the config stays shared: what is set on the model must reach the copies too
+    """Return a deep copy of a module. With `keep=False`, `post_init` draws new weights for it."""
+    # share the config, because later changes of the model's config must reach the copies too
     configs = [part.config for part in module.modules() if hasattr(part, "config")]
     copied = copy.deepcopy(module, {id(config): config for config in configs})
     if not keep:
@@ -60,7 +61,7 @@ def copy_module(module: nn.Module, keep: bool) -> nn.Module:
 
 
 def _private_layer(layers: nn.ModuleList, index: int, keep: bool) -> nn.Module:
-    """Return a decoder layer like the one at `index`; beyond the last, like the last."""
+    """Return a copy of the decoder layer at `index`, or of the last layer beyond the end."""
     source = min(index, len(layers) - 1)
     layer: Any = copy_module(layers[source], keep)
     for part in layer.modules():
@@ -70,8 +71,8 @@ def _private_layer(layers: nn.ModuleList, index: int, keep: bool) -> nn.Module:
 
 
 def build_head(text_config: Any) -> nn.Linear:
-    """Build the output head of the host's causal LM; raise if it is not one linear map."""
-    # a host on the meta device costs no memory, and knows its head better than any table
+    """Build the head of the backbone's causal LM. Raise unless it is one linear map."""
+    # only an instance shows its head's shape, and on the meta device it uses no memory
     with torch.device("meta"):
         try:
             host = AutoModelForCausalLM.from_config(copy.deepcopy(text_config))
@@ -88,25 +89,22 @@ def build_head(text_config: Any) -> nn.Linear:
 
 
 class FamilialPreTrainedModel(PreTrainedModel):
-    """Flags and initialisation shared by the familial models; the backbone brings its own."""
+    """The base class of the familial models. It loads and saves checkpoints."""
 
     config: FamilialConfig
     config_class = FamilialConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = True
+    supports_gradient_checkpointing = _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
+    _supports_flash_attn = _supports_sdpa = _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     def __init__(self, config: FamilialConfig) -> None:
         host = host_class(getattr(config, "text_config", None))
-        # the host's own `__init__` asks for some of them
+        # set these first, because `PreTrainedModel.__init__` reads some of them
         self.__dict__.update({name: getattr(host, name) for name in TRAITS if hasattr(host, name)})
         super().__init__(config)
-        # FSDP2 changes the class; the code to save with a checkpoint is still found by this
+        # FSDP2 changes the class, and saving finds the code of a checkpoint by its module
         self.__module__ = type(self).__module__
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -120,15 +118,18 @@ class FamilialPreTrainedModel(PreTrainedModel):
         max_exit: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load as in the host, whose other arguments it takes.
+        """Load a family. All arguments of Transformers work, and one more.
 
         Args:
-            max_exit (`int`, *optional*): Exit that becomes the deepest one: only tensors and files
-                of the exits up to it are read and fetched. It needs the package.
+            max_exit (`int`, *optional*): Index of the deepest exit to load. Tensors and files of
+                deeper exits are neither read nor downloaded. Needs the package `hf_familial`.
 
         Raises:
-            IndexError: If there is no exit `max_exit`.
+            IndexError: If the family has no exit `max_exit`.
             ValueError: If the family cannot be cut at `max_exit`.
+
+        Example:
+            >>> small = FamilialForCausalLM.from_pretrained("family", max_exit=0)
         """
         load = super().from_pretrained
         if max_exit is None:
@@ -143,51 +144,57 @@ class FamilialPreTrainedModel(PreTrainedModel):
         by_segment: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save as in the host; the package replaces an older checkpoint when the new one is whole.
+        """Save the family. All arguments of Transformers work, and one more.
+
+        With the package `hf_familial`, an older checkpoint in the folder stays usable until the new
+        one is complete.
 
         Args:
-            by_segment (`bool`, *optional*): Whether each segment and its exit go into files of
-                their own, so that a shallow member needs only the first ones; needs the package.
-                Defaults to doing so from 100 MB of weights on. Adapters, variants, distributed
-                checkpoints and quantised models are never split.
+            by_segment (`bool`, *optional*): Whether to write each segment into files of its own, so
+                that a shallow member loads without the others. Defaults to `True` from 100 MB of
+                weights on. Needs the package. Adapters, variants, distributed checkpoints and
+                quantised models are never split.
         """
         save = super().save_pretrained
         extension().save(save, self, save_directory, *args, by_segment=by_segment, **kwargs)
 
     def freeze_weights(self, frozen: bool = True) -> None:
-        """Promise that weights stay until `freeze_weights(False)` or `train()`; eval mode only."""
+        """Declare that the weights will not change. Relays and hand-offs then skip checks of them.
+
+        `freeze_weights(False)` and `train()` end this. It does not affect `requires_grad`.
+        """
         if frozen and self.training:
-            raise ValueError("`freeze_weights` needs a model that is not training: call `eval()`.")
+            raise ValueError("`freeze_weights` needs evaluation mode. Call `model.eval()` first.")
         self.base_model.frozen = frozen
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Say no: the host distrusts buffers of custom code, and ours are the host's."""
+        """Return `False`, because all modules and buffers are those of Transformers."""
         return False
 
 
 class FamilialModel(FamilialPreTrainedModel):
-    """A host's decoder with early exits, without heads; raises if it cannot be cut at a depth."""
+    """A backbone with early exits and without heads. `AutoModel` loads it."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^exit_heads\."]
 
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
-        config.check()  # it may have been changed since it was made
-        # the default dtype, not the sub-config's: heads and exits are made in it too
+        config.check()  # a field may have changed since the config was created
+        # pass the default dtype, not that of `text_config`, because heads and exits have it too
         self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.spec = find_backbone_spec(self.backbone)
         self.frozen = False
         if config.num_exit_layers and self.spec.host.whole:
-            reason = f"with private layers, for {self.spec.host.whole}; `num_exit_layers` must be "
+            reason = f"`num_exit_layers` must be 0, got {config.num_exit_layers}, because "
             kind = config.text_config.model_type
-            raise unsupported_backbone(kind, f"{reason}0, got {config.num_exit_layers}")
+            raise unsupported_backbone(kind, reason + self.spec.host.whole)
         self.exits = self.build_exits(keep=False)
         self.gradient_checkpointing = False
         self.post_init()
 
     def build_exits(self, keep: bool) -> nn.ModuleList:
-        """Build every early exit of copies that keep the backbone's values or are drawn anew."""
+        """Build the early exits. With `keep=False`, `post_init` draws new weights for them."""
         config, decoder = self.config, self.decoder
         exits = nn.ModuleList()
         for depth in config.exits[:-1]:
@@ -200,13 +207,13 @@ class FamilialModel(FamilialPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self and self.config.num_exit_layers:
-            # some hosts initialise layers from the model that holds them: here, a view does
+            # some backbones initialise layers only as part of a model, and a view is such a model
             for exit_idx in range(len(self.exits)):
                 private = self.members.private_segment(exit_idx)
                 self.backbone._init_weights(self.decoder.view(private))
 
     def train(self, mode: bool = True) -> "FamilialModel":
-        """Set the mode as in the host; training ends the promise of `freeze_weights`."""
+        """Set the mode, as in torch. Training ends `freeze_weights`."""
         self.frozen = self.frozen and not mode
         return super().train(mode)
 
@@ -232,7 +239,7 @@ class FamilialModel(FamilialPreTrainedModel):
         output_exits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialModelOutput:
-        r"""Run up to one exit, or to all; arguments as in [`FamilialForCausalLM.forward`]."""
+        r"""Run to one exit. The arguments are those of [`FamilialForCausalLM.forward`]."""
         exit_idx = self.config.resolve_exit(exit_idx)
         reached = range(self.config.num_exits) if output_exits else (exit_idx,)
         past_key_values, use_cache = self._cache_for(reached, past_key_values, use_cache)
@@ -245,7 +252,7 @@ class FamilialModel(FamilialPreTrainedModel):
             **kwargs,
         }
         if past_key_values is not None and is_recurrent(past_key_values):
-            # these hosts mask the padding of a prompt only, never of the tokens after it
+            # these backbones mask padding in the prompt only
             states = past_key_values.layers[0].has_previous_state
             inputs["attention_mask"] = None if any(states.values()) else attention_mask
         entry = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
@@ -269,14 +276,14 @@ class FamilialModel(FamilialPreTrainedModel):
             if cache is not None:
                 raise ValueError(
                     f"`{self.backbone.config.model_type}` cannot use `past_key_values`, got a "
-                    f"{type(cache).__name__}: call it with `use_cache=False`."
+                    f"{type(cache).__name__}. Pass `use_cache=False`."
                 )
             return None, False
         if use_cache and cache is None:
             cache = DynamicCache(config=self.backbone.config)
         if cache is not None and not isinstance(getattr(cache, "layers", None), list):
             raise ValueError(
-                "`past_key_values` must be a `DynamicCache` or a `StaticCache` of transformers, "
+                "`past_key_values` must be a `DynamicCache` or a `StaticCache` of Transformers, "
                 f"got a {type(cache).__name__}."
             )
         if cache is not None:
@@ -287,7 +294,7 @@ class FamilialModel(FamilialPreTrainedModel):
         """Run the layers below an exit, its private layers and its norm in one pass."""
         cache = inputs["past_key_values"]
         deepest = exit_idx == self.config.num_exits - 1
-        # a cache with private slots is shown without them, even to the whole backbone
+        # the whole backbone must not see the slots of private layers in a cache
         if deepest and (cache is None or len(cache.layers) <= self.config.num_hidden_layers):
             return self.decoder.run_whole(**inputs)
         segment = self.members.member_segment(exit_idx)
@@ -322,7 +329,7 @@ class FamilialModel(FamilialPreTrainedModel):
     def _read_tap(
         self, exit_idx: int, tap: torch.Tensor, inputs: dict[str, Any], whole: Any
     ) -> torch.Tensor:
-        """Return the normed state of an early exit from its tap, both `(batch, seq, hidden)`."""
+        """Compute the normed states of an early exit from its tap, both `(batch, seq, hidden)`."""
         if not self.config.num_exit_layers:
             return self.members.norm(exit_idx)(tap)
         segment = self.members.private_segment(exit_idx)
@@ -330,17 +337,17 @@ class FamilialModel(FamilialPreTrainedModel):
         self.decoder.hook_private(segment, inputs)
         outputs = self.decoder.run(segment, **inputs)
         name = "router_logits"
-        if inputs["output_router_logits"]:  # private routers are balanced with the backbone's
+        if inputs["output_router_logits"]:  # the balance loss covers private routers too
             whole[name] = (*(whole.get(name) or ()), *(outputs.get(name) or ()))
         return outputs.last_hidden_state
 
     def _positions(self, entry: dict[str, Any], inputs: dict[str, Any]) -> torch.Tensor | None:
-        """Return position ids for private layers, which cannot count the cache's tokens."""
+        """Return position ids for private layers, which cannot infer them from the cache."""
         if inputs["position_ids"] is not None or not self.config.num_exit_layers:
             return inputs["position_ids"]
         shape_of = entry["inputs_embeds"] if entry["input_ids"] is None else entry["input_ids"]
         if shape_of is None:
-            return None  # the host says what is missing
+            return None  # the backbone raises its own error
         cache = inputs["past_key_values"]
         past = 0 if cache is None or is_recurrent(cache) else cache.get_seq_length()
         return (torch.arange(shape_of.shape[1], device=shape_of.device) + past).unsqueeze(0)
@@ -351,7 +358,7 @@ class FamilialModel(FamilialPreTrainedModel):
 
     @property
     def decoder(self) -> HostDecoder:
-        """[`HostDecoder`]: The backbone, and where it keeps its parts."""
+        """[`HostDecoder`]: The backbone, and the places of its layers and its norm."""
         return HostDecoder(self.backbone, self.spec)
 
     @property
@@ -360,5 +367,5 @@ class FamilialModel(FamilialPreTrainedModel):
         return Members(self.config, self.decoder, self.exits)
 
     def member_view(self, exit_idx: int) -> PreTrainedModel:
-        """Return a view of a member, of the host's class; raise `IndexError` if there is none."""
+        """Return one member as a view, a backbone with fewer layers that shares the weights."""
         return self.decoder.view(self.members.member_segment(self.config.resolve_exit(exit_idx)))

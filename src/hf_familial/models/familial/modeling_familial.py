@@ -1,9 +1,9 @@
-"""A family of causal language models: one decoder of transformers with G exits."""
+"""The family with heads: training loss, `generate` at any exit, and relay."""
 
 from .configuration_familial import Accelerator, FamilialConfig, check_transformers, extension
 
 
-check_transformers()  # before the imports that an older one lacks
+check_transformers()  # before imports that fail with an older version
 
 import os
 from collections.abc import Iterator, Sequence
@@ -30,12 +30,16 @@ from .relay_policies import FixedExit, RelayPolicy, SpeculativeRelay
 
 @dataclass
 class FamilialCausalLMOutput(MoeCausalLMOutputWithPast):
-    """Output of [`FamilialForCausalLM`]: the host's own fields, and those of every exit.
+    """The output of [`FamilialForCausalLM`]. It extends Transformers' output of a causal LM.
 
-    `loss` is the weighted sum of `exit_losses`, in nats per token, plus the weighted `aux_loss` of
-    a mixture of experts whose router logits are asked for. `exit_losses` are of shape `(G,)`, or
-    `(1,)` when `exit_idx` chose one, without a graph. With `output_exits=True`, `exit_logits` are G
-    tensors of shape `(batch, seq, vocab)`, shallowest first.
+    Attributes:
+        loss (`torch.Tensor`): Weighted sum of the exit losses in nats per token, if `labels` were
+            passed. With `output_router_logits=True`, a mixture of experts adds its `aux_loss`.
+        logits (`torch.Tensor` of shape `(batch, seq, vocab)`): Logits of the exit that ran.
+        exit_losses (`torch.Tensor` of shape `(G,)`): Cross entropy of each exit in nats per token,
+            without gradients. The shape is `(1,)` if `exit_idx` was passed.
+        exit_logits (`tuple[torch.Tensor, ...]`): Logits of all exits, shallowest first. Only with
+            `output_exits=True`.
     """
 
     exit_losses: torch.Tensor | None = None
@@ -43,17 +47,24 @@ class FamilialCausalLMOutput(MoeCausalLMOutputWithPast):
 
 
 class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
-    """A family of causal language models on one backbone, both as a [`FamilialConfig`] says.
+    """A causal LM with several exits. Every exit is a language model of its own, called a member.
 
-    Raises:
-        ValueError: If the backbone cannot be cut at a depth, or has no causal language model.
+    `generate` works as in Transformers. With `exit_idx=k` it runs only the layers of member k. For
+    LoRA, pass `target_modules=hf_familial.training.lora_targets(model)` to `LoraConfig`. The exits
+    stay frozen unless you also pass `modules_to_save=model.exit_module_names()`.
+
+    Args:
+        config ([`FamilialConfig`]): Describes the backbone and the exits. The weights are random.
+            Call `from_backbone` to start from a pretrained model.
 
     Example:
-        >>> config = FamilialConfig(text_config={"model_type": "llama", "num_hidden_layers": 4})
-        >>> FamilialForCausalLM(config)(input_ids, exit_idx=0).logits  # runs one layer of four
+        >>> from hf_familial.toy import toy_family
+        >>> model, tokenizer = toy_family(exits=[1, 2, 4])
+        >>> inputs = tokenizer("import os", return_tensors="pt")
+        >>> model.generate(**inputs, exit_idx=0, max_new_tokens=20)  # runs 1 of the 4 layers
     """
 
-    # by which names code that was loaded with a checkpoint finds the relay policies
+    # code that was loaded with a checkpoint finds its own relay policies here
     policies: ClassVar[dict[str, Any]] = {"fixed": FixedExit, "speculative": SpeculativeRelay}
     _accelerator: Accelerator | None = None
     _tied_weights_keys = {"lm_head.weight": "model.backbone.embed_tokens.weight"}
@@ -89,21 +100,23 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         default_exit: int = -1,
         **kwargs: Any,
     ) -> "FamilialForCausalLM":
-        r"""Turn a pretrained decoder into a family.
+        r"""Turn a pretrained model into a family.
 
-        The deepest exit is the decoder itself, bit for bit and in its mode. Early exits start from
-        copies of the final norm, of the head, and, for private layers, of the layers that follow.
+        The deepest exit computes exactly what the pretrained model computes. Early exits start with
+        copies of its final norm and head, so their text is poor until you train them.
 
         Args:
-            backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, folder, or a
-                causal LM in memory, whose modules and config the family then shares.
-            num_exits (`int`, *optional*): Instead of `exits`: G exits, evenly spaced.
-            exits, num_exit_layers, exit_norm, exit_head, default_exit: See [`FamilialConfig`].
-            **kwargs: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `revision`, ...).
+            backbone (`str`, `os.PathLike` or `PreTrainedModel`): Name on the Hub, a folder, or a
+                loaded causal LM. A loaded model shares its weights and its config with the family.
+            exits (`list[int]`, *optional*): Depths of the exits, the last one being the full depth.
+            num_exits (`int`, *optional*): Number of evenly spaced exits. Use it instead of `exits`.
+            num_exit_layers, exit_norm, exit_head, default_exit: See [`FamilialConfig`]. Private
+                layers start as copies of the backbone layers above the exit.
+            **kwargs: Arguments for `AutoModelForCausalLM.from_pretrained`, such as `dtype`.
 
         Raises:
-            ImportError: If the package is not installed.
-            ValueError: If the exits are wrong or the decoder cannot be cut at a depth.
+            ImportError: If the package `hf_familial` is not installed.
+            ValueError: If `exits` do not fit, or layers of this model type cannot run in parts.
 
         Example:
             >>> model = FamilialForCausalLM.from_backbone("Qwen/Qwen3-0.6B", exits=[8, 16, 28])
@@ -114,7 +127,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         return extension().warm_start(cls, backbone, kwargs, **fields)
 
     def build_exit_heads(self, keep: bool) -> nn.ModuleList:
-        """Build copies of `lm_head` for early exits that have their own; as in `build_exits`."""
+        """Build the early exits' own heads, if any. `keep` is as in `build_exits`."""
         count = self.config.num_exits - 1 if self.config.exit_head == "own" else 0
         return nn.ModuleList(copy_module(self.lm_head, keep) for _ in range(count))
 
@@ -124,7 +137,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """Resize the embedding and every head; arguments as in the host."""
+        """Resize the embedding and every head. The arguments are those of Transformers."""
         embedding = super().resize_token_embeddings(
             new_num_tokens, pad_to_multiple_of, mean_resizing
         )
@@ -132,14 +145,14 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         head: Any
         for head in self.exit_heads:
             resized = self._get_resized_lm_head(head, size, mean_resizing=mean_resizing)
-            # the module stays, with its hooks, and what was frozen stays frozen
+            # keep the module with its hooks, and keep frozen parameters frozen
             for name, parameter in resized.named_parameters():
                 setattr(head, name, parameter.requires_grad_(getattr(head, name).requires_grad))
             head.out_features = resized.out_features
         return embedding
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Any:
-        """Dequantise as in the host; the backbone's config says so too."""
+        """Dequantise the weights, as in Transformers. Update the backbone's config too."""
         model = super().dequantize(dtype)
         vars(self.config.text_config).pop("quantization_config", None)
         return model
@@ -162,28 +175,33 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         distillation: Distillation | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialCausalLMOutput:
-        r"""Logits of one exit; with `labels`, the loss of all of them.
+        r"""Return the logits of one exit. With `labels`, also return the loss of all exits.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds: As the host
-                takes them. The cache is updated up to the exit.
-            use_cache, logits_to_keep: As the host takes them.
-            labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Targets, -100 where
-                there is none; shifted here unless `shift_labels` is given too.
-            exit_idx (`int`, *optional*): Exit to stop at, with `labels` the only one that has a
-                loss. Defaults to `config.default_exit`, with `labels` to the loss of all exits.
-            output_exits (`bool`, *optional*, defaults to `False`): Return the logits (of
-                [`FamilialModel`], the hidden states) of all exits.
-            skip_logits (`bool`, *optional*, defaults to `False`): Return no logits, to save memory.
-            exit_weights (`Sequence[float]` of length G, *optional*): Weight of each exit's loss;
-                defaults to 1/G each.
-            distillation ([`Distillation`], *optional*): What the deepest exit teaches the others.
-            **kwargs: Passed to the backbone and to the loss: `num_items_in_batch`, `shift_labels`.
+            input_ids, attention_mask, position_ids, inputs_embeds, use_cache, logits_to_keep: As
+                in every causal LM of Transformers.
+            past_key_values (`Cache`, *optional*): KV cache. Use a cache of its own for each exit.
+            labels (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Target tokens, -100 to
+                ignore a position. The loss shifts them, so usually `labels=input_ids`.
+            exit_idx (`int`, *optional*): Exit to run to. Defaults to `config.default_exit`. With
+                `labels`, only this exit has a loss. Without `exit_idx`, all exits have one.
+            output_exits (`bool`, *optional*, defaults to `False`): Whether to return the logits
+                (in [`FamilialModel`], the normed hidden states) of all exits.
+            skip_logits (`bool`, *optional*, defaults to `False`): Whether to return `logits=None`,
+                which saves memory in training.
+            exit_weights (`Sequence[float]` of length G, *optional*): Weight of each exit's loss.
+                Defaults to 1/G each.
+            distillation ([`Distillation`], *optional*): Adds self-distillation to the loss.
+            **kwargs: Arguments for the backbone, and `num_items_in_batch` and `shift_labels`.
 
         Raises:
-            IndexError: If there is no exit `exit_idx`.
-            ValueError: If `past_key_values` was filled to different depths, or `labels` have
-                another shape than the positions.
+            IndexError: If the family has no exit `exit_idx`.
+            ValueError: If a shallower exit ran on `past_key_values`, or `labels` have a wrong
+                shape.
+
+        Example:
+            >>> output = model(**inputs, labels=inputs["input_ids"])
+            >>> output.exit_losses  # shape (G,), in nats per token
         """
         every_exit = output_exits or (labels is not None and exit_idx is None)
         chosen = self.config.resolve_exit(exit_idx)
@@ -215,7 +233,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         routers, text_config = outputs.router_logits, self.config.text_config
         aux_loss, weight = balance_loss(text_config, routers, attention_mask)
         if aux_loss is not None and labels is not None:
-            # a mean over accumulated batches, as the cross entropy is
+            # average over accumulated batches, like the cross entropy
             share = weight * target_share(labels, **kwargs)
             loss = loss + share.to(loss.device) * aux_loss.to(loss.device)
         return FamilialCausalLMOutput(
@@ -232,27 +250,31 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
     @property
     def accelerator(self) -> Accelerator:
-        """[`Accelerator`]: Makes relays of this model faster; built when first asked for."""
+        """[`Accelerator`]: The parts that make relays of this model faster, built on first use."""
         if self._accelerator is None:
             self._accelerator = extension().accelerator(self)
         return self._accelerator
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the accelerator out of copies and pickles: it belongs to these modules."""
+        """Return the state for copies and pickles, which need an accelerator of their own."""
         return self.__dict__ | {"_accelerator": None}
 
     def head(self, exit_idx: int) -> nn.Module:
-        """Return the output head of an exit: its own, or the shared `lm_head`."""
+        """Return the head of an exit, which is the shared `lm_head` or its own."""
         exit_idx = self.config.resolve_exit(exit_idx)
         return self.exit_heads[exit_idx] if exit_idx < len(self.exit_heads) else self.lm_head
 
     def member_parameters(self, exit_idx: int) -> Iterator[nn.Parameter]:
-        """Yield the parameters that one member needs, its head's too, each once."""
+        """Iterate over the parameters of one member, head included. Each comes once."""
         parts = (self.model.member_view(exit_idx), self.head(exit_idx))
         return iter({p: None for part in parts for p in part.parameters()})
 
     def exit_module_names(self) -> list[str]:
-        """Return the names of the modules that only early exits have, for peft's options."""
+        """Return the names of the modules of early exits, as `modules_to_save` of peft needs them.
+
+        Example:
+            >>> LoraConfig(target_modules=["q_proj"], modules_to_save=model.exit_module_names())
+        """
         names = []
         early: Any
         for k, early in enumerate(self.model.exits):
@@ -267,27 +289,33 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         streamer: Any = None,
         **kwargs: Any,
     ) -> RelayOutput | torch.Tensor:
-        r"""Generate by relay: a shallow exit starts, deeper layers take over where they must.
+        r"""Generate text by relay: a shallow exit starts, and deeper layers continue.
 
-        A deeper exit reads what it would read had it run from the start; nothing is computed twice.
+        By default a shallow exit drafts tokens, and the deeper layers verify them. Greedy text is
+        then the same as that of `generate`, and is ready sooner if the drafts are often right.
 
         Args:
-            inputs (`torch.LongTensor` of shape `(batch, seq)`, *optional*): The prompt, padded on
-                the left; or `input_ids` among `kwargs`.
-            relay, streamer: As for [`relay_decode`].
-            **kwargs: As for `generate`.
+            inputs (`torch.LongTensor` of shape `(batch, seq)`, *optional*): Token ids of the
+                prompt. Pad on the left. You can also pass them as `input_ids=...`.
+            relay ([`RelayPolicy`], *optional*): Decides when deeper layers run. Defaults to
+                [`SpeculativeRelay`], in which exit 0 drafts.
+            streamer (`BaseStreamer`, *optional*): Receives each token as soon as it is final.
+            **kwargs: Arguments of `generate` (such as `max_new_tokens`) and of [`relay_decode`].
 
         Returns:
-            [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: As of `generate`.
+            [`RelayOutput`] or `torch.LongTensor` of shape `(batch, seq + new)`: The token ids, or
+            with `return_dict_in_generate=True` a [`RelayOutput`] that contains them.
 
         Raises:
-            ValueError: If the host, the cache or the way of decoding cannot be relayed.
-            IndexError: If the relay asks for an exit that is not there.
+            ValueError: If the model type, the cache or an argument of `generate` does not work in
+                a relay. The message suggests an alternative.
+            IndexError: If `relay` names an exit that the family does not have.
 
         Example:
-            >>> model.relay_generate(**inputs, relay=hff.SpeculativeRelay(draft_exit=0))
+            >>> relay = SpeculativeRelay(draft_exit=0)
+            >>> model.relay_generate(**inputs, relay=relay, max_new_tokens=20)
         """
-        # before `generate` turns to its continuous batching
+        # check before `generate`, which would switch to continuous batching
         check_arguments({"cache_implementation": kwargs.get("cache_implementation")})
         return self.generate(
             inputs, custom_generate=relay_decode, relay=relay, streamer=streamer, **kwargs
@@ -295,7 +323,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
     @torch.no_grad()
     def prepare_drafts(self) -> None:
-        """Do now, before a server listens, what the first `relay_generate` would do once."""
+        """Build the fused passes now, so that the first `relay_generate` is as fast as others."""
         if self.training:
-            raise ValueError("`prepare_drafts` needs a model that is not training: call `eval()`.")
+            raise ValueError("`prepare_drafts` needs evaluation mode. Call `model.eval()` first.")
         RelayCache(self, range(self.config.num_exits), fused_weights=None)

@@ -1,4 +1,4 @@
-"""Keys, values and pending hidden states of a relay."""
+"""The KV cache of a relay, and the hidden states of its pending positions."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers.cache_utils import (
-    CacheLayerMixin,
-    DummyLayer,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer as SlidingLayer
+from transformers.cache_utils import LinearAttentionCacheLayerMixin as RecurrentLayer
 
 from .backbones import LogitTransform
 from .segments import SegmentRunner, cache_lengths
 
 
 class RelayCache:
-    """The state of a relay over some exits of a family.
+    """The KV cache of a relay, with the hidden states of pending positions.
 
-    Segments run from the hidden states at an exit (the taps) of the segment before. Positions not
-    wanted deeper yet are pending: their taps are kept, and a later pass runs all of them at once.
+    A position is pending at an exit if the layers above that exit have not run on it yet. The cache
+    stores its hidden state at the exit (the tap). One later pass runs all pending positions.
 
     Args:
-        exits (`Sequence[int]`): Indices of the exits of `model` to be read, in any order.
-        cache ([`DynamicCache`], *optional*): To go on from: filled to the full depth, or empty.
-        rollback (`bool`, *optional*, defaults to `False`): Whether `crop` will be called.
-        fused_weights (`bool`, *optional*, defaults to `False`): Whether to run the package's fused
-            passes where there are some; `None` leaves it to the package.
-        max_pending (`int`, *optional*, defaults to 256): Pending positions, beyond those of the
-            first call of `feed`, at which all of them run to the deepest of the exits.
+        model ([`FamilialForCausalLM`]): The family.
+        exits (`Sequence[int]`): Indices of the exits in use, in any order.
+        cache ([`DynamicCache`], *optional*): Past tokens, which must have run through all layers.
+        rollback (`bool`, *optional*, defaults to `False`): Whether you will call `crop`.
+        fused_weights (`bool`, *optional*, defaults to `False`): Whether to use the package's fused
+            passes. With `None` the package decides.
+        max_pending (`int`, *optional*, defaults to 256): Number of pending positions, besides those
+            of the prompt, above which `feed` runs all of them to the deepest exit.
 
     Attributes:
-        exits (`tuple[int, ...]`): Shallowest first.
-        cache ([`DynamicCache`]): The family's cache; of different lengths per layer.
-        ran, reads (`list[int]`): Positions that each exit's segment has run, and its head has read.
-        first, prompt_end (`int`): Positions at the start, and after the first call of `feed`.
+        exits (`tuple[int, ...]`): Indices of the exits, shallowest first.
+        cache ([`DynamicCache`]): Keys and values. Its layers can have different lengths.
+        ran (`list[int]`): For each exit, the number of positions that ran through its segment.
+        reads (`list[int]`): For each exit, the number of positions whose logits were computed.
+        first, prompt_end (`int`): Number of positions at the start, and after the first `feed`.
+
+    Example:
+        >>> cache = RelayCache(model, exits=[0, -1])
+        >>> cache.feed(inputs["input_ids"])  # runs the layers up to exit 0
+        >>> cache.catch_up(-1)  # runs the pending positions to the deepest exit
+        >>> cache.logits(-1)  # shape (batch, 1, vocab)
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class RelayCache:
         self.exits = tuple(sorted({config.resolve_exit(k) for k in exits}))
         check_relay(model)
         self.cache = self._prepared(cache)
-        # the accelerator may replace these and give passes, by first and last of their segments
+        # the accelerator may replace these, and add passes by (first, last) index of segments
         self.norms = [members.norm(k) for k in self.exits]
         self.heads = [model.head(k) for k in self.exits]
         self.passes: dict[tuple[int, int], Any] = {}
@@ -76,7 +79,8 @@ class RelayCache:
         self._transform = LogitTransform.of(config.text_config)
         if fused_weights is not False:
             self.accelerator.prepare(self, fused_weights)
-        self.first = self._seen = past_positions(self.cache)  # or those of the prompt, which follow
+        # without a past, the first `feed` sets `_seen` to the length of the prompt
+        self.first = self._seen = past_positions(self.cache)
         count = len(self.exits)
         self._done, self._read = [self.first] * count, [self.first] * count
         self._taps: list[Any] = [None] * count
@@ -94,36 +98,35 @@ class RelayCache:
         early = self.exits[0] < config.num_exits - 1
         if past_positions(cache) and config.num_exit_layers and early:
             raise ValueError(
-                "a relay cannot go on from `past_key_values` when exits have private layers: their "
-                "keys and values of the past are not in it. Give it the whole text instead."
+                "`past_key_values` lacks the past keys and values of private layers, so a relay "
+                "cannot continue from it. Pass the whole text without `past_key_values` instead."
             )
         inner.members.grow(cache, self.exits)
-        recurrent = (isinstance(la, LinearAttentionCacheLayerMixin) for la in cache.layers)
+        recurrent = (isinstance(la, RecurrentLayer) for la in cache.layers)
         if self.rollback and any(recurrent):
             raise ValueError(
-                f"`{config.text_config.model_type}` has recurrent layers, whose state cannot be "
-                "taken back: drafts that may be rejected cannot run on it. Use a relay that never "
-                "takes a token back, such as `ConfidenceRelay`."
+                f"`{config.text_config.model_type}` has recurrent layers, whose state cannot drop "
+                "rejected drafts. Use a relay without drafts, such as `ConfidenceRelay`."
             )
         return self.accelerator.cache(cache)
 
     @property
     def length(self) -> int:
-        """`int`: Positions seen."""
+        """`int`: Number of positions that `feed` received and `crop` did not remove."""
         return self._done[0]
 
     @property
     def lengths(self) -> dict[int, int]:
-        """`dict[int, int]`: Positions that each exit's depth has seen, by index of the exit."""
+        """`dict[int, int]`: For each exit index, the number of positions that ran to its depth."""
         return dict(zip(self.exits, self._done, strict=True))
 
     def pending(self, exit_idx: int) -> int:
-        """Return how many positions have not reached an exit's depth yet."""
+        """Return the number of positions that have not run to an exit's depth yet."""
         return self.length - self._done[self._at(exit_idx)]
 
     def _at(self, exit_idx: int) -> int:
         if exit_idx not in self._index:
-            raise IndexError(f"exit {exit_idx} is none of this relay's exits {self.exits}.")
+            raise IndexError(f"`exit_idx` must be one of {self.exits}, got {exit_idx}.")
         return self._index[exit_idx]
 
     def feed(
@@ -134,15 +137,15 @@ class RelayCache:
         attention_mask: torch.Tensor | None = None,
         whole: bool = False,
     ) -> None:
-        """Run new positions through the first segment, or through all of them.
+        """Run new positions to the shallowest exit, or to the deepest one.
 
         Args:
-            input_ids, inputs_embeds, position_ids: Of shape `(batch, seq, ...)`, as the host takes
-                them; positions count on by default.
-            attention_mask (`torch.Tensor` of shape `(batch, seq)`, or `(batch, past + seq)` at the
-                first call, *optional*): 0 for padding; by default there is none.
-            whole (`bool`, *optional*, defaults to `False`): Run to the deepest of the exits, in one
-                pass where nothing is pending. The exits before it cannot be read then.
+            input_ids, inputs_embeds, position_ids: As in `forward`, for the new positions. By
+                default, positions continue the count.
+            attention_mask (`torch.Tensor` of shape `(batch, seq)`, *optional*): 0 for padding.
+                Defaults to no padding. The first call also accepts `(batch, past + seq)`.
+            whole (`bool`, *optional*, defaults to `False`): Whether to run to the deepest exit. If
+                nothing is pending, that is one pass, and `logits` works for that exit only.
         """
         given: Any = input_ids if input_ids is not None else inputs_embeds
         new = self._extend(given, position_ids, attention_mask)
@@ -154,28 +157,28 @@ class RelayCache:
             self.catch_up(self.exits[-1])
 
     def catch_up(self, exit_idx: int) -> None:
-        """Run every pending position to the depth of one of `exits`, segment by segment."""
+        """Run all pending positions to the depth of an exit, segment by segment."""
         for i in range(1, self._at(exit_idx) + 1):
             new = self._done[i - 1] - self._done[i]
             if new:
                 self._run(i, i, new, inputs_embeds=self._taps[i - 1][:, -new:])
 
     def taps(self, exit_idx: int, last: int) -> torch.Tensor:
-        """Return the taps, `(batch, last, hidden)`, of the last positions that reached an exit."""
+        """Return the taps of the last positions at an exit, shape `(batch, last, hidden)`."""
         return self._taps[self._at(exit_idx)][:, -last:]
 
     def logits(self, exit_idx: int, last: int = 1) -> torch.Tensor:
-        """Return an exit's logits, `(batch, last, vocab)`, at positions that its last pass ran."""
+        """Return an exit's logits `(batch, last, vocab)` at the last positions that it has run."""
         return self.read(exit_idx, self.states(exit_idx, last))
 
     def read(self, exit_idx: int, states: torch.Tensor) -> torch.Tensor:
-        """Return the logits that an exit's head reads from normed states `(..., seq, hidden)`."""
+        """Return the logits of an exit's head for normed states `(..., seq, hidden)`."""
         i = self._at(exit_idx)
         self.reads[i] += states.shape[-2]
         return self._transform.read(states, self.heads[i])
 
     def states(self, exit_idx: int, last: int) -> torch.Tensor:
-        """Return states after an exit's private layers and norm, shape `(batch, last, hidden)`."""
+        """Return the normed states of an exit, private layers included, `(batch, last, hidden)`."""
         i = self._at(exit_idx)
         taps, branch = self._taps[i], self._branches[i]
         if branch is None:
@@ -188,7 +191,7 @@ class RelayCache:
         return self._states[i][:, -last:]
 
     def crop(self, count: int) -> None:
-        """Forget the last `count` positions everywhere, however deep they got."""
+        """Remove the last `count` positions from all layers. Needs `rollback=True`."""
         length = self.length - count
         for i, branch in enumerate(self._branches):
             crop(self.runner(i, i).layers, self._done[i] - length)
@@ -201,31 +204,28 @@ class RelayCache:
         self.columns.crop(count)
 
     def commit(self, last: bool = False) -> None:
-        """Free what is kept only to crop positions seen so far; the `last` time, for good."""
+        """Free states that only `crop` needs. With `last=True`, also stop recording them."""
         for layer in self.cache.layers:
-            windowed = isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized
+            windowed = isinstance(layer, SlidingLayer) and layer.is_initialized
             if windowed and layer.record_past and layer.get_seq_length() >= layer.sliding_window:
                 layer.crop(0)
             if last and self.rollback and hasattr(layer, "record_past"):
                 layer.record_past = False
 
     def to_plain(self) -> DynamicCache:
-        """Return an ordinary cache of the backbone's layers; raise if some of them never ran."""
+        """Run all pending positions. Return an ordinary `DynamicCache` that `generate` accepts."""
         config = self.model.config
         if self.exits[-1] != config.num_exits - 1:
-            raise ValueError(
-                f"this relay ends at exit {self.exits[-1]}: the layers above have not run."
-            )
+            raise ValueError(f"`to_plain` needs the family's deepest exit, got exits {self.exits}.")
         self.catch_up(-1)
         self.commit(last=True)
         del self.cache.layers[config.num_hidden_layers :]
-        past_positions(self.cache)  # of one length, or taps came from elsewhere
+        past_positions(self.cache)  # raises if taps from elsewhere left layers of unequal length
         return self.cache
 
     def _extend(
         self, given: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
     ) -> int:
-        """Add columns for what is given, of shape `(batch, new, ...)`; return how many."""
         new = given.shape[1]
         if self._seen:
             check_positions(self.model.config.text_config, self._seen, self.length + new)
@@ -254,7 +254,7 @@ class RelayCache:
             self.ran[i] += new
 
     def runner(self, first: int, last: int) -> SegmentRunner:
-        """Return the host's pass through consecutive segments, given their indices."""
+        """Return the pass through the segments `first` to `last`, by the backbone's own layers."""
         if (first, last) not in self._runners:
             members = self.model.model.members
             segment = members.segment(self.depths[first], self.depths[last + 1])
@@ -262,7 +262,7 @@ class RelayCache:
         return self._runners[first, last]
 
     def _keep(self, i: int, taps: torch.Tensor) -> None:
-        """Add new taps of an exit and drop those that every reader has had."""
+        """Add new taps of an exit and drop those that its branch and the next segment have read."""
         readers = self._done[i : i + 2]
         if self._branches[i] is not None:
             readers.append(self._read[i])
@@ -273,26 +273,25 @@ class RelayCache:
 
 
 def _without_last(tensor: torch.Tensor | None, count: int) -> torch.Tensor | None:
-    """Return a buffer without its last columns; all of it if `count` is below 1."""
     return tensor if tensor is None or count < 1 else tensor[:, : max(0, tensor.shape[1] - count)]
 
 
 class Columns:
-    """Position ids and mask of the columns seen, where they differ from counting and from ones."""
+    """The position ids and attention mask of all columns. Trivial ones are not stored."""
 
     def __init__(self, first: int) -> None:
         self.first = self._length = first
-        # (batch, seq), from column `first` on; `None` while all rows count on
+        # (batch, seq), from column `first` on, or `None` if they equal the column numbers
         self.position_ids: torch.Tensor | None = None
         self.attention_mask: torch.Tensor | None = None  # (batch, first + seq), 0 for padding
 
     def extend(
         self, given: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None
     ) -> None:
-        """Add columns that hold `given`, whose shape begins with `(batch, new)`."""
+        """Add columns for the input `given`, whose shape starts with `(batch, new)`."""
         (batch, new), length = given.shape[:2], self._length
         old: Any = self.position_ids
-        self._device = given.device  # of an offloaded model, the model's own says nothing
+        self._device = given.device  # an offloaded model does not report its real device
         if old is not None or positions is not None:
             counted = torch.arange(length, length + new, device=given.device).expand(batch, new)
             if positions is None:
@@ -312,13 +311,13 @@ class Columns:
         self._length += new
 
     def crop(self, count: int) -> None:
-        """Forget the last columns."""
+        """Remove the last columns."""
         self._length -= count
         self.position_ids = _without_last(self.position_ids, count)
         self.attention_mask = _without_last(self.attention_mask, count)
 
     def inputs(self, start: int, new: int) -> dict[str, Any]:
-        """Return positions and mask of a pass over `new` columns from `start` on."""
+        """Return position ids and mask for a pass over `new` columns from `start` on."""
         if self.position_ids is None:
             positions = torch.arange(start, start + new, device=self._device).unsqueeze(0)
         else:
@@ -330,12 +329,12 @@ class Columns:
 
 
 def crop(layers: Iterable[Any], excess: int) -> None:
-    """Take the last positions out of cache layers of one length; none if `excess` is below 1."""
+    """Remove the last `excess` positions from cache layers. Do nothing if `excess` is below 1."""
     for layer in layers:
         if excess <= 0 or not isinstance(layer, CacheLayerMixin) or not layer.is_initialized:
             continue
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            # its own crop also drops what a later, longer crop may need: `commit` does that
+        if isinstance(layer, SlidingLayer):
+            # avoid its own `crop`, which drops states that a later, longer crop may need
             DynamicLayer.crop(layer, -excess)
             layer.cumulative_length -= excess
         else:
@@ -343,43 +342,43 @@ def crop(layers: Iterable[Any], excess: int) -> None:
 
 
 def past_positions(cache: DynamicCache) -> int:
-    """Return the number of positions that every layer of a cache has seen; raise if they differ."""
+    """Return the number of tokens in every layer of a cache. Raise if layers differ."""
     lengths = cache_lengths(cache.layers)
     if len(lengths) > 1:
         raise ValueError(
-            "a relay can go on from `past_key_values` only if every layer holds the same number of "
-            f"tokens, got {sorted(lengths)}: use the cache of the deepest exit."
+            "`past_key_values` must have the same number of tokens in every layer, got "
+            f"{sorted(lengths)}. Use the cache of the deepest exit."
         )
     return lengths.pop() if lengths else 0
 
 
 def check_relay(model: Any) -> None:
-    """Raise for a host whose layers cannot go on from a tap."""
+    """Raise for a backbone whose layers cannot continue from a tap."""
     spec, name = model.model.spec, model.config.text_config.model_type
-    reason = spec.host.whole or ("" if spec.cache else "it has no cache of transformers' kinds")
+    reason = spec.host.whole or ("" if spec.cache else "it does not use a cache of Transformers")
     if reason:
         raise ValueError(
-            f"`{name}` cannot be relayed: {reason}. `generate(exit_idx=...)` runs one member of it."
+            f"`{name}` does not work with a relay: {reason}. Call `generate(exit_idx=...)` instead."
         )
 
 
 def check_cache(cache: Any) -> None:
-    """Raise for a cache whose layers cannot be of different lengths or lose positions again."""
+    """Raise unless every layer of a cache can have its own length and can be cropped."""
     plain, away = isinstance(cache, DynamicCache), getattr(cache, "offloading", False)
-    kinds = (DynamicLayer, LinearAttentionCacheLayerMixin, DummyLayer)
+    kinds = (DynamicLayer, RecurrentLayer, DummyLayer)
     odd = [] if not plain else [la for la in cache.layers if not isinstance(la, kinds)]
     if not plain or away or odd:
         name = type(odd[0] if odd else cache).__name__
         where = " that offloads its layers (`offloading=True`)" if away else ""
         raise ValueError(
-            f"a relay needs a `DynamicCache` in the device's memory, got {name}{where}: leave out "
-            "`cache_implementation`, or give `past_key_values=DynamicCache(config=...)`."
+            f"A relay needs a `DynamicCache` in the device's memory, got {name}{where}. Leave out "
+            "`cache_implementation`, or pass `past_key_values=DynamicCache(config=...)`."
         )
 
 
 def check_positions(config: Any, seen: int, ran: int) -> None:
-    """Raise if a text of `seen` positions runs to `ran`, past a change of the host's angles."""
-    # they depend on how far the same pass goes, and a relay groups positions in its own way
+    """Raise if a text of `seen` positions may grow to `ran`, past a change of position angles."""
+    # The angles depend on the longest position of a pass, and relay passes differ from `generate`.
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         name = str(kind.get("rope_type"))
@@ -387,7 +386,7 @@ def check_positions(config: Any, seen: int, ran: int) -> None:
             continue
         lengths = [config.max_position_embeddings]
         if name == "longrope":
-            # the angles change at the first; some hosts drop their cache at the second
+            # the angles change at the first length, and some backbones drop the cache at the second
             original = "original_max_position_embeddings"
             named = (kind.get(original), getattr(config, original, None))
             lengths = [length for length in named if length] or lengths
@@ -395,7 +394,7 @@ def check_positions(config: Any, seen: int, ran: int) -> None:
                 continue  # all positions have the angles of a long text
         if ran > min(lengths):
             raise ValueError(
-                f"`{config.model_type}` changes its `{name}` angles at {min(lengths)} tokens, "
-                f"which a relay cannot run past: the prompt has {seen} and the text may have "
-                f"{ran + 1}. Give a smaller `max_new_tokens`, or call `generate(exit_idx=...)`."
+                f"The prompt has {seen} tokens and the text may grow to {ran + 1}. In a relay it "
+                f"must not cross {min(lengths)}, where `{config.model_type}` changes its `{name}` "
+                "angles. Use a smaller `max_new_tokens`, or call `generate(exit_idx=...)`."
             )

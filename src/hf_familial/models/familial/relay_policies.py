@@ -1,4 +1,4 @@
-"""Relay policies: what is given as `relay=`, and builds the decoder that makes the tokens."""
+"""Relay policies, the values of `relay=`, and the decoders that they build."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from torch.nn import functional as F
 from .relay_cache import RelayCache
 
 
-# most drafts of the first round, where the length adapts
+# `draft_length="auto"` starts with this many drafts
 FIRST_LENGTH = 4
 
 
 @dataclass
 class NewTokens:
-    """The tokens that one step of a decoder yields, the same number in every row."""
+    """The tokens of one decoding step. Every row gets the same number."""
 
-    tokens: torch.Tensor  # (batch, count), at least one
-    sources: torch.Tensor  # the exit that each came from, (batch, count)
-    # of each token, (batch, vocab), if the text wants them
+    tokens: torch.Tensor  # (batch, count), count is 1 or more
+    sources: torch.Tensor  # exit that produced each token, (batch, count)
+    # for each token (batch, vocab), if `GeneratedText.wants_scores`
     scores: list[torch.Tensor] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
 
 
 class RelayDecoder:
-    """The decoder of one text (or batch of texts); this one writes the deepest exit's, by token."""
+    """The decoder of one text or batch. This base class writes the tokens of the deepest exit."""
 
-    rounds = drafted = accepted = 0  # counted as in `RelayStats`
+    rounds = drafted = accepted = 0  # see `RelayStats`
 
     def __init__(self, cache: RelayCache, text: Any) -> None:
         self.cache, self.text, self.exits = cache, text, cache.exits
 
     def step(self, **inputs: Any) -> NewTokens:
-        """Make the next tokens; `inputs`, for [`RelayCache.feed`], are those that have not run."""
+        """Generate the next tokens. `inputs` are arguments of [`RelayCache.feed`]."""
         self.cache.feed(**inputs, whole=True)
         logits = self.cache.logits(self.exits[-1])[:, -1].float()
         return self.one_token(logits, self.text.input_ids.new_full((len(logits),), self.exits[-1]))
 
     def one_token(self, logits: torch.Tensor, sources: torch.Tensor) -> NewTokens:
-        """Choose a token for every row from float32 logits `(batch, vocab)` of exits `(batch,)`."""
+        """Choose one token per row from float32 logits `(batch, vocab)` of exits `(batch,)`."""
         self.rounds += 1
         ids = self.text.input_ids
         scores = self.text.process(ids, logits)
@@ -52,57 +52,61 @@ class RelayDecoder:
         return NewTokens(tokens, sources[:, None], [scores], [logits])
 
     def finish(self) -> None:
-        """Do what is left to do at the end of the text."""
+        """Run after the last token. The base class does nothing."""
 
 
 class RelayPolicy:
-    """The interface of relay policies: which exits run, and which decoder makes the tokens.
+    """The interface of relay policies. A policy lists its exits and builds a decoder.
 
-    The base of policies that let tokens leave at early exits is [`EarlyExitRelay`] of the package.
+    To write a policy of your own, start from [`EarlyExitRelay`], which is easier.
     """
 
-    rolls_back = False  # whether the decoder takes positions out of the cache again
+    rolls_back = False  # whether the decoder crops the cache
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
-        """Return the exits to read, shallowest first, perhaps negative; the last one decides."""
+        """Return the indices of the exits, shallowest first. The last is the deepest that runs."""
         raise NotImplementedError
 
     def decoder(self, cache: RelayCache, text: Any) -> RelayDecoder:
-        """Build the decoder of one call, over a cache of this policy's exits."""
+        """Build the decoder of one `relay_generate` call. `cache` covers the exits above."""
         return RelayDecoder(cache, text)
 
 
 @dataclass(frozen=True)
 class FixedExit(RelayPolicy):
-    """Every token comes from one exit, `exit_idx`: plain decoding of that member."""
+    """The policy of plain decoding, in which exit `exit_idx` writes every token."""
 
     exit_idx: int = -1
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
-        """Return the one exit."""
+        """Return the index of the one exit."""
         return (self.exit_idx,)
 
 
 @dataclass(frozen=True)
 class SpeculativeRelay(RelayPolicy):
-    """Lossless self-speculation: a shallow exit drafts, the layers above it verify in one pass.
+    """The policy of self-speculation. A shallow exit drafts tokens, and deeper layers verify them.
 
-    Greedy text is that of the deepest exit (in float32; in half precision a pass over several
-    positions may round a tie otherwise), sampled text has its distribution. Without the package
-    `hf_familial` the shallowest of several exits drafts alone, and `draft_length="auto"` is 4 at
-    first, then 2 more after a round in which all drafts were accepted, else 1 less.
+    In float32, greedy text equals that of the deepest exit. In half precision, rounding can change
+    a token where two nearly tie. Sampled text has the distribution of the deepest exit. Without the
+    package, only the shallowest of several draft exits drafts. The automatic length then starts at
+    4, grows by 2 if all drafts of a round are accepted, and shrinks by 1 otherwise.
 
-    Attributes:
-        draft_exit (`int`, `Sequence[int]` or `"auto"`): Exit that drafts. Several make a chain, in
-            which each verifies the one before; `"auto"` finds the fastest.
-        draft_length (`int`, `"auto"`): Tokens drafted before a check. By default as many as pay,
-            from the acceptance and the cost seen so far, and none where none pay.
-        exit_idx (`int`): Exit whose text is wanted; the config's `default_exit` does not matter.
+    Args:
+        draft_exit (`int`, `Sequence[int]` or `"auto"`, *optional*, defaults to 0): Exit that
+            drafts. In a list, each exit verifies the drafts of the one before. `"auto"` measures
+            which exit is fastest.
+        draft_length (`int` or `"auto"`, *optional*, defaults to `"auto"`): Number of drafts in a
+            round. `"auto"` learns it from the drafts accepted and the time measured. It stops
+            drafting if plain decoding is faster.
+        exit_idx (`int`, *optional*, defaults to -1): Exit that verifies. `config.default_exit` has
+            no effect here.
 
-    Raises:
-        ValueError: If `draft_length` is neither `"auto"` nor 1 or more, or `draft_exit` is no exit.
+    Example:
+        >>> relay = SpeculativeRelay(draft_exit=0, draft_length=4)
+        >>> model.relay_generate(**inputs, relay=relay, max_new_tokens=20)
 
-    Reference: Leviathan et al., arXiv:2211.17192; Elhoushi et al., arXiv:2404.16710.
+    Reference: Leviathan et al., arXiv:2211.17192. Elhoushi et al., arXiv:2404.16710.
     """
 
     rolls_back = True
@@ -114,7 +118,7 @@ class SpeculativeRelay(RelayPolicy):
     def __post_init__(self) -> None:
         for name in ("draft_exit", "draft_length"):
             number = getattr(self, name)
-            if isinstance(number, Integral) and not isinstance(number, int):  # as numpy's are
+            if isinstance(number, Integral) and not isinstance(number, int):  # from numpy
                 object.__setattr__(self, name, index(number))
         length = self.draft_length
         whole = isinstance(length, int) and not isinstance(length, bool) and length >= 1
@@ -123,24 +127,24 @@ class SpeculativeRelay(RelayPolicy):
         named = isinstance(self.draft_exit, str) and self.draft_exit != "auto"
         if named or not isinstance(self.draft_exit, (int, Sequence)):
             raise ValueError(
-                f'`draft_exit` must be "auto", an exit or several, got {self.draft_exit!r}.'
+                f'`draft_exit` must be "auto", an index or a list, got {self.draft_exit!r}.'
             )
 
     def exits(self, num_exits: int) -> tuple[int, ...]:
-        """Return the exits that draft, then the one that decides."""
+        """Return the exits that draft, then the one that verifies."""
         last = self.exit_idx % num_exits if abs(self.exit_idx) <= num_exits else self.exit_idx
         if last == 0:
             raise ValueError(
-                f"exit {self.exit_idx} is the shallowest of {num_exits}, so none can draft for it: "
-                f"give `relay=FixedExit({self.exit_idx})`, or call `generate(exit_idx=...)`."
+                f"`exit_idx` must be deeper than the shallowest of {num_exits} exits, got "
+                f"{self.exit_idx}. Pass `relay=FixedExit({self.exit_idx})`, or call `generate`."
             )
         drafts: Any = range(last) if self.draft_exit == "auto" else self.draft_exit
         drafts = [drafts] if isinstance(drafts, int) else drafts
         chain = tuple(k % num_exits if -num_exits <= k < num_exits else k for k in (*drafts, last))
         if len(chain) < 2 or any(a >= b for a, b in zip(chain, chain[1:], strict=False)):
             raise ValueError(
-                f"`draft_exit` must be shallower than `exit_idx`, each deeper than the one before; "
-                f"got {self.draft_exit} and {self.exit_idx} in a family of {num_exits} exits."
+                "`draft_exit` must be shallower than `exit_idx`, and a list must increase, got "
+                f"{self.draft_exit} and {self.exit_idx} in a family of {num_exits} exits."
             )
         return chain
 
@@ -151,13 +155,13 @@ class SpeculativeRelay(RelayPolicy):
 
 @dataclass
 class DraftedTokens:
-    """A text with drafts at its end, which one exit proposes to the next."""
+    """A text that ends in drafts, which the next exit verifies."""
 
     ids: torch.Tensor  # the text and the drafts, (batch, start + count)
     start: int  # column of the first draft
-    scores: list[torch.Tensor]  # what each was drawn from, processed, (batch, vocab)
-    sources: torch.Tensor  # the exit that each came from, (batch, count)
-    ran: bool = True  # whether the last draft has run too, so that the check yields one more token
+    scores: list[torch.Tensor]  # processed scores of each draft, (batch, vocab)
+    sources: torch.Tensor  # exit that produced each draft, (batch, count)
+    ran: bool = True  # whether the last draft has run too, so that verifying adds one more token
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -166,19 +170,19 @@ class DraftedTokens:
 
 
 class SpeculativeDecoder(RelayDecoder):
-    """A decoder in rounds of drafts and a check; if it `adapts`, a subclass may take its place."""
+    """A decoder that drafts and verifies in rounds. The accelerator replaces it if it `adapts`."""
 
     def __init__(self, relay: SpeculativeRelay, cache: RelayCache, text: Any) -> None:
         super().__init__(cache, text)
         self.relay = relay
         self.fixed = relay.draft_length if isinstance(relay.draft_length, int) else None
         self.adapts = self.fixed is None or len(self.exits) > 2
-        # which of `exits` drafts, and the most tokens of the next round
+        # index in `exits` of the exit that drafts, and the largest number of drafts in a round
         self.draft_index, self.draft_length = 0, self.fixed or FIRST_LENGTH
 
     def step(self, **inputs: Any) -> NewTokens:
-        """Draft, verify, and return the tokens that stay."""
-        self.cache.commit()  # not before: the text may have ended among the last round's tokens
+        """Run one round of drafting and verifying. Return the accepted tokens."""
+        self.cache.commit()  # not earlier, because a text that ends within a round is cropped
         drafts = self.draft(self.text.input_ids, inputs, self.text.tokens_left)
         return self.verify(drafts, self.exits[-1], self.text.wants_scores)
 
@@ -188,20 +192,20 @@ class SpeculativeDecoder(RelayDecoder):
         self.cache.catch_up(self.exits[self.draft_index])
 
     def read_draft(self, ids: torch.Tensor) -> torch.Tensor:
-        """Read the exit that drafts; return processed scores of shape `(batch, vocab)`."""
+        """Return the processed scores of the exit that drafts, shape `(batch, vocab)`."""
         logits = self.cache.logits(self.exits[self.draft_index])[:, -1]
         return self.text.process(ids, logits.float())
 
     def goes_on(self, scores: torch.Tensor) -> bool:
-        """Return whether to draw one more draft from these processed scores."""
+        """Return whether to add a draft from these processed scores."""
         return True
 
     def run_check(self, exit_idx: int) -> None:
-        """Run what is pending to the exit that verifies."""
+        """Run the pending positions to the exit that verifies."""
         self.cache.catch_up(exit_idx)
 
     def learn(self, drafts: DraftedTokens, exit_idx: int, scores: torch.Tensor, right: int) -> None:
-        """Learn from processed scores `(batch, columns, vocab)` and drafts that all rows accept."""
+        """Update the counts and the draft length. `right` is the number of accepted drafts."""
         count = drafts.tokens.shape[1]
         self.rounds, self.drafted = self.rounds + 1, self.drafted + count
         self.accepted += right
@@ -209,9 +213,9 @@ class SpeculativeDecoder(RelayDecoder):
             self.draft_length = max(1, self.draft_length + (2 if right == count else -1))
 
     def draft(self, ids: torch.Tensor, inputs: dict[str, Any], tokens_left: int) -> DraftedTokens:
-        """Draw tokens after `ids`, the text so far; `inputs` are those that have not run."""
-        # Every token that is drawn is verified: whether to draw is decided before, as to drop a
-        # token after a look at it would change what is sampled.
+        """Draft tokens after the text `ids`. `inputs` are its tokens that have not run yet."""
+        # Decide whether to draft before the token is drawn. Dropping a token after looking at it
+        # would change the distribution of sampled text.
         start, most = ids.shape[1], min(self.draft_length, tokens_left - 1)
         scores: list[torch.Tensor] = []
         while True:
@@ -225,18 +229,18 @@ class SpeculativeDecoder(RelayDecoder):
         return DraftedTokens(ids, start, scores, sources)
 
     def verify(self, drafts: DraftedTokens, exit_idx: int, keep: bool) -> NewTokens:
-        """Run an exit over the drafts, keep those it accepts, and add one token of its own."""
+        """Run an exit over the drafts, keep those that it accepts, and add one token."""
         count = drafts.tokens.shape[1]
         columns = count + drafts.ran
         self.run_check(exit_idx)
         logits = self.cache.logits(exit_idx, last=columns).float()
         scores = logits
-        if self.text.processors:  # each with the text before it
+        if self.text.processors:  # they need the text before each column
             before = [drafts.ids[:, : drafts.start + i] for i in range(columns)]
             processed = [self.text.process(ids, logits[:, i]) for i, ids in enumerate(before)]
             scores = torch.stack(processed, dim=1)
         tokens, reached, right = self.accept(drafts, scores)
-        number = tokens.shape[1]  # syncs
+        number = tokens.shape[1]  # waits for the accelerator
         self.learn(drafts, exit_idx, scores, reached)
         self.cache.crop(max(0, columns - number))
         inherited = F.pad(drafts.sources, (0, max(0, number - count)))[:, :number]
@@ -247,8 +251,8 @@ class SpeculativeDecoder(RelayDecoder):
     def accept(
         self, drafts: DraftedTokens, scores: torch.Tensor
     ) -> tuple[torch.Tensor, int, torch.Tensor]:
-        """Return tokens of a check, how many drafts all rows accept, `(batch, columns)` which."""
-        # rows take as many as the row of which fewest are accepted, so that all stay of one length
+        """Return the tokens, how many drafts every row accepts, and a mask of accepted drafts."""
+        # every row keeps as many drafts as the row with the fewest, so that lengths stay equal
         drafted, columns = drafts.tokens, scores.shape[1]
         count = drafted.shape[1]
         if not self.text.do_sample:
@@ -269,7 +273,7 @@ class SpeculativeDecoder(RelayDecoder):
             tokens = drafted[:, :reached]
             if reached < columns:
                 chances = wanted[:, reached]
-                if reached < count:  # what the draft's distribution had too little of
+                if reached < count:  # sample from the positive part of the difference
                     rest = (chances - given[:, reached]).clamp_(min=0)
                     total = rest.sum(-1, keepdim=True)
                     chances = torch.where(total > 0, rest / total, chances)
@@ -281,18 +285,18 @@ class SpeculativeDecoder(RelayDecoder):
         return tokens, reached, F.pad(right, (0, columns - count))
 
     def _fewest(self, right: torch.Tensor) -> int:
-        """Return the number of drafts that every row accepts whose next tokens are written."""
+        """Return the number of drafts that every unfinished row accepts."""
         return int(right.sum(1)[self.text.kept_rows].min()) if right.shape[1] else 0
 
 
 def check_chain(exits: Sequence[int], num_exits: int) -> tuple[int, ...]:
-    """Return the indices of a policy's exits, none negative, or raise if it has no such exits."""
+    """Return a policy's exits as indices of 0 or more. Raise if the family does not have them."""
     for k in exits:
         if not -num_exits <= k < num_exits:
             raise IndexError(
-                f"the relay asks for exit {k}; this family has exits 0 to {num_exits - 1}."
+                f"`relay` names exit {k}, but this family has only exits 0 to {num_exits - 1}."
             )
     chain = tuple(k % num_exits for k in exits)
     if not chain or any(a >= b for a, b in zip(chain, chain[1:], strict=False)):
-        raise ValueError(f"a relay's exits must go deeper one after the other, got {tuple(exits)}.")
+        raise ValueError(f"The exits of `relay` must be in increasing order, got {tuple(exits)}.")
     return chain

@@ -1,4 +1,4 @@
-"""Parts of a host's decoder, run as views of the backbone over views of the cache."""
+"""Segments of the backbone, which run as views of the backbone and of the cache."""
 
 from __future__ import annotations
 
@@ -9,34 +9,25 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DummyLayer,
-    DynamicCache,
-    LinearAttentionCacheLayerMixin,
-    StaticCache,
-)
-from transformers.utils.output_capturing import (
-    install_all_output_capturing_hooks,
-    maybe_install_capturing_hooks,
-)
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicCache, StaticCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin as RecurrentLayer
+from transformers.utils import output_capturing
 
 from .backbones import IDENTITY, OFF, ONE, ZERO, BackboneSpec, find_backbone_spec
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive layers to run in one pass of the host's own forward."""
+    """Consecutive layers that run in one pass of the backbone's own forward."""
 
-    layers: Sequence[nn.Module]  # the backbone's or private ones
-    start: int  # depth at which they stand: number of layers before them
-    norm: nn.Module | None  # applied to their output; `None` returns the tap
-    slots: Sequence[int]  # index of each layer's slot in the family's cache
+    layers: Sequence[nn.Module]  # of the backbone, or private
+    start: int  # number of layers below
+    norm: nn.Module | None  # applied to the output, or `None` to return the tap
+    slots: Sequence[int]  # index of each layer in the family's cache
 
 
 class HostDecoder:
-    """A host's decoder, the backbone, and where it keeps its parts."""
+    """A backbone with the places of its layers and its norm."""
 
     def __init__(self, module: Any, spec: BackboneSpec | None = None) -> None:
         self.module, self.config = module, module.config
@@ -46,16 +37,16 @@ class HostDecoder:
 
     @property
     def norm(self) -> nn.Module:
-        """`nn.Module`: The final norm, an identity if the host has none."""
+        """`nn.Module`: The final norm, or an identity if the backbone has none."""
         return nn.Identity() if self.spec.norm is None else getattr(self.owner, self.spec.norm)
 
     def run(self, segment: Segment, past_key_values: Cache | None = None, **inputs: Any) -> Any:
-        """Run one segment through the host's forward, on slots of the family's cache.
+        """Run one segment through the backbone's forward, on its slots of the family's cache.
 
-        Above the embedding, it takes the tap `(batch, seq, hidden)` as `inputs_embeds`.
+        A segment with `start > 0` needs the tap `(batch, seq, hidden)` as `inputs_embeds`.
         """
         inputs = self.spec.accepted(inputs)
-        # a view that installed them itself would install them twice on the layers it shares
+        # first, because a view would install hooks a second time on the layers that it shares
         self.hook(inputs)
         view = self.view(segment)
         if past_key_values is not None:
@@ -64,7 +55,7 @@ class HostDecoder:
         return view(**inputs)
 
     def run_whole(self, past_key_values: Cache | None = None, **inputs: Any) -> Any:
-        """Run the host's own forward, untouched: the deepest exit is the dense model."""
+        """Run the backbone's forward without a view, so that the deepest exit is exact."""
         inputs = self.spec.accepted(inputs)
         if past_key_values is not None:
             depth = min(len(past_key_values.layers), self.config.num_hidden_layers)
@@ -74,21 +65,21 @@ class HostDecoder:
         return self.module(**inputs)
 
     def hook(self, inputs: dict[str, Any]) -> None:
-        """Let hidden states, attentions or the like be captured, if inputs or config ask for it."""
+        """Install hooks for hidden states, attentions and so on, if inputs or config need them."""
         names = [f"output_{name}" for name in self.module._can_record_outputs or {}]
         if any(inputs.get(name, getattr(self.config, name, False)) for name in names):
             _install_hooks(self.module)
 
     def hook_private(self, segment: Segment, inputs: dict[str, Any]) -> None:
-        """Let private layers be captured like the backbone's own, if asked for; once is enough."""
+        """Install the same hooks once on private layers, if the inputs need them."""
         first: Any = segment.layers[0]
         asked = any(value for name, value in inputs.items() if name.startswith("output_"))
         if asked and not getattr(first, "_output_capturing_hooks_installed", False):
-            install_all_output_capturing_hooks(self.view(segment))
+            output_capturing.install_all_output_capturing_hooks(self.view(segment))
             first._output_capturing_hooks_installed = True
 
     def view(self, segment: Segment) -> Any:
-        """Return a shallow copy of the backbone with the layers, norm and config of a segment."""
+        """Build a shallow copy of the backbone with the layers, norm and config of a segment."""
         spec, host = self.spec, self.spec.host
         config = slice_config(self.config, segment.start, segment.start + len(segment.layers))
         if host.keep_depth:
@@ -109,15 +100,14 @@ class HostDecoder:
         return root
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # a compiler cannot trace the lock of these hooks
 def _install_hooks(backbone: Any) -> bool:
-    """Install the host's hooks, at the time of tracing: a compiler cannot enter their lock."""
-    maybe_install_capturing_hooks(backbone)
+    output_capturing.maybe_install_capturing_hooks(backbone)
     return True
 
 
 class SegmentRunner:
-    """A segment on a cache, to be run many times: its views are made once."""
+    """A segment on a cache that runs many times. It builds its views only once."""
 
     def __init__(self, decoder: HostDecoder, segment: Segment, cache: Cache) -> None:
         self.decoder, self.segment = decoder, segment
@@ -126,12 +116,12 @@ class SegmentRunner:
         self._view = decoder.view(segment)
 
     def __call__(self, **inputs: Any) -> torch.Tensor:
-        """Run it, inputs as in `HostDecoder.run`; return the tap, or what the norm makes of it."""
+        """Run the segment with the inputs of `HostDecoder.run`. Return the tap or normed states."""
         spec = self.decoder.spec
-        # a view with two norms under one name lives for one pass
+        # a view with an `_InTurn` norm works for one pass only
         view = self.decoder.view(self.segment) if spec.host.entry_norm else self._view
         if all(map(_has_started, self.layers)):
-            # purely recurrent layers mask the padding of a prompt only, never of what follows
+            # purely recurrent layers mask padding in the prompt only
             inputs.pop("attention_mask", None)
         inputs = spec.accepted(inputs)
         inputs[spec.cache] = self._cache
@@ -139,19 +129,18 @@ class SegmentRunner:
 
 
 def _has_started(layer: Any) -> bool:
-    """Return whether a cache layer is recurrent and has a state, or keeps nothing."""
-    if isinstance(layer, DummyLayer):
-        return True
-    return not isinstance(layer, CacheLayerMixin) and any(layer.has_previous_state.values())
+    """Return whether a cache layer is a dummy, or is recurrent and has a state."""
+    recurrent = not isinstance(layer, (CacheLayerMixin, DummyLayer))
+    return isinstance(layer, DummyLayer) or (recurrent and any(layer.has_previous_state.values()))
 
 
 def shallow_copy(module: nn.Module, **attributes: Any) -> Any:
-    """Return a module of the same class that shares everything, in containers of its own."""
+    """Return a copy of a module that shares all tensors and submodules but not their dicts."""
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     for name in ("_modules", "_parameters", "_buffers"):
         twin.__dict__[name] = dict(module.__dict__[name])
-    # accelerate binds `forward` to the original module: a copy must use its class's
+    # accelerate binds `forward` to the original module, so drop it to use that of the class
     for name in ("forward", "_hf_hook", "_old_forward"):
         twin.__dict__.pop(name, None)
     twin.__dict__.update(attributes)
@@ -159,7 +148,7 @@ def shallow_copy(module: nn.Module, **attributes: Any) -> Any:
 
 
 class _NoNorm(nn.Module):
-    """Lets the tap through, with the weight whose dtype some hosts ask for."""
+    """An identity with the norm's `weight`, because some hosts read its dtype."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -170,7 +159,7 @@ class _NoNorm(nn.Module):
 
 
 class _InTurn(nn.Module):
-    """Two modules under one name: the first call goes to the first, the next to the second."""
+    """Two modules under one name. The first call runs the first, the second call the second."""
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
@@ -181,7 +170,7 @@ class _InTurn(nn.Module):
 
 
 class _Zeros(nn.Module):
-    """Stands where an embedding of positions stood: adds nothing."""
+    """A replacement for position embeddings that adds zero."""
 
     def forward(self, positions: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return torch.zeros((), device=positions.device)
@@ -193,7 +182,7 @@ _NEUTRAL_NUMBERS = {IDENTITY: 0.0, ZERO: 0.0, ONE: 1.0, OFF: False}
 
 
 def _neutralise(view: Any, name: str, kind: str) -> None:
-    """Switch off what the forward does once, before the first layer, if this host does it."""
+    """Replace an attribute that acts before the first layer, if the host has it."""
     if view._modules.get(name) is not None:
         view._modules[name] = _NEUTRAL_MODULES[kind]()
     for holder in (view._parameters, view._buffers, view.__dict__, view.config.__dict__):
@@ -204,7 +193,7 @@ def _neutralise(view: Any, name: str, kind: str) -> None:
 
 
 def slice_config(config: Any, start: int, stop: int) -> Any:
-    """Return the config of layers `[start, stop)`; beyond the last, what holds for it repeats."""
+    """Return the config of layers `[start, stop)`. Layers beyond the end are like the last one."""
     depth = config.num_hidden_layers
     sliced = copy.copy(config)
     sliced.__dict__ = dict(config.__dict__)
@@ -216,7 +205,7 @@ def slice_config(config: Any, start: int, stop: int) -> Any:
         if name.endswith("_layer_indices") and value is not None:
             sliced.__dict__[name] = [i - start for i in value if start <= i < stop]
         elif name.endswith("_layer_offset"):
-            # counted in a period: layer `start` of the whole is layer 0 here
+            # the pattern repeats with this period, and layer `start` becomes layer 0
             period = config.__dict__[name.removesuffix("offset") + "period"]
             sliced.__dict__[name] = (value - start) % period
     set_depth(sliced, stop - start)
@@ -224,12 +213,12 @@ def slice_config(config: Any, start: int, stop: int) -> Any:
 
 
 def set_depth(config: Any, depth: int) -> None:
-    """Write a config's number of layers, under the host's own name for it."""
+    """Set the number of layers in a config, under the host's name for it."""
     config.__dict__[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = depth
 
 
 def per_layer_lists(config: Any) -> list[str]:
-    """Return the names of the config's fields that hold one entry per layer."""
+    """Return the names of the config's fields that are lists with one entry per layer."""
     return [
         name
         for name, value in config.__dict__.items()
@@ -240,11 +229,11 @@ def per_layer_lists(config: Any) -> list[str]:
 
 
 class UnusedLayer(DummyLayer):
-    """A slot that no exit has used yet, in a cache that must not reach it."""
+    """A placeholder in a cache for a slot that no exit has used yet."""
 
 
 def cache_view(cache: Cache, segment: Segment) -> Cache:
-    """Return a cache that shows a segment's slots where its layers look for them, and no others."""
+    """Return a cache that contains only a segment's slots, at the indices of its layers."""
     hidden: list[Any] = [DummyLayer() for _ in range(segment.start)]
     layers = hidden + [cache.layers[slot] for slot in segment.slots]
     attends = any(isinstance(layer, CacheLayerMixin) for layer in layers)
@@ -252,7 +241,7 @@ def cache_view(cache: Cache, segment: Segment) -> Cache:
 
 
 class _RecurrentCache(Cache):
-    """The cache of a segment without attention. It has no length, so masks span new tokens only."""
+    """A cache without attention layers. It has no length, so masks cover the new tokens only."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -262,7 +251,7 @@ class _RecurrentCache(Cache):
 
 
 def grow_cache(cache: Cache, slots: Collection[int], sources: Sequence[tuple[Any, int]]) -> None:
-    """Give a cache slots that it lacks, of its own kind, given config and index of their layers."""
+    """Add missing slots to a cache. `sources` are the config and the layer index of each slot."""
     for slot, (config, layer_idx) in enumerate(sources[: 1 + max(slots)]):
         missing = slot >= len(cache.layers)
         if missing or (slot in slots and isinstance(cache.layers[slot], UnusedLayer)):
@@ -278,16 +267,16 @@ def _new_slot(cache: Cache, config: Any, layer_idx: int, wanted: int) -> Any:
     if isinstance(cache, DynamicCache):
         return DynamicCache(config=config).layers[layer_idx]
     raise ValueError(
-        f"a `{type(cache).__name__}` of {len(cache.layers)} layers cannot be extended to the "
-        f"{wanted} that this exit needs; use a `DynamicCache` or a `StaticCache`."
+        f"`past_key_values` must be a `DynamicCache` or a `StaticCache`, got {type(cache).__name__}"
+        f" with {len(cache.layers)} layers. This exit needs {wanted}."
     )
 
 
 def hide_unused(cache: DynamicCache, slots: Collection[int]) -> None:
-    """Put placeholders into a cache's empty slots that are not needed; `grow_cache` fills them."""
-    # what the host does to every slot, such as cropping, would fail on one that was never filled
+    """Replace empty slots other than `slots` by placeholders. `grow_cache` restores them."""
+    # Transformers processes every slot (for example, crops it) and would fail on an empty one
     for slot, layer in enumerate(cache.layers):
-        if isinstance(layer, LinearAttentionCacheLayerMixin):
+        if isinstance(layer, RecurrentLayer):
             used = any(layer.has_previous_state.values())
         else:
             used = isinstance(layer, DummyLayer) or layer.is_initialized
@@ -296,64 +285,64 @@ def hide_unused(cache: DynamicCache, slots: Collection[int]) -> None:
 
 
 def is_recurrent(cache: Cache) -> bool:
-    """Return whether a cache holds recurrent states only, which count no tokens."""
+    """Return whether a cache has recurrent states only. Such a cache has no length."""
     return bool(cache.layers) and not any(
         isinstance(layer, (CacheLayerMixin, DummyLayer)) for layer in cache.layers
     )
 
 
 def cache_lengths(layers: Iterable[Any]) -> set[int]:
-    """Return the numbers of tokens that the attention layers of a cache hold."""
+    """Return the different lengths of the attention layers of a cache."""
     return {int(la.get_seq_length()) for la in layers if isinstance(la, CacheLayerMixin)}
 
 
 def check_lengths(cache: Cache, slots: Sequence[int]) -> None:
-    """Raise if some slots have seen fewer positions: a plain forward would be silently wrong."""
+    """Raise if some slots have fewer tokens, because a plain forward would be silently wrong."""
     if torch.compiler.is_compiling():
         return
     layers = [cache.layers[slot] for slot in slots]
-    recurrent = [la for la in layers if isinstance(la, LinearAttentionCacheLayerMixin)]
+    recurrent = [la for la in layers if isinstance(la, RecurrentLayer)]
     started = {any(layer.has_previous_state.values()) for layer in recurrent}
     lengths = cache_lengths(layers)
     if len(lengths) > 1 or len(started) > 1:
         raise ValueError(
-            "`past_key_values` holds different numbers of tokens per layer "
-            f"({sorted(lengths or started)}): a shallower exit ran on it before. Keep one cache "
-            "per exit, or run the missing positions through the deeper layers first."
+            "`past_key_values` must have the same number of tokens in every layer, got "
+            f"{sorted(lengths or started)}, because a shallower exit ran on it before. Use one "
+            "cache per exit, or a `RelayCache`."
         )
 
 
 @dataclass(frozen=True)
 class Members:
-    """The members of a family, as segments of its backbone."""
+    """The members of a family as segments of its backbone."""
 
     config: Any
     decoder: HostDecoder
     exits: Any
 
     def norm(self, exit_idx: int) -> nn.Module:
-        """Return the norm that an exit reads its tap with."""
+        """Return the norm of an exit, its own or the backbone's."""
         own = self.exits[exit_idx].norm if exit_idx < len(self.exits) else None
         return self.decoder.norm if own is None else own
 
     def segment(self, start: int, stop: int) -> Segment:
-        """Return the backbone's layers `[start, stop)`, from tap to tap."""
+        """Return the backbone's layers `[start, stop)`, without a norm."""
         return Segment(list(self.decoder.layers[start:stop]), start, None, range(start, stop))
 
     def member_segment(self, exit_idx: int) -> Segment:
-        """Return all layers of a member, from the embedding to its norm."""
+        """Return all layers of a member and its norm."""
         layers = list(self.decoder.layers[: self.config.exits[exit_idx]])
         if exit_idx < len(self.exits):
             layers += self.exits[exit_idx].layers
         return Segment(layers, 0, self.norm(exit_idx), self.slots(exit_idx))
 
     def private_segment(self, exit_idx: int) -> Segment:
-        """Return the private layers of an early exit and its norm, to be run on its tap."""
+        """Return the private layers of an early exit and its norm. They run on its tap."""
         layers, depth = list(self.exits[exit_idx].layers), self.config.exits[exit_idx]
         return Segment(layers, depth, self.norm(exit_idx), self.slots(exit_idx)[depth:])
 
     def slots(self, exit_idx: int) -> list[int]:
-        """Return the cache slots of a member: the backbone's up to its depth, then private ones."""
+        """Return the cache slots of a member's backbone layers and then of its private layers."""
         slots = list(range(self.config.exits[exit_idx]))
         if exit_idx < len(self.exits):
             count = self.config.num_exit_layers
@@ -362,7 +351,7 @@ class Members:
         return slots
 
     def grow(self, cache: Cache, exits: Iterable[int]) -> None:
-        """Give a cache every slot that these exits write to; raise for a kind that cannot grow."""
+        """Add the slots of these exits to a cache. Raise if it is of a kind that cannot grow."""
         slots = {slot for exit_idx in exits for slot in self.slots(exit_idx)}
         if max(slots) < len(cache.layers) and not any(
             isinstance(cache.layers[slot], UnusedLayer) for slot in slots

@@ -1,4 +1,4 @@
-"""The catalogue of laws: every form on one core, as data."""
+"""The catalogue of scaling laws. Each law is a `Law` object, found by its name."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ LAWS: Mapping[str, Law] = MappingProxyType(
     {law.name: law for law in (*FAMILIAL, *DENSE, *SPARSE, *RULES)}
 )
 
-# other names that people use
+# other names of the same laws
 ALIASES: Mapping[str, str] = MappingProxyType({"chinchilla": "hoffmann", "kaplan": "kaplan_joint"})
 
 
 def get_law(law: str | Law) -> Law:
-    """Return a law of the catalogue by its name; a law itself comes back as it is.
+    """Return the law of a name. If `law` is a [`Law`] already, return it unchanged.
+
+    Args:
+        law (`str` or [`Law`]): A name in `LAWS`, an alias such as `"chinchilla"`, or a law.
 
     Raises:
-        UnknownLawError: If neither `LAWS` nor `ALIASES` has the name.
+        UnknownLawError: If no law has the name.
 
     Example:
         >>> get_law("familial").formula_text

@@ -1,4 +1,4 @@
-"""Numbers that carry their derivatives: a law written once in numpy gives its gradient as well."""
+"""Numbers with their derivatives, so that a law written in numpy also computes its gradient."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 
 class Dual(NDArrayOperatorsMixin):
-    """An array and its derivatives by named parameters, which broadcast to it.
+    """An array with its derivatives by named parameters, which broadcast to its shape.
 
     Arithmetic and the functions in `UNARY` and `BINARY` work on it (forward-mode
-    differentiation). A derivative that is zero everywhere is not kept.
+    differentiation). A parameter that is missing in `grad` has the derivative zero.
     """
 
     __slots__ = ("grad", "value")
@@ -49,7 +49,7 @@ def value_of(x: Any) -> Any:
 
 
 def grad_of(x: Any) -> Mapping[str, Any]:
-    """Return the derivatives of a `Dual`; a plain number has none."""
+    """Return the derivatives of a `Dual`, or an empty mapping for a plain number."""
     return x.grad if isinstance(x, Dual) else {}
 
 
@@ -69,7 +69,7 @@ def _sqrt(x: Any) -> tuple[Any, Any]:
 
 
 def _power(x: Any, y: Any) -> tuple[Any, Callable[[], Any], Callable[[], Any]]:
-    # one logarithm of the base serves the value and the slope; `np.power` is slower than both
+    # the value and the slope share one logarithm, which is faster than `np.power`
     log = np.log(x)
     value = np.exp(y * log)
     return value, lambda: y * value / x, lambda: value * log
@@ -86,7 +86,7 @@ UNARY: dict[Any, Callable[[Any], tuple[Any, Any]]] = {
     np.positive: lambda x: (x, 1.0),
 }
 
-# function -> its value and its two slopes, computed when they are needed
+# function -> its value and two functions that compute its slopes when they are needed
 BINARY: dict[Any, Callable[[Any, Any], tuple[Any, Callable[[], Any], Callable[[], Any]]]] = {
     np.add: lambda x, y: (x + y, lambda: 1.0, lambda: 1.0),
     np.subtract: lambda x, y: (x - y, lambda: 1.0, lambda: -1.0),

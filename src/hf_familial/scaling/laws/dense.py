@@ -1,4 +1,4 @@
-"""Laws of dense models, and the power law of one variable."""
+"""Laws of dense models (one exit, all weights used), and the power law of one variable."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ HOFFMANN = Law(
         ),
         "besiroglu": Published.of(
             "arXiv 2404.10102, table 1",
-            "Refit of 240 runs read off a figure of arXiv 2203.15556.",
+            "Refit of 240 runs that were read from a figure of arXiv 2203.15556.",
             E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658,
         ),
         "muennighoff": Published.of(
             "arXiv 2305.16264, eq. 20",
-            "C4, alpha and beta tied.",
+            "Fitted on C4, with alpha and beta tied.",
             E=1.87, A=521.0, B=1488.0, alpha=0.353, beta=0.353,
         ),
         "krajewski": Published.of(
             "arXiv 2402.07871, table 1, dense row",
-            "C4; the floor is that of its MoE law.",
+            "Fitted on C4. E is that of the MoE law of the same paper.",
             E=0.47, A=16.3, B=26.7, alpha=0.126, beta=0.127,
         ),
     },
@@ -75,9 +75,11 @@ HOFFMANN = Law(
         ranges={"N": (4.4e7, 1.6e10), "D": (5e9, 5e11)},
         settings="MassiveText below one epoch, cosine schedule matched to D, N with embeddings.",
         failures=(
-            "The floor E is weakly identified: it trades off with small exponents.",
-            "Repeated data: tokens beyond about four epochs are worth less (arXiv 2305.16264).",
-            "Published exponents hold for their data and tokenizer alone: fit your own.",
+            "E is hard to determine, because smaller exponents have nearly the same effect as a "
+            "smaller E.",
+            "Tokens repeated for more than about four epochs help less than new ones (arXiv "
+            "2305.16264).",
+            "Published exponents are valid for their data and tokenizer only. Fit your own.",
         ),
     ),
     notes="At C = 6ND: N* = K (C/6)^(beta/(alpha+beta)), K = (alpha A/(beta B))^(1/(alpha+beta)).",
@@ -117,11 +119,11 @@ SKALING = Law(
     outer=Outer(_add_floor, _off_floor),
     domain=Domain(
         failures=(
-            "E and k trade off: the floor of one data set moved from 0.45 to 0.03 (arXiv "
-            "2608.07222).",
+            "A change of k can replace a change of E. For one data set, E moved from 0.45 to 0.03 "
+            "(arXiv 2608.07222).",
         )
     ),
-    notes="k does not move the optimal N and D. At k = 1 it is Hoffmann's law.",
+    notes="k does not change the optimal N and D. With k = 1 this is the law `hoffmann`.",
 )  # fmt: skip
 
 
@@ -143,9 +145,9 @@ GADRE = Law(
     domain=Domain(
         ranges={"N": (1.1e7, 6.9e9)},
         settings="C4, RedPajama and RefinedWeb, 20 to 640 tokens per parameter.",
-        failures=("Size and data share one exponent: wrong where they do not.",),
+        failures=("The law assumes that size and data have the same exponent.",),
     ),
-    notes="Hoffmann's law with alpha = beta = 2 eta, A = a 6^-eta, B = b 6^-eta.",
+    notes="This is the law `hoffmann` with alpha = beta = 2 eta, A = a 6^-eta, B = b 6^-eta.",
 )
 
 
@@ -192,7 +194,7 @@ def _kaplan_link(name: str) -> Any:
 
 
 def _kaplan(**own: Any) -> Law:
-    """Return a law of Kaplan et al.: no floor, one or two powers."""
+    """Return a law of Kaplan et al. It has two power terms and no irreducible loss."""
     return Law(
         variables=(N, D),
         linear=(
@@ -207,9 +209,10 @@ def _kaplan(**own: Any) -> Law:
             ranges={"N": (7.68e2, 1.5e9), "D": (2.2e7, 2.3e10)},
             settings="WebText2, decoder Transformers, N without embeddings, test loss.",
             failures=(
-                "Its optimal sizes grow too fast (exponent 0.73): embeddings left out of N, a "
-                "fixed warm-up and an untuned schedule at small scale (arXiv 2406.19146).",
-                "Without a floor the loss goes to zero.",
+                "Its optimal sizes grow too fast with compute (exponent 0.73). The causes are "
+                "embeddings left out of N, a fixed warm-up and an untuned schedule at small scale "
+                "(arXiv 2406.19146).",
+                "The law has no irreducible loss, so the loss goes to zero.",
             ),
         ),
         **own,
@@ -240,7 +243,7 @@ KAPLAN_ADDITIVE = _kaplan(
     source="arXiv 2502.12051, eq. 2",
     columns=_kaplan_additive,
     links={"N_c": _kaplan_link("alpha_N"), "D_c": _kaplan_link("alpha_D")},
-    notes="The survey's rendering of Kaplan et al.; not the equation of that paper.",
+    notes="The source is a survey. The paper of Kaplan et al. has a different equation.",
 )
 
 
@@ -251,7 +254,7 @@ def _saturating(total: Any, unique: Any, rate: Any) -> Any:
 
 def _muennighoff(x: Namespace, p: Namespace) -> Sequence[Any]:
     unique = np.minimum(x.D, x.D_unique)
-    # the optimal size for that many tokens: where alpha A N^-alpha = beta B D^-beta
+    # the optimal size for these tokens, at which alpha A N^-alpha = beta B D^-beta
     matched = (p.alpha * p.A / (p.beta * p.B)) ** (1 / p.alpha) * unique ** (p.beta / p.alpha)
     size = _saturating(x.N, np.minimum(x.N, matched), p.R_N)
     data = _saturating(x.D, unique, p.R_D)
@@ -277,14 +280,14 @@ MUENNIGHOFF = Law(
     nonlinear=(
         FEW_ALPHA,
         FEW_BETA,
-        factor("R_N", "R_N^*", "excess sizes worth having", (2.0, 5.0, 15.0)),
-        factor("R_D", "R_D^*", "repetitions worth having", (5.0, 15.0, 45.0)),
+        factor("R_N", "R_N^*", "decay constant of the value of extra size", (2.0, 5.0, 15.0)),
+        factor("R_D", "R_D^*", "decay constant of the value of repetitions", (5.0, 15.0, 45.0)),
     ),
     columns=_muennighoff,
     published={
         "muennighoff": Published.of(
             "arXiv 2305.16264, appendix B",
-            "C4; alpha and beta tied; R_N and R_D fitted on 182 selected runs, the rest fixed.",
+            "C4, alpha and beta tied. R_N and R_D were fitted on 182 runs, the rest fixed.",
             E=math.exp(0.6254804), A=math.exp(6.255414), B=math.exp(7.3049974),
             alpha=0.3526596, beta=0.3526596, R_N=5.309743, R_D=15.387756,
         )
@@ -293,18 +296,18 @@ MUENNIGHOFF = Law(
         ranges={"N": (7e6, 9e9), "D": (1e8, 9e11)},
         settings="C4, up to 1500 epochs.",
         failures=(
-            "Runs that repetition makes worse were left out of the published fit: the law knows "
-            "no overfitting.",
+            "The law does not model overfitting. The published fit left out the runs that "
+            "repetition made worse.",
         ),
     ),
-    notes="With fresh data (D_unique >= D) and N below N*(D) it is Hoffmann's law.",
+    notes="With new data (D_unique >= D) and N below N*(D) this is the law `hoffmann`.",
 )  # fmt: skip
 
-REFERENCE = 1e9  # parameters; where the search's coordinates of Farseer's law are centred
+REFERENCE = 1e9  # parameters: the size at which the coefficients of Farseer's law are defined
 
 
 def _bend(size: Any, exponent: Any) -> Any:
-    """Return ((N / reference)^exponent - 1) / exponent, a logarithm at exponent zero."""
+    """Return `((N / REFERENCE)^exponent - 1) / exponent`, a log in the limit of exponent 0."""
     return np.expm1(exponent * np.log(size / REFERENCE)) / exponent
 
 
@@ -315,7 +318,7 @@ def _farseer(x: Namespace, p: Namespace) -> Sequence[Any]:
 
 
 def farseer_values(printed: Mapping[str, float]) -> dict[str, float]:
-    """Return the parameters of `farseer` from the paper's `a_1, b_1, alpha, ..., gamma` (eq. 3)."""
+    """Convert the paper's `a_1, b_1, alpha, ..., gamma` (eq. 3) to the parameters of `farseer`."""
     values: dict[str, float] = {}
     for at, name in ((1, "alpha"), (2, "beta"), (3, "gamma")):
         height = printed[f"a_{at}"] * REFERENCE ** printed[name]
@@ -325,7 +328,7 @@ def farseer_values(printed: Mapping[str, float]) -> dict[str, float]:
 
 
 def _bent(name: str, starts: tuple[float, ...]) -> Parameter:
-    return exponent(name, meaning="how that slope bends", starts=starts, bounds=(-2.0, 2.0))
+    return exponent(name, meaning="change of that slope with N", starts=starts, bounds=(-2.0, 2.0))
 
 
 FARSEER = Law(
@@ -340,29 +343,34 @@ FARSEER = Law(
     source="arXiv 2506.10972, eq. 3",
     variables=(N, D),
     linear=(
-        Parameter("c_3", "c_3", "log of the loss that data cannot take away, at N = 1e9"),
+        Parameter("c_3", "c_3", "log of the loss with unlimited data, at N = 1e9"),
         Parameter("c_2", "c_2", "log of the weight of the data term, at N = 1e9"),
     ),
     nonlinear=(
-        Parameter("s_3", "s_3", "slope of the former in ln N", starts=(-0.3, -0.1, -0.03)),
+        Parameter(
+            "s_3", "s_3", "slope of the first term's log in ln N", starts=(-0.3, -0.1, -0.03)
+        ),
         _bent("gamma", (-0.2, 0.15, 0.4)),
-        Parameter("s_2", "s_2", "slope of the latter in ln N", starts=(-1.5, -0.5, 0.0)),
+        Parameter("s_2", "s_2", "slope of the weight's log in ln N", starts=(-1.5, -0.5, 0.0)),
         _bent("beta", (-0.3, -0.05, 0.2)),
         Parameter("c_1", "c_1", "log of the exponent of data, N = 1e9", starts=(-1.5, -1.0, -0.5)),
-        Parameter("s_1", "s_1", "its slope in ln N", starts=(-0.2, -0.05, 0.05)),
+        Parameter("s_1", "s_1", "slope of the exponent's log in ln N", starts=(-0.2, -0.05, 0.05)),
         _bent("alpha", (-0.2, 0.15)),
     ),
     columns=_farseer,
     links={"c_3": EXP_LINK, "c_2": EXP_LINK},
     domain=Domain(
-        settings="About 1000 runs; loss in the paper's own unit.",
-        failures=("Nine parameters: on less than two decades of N its exponents are loose.",),
+        settings="About 1000 runs. The loss has the paper's own unit.",
+        failures=(
+            "It has nine parameters. Runs over less than two decades of N barely determine its "
+            "exponents.",
+        ),
     ),
     notes=(
-        "The paper writes exp(a_3 N^gamma + b_3) and so on; its a and b go to infinity where an "
-        "exponent passes zero, so the same function is written with its value c and slope s at "
-        "N = 1e9: s = a gamma 1e9^gamma, c = b + a 1e9^gamma (`farseer_values`). The printed "
-        "values could not be read for this catalogue."
+        "The paper writes exp(a_3 N^gamma + b_3). Its a and b go to infinity if an exponent goes "
+        "to zero. So the same function is written here with its value c and its slope s at N = "
+        "1e9: s = a gamma 1e9^gamma, c = b + a 1e9^gamma (`farseer_values`). The catalogue has no "
+        "published values, because they could not be read in the paper."
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Laws of familial models: many exits on one backbone, one training run."""
+"""Laws of familial models: several exits on one backbone, trained in one run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .law import Domain, Law, Namespace, Published
 
 
 SOURCE = "arXiv 2512.23407"
-SETTINGS = "IsoFLOP runs over 1e19 to 1e21 FLOPs, equal weights of the exits (abstract of v2)."
+SETTINGS = "IsoFLOP runs of 1e19 to 1e21 FLOPs, equal loss weights for all exits (abstract of v2)."
 DENSE_VALUES = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
-ASSUMED = "Put together here for examples and simulations; no familial model was fitted for it."
+ASSUMED = "Assembled here for examples and simulations, not fitted to familial models."
 
 
 def _outside(x: Namespace, p: Namespace) -> Sequence[Any]:
@@ -80,19 +80,19 @@ def _familial(name: str, title: str, formula: str, text: str, columns: Any) -> L
             architectures=("familial",),
             settings=SETTINGS,
             failures=(
-                "Gamma near 0.03 drowns in seed noise unless losses are exact to about 0.3% of "
-                "what is reducible: plan repeated runs.",
-                "With the mean over exits as loss, gamma also holds that shallow exits are worse "
-                "models.",
+                "A gamma near 0.03 is smaller than the seed noise unless the error of the losses "
+                "is below about 0.3% of the reducible loss. Plan repeated runs.",
+                "If the loss is the mean over exits, gamma also contains the higher loss of the "
+                "smaller members.",
             ),
         ),
-        # no value of the paper but gamma could be read
+        # gamma is the only coefficient of these laws that could be read in the paper
         notes=(
-            "The paper states a multiplicative power law in G with an exponent near 0.033; whether "
-            "E stands inside the factor, which loss it is (mean over exits or the deepest) and how "
-            "N is counted could not be read in it and are choices of this package. The wrong "
-            "variant biases gamma: data made with E inside and gamma 0.033 are read by the other "
-            "as gamma near 0.079."
+            "The paper states a multiplicative power law in G with an exponent near 0.033. We "
+            "could not read in it whether the factor multiplies E, which loss is used (mean over "
+            "exits or the deepest exit) or how N is counted. These are choices of this package. "
+            "The wrong variant biases gamma. For example, data simulated with E inside and gamma "
+            "0.033 result in a gamma near 0.079 if you fit the variant with E outside."
         ),
         family="familial",
     )
@@ -134,8 +134,8 @@ def _branch_law(name: str, title: str, formula: str, text: str, columns: Any) ->
         nonlinear=(
             FEW_ALPHA,
             FEW_BETA,
-            exponent("gamma_U", r"\gamma_U", "of shallower neighbours", starts, bounds),
-            exponent("gamma_V", r"\gamma_V", "of deeper neighbours", starts, bounds),
+            exponent("gamma_U", r"\gamma_U", "exponent of shallower exits", starts, bounds),
+            exponent("gamma_V", r"\gamma_V", "exponent of deeper exits", starts, bounds),
         ),
         columns=columns,
         published={
@@ -149,14 +149,15 @@ def _branch_law(name: str, title: str, formula: str, text: str, columns: Any) ->
             architectures=("familial",),
             settings=SETTINGS,
             failures=(
-                "Exits of one run share its seed and data order: give `run_id`, or intervals are "
-                "too narrow.",
+                "Exits of one run share its seed and data order. Add a column `run_id`, else the "
+                "intervals are too narrow.",
             ),
         ),
         notes=(
-            "One row per exit: N is the size of the member that ends there, U and V count the "
-            "exits before and behind it. The paper states exponents near 0.001 (before) and 0.04 "
-            "(behind); counts, the 1 added to them and E outside are choices of this package."
+            "The table has one row per exit. N is the size of the member that ends there. U and V "
+            "are the numbers of shallower and deeper exits. The paper states exponents near 0.001 "
+            "(shallower) and 0.04 (deeper). Counting exits, adding 1 and the place of E are "
+            "choices of this package."
         ),
         family="familial",
     )

@@ -1,4 +1,4 @@
-"""A scaling law as data: variables, parameters, columns, an outer function, and its domain."""
+"""The classes that describe a scaling law: its variables, parameters, formula and domain."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ...errors import MissingColumnError, ScalingError
 from ._duals import Dual, grad_of, value_of
 
 
-# `x.N`, `p.alpha`: columns of a table and parameters, by name
+# `x.N` is a column of the table, and `p.alpha` is a parameter
 Namespace = SimpleNamespace
 
-# columns(x, p): one array, `Dual` or number per linear parameter
+# columns(x, p) returns one array, `Dual` or number for each linear parameter
 Columns = Callable[[Namespace, Namespace], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A quantity that a run has and a law reads.
+    """A variable of a law, such as N (parameters) or D (tokens). Every run has a value of it.
 
     Attributes:
-        name (`str`): Name of its column.
-        symbol (`str`): LaTeX.
-        unit (`str`): Unit of its numbers; "1" where they have none.
-        meaning (`str`): What it counts.
-        minimum (`float`): Smallest lawful value.
-        maximum (`float`): Smallest value that is too large.
-        open_minimum (`bool`): Whether `minimum` itself is unlawful.
-        levels (`int`): Different values it takes to identify the law.
+        name (`str`): Name of its column in a table of runs.
+        symbol (`str`): Its symbol in LaTeX.
+        unit (`str`): Unit of its values, "1" if they have none.
+        meaning (`str`): Description of the variable.
+        minimum (`float`): Lower limit of valid values.
+        maximum (`float`): Upper limit. Valid values are smaller than it.
+        open_minimum (`bool`): Whether valid values must be larger than `minimum`.
+        levels (`int`): Smallest number of different values that a fit needs.
     """
 
     name: str
@@ -46,33 +46,33 @@ class Variable:
     levels: int = 3
 
     def lawful(self, values: np.ndarray) -> np.ndarray:
-        """Return which values are in range, booleans of their shape; NaN and infinity never are."""
+        """Return which values are valid, as booleans. NaN and infinity are never valid."""
         above = values > self.minimum if self.open_minimum else values >= self.minimum
         return above & (values < self.maximum) & np.isfinite(values)
 
     @property
     def range_text(self) -> str:
-        """The lawful values in words, such as `> 0 and finite`."""
+        """The range of valid values, such as `"> 0 and finite"`."""
         sign = ">" if self.open_minimum else ">="
         top = "finite" if math.isinf(self.maximum) else f"< {self.maximum:g}"
         return f"{sign} {self.minimum:g} and {top}"
 
 
-LOSS = Variable("loss", "L", "nats per token", "mean cross entropy of held-out or training tokens")
+LOSS = Variable("loss", "L", "nats per token", "mean cross entropy on held-out or training tokens")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A coefficient of a law.
+    """A parameter (coefficient) of a law, such as alpha.
 
     Attributes:
         name (`str`): Its key in `Fit.values`.
-        symbol (`str`): LaTeX.
-        meaning (`str`): What it stands for, with its unit.
+        symbol (`str`): Its symbol in LaTeX.
+        meaning (`str`): Description of the parameter, with its unit.
         bounds (`tuple[float, float]`): Smallest and largest value.
-        starts (`tuple[float, ...]`): Values the grid of starts tries. A linear parameter needs
-            one only if the law's columns read it.
-        scale (`str`): `"log"` if the search moves its logarithm (it is then positive), else
+        starts (`tuple[float, ...]`): Its values on the grid of starting points. A linear parameter
+            needs them only if the law's columns use it.
+        scale (`str`): `"log"` if the search moves its logarithm, so that it stays positive. Else
             `"linear"`.
     """
 
@@ -88,17 +88,20 @@ class Parameter:
         if not low <= high:
             raise ScalingError(f"`bounds` of `{self.name}` must be (low, high), got {self.bounds}.")
         if self.scale == "log" and low < 0:
-            raise ScalingError(f"`{self.name}` moves in logs: its bounds must not be negative.")
+            raise ScalingError(
+                f'`bounds` of `{self.name}` must not be negative because its `scale` is "log", '
+                f"got {self.bounds}."
+            )
 
 
 @dataclass(frozen=True)
 class Published:
-    """Values of a law's parameters as someone printed them.
+    """Published values of a law's parameters.
 
     Attributes:
-        values (`Mapping[str, float]`): By parameter.
-        source (`str`): arXiv number or URL, and the table or equation.
-        note (`str`): Data they were fitted on, or how sure they are.
+        values (`Mapping[str, float]`): Every parameter by name.
+        source (`str`): The arXiv number or URL, and the table or equation.
+        note (`str`): A remark on the data behind the values, or on their quality.
     """
 
     values: Mapping[str, float]
@@ -107,19 +110,20 @@ class Published:
 
     @classmethod
     def of(cls, source: str, note: str = "", **values: float) -> Published:
-        """Return published values given by name."""
+        """Build published values from keyword arguments: `Published.of("arXiv ...", E=1.69)`."""
         return cls(values, source, note)
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The range in which a law was fitted, and the cases in which it is known to fail.
+    """The range in which a law was fitted, and its known limits.
 
     Attributes:
-        ranges (`Mapping[str, tuple[float, float]]`): By variable, of the runs behind the values.
-        architectures (`tuple[str, ...]`): Of `"dense"`, `"moe"`, `"sparse"` and `"familial"`.
-        settings (`str`): Data, schedule, how N and the FLOPs were counted.
-        failures (`tuple[str, ...]`): Known failure modes, one sentence each.
+        ranges (`Mapping[str, tuple[float, float]]`): Smallest and largest value of a variable in
+            the runs behind the published values.
+        architectures (`tuple[str, ...]`): Some of `"dense"`, `"moe"`, `"sparse"`, `"familial"`.
+        settings (`str`): Data and schedule of those runs, and the way to count N and FLOPs.
+        failures (`tuple[str, ...]`): Known limits of the law, one or two sentences each.
     """
 
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -128,7 +132,12 @@ class Domain:
     failures: tuple[str, ...] = ()
 
     def outside(self, **variables: Any) -> tuple[str, ...]:
-        """Return one sentence for every variable that leaves its range; none inside the domain."""
+        """Return one sentence for each variable that is outside its range.
+
+        Example:
+            >>> get_law("hoffmann").domain.outside(N=1e12, D=1e11)
+            ('`N` = 1e+12 is above 1.6e+10, the edge of the runs this law was fitted on.',)
+        """
         sentences = []
         for name, value in variables.items():
             low, high = self.ranges.get(name, (-math.inf, math.inf))
@@ -147,11 +156,11 @@ class Domain:
 
 @dataclass(frozen=True)
 class Link:
-    """The weight of a column as a function of its linear parameter.
+    """The relation between a linear parameter and the weight of its column, if they differ.
 
     Attributes:
-        weight (`Callable`): `weight(value, p)`, the factor of the column.
-        value (`Callable`): `value(weight, p)`, the parameter that gives this factor.
+        weight (`Callable`): `weight(value, p)` returns the weight for a value of the parameter.
+        value (`Callable`): `value(weight, p)` is the inverse function.
     """
 
     weight: Callable[[Any, Namespace], Any]
@@ -160,11 +169,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Outer:
-    """The function of the sum of a law's terms, where that sum is not the loss itself.
+    """The function that turns the sum of a law's terms into the loss, if they differ.
 
     Attributes:
-        apply (`Callable`): `apply(total, x, p)`, the loss.
-        invert (`Callable`): `invert(loss, x, p)`, the sum of terms that gives this loss.
+        apply (`Callable`): `apply(total, x, p)` returns the loss for a sum of terms.
+        invert (`Callable`): `invert(loss, x, p)` is the inverse function.
     """
 
     apply: Callable[[Any, Namespace, Namespace], Any]
@@ -173,32 +182,34 @@ class Outer:
 
 @dataclass(frozen=True)
 class Law:
-    """A scaling law as data: the loss is `outer(sum_j weight_j * column_j)`.
+    """A scaling law: the loss is `outer(sum_j weight_j * column_j)`.
 
-    A law is written once, in plain numpy over `x.N`, `p.alpha` and the like; its gradient follows
-    by forward-mode differentiation. Its linear parameters only weight columns, so that least
-    squares finds them once the nonlinear ones are given: this makes it fast to fit.
+    You write the columns in plain numpy, with variables such as `x.N` and parameters such as
+    `p.alpha`. The gradient follows by forward-mode differentiation. Linear parameters only weight
+    columns, so least squares can find them when the nonlinear ones are known. This makes fits
+    fast.
 
     Attributes:
         name (`str`): Its key in `LAWS`.
-        title (`str`): One line for people.
-        formula (`str`): LaTeX, without dollar signs.
-        formula_text (`str`): The same in ASCII.
-        source (`str`): arXiv number or URL.
-        variables (`tuple[Variable, ...]`): What it reads.
-        linear (`tuple[Parameter, ...]`): One per column, in its order.
-        nonlinear (`tuple[Parameter, ...]`): Exponents and the like.
-        columns (`Callable`): `columns(x, p)`: as many arrays of shape (rows,), or numbers, as
-            there are linear parameters. `x` holds the variables and `p` every parameter; a column
-            may read linear ones, but should then depend on them weakly.
-        links (`Mapping[str, Link]`): For a linear parameter that is not its column's weight, such
-            as the `N_c` of `(N_c / N) ** alpha`.
-        outer (`Outer`, *optional*): Function of the sum; without it the sum is the loss.
-        published (`Mapping[str, Published]`): Values by label.
-        domain (`Domain`): Where it holds.
+        title (`str`): A title of one line.
+        formula (`str`): The formula in LaTeX, without dollar signs.
+        formula_text (`str`): The formula in ASCII.
+        source (`str`): The arXiv number or URL.
+        variables (`tuple[Variable, ...]`): The variables, such as N and D.
+        linear (`tuple[Parameter, ...]`): The linear parameters, in the order of the columns.
+        nonlinear (`tuple[Parameter, ...]`): The other parameters, such as exponents.
+        columns (`Callable`): `columns(x, p)` returns one array of shape (rows,), or a number, for
+            each linear parameter. `x` has all variables and `p` all parameters. A column should
+            depend on linear parameters only weakly.
+        links (`Mapping[str, Link]`): Links of the linear parameters that are not the weight of
+            their column, such as the `N_c` of `(N_c / N) ** alpha`.
+        outer (`Outer`, *optional*): The function of the sum. Without it the sum is the loss.
+        published (`Mapping[str, Published]`): Published values by label.
+        domain (`Domain`): The range and the limits of the law.
         notes (`str`): Conventions and open questions.
-        family (`str`): `"familial"`, `"dense"`, `"sparse"`, or `"rule"` for what is no loss.
-        target (`Variable`): What it predicts.
+        family (`str`): `"familial"`, `"dense"`, `"sparse"`, or `"rule"` if it does not predict a
+            loss.
+        target (`Variable`): The quantity that it predicts.
     """
 
     name: str
@@ -221,17 +232,17 @@ class Law:
     def __post_init__(self) -> None:
         names = self.names
         if len(set(names)) < len(names):
-            raise ScalingError(f"Parameters of `{self.name}` must differ in name, got {names}.")
+            raise ScalingError(f"The parameters of `{self.name}` must differ in name, got {names}.")
         for label, given in self.published.items():
             if set(given.values) != set(names):
                 raise ScalingError(
-                    f"Published values {label!r} of `{self.name}` must name {sorted(names)}, got "
+                    f"`published` values {label!r} of `{self.name}` must name {sorted(names)}, got "
                     f"{sorted(given.values)}."
                 )
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """All parameters: linear ones first."""
+        """All parameters, the linear ones first."""
         return self.linear + self.nonlinear
 
     @property
@@ -252,7 +263,7 @@ class Law:
         raise ScalingError(f"`{self.name}` has parameters {list(self.names)}, not {name!r}.")
 
     def terms(self, x: Namespace, p: Namespace) -> list[Any]:
-        """Return every column times its weight; `x` and `p` hold arrays or `Dual`s."""
+        """Return every column times its weight. `x` and `p` contain arrays or `Dual`s."""
         columns = self.columns(x, p)
         return [
             self.weight(parameter.name, p) * column
@@ -260,27 +271,27 @@ class Law:
         ]
 
     def weight(self, name: str, p: Namespace) -> Any:
-        """Return the factor of a linear parameter's column."""
+        """Return the weight of a linear parameter's column."""
         value = getattr(p, name)
         return self.links[name].weight(value, p) if name in self.links else value
 
     def evaluate(self, x: Namespace, p: Namespace) -> Any:
-        """Return the loss for arrays or `Dual`s; nothing is checked."""
+        """Return the loss for arrays or `Dual`s, without checks."""
         total, *rest = self.terms(x, p)
         for term in rest:
             total = total + term
         return total if self.outer is None else self.outer.apply(total, x, p)
 
     def predict(self, values: Mapping[str, Any], **variables: Any) -> np.ndarray:
-        """Return the loss at given values of the parameters and variables.
+        """Return the loss for given values of the parameters and variables.
 
         Args:
-            values (`Mapping[str, float]`): Every parameter by name; arrays broadcast with the
-                variables, so values of shape (draws, 1) give (draws, rows).
+            values (`Mapping[str, float]`): Every parameter by name. Arrays broadcast with the
+                variables. Values of shape (draws, 1) and rows of shape (rows,) give (draws, rows).
             variables (`float` or array): Every variable by name, in its unit.
 
         Returns:
-            `np.ndarray`: In the unit of `target` (nats per token for a loss).
+            `np.ndarray`: The loss in the unit of `target` (nats per token).
 
         Example:
             >>> law = get_law("hoffmann")
@@ -290,7 +301,10 @@ class Law:
         return np.array(np.broadcast_to(value_of(self.evaluate(x, p)), shape), dtype=np.float64)
 
     def gradient(self, values: Mapping[str, Any], **variables: Any) -> np.ndarray:
-        """Return the derivatives of `predict` by every parameter: one more axis, as `names`."""
+        """Return the derivatives of `predict` by every parameter.
+
+        The arguments are those of `predict`. The result has one more axis, in the order of `names`.
+        """
         x, p, shape = self._namespaces(values, variables)
         duals = {name: Dual(value, {name: 1.0}) for name, value in vars(p).items()}
         grad = grad_of(self.evaluate(x, Namespace(**duals)))
@@ -299,17 +313,18 @@ class Law:
     def _namespaces(
         self, values: Mapping[str, Any], variables: Mapping[str, Any]
     ) -> tuple[Namespace, Namespace, tuple[int, ...]]:
-        """Check and convert the arguments of `predict`; the shape is what they broadcast to."""
+        """Check and convert the arguments of `predict`. Also return their broadcast shape."""
         missing = tuple(name for name in self.variable_names if name not in variables)
         if missing:
             raise MissingColumnError(
-                f"`{self.name}` reads {list(self.variable_names)}; missing: {list(missing)}.",
+                f"`{self.name}` needs the variables {list(self.variable_names)}, missing: "
+                f"{list(missing)}.",
                 missing,
             )
         absent = [name for name in self.names if name not in values]
         if absent:
             raise ScalingError(
-                f"`values` of `{self.name}` must give {list(self.names)}; missing: {absent}."
+                f"`values` of `{self.name}` must give {list(self.names)}, missing: {absent}."
             )
         x = {name: np.asarray(variables[name], np.float64) for name in self.variable_names}
         p = {name: np.asarray(values[name], np.float64) for name in self.names}

@@ -1,4 +1,4 @@
-"""Rules for hyperparameters: no losses, but products of powers that fit alike."""
+"""Rules for the best learning rate and batch size. They are fitted like laws of the loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def _rule(variables: tuple[Variable, ...], **own: Any) -> Law:
             {variable.name: RANGES[variable.name] for variable in variables},
             ("dense", "moe"),
             "AdamW, about 3700 runs over learning rates and batches, dense and MoE.",
-            ("The best values lie on a broad plateau: losses tell them apart only roughly.",),
+            (
+                "The loss is nearly the same in a wide range around the best value, so the best "
+                "value is only roughly known.",
+            ),
         ),
         family="rule",
         **own,
@@ -45,7 +48,7 @@ STEP_LR = _rule(
     title="StepLaw: best learning rate",
     formula=r"\eta = c\, N^{a} D^{b}",
     formula_text="lr = c N^a D^b",
-    linear=(factor("c", meaning="the learning rate at N = D = 1"),),
+    linear=(factor("c", meaning="learning rate at N = D = 1"),),
     nonlinear=(A, B),
     columns=_learning_rate,
     published={"step": Published.of("arXiv 2503.04715", c=1.79, a=-0.713, b=0.307)},
@@ -54,14 +57,14 @@ STEP_LR = _rule(
 STEP_BATCH = _rule(
     (D,),
     name="step_batch",
-    title="StepLaw: best batch",
+    title="StepLaw: best batch size",
     formula=r"B = c\, D^{b}",
     formula_text="batch_tokens = c D^b",
-    linear=(factor("c", meaning="the batch at D = 1, tokens"),),
+    linear=(factor("c", meaning="batch size at D = 1, in tokens"),),
     nonlinear=(B,),
     columns=_batch,
     published={"step": Published.of("arXiv 2503.04715", c=0.58, b=0.571)},
-    target=Variable("batch_tokens", "B", "tokens", "best batch"),
+    target=Variable("batch_tokens", "B", "tokens", "best batch size"),
 )
 
 CATALOGUE = (STEP_LR, STEP_BATCH)

@@ -1,4 +1,4 @@
-"""Laws of sparse models and of mixtures of experts."""
+"""Laws of sparse models and of mixtures of experts (MoE)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _abnar(x: Namespace, p: Namespace) -> Sequence[Any]:
 
 ABNAR = Law(
     name="abnar",
-    title="Abnar et al., parameters against FLOPs",
+    title="Abnar et al., sparsity of experts",
     formula=r"L = e + a N^{-\alpha} + b D^{-\beta} + c (1-S)^{-\lambda} + "
     r"d (1-S)^{-\delta} N^{-\gamma}",
     formula_text=(
@@ -64,9 +64,10 @@ ABNAR = Law(
     domain=Domain(
         ranges={"S": (0.0, 0.98)},
         architectures=("dense", "moe"),
-        settings="IsoFLOP surfaces over N and S; S is the share of idle experts.",
+        settings="IsoFLOP surfaces over N and S. S is the share of experts that are not used.",
         failures=(
-            "Ten parameters: R2 is 99% on the runs fitted and 68% on those held out at S = 0.98.",
+            "It has ten parameters. R2 is 99% on the fitted runs and 68% on the held-out runs at "
+            "S = 0.98.",
         ),
     ),
     family="sparse",
@@ -101,15 +102,18 @@ FRANTAR = Law(
     published={
         "t5_c4": Published.of(
             "arXiv 2309.08520, table 2, T5/C4",
-            "Read in the code of arXiv 2508.06617, which has them as defaults.",
+            "Taken from the code of arXiv 2508.06617, whose defaults they are.",
             c=0.651, a_S=16.8, c_S=45.0, a_D=6.9e8, b_S=0.722, b_N=0.245, b_D=0.203,
         )
     },
     domain=Domain(
         ranges={"S": (0.0, 0.875)},
         architectures=("dense", "sparse"),
-        settings="T5 on C4, gradual pruning in training; N counts weights that are not zero.",
-        failures=("An encoder-decoder of at most 85 million weights: far from decoders of today.",),
+        settings="T5 on C4, gradual pruning in training. N counts weights that are not zero.",
+        failures=(
+            "The models were encoder-decoders of at most 85 million weights, unlike decoders of "
+            "today.",
+        ),
     ),
     family="sparse",
 )  # fmt: skip
@@ -132,23 +136,26 @@ HOSSAIN = Law(
     nonlinear=(
         ALPHA,
         BETA,
-        exponent("gamma", meaning="of the floor", starts=(0.0, 0.05, 0.2), bounds=(-2.0, 2.0)),
+        exponent(
+            "gamma", meaning="exponent of the irreducible loss", starts=(0.0, 0.05, 0.2),
+            bounds=(-2.0, 2.0),
+        ),
     ),
     columns=_hossain,
     published={
         "hossain": Published.of(
             "The authors' tuning script",
-            "Dense values are those of arXiv 2203.15556; the tables of v3 could not be read.",
+            "The dense values are those of arXiv 2203.15556. The tables of v3 could not be read.",
             e=1.69, a=406.4, c=93.45, b=410.7, alpha=0.34, beta=0.28, gamma=0.001,
         )
     },
     domain=Domain(
         ranges={"S": (0.0, 0.98)},
         architectures=("dense", "moe", "sparse"),
-        settings="Values assembled from earlier studies, only c and gamma tuned.",
-        failures=("Tuned in narrow boxes around published values: no independent fit.",),
+        settings="The values come from earlier studies. Only c and gamma were tuned.",
+        failures=("It was tuned close to published values, not fitted independently.",),
     ),
-    notes="At S = 0 it is Hoffmann's law, number for number.",
+    notes="At S = 0 this is exactly the law `hoffmann`.",
     family="sparse",
 )  # fmt: skip
 
@@ -157,12 +164,12 @@ LN10 = math.log(10)
 
 EXPERT_RANGE = (
     factor("E_start", "E_{start}", "effective experts of a dense model", (1.5, 2.5)),
-    factor("E_max", "E_{max}", "effective experts without end", (100.0, 400.0)),
+    factor("E_max", "E_{max}", "limit of the number of effective experts", (100.0, 400.0)),
 )
 
 
 def _log_effective_experts(x: Namespace, p: Namespace) -> Any:
-    """Log of the saturating number of experts (Clark et al., arXiv 2202.01169, eq. 6)."""
+    """Return the log of the effective number of experts (Clark et al., arXiv 2202.01169, eq. 6)."""
     most = 1 / p.E_max
     return -np.log(1 / (x.E - 1 + 1 / (1 / p.E_start - most)) + most)
 
@@ -175,7 +182,7 @@ def _clark(x: Namespace, p: Namespace) -> Sequence[Any]:
 def _clark_values(a: float, b: float, c: float, d: float, start: float, most: float) -> Published:
     return Published.of(
         "arXiv 2202.01169, table 3",
-        "Printed for logs to base 10: c and d are converted to natural logs.",
+        "Published for logs to base 10. Here c and d are converted to natural logs.",
         a=a, b=b, c=c / LN10, d=d * LN10, E_start=start, E_max=most,
     )  # fmt: skip
 
@@ -195,7 +202,7 @@ CLARK = Law(
     linear=(
         Parameter("a", "a", "log slope in size"),
         Parameter("b", "b", "log slope in experts"),
-        Parameter("c", "c", "how experts help less in larger models"),
+        Parameter("c", "c", "interaction: experts help less in larger models"),
         Parameter("d", "d", "log of the loss at N = 1 without experts"),
     ),
     nonlinear=tuple(
@@ -215,10 +222,10 @@ CLARK = Law(
     domain=Domain(
         ranges={"N": (1.5e7, 1.3e9), "E": (1, 512)},
         architectures=("dense", "moe"),
-        settings="MassiveText, every run 130 billion tokens; N is the dense part.",
+        settings="MassiveText, 130 billion tokens in every run. N is the dense part.",
         failures=(
-            "D is fixed: at 130 billion tokens experts seem to stop helping at 937 billion "
-            "parameters, which more tokens move (arXiv 2402.07871).",
+            "D is fixed at 130 billion tokens. There experts seem to stop helping at 937 billion "
+            "parameters, but with more tokens that limit moves (arXiv 2402.07871).",
         ),
     ),
     family="sparse",
@@ -253,10 +260,10 @@ KRAJEWSKI = Law(
     domain=Domain(
         ranges={"N": (1.29e8, 3.7e9), "D": (1.6e10, 1.3e11), "G_expert": (1, 16)},
         architectures=("moe",),
-        settings="C4, 64 times expansion.",
-        failures=("Cost of routing grows with granularity and is not in the law.",),
+        settings="C4, expansion factor 64.",
+        failures=("The cost of routing grows with granularity and is not in the law.",),
     ),
-    notes="Its G is the granularity of experts, not that of a familial model.",
+    notes="The G of this law is the granularity of experts, not that of a familial model.",
     family="sparse",
 )  # fmt: skip
 
@@ -302,8 +309,10 @@ LUDZIEJEWSKI = Law(
     domain=Domain(
         ranges={"N": (1e7, 2.7e9), "E": (1, 32)},
         architectures=("dense", "moe"),
-        settings="More than 280 runs; N counts active parameters.",
-        failures=("Eleven parameters: fix E_start and E_max where E takes few values.",),
+        settings="More than 280 runs. N counts active parameters.",
+        failures=(
+            "It has eleven parameters. Fix E_start and E_max if E has few different values.",
+        ),
     ),
     family="sparse",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""An analysis for readers: its file, its pictures and its page."""
+"""Reports on a fit: the analysis, its file fit.json, its pictures and its HTML page."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from .tables import OptimalRun, optimal_runs
 if TYPE_CHECKING:
     from .page import pictures, report_html, write_figures, write_report
 
-# matplotlib is imported when one of these is first used
+# these functions need matplotlib, which is imported when one of them is first used
 DRAWING = ("pictures", "report_html", "write_figures", "write_report")
 
 

@@ -20,13 +20,13 @@ from .analysis import Analysis
 MOST_BUDGETS, MOST_SETTINGS, LEAST_SIZES = 9, 6, 3
 CURVE_POINTS, PENALTY_POINTS = 60, 17
 SAME = 1.25  # ratio of computes up to which runs without gaps count as one budget
-# what adds to the loss of an exit or a family, and the value at which it adds nothing
+# variables that raise the loss of an exit or a family, and the value at which they do not
 COSTS = {"G": 1.0, "U": 0.0, "V": 0.0}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The runs of one number of FLOPs, the law's curve there, and its minimum (NaN for none)."""
+    """The runs of one budget, the curve of the law at this budget, and its minimum (or NaN)."""
 
     flops: float
     sizes: np.ndarray
@@ -39,7 +39,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Group:
-    """Points that belong together and their name in the legend, such as `G = 4`."""
+    """A group of points with its name in the legend, such as `G = 4`."""
 
     name: str
     x: np.ndarray
@@ -47,27 +47,30 @@ class Group:
 
 
 def banded(points: Sequence[Estimate]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return values and both ends of their intervals, each of shape (points,); NaN for none."""
+    """Return values and both ends of their intervals, each of shape (points,).
+
+    The ends are NaN if there is no interval.
+    """
     ends = [(p.interval.low, p.interval.high) if p.interval else (math.nan,) * 2 for p in points]
     low, high = np.array(ends).T
     return np.array([point.value for point in points]), low, high
 
 
 def has_sizes(analysis: Analysis) -> bool:
-    """Return whether the law gives a loss by N and D, so that runs of a budget form a curve."""
+    """Return whether the law predicts a loss from N and D, so that a budget has a curve."""
     return {"N", "D"} <= set(analysis.fit.law.variable_names) and analysis.fit.law.family != "rule"
 
 
 def has_optimum(analysis: Analysis) -> bool:
     """Return whether a budget has a best size.
 
-    A single exit of a branch law has none: its run pays for the other exits too.
+    A branch law has none, because the run of one exit also trains the other exits.
     """
     return has_sizes(analysis) and not {"U", "V"} & set(analysis.fit.law.variable_names)
 
 
 def settings_of(analysis: Analysis) -> list[dict[str, float]]:
-    """Return the values that the law's variables other than N and D take, at most six."""
+    """Return the combinations of the law's variables other than N and D, at most six."""
     names = [name for name in analysis.fit.law.variable_names if name not in ("N", "D")]
     if not names:
         return [{}]
@@ -79,7 +82,7 @@ def settings_of(analysis: Analysis) -> list[dict[str, float]]:
 
 
 def named(setting: Mapping[str, float]) -> str:
-    """Word a setting, such as `G = 4`."""
+    """Return a setting as text, such as `G = 4`."""
     return ", ".join(
         f"{name} = {value:g}" if abs(value) < 1e4 else f"{name} = {count(value)}"
         for name, value in setting.items()
@@ -95,25 +98,28 @@ def rows_of(analysis: Analysis, setting: Mapping[str, float]) -> np.ndarray:
 
 
 def flops_of(analysis: Analysis) -> np.ndarray:
-    """Return the compute of every row, of shape (rows,)."""
+    """Return the FLOPs of every row, shape (rows,)."""
     columns = analysis.fit.data.columns
     return columns["C"] if "C" in columns else 6 * columns["N"] * columns["D"]
 
 
 def counting(analysis: Analysis) -> str:
-    """Word how the report's optima count FLOPs."""
+    """Return a phrase that describes the FLOP model of the report's optima."""
     if analysis.cost is None:
         return "C = 6ND"
-    return f"C as the runs count it, 6ND and every head of {analysis.cost.vocab:,} tokens"
+    return (
+        "C counted as in the runs, 6ND plus the head of every exit with "
+        f"{analysis.cost.vocab:,} tokens"
+    )
 
 
 def isoflop_curves(analysis: Analysis, setting: Mapping[str, float]) -> list[Budget]:
-    """Return the law and the runs along each budget of three sizes or more, at most nine."""
+    """Return the runs and the law for each budget with three or more sizes, at most nine."""
     fit, rows = analysis.fit, np.flatnonzero(rows_of(analysis, setting))
     size, tokens, flops = fit.data.columns["N"], fit.data.columns["D"], flops_of(analysis)
     found = []
     for group in _budgets(flops, size, rows):
-        # what the runs paid per parameter and token: 6, and more where heads are counted
+        # FLOPs per parameter and token in the runs: 6, or more if heads are counted
         price = float(np.median(flops[group] / (size[group] * tokens[group])))
         budget = float(np.exp(np.log(flops[group]).mean()))
         low, high = size[group].min() / 1.3, size[group].max() * 1.3
@@ -129,18 +135,18 @@ def isoflop_curves(analysis: Analysis, setting: Mapping[str, float]) -> list[Bud
 
 
 def _budgets(flops: np.ndarray, size: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
-    """Group rows of about the same compute, as many groups as a picture has room for."""
+    """Group rows of about the same compute, into at most `MOST_BUDGETS` groups."""
     groups = []
     for group in budget_groups(flops[rows]):
         found = rows[group]
         logs = np.log(flops[found])
-        # computes without gaps run on and on: cut them at round places
+        # computes without gaps form one group, which is split at equal ratios
         cells = np.floor((logs - logs.min()) / math.log(SAME)).astype(int)
         groups += [found[cells == cell] for cell in np.unique(cells)]
     groups = [group for group in groups if len(np.unique(size[group])) >= LEAST_SIZES]
     if len(groups) <= MOST_BUDGETS:
         return groups
-    # those that hold most runs, one in each ninth of the computes
+    # the groups with the most runs, one in each ninth of the range of computes
     middles = np.array([np.log(flops[group]).mean() for group in groups])
     ninths = np.linspace(middles[0], middles[-1], MOST_BUDGETS + 1)[1:-1]
     cell = np.digitize(middles, ninths)
@@ -152,10 +158,11 @@ def _budgets(flops: np.ndarray, size: np.ndarray, rows: np.ndarray) -> list[np.n
 
 @dataclass(frozen=True)
 class Penalty:
-    """Losses with one variable of `COSTS` as ratios to the losses without it.
+    """The ratios of losses at some value of a variable of `COSTS` to the losses without its effect.
 
-    `measured` has shape (rows,). The law's `curve` and both ends of its band stand `at` values of
-    the variable. `above` says that losses are those above E, because the variable leaves E alone.
+    `measured` has shape (rows,). `curve` has the law's ratios and both ends of their band, for the
+    values `at` of the variable. If `above` is True, E is subtracted from all losses first, because
+    the variable does not change E.
     """
 
     measured: np.ndarray
@@ -165,7 +172,7 @@ class Penalty:
 
 
 def penalty(analysis: Analysis, name: str) -> Penalty:
-    """Compare losses with a variable of `COSTS` to the losses without it."""
+    """Compute the ratios of losses with and without the effect of a variable of `COSTS`."""
     law, data, values = analysis.fit.law, analysis.fit.data, analysis.fit.values
     rows = {variable: data.columns[variable] for variable in law.variable_names}
     none = COSTS[name]
@@ -190,7 +197,7 @@ def penalty(analysis: Analysis, name: str) -> Penalty:
 
 
 def _spares_floor(analysis: Analysis, name: str) -> bool:
-    """Return whether a variable leaves the irreducible loss E alone."""
+    """Return whether a variable does not change the irreducible loss E."""
     law, rows = analysis.fit.law, analysis.fit.data.columns
     if "E" not in [parameter.name for parameter in law.linear] or law.outer is not None:
         return False

@@ -1,8 +1,8 @@
-"""The pictures of a fit, drawn from plain arrays, each one column of a journal wide.
+"""Functions that draw the pictures of a fit from plain arrays, as wide as one journal column.
 
-Every function returns a `matplotlib.figure.Figure` that belongs to nobody else: no state of pyplot
-is read or changed. Losses are in nats per token, N and D are numbers of parameters and tokens, C is
-in FLOPs. Arrays have one dimension; ends of a band are NaN where there is none.
+Every function returns a new `matplotlib.figure.Figure` and does not use the state of pyplot. Losses
+are in nats per token, N in parameters, D in tokens and C in FLOPs. Arrays have one dimension. The
+ends of a band are NaN where there is no band.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ._curves import Budget, Group, Penalty
 
 
 LOSS = "loss (nats/token)"
-FEW = 6  # values of a variable that all get a tick
+FEW = 6  # if a variable has at most this many values, each gets a tick
 HOLLOW: Any = {"ls": "", "ms": 5, "mfc": "none"}
 RING = HOLLOW | {"marker": "o", "mec": style.CONTRAST, "mew": 1.3, "zorder": 3}
 DIAMOND = HOLLOW | {"marker": "D", "mec": style.INK, "mew": 1, "zorder": 4}
@@ -32,7 +32,8 @@ BAND: Any = {"color": style.ACCENT, "alpha": 0.22, "lw": 0}
 def draw_isoflop(budgets: Sequence[Budget], limits: tuple[float, float] | None = None) -> Figure:
     """Draw loss against size at constant FLOPs: runs, the law, and its minimum per budget.
 
-    Budgets come in the order of their FLOPs; `limits` of the losses make pictures comparable.
+    `budgets` are in the order of their FLOPs. `limits` are those of the loss axis. Equal limits
+    make pictures comparable.
     """
     figure, axes = style.blank(3.3, right=0.56, top=0.28)
     for budget, colour in zip(budgets, style.shades(len(budgets)), strict=True):
@@ -54,7 +55,7 @@ def draw_isoflop(budgets: Sequence[Budget], limits: tuple[float, float] | None =
 
 
 def _name_curves(axes: Axes, budgets: Sequence[Budget]) -> None:
-    """Write each budget at the right end of its curve, moved apart where they crowd."""
+    """Write each budget at the right end of its curve. Labels that overlap are moved apart."""
     low, high = axes.get_ylim()
     ends = np.array([budget.curve_losses[-1] for budget in budgets])
     at = style.spread(((ends - low) / (high - low)).clip(0, 1), 0.062)
@@ -68,7 +69,7 @@ def _name_curves(axes: Axes, budgets: Sequence[Budget]) -> None:
 
 @style.styled
 def draw_agreement(groups: Sequence[Group], label: str = LOSS) -> Figure:
-    """Draw measured (y) against predicted (x); on the diagonal they are equal."""
+    """Draw measured (y) against predicted (x). They are equal on the diagonal."""
     figure, axes = style.blank(3.3)
     _scatter(axes, groups)
     low, high = (f(f(g.x.tolist() + g.y.tolist()) for g in groups) for f in (min, max))
@@ -86,9 +87,9 @@ def draw_agreement(groups: Sequence[Group], label: str = LOSS) -> Figure:
 
 @style.styled
 def draw_residuals(groups: Sequence[Group], label: str, kind: str = "count") -> Figure:
-    """Draw residuals (y: measured over predicted, minus 1) against a variable, with medians.
+    """Draw residuals (measured / predicted - 1) against a variable, with their medians.
 
-    `kind` is that of the ticks; a variable of few values gets a tick at each.
+    `kind` is the kind of ticks, see `_style.tick`. If the variable has few values, each has a tick.
     """
     figure, axes = style.blank(2.4)
     x, y = (np.concatenate([getattr(g, field) for g in groups]) for field in "xy")
@@ -106,7 +107,7 @@ def draw_residuals(groups: Sequence[Group], label: str, kind: str = "count") -> 
 
 
 def _parts(x: np.ndarray, most: int = 9) -> list[tuple[float, np.ndarray]]:
-    """Cut points into parts of equal number, each with its median."""
+    """Split points into parts of equal number. Return the median and the indices of each part."""
     if len(np.unique(x)) <= most:
         return [(float(value), np.flatnonzero(x == value)) for value in np.unique(x)]
     cut = np.array_split(np.argsort(x, kind="stable"), max(1, min(most, len(x) // 5)))
@@ -115,14 +116,14 @@ def _parts(x: np.ndarray, most: int = 9) -> list[tuple[float, np.ndarray]]:
 
 @style.styled
 def draw_penalty(granularity: np.ndarray, found: Penalty, axis: str, label: str) -> Figure:
-    """Draw what exits cost: the loss of every run over the law's loss without them.
+    """Draw the penalty of exits: the loss of every run relative to the law's loss without them.
 
-    `granularity` is G of every run, or the number of its neighbours.
+    `granularity` is G of every run, or the number of shallower or deeper exits.
     """
     figure, axes = style.blank(top=0.3)
     axes.axhline(0, color=style.SOFT, lw=0.9, zorder=1)
     values = np.unique(granularity)
-    # spread over a little width, for many runs share one G; the same every time
+    # many runs share one G, so points are spread a little, always in the same way
     jitter = np.sin(2.4 * np.arange(len(granularity)))
     near = granularity * np.exp(0.035) if values[0] > 0 else granularity + 0.02 * np.ptp(values)
     x, y = granularity + jitter * (near - granularity), 100 * (found.measured - 1)
@@ -150,10 +151,10 @@ def draw_frontier(
     points: Group | None = None,
     loss: bool = False,
 ) -> Figure:
-    """Draw N*, D* or the loss at the optimum of every compute budget, with its band.
+    """Draw N*, D* or the loss of the best run against the compute budget, with a band.
 
-    The curve is dashed beyond `seen`, the least and most FLOPs of the runs. A loss has a linear
-    axis.
+    The curve is dashed outside `seen`, the smallest and largest FLOPs of the runs. The axis is
+    linear if `loss` is True, else logarithmic.
     """
     figure, axes = style.blank()
     axes.fill_between(flops, low, high, **BAND)
@@ -173,7 +174,7 @@ def draw_frontier(
 def draw_cloud(
     x: np.ndarray, y: np.ndarray, estimate: tuple[float, float], labels: tuple[str, str]
 ) -> Figure:
-    """Draw two coefficients over the draws of a bootstrap, their estimates and 95 % intervals."""
+    """Draw two coefficients of all bootstrap replicates, their estimates and 95% intervals."""
     figure, axes = style.blank()
     style.dots(axes, x, y, ms=2.2, color=style.ACCENT, alpha=0.35)
     for values, line, span in ((x, axes.axvline, axes.axvspan), (y, axes.axhline, axes.axhspan)):
@@ -192,9 +193,9 @@ def draw_cloud(
 
 @style.styled
 def draw_profile(profile: Profile, estimate: float, label: str, level: float) -> Figure:
-    """Draw how much worse the fit gets when one coefficient is held elsewhere.
+    """Draw the rise of the objective if one coefficient is fixed at another value.
 
-    The rise of the objective is 0 at the best and 1 at the ends of the interval.
+    The rise is scaled to be 0 at the best value and 1 at the ends of the interval.
     """
     figure, axes = style.blank(2.4)
     values, interval = profile.values, (profile.interval.low, profile.interval.high)
@@ -205,7 +206,7 @@ def draw_profile(profile: Profile, estimate: float, label: str, level: float) ->
     axes.plot(estimate, 0, **RING)
     look: Any = {"transform": axes.get_yaxis_transform(), "color": style.SOFT}
     axes.text(0.5, 1.03, f"{level:.0%}", ha="center", va="bottom", **look)
-    # traced farther than needed where the objective is far from a parabola
+    # the profile can reach too far if the objective is not like a parabola
     inside = np.where(np.isfinite(interval), interval, (values[0], values[-1]))
     room = 0.35 * float(np.ptp(inside))
     limits = (max(values[0], inside[0] - room), min(values[-1], inside[1] + room))
@@ -217,7 +218,7 @@ def draw_profile(profile: Profile, estimate: float, label: str, level: float) ->
 
 
 def _scatter(axes: Axes, groups: Sequence[Group]) -> None:
-    """Draw groups by hue and by shape of marker, all of them as an image if they are large."""
+    """Draw groups with different colours and markers. Many points are drawn as one image."""
     colours = style.shades(len(groups)) if len(groups) > len(style.HUES) else style.HUES
     look: Any = {"ms": 3.4, "alpha": 0.8, "zorder": 3}
     look["rasterized"] = sum(len(group.x) for group in groups) > style.RASTER_FROM
@@ -229,9 +230,9 @@ def _scatter(axes: Axes, groups: Sequence[Group]) -> None:
 
 @style.styled
 def draw_formula(tex: str, size: float = 15) -> Figure:
-    """Set a formula (LaTeX without dollar signs) as a picture of its own size.
+    """Draw a formula (LaTeX without dollar signs) as a picture of its size.
 
-    Raises a `ValueError` if matplotlib cannot set it.
+    `ValueError` is raised if matplotlib cannot draw it.
     """
     figure = Figure(figsize=(1, 1))
     text = figure.text(0, 0, f"${tex}$", size=size, math_fontfamily="stix", va="bottom")

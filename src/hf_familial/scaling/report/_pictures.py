@@ -1,4 +1,4 @@
-"""The pictures that an analysis has, with their captions; those that make no sense are left out."""
+"""The pictures of an analysis with their captions. Pictures without data are left out."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .tables import optimal_runs
 
 
 FRONTIER_POINTS = 25
-EXTRAPOLATE = 100.0  # how far beyond the largest budget the frontier goes
+EXTRAPOLATE = 100.0  # largest budget of the frontier, relative to the largest budget of the runs
 ISOFLOP_CAPTION = (
-    "Runs (dots) and the law (lines) at constant FLOPs; diamonds mark the law’s minima and the "
-    "dashed line joins them."
+    "Each colour is one compute budget. Dots are runs and lines are the fitted law. Diamonds are "
+    "the law’s minima, and the dashed line connects them."
 )
-LEAST_DRAWS = 20  # of a cloud
-# by variable: the label of its axis, and the kind of its ticks
+LEAST_DRAWS = 20  # smallest number of replicates in a cloud
+# label of the axis of each variable, and the kind of its ticks
 AXES = {
     "N": ("parameters N", "count"),
     "D": ("training tokens D", "count"),
@@ -32,17 +32,17 @@ AXES = {
     "U": ("shallower exits U", "plain"),
     "V": ("deeper exits V", "plain"),
 }
-PENALTIES = {"G": "granularity", "U": "shallower neighbours", "V": "deeper neighbours"}
+PENALTIES = {"G": "granularity", "U": "shallower exits", "V": "deeper exits"}
 FRONTIERS = {
-    "N": ("optimal parameters N*", "Compute-optimal size"),
-    "D": ("optimal training tokens D*", "Compute-optimal data"),
-    "loss": ("loss at the optimum (nats/token)", "Loss at the optimum"),
+    "N": ("optimal parameters N*", "Best number of parameters"),
+    "D": ("optimal training tokens D*", "Best number of training tokens"),
+    "loss": ("least loss (nats/token)", "Least loss"),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture: the stem of its file, the title of its section, and how to read it."""
+    """A picture with its file name (without suffix), section, title and caption."""
 
     name: str
     section: str
@@ -52,7 +52,7 @@ class Picture:
 
 
 def pictures(analysis: Analysis) -> list[Picture]:
-    """Draw every picture that makes sense for an analysis, section by section."""
+    """Draw all pictures of an analysis for which there are data, in order of their sections."""
     makers = (_isoflop, _frontier, _penalties, _agreement, _residuals, _clouds, _profiles)
     return [picture for make in makers for picture in make(analysis)]
 
@@ -74,7 +74,7 @@ def _isoflop(analysis: Analysis) -> Iterator[Picture]:
             f"isoflop_{i}" if len(found) > 1 else "isoflop",
             "Loss at equal compute",
             f"IsoFLOP curves, {curves.named(setting)}" if setting else "IsoFLOP curves",
-            ISOFLOP_CAPTION if i == 0 else "As before.",
+            ISOFLOP_CAPTION if i == 0 else "Dots, lines and diamonds are as in the first figure.",
             figures.draw_isoflop(budgets, limits),
         )
 
@@ -86,7 +86,7 @@ def _frontier(analysis: Analysis) -> Iterator[Picture]:
     seen = (float(flops.min()), float(flops.max()))
     setting = curves.settings_of(analysis)[0]
     where = f" at {curves.named(setting)}" if setting else ""
-    counting = f"By the law with {curves.counting(analysis)}{where}"
+    counting = f"Best value by the fitted law{where}. FLOPs: {curves.counting(analysis)}."
     grid = np.geomspace(seen[0], seen[1] * EXTRAPOLATE, FRONTIER_POINTS)
     try:
         found = optimal_runs(analysis.fit, grid, analysis.cost, analysis.level, **setting)
@@ -98,10 +98,11 @@ def _frontier(analysis: Analysis) -> Iterator[Picture]:
         loss = name == "loss"
         curve = curves.banded([getattr(run, name) for run in found])
         figure = figures.draw_frontier(grid, *curve, label, seen, runs if loss else None, loss)
-        band = f"; band: {analysis.level:.0%}, delta method" if np.isfinite(curve[1]).any() else ""
-        caption = f"{counting}; dashed beyond the budgets that were run{band}."
-        caption += " Dots: runs." if loss else ""
-        yield Picture(f"frontier_{name}", "What is best for a budget", title, caption, figure)
+        band = f" The band is the {analysis.level:.0%} interval (delta method)."
+        caption = f"{counting} The line is dashed beyond the budgets of the runs."
+        caption += band if np.isfinite(curve[1]).any() else ""
+        caption += " Dots are runs." if loss else ""
+        yield Picture(f"frontier_{name}", "Best run for each budget", title, caption, figure)
 
 
 def _penalties(analysis: Analysis) -> Iterator[Picture]:
@@ -115,16 +116,16 @@ def _penalties(analysis: Analysis) -> Iterator[Picture]:
         band = band if np.isfinite(found.curve[1]).any() else ""
         yield Picture(
             f"penalty_{name}",
-            "What granularity costs",
+            "Cost of granularity",
             f"Penalty against {title}",
-            f"Every run’s {kind}{more} over what the law says at {none} and the same N and D; the "
-            f"line is the law{band}.",
+            f"Each dot is a run’s {kind}{more}, compared with the law’s prediction for {none} and "
+            f"the same N and D. The line is the law{band}.",
             figures.draw_penalty(columns[name], found, AXES[name][0], f"{kind} over {none} (%)"),
         )
 
 
 def _groups(analysis: Analysis, x: np.ndarray, y: np.ndarray) -> list[curves.Group]:
-    """Group points by the law's further variables."""
+    """Group points by the law's variables other than N and D."""
     groups = []
     for setting in curves.settings_of(analysis):
         rows = curves.rows_of(analysis, setting)
@@ -141,9 +142,9 @@ def _agreement(analysis: Analysis) -> Iterator[Picture]:
     yield Picture(
         "agreement",
         "How well the law fits",
-        "Predicted against measured",
-        f"{len(measured):,} rows; root mean square error {100 * error:.2g}%, largest "
-        f"{100 * worst:.2g}%. On the diagonal both are equal.",
+        "Measured against predicted",
+        f"Dots on the diagonal are predicted exactly. For {len(measured):,} rows, the root mean "
+        f"square error is {100 * error:.2g}% and the largest error {100 * worst:.2g}%.",
         figures.draw_agreement(
             _groups(analysis, predicted, measured), target.name.replace("_", " ") + unit
         ),
@@ -165,7 +166,8 @@ def _residuals(analysis: Analysis) -> Iterator[Picture]:
             f"residuals_{name}",
             "How well the law fits",
             f"Residuals against {name}",
-            "Measured over predicted, minus 1; the line joins medians and should show no trend.",
+            "A residual is measured / predicted − 1. The line connects medians. It should show no "
+            "trend.",
             figures.draw_residuals(_groups(analysis, x, ratio), *AXES.get(name, (name, "plain"))),
         )
 
@@ -178,7 +180,7 @@ def _clouds(analysis: Analysis) -> Iterator[Picture]:
     moving = list(draws)
     if len(moving) < 2:
         return
-    # each coefficient with the one that it is most entangled with
+    # each coefficient is paired with the one that it correlates with most
     partners = {
         a: max((b for b in moving if b != a), key=lambda b: abs(_correlation(draws, a, b)))
         for a in moving
@@ -188,9 +190,10 @@ def _clouds(analysis: Analysis) -> Iterator[Picture]:
         one, other = (fit.law.parameter(name).symbol for name in (a, b))
         yield Picture(
             f"cloud_{a}_{b}",
-            "How sure the coefficients are",
+            "Coefficients of the bootstrap replicates",
             f"{symbol_text(one)} and {symbol_text(other)}",
-            f"Correlation {_correlation(draws, a, b):.2f}.".replace("-", "−"),
+            "Each dot is a bootstrap replicate. The correlation is "
+            + f"{_correlation(draws, a, b):.2f}.".replace("-", "−"),
             figures.draw_cloud(
                 draws[a], draws[b], (fit.values[a], fit.values[b]), (f"${one}$", f"${other}$")
             ),
@@ -198,7 +201,7 @@ def _clouds(analysis: Analysis) -> Iterator[Picture]:
 
 
 def _correlation(draws: Mapping[str, np.ndarray], a: str, b: str) -> float:
-    """Correlate two coefficients, in logs where they are positive."""
+    """Return the correlation of two coefficients, in logs if they are positive."""
     x, y = (np.log(draws[n]) if draws[n].min() > 0 else draws[n] for n in (a, b))
     return float(np.corrcoef(x, y)[0, 1])
 
@@ -207,12 +210,13 @@ def _profiles(analysis: Analysis) -> Iterator[Picture]:
     fit = analysis.fit
     for name, profile in analysis.profiles.items():
         if len(profile.values) < 2:
-            continue  # an exact fit has no curve
+            continue  # the profile of an exact fit is a single point
         symbol = fit.law.parameter(name).symbol
         yield Picture(
             f"profile_{name}",
             "Profiles of the coefficients",
             f"Profile of {symbol_text(symbol)}",
-            "How the objective rises as this coefficient is held and all others are fitted again.",
+            "The curve shows how the objective rises if this coefficient is fixed at other values "
+            "and all others are fitted again. The interval ends where the rise is 1.",
             figures.draw_profile(profile, fit.values[name], f"${symbol}$", analysis.level),
         )

@@ -1,4 +1,4 @@
-"""The look of pictures and symbols; pictures are saved as files or inside a page."""
+"""The style of pictures and symbols, and functions to save pictures as files or in a page."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from scipy.optimize import isotonic_regression
 from ..._wording import count, scientific, significant
 
 
-# inches; one column of a journal: on a phone as wide as the screen, so letters keep their size
+# Size in inches: one column of a journal. On a phone this is the width of the screen, so letters
+# keep their size.
 WIDTH, HEIGHT = 3.6, 2.75
 LEFT, BOTTOM = 0.66, 0.46
 INK, SOFT = "#1c1c21", "#6a6a75"
-# Okabe and Ito's colours, told apart without red or green: blue, vermilion, green, purple, orange.
-# On a dark ground a page inverts them: they keep a contrast of 3 there.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish. On a dark background
+# the page inverts them, and they keep a contrast of 3.
 ACCENT, CONTRAST = "#0072b2", "#d55e00"
 HUES = (ACCENT, CONTRAST, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vPX*"
-MAX_POINTS = 300  # of one cloud; more are thinned evenly
+MAX_POINTS = 300  # largest number of points in one cloud; more are thinned evenly
 RASTER_FROM, RASTER_DPI = 60, 144  # clouds of more points are images inside the SVG
 
 STYLE = rc_params_from_file(Path(__file__).with_name("report.mplstyle"), use_default_template=False)
@@ -39,7 +40,7 @@ styled = rc_context(STYLE)  # for functions that draw or save a picture
 
 
 def blank(height: float = HEIGHT, right: float = 0.14, top: float = 0.14) -> tuple[Figure, Axes]:
-    """Make an empty picture of one panel; margins are fixed, in inches."""
+    """Create an empty picture with one panel. The margins are in inches."""
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
     figure.subplots_adjust(LEFT / WIDTH, BOTTOM / height, 1 - right / WIDTH, 1 - top / height)
@@ -47,24 +48,24 @@ def blank(height: float = HEIGHT, right: float = 0.14, top: float = 0.14) -> tup
 
 
 def shades(number: int) -> list[str]:
-    """Return colours of an ordered quantity, from dark to light, apart without red or green."""
+    """Return colours for an ordered quantity, from dark to light, safe for colour-blind readers."""
     return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.05, 0.6, number))]
 
 
 def thin(number: int, most: int = MAX_POINTS) -> np.ndarray:
-    """Return the indices of the points to draw, of `number`: all, or `most` of them evenly."""
+    """Return the indices of the points to draw: all of `number`, or `most` evenly spaced ones."""
     return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int))
 
 
 def dots(axes: Axes, x: np.ndarray, y: np.ndarray, most: int = MAX_POINTS, **look: Any) -> None:
-    """Draw a cloud of points without edges, thinned; a large one as an image."""
+    """Draw a thinned cloud of points without edges. A large cloud is drawn as an image."""
     index = thin(len(x), most)
     plain: Any = {"marker": "o", "ls": "", "mec": "none", "rasterized": len(x) > RASTER_FROM}
     axes.plot(x[index], y[index], **plain | look)
 
 
 def log_axis(axes: Axes, which: str, kind: str = "count") -> None:
-    """Make an axis with data logarithmic, with few ticks: see `tick` for their kinds."""
+    """Make an axis that has data logarithmic, with few ticks. See `tick` for `kind`."""
     axis = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}scale")("log")
     low, high = sorted(getattr(axes, f"get_{which}lim")())
@@ -80,12 +81,12 @@ def log_axis(axes: Axes, which: str, kind: str = "count") -> None:
 
 
 def linear_axis(axes: Axes, which: str, ticks: int = 5) -> None:
-    """Put few ticks on an ordinary axis."""
+    """Set at most `ticks` ticks on a linear axis."""
     getattr(axes, f"{which}axis").set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
 
 
 def few_axis(axes: Axes, x: np.ndarray, kind: str = "plain") -> None:
-    """Make x an axis with a tick at each value of `x`; logarithmic where all are positive."""
+    """Set a tick at each value of `x` on the x axis. It is logarithmic if all are positive."""
     values = np.unique(x)
     if values[0] > 0:
         axes.set_xscale("log")
@@ -99,20 +100,20 @@ def few_axis(axes: Axes, x: np.ndarray, kind: str = "plain") -> None:
 
 
 def tick(value: float, kind: str) -> str:
-    """Word a tick to two digits: a `count` (73B), a `power` (10²¹) or `plain` (0.02)."""
+    """Return the label of a tick with two digits: `count` (73B), `power` (10²¹), `plain` (0.02)."""
     word = {"count": count, "power": scientific, "plain": significant}[kind](value, 2)
     return re.sub(r"\.0+(?=\D|$)", "", word)  # 1.0B is 1B
 
 
 def spread(positions: np.ndarray, gap: float) -> np.ndarray:
-    """Move positions between 0 and 1 apart until neighbours are `gap` apart, if there is room.
+    """Move positions between 0 and 1 until neighbours are `gap` apart, if there is room.
 
-    They keep their order, and the sum of squared moves is the least.
+    The positions keep their order. The sum of squared moves is the smallest possible.
     """
     number = len(positions)
     order = np.argsort(positions, kind="stable")
     steps = min(gap, 1 / max(1, number - 1)) * np.arange(number)
-    # without the steps they need only not decrease
+    # after subtracting the steps, the positions only must not decrease
     pooled = isotonic_regression(np.asarray(positions, float)[order] - steps).x
     moved = np.empty(number)
     moved[order] = np.clip(pooled, 0, 1 - steps[-1]) + steps
@@ -121,7 +122,7 @@ def spread(positions: np.ndarray, gap: float) -> np.ndarray:
 
 @styled
 def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
-    """Return the picture as a PNG file, on white."""
+    """Return the bytes of a PNG file of the picture, on a white background."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=dots_per_inch)
@@ -130,7 +131,10 @@ def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
 
 @styled
 def to_svg(figure: Figure) -> str:
-    """Return the picture as an SVG file, on white; the same bytes for the same picture."""
+    """Return the text of an SVG file of the picture, on a white background.
+
+    The same picture always has the same text.
+    """
     buffer = io.StringIO()
     FigureCanvasSVG(figure)
     metadata = {"Date": None, "Creator": None}
@@ -139,16 +143,16 @@ def to_svg(figure: Figure) -> str:
 
 
 def inline_svg(figure: Figure, label: str, size: str = "") -> Markup:
-    """Return the picture as an element of a page, without a ground and with no name used twice.
+    """Return the picture as an SVG element for an HTML page, without a background.
 
-    `label` says what it shows; `size` holds further attributes, such as a width.
+    `label` is its description for screen readers. `size` has more attributes, such as a width.
     """
     svg = to_svg(figure)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.S)
-    # ground of the whole picture: the page's own
+    # remove the background of the picture, so that the page's background is visible
     svg = re.sub(r'<g id="patch_1">.*?</g>\s*', "", svg, count=1, flags=re.S)
-    # names that nothing refers to would be double on a page of many pictures
+    # remove ids without references, because several pictures of a page would use the same ones
     used = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
     svg = re.sub(r'(?<![(\d])(\d+\.\d\d)\d+(?=[" \n])', r"\1", svg)
@@ -161,9 +165,10 @@ def inline_svg(figure: Figure, label: str, size: str = "") -> Markup:
 
 
 def single_definitions(page: str) -> str:
-    """Return a page whose pictures define every letter and marker once, for all of them.
+    """Return a page that defines every letter and marker only once.
 
-    Matplotlib names a shape by what it is, so pictures on one page define the same ones.
+    Matplotlib derives the id of a shape from its content, so pictures of one page repeat the same
+    definitions.
     """
     seen: set[str] = set()
 
@@ -186,7 +191,7 @@ ARGUMENT = re.compile(r"\\(?:mathrm|text|operatorname)\{([^{}]*)\}")
 
 
 def symbol_html(tex: str) -> Markup:
-    r"""Turn the LaTeX of one symbol into HTML, as `\gamma_U` into `γ<sub>U</sub>`."""
+    r"""Convert the LaTeX of one symbol to HTML, such as `\gamma_U` to `γ<sub>U</sub>`."""
     tex = re.sub(r"\\(?:hat|tilde|bar)\s*\{?(\w)\}?", r"\1", ARGUMENT.sub(r"\1", tex))
     words = Markup("")
     for token in TOKEN.findall(tex):
@@ -201,7 +206,7 @@ def symbol_html(tex: str) -> Markup:
 
 
 def symbol_text(tex: str) -> str:
-    r"""Write a symbol in letters alone, such as `γ_U` for `\gamma_U`."""
+    r"""Convert the LaTeX of one symbol to plain text, such as `\gamma_U` to `γ_U`."""
     return html.unescape(
         re.sub(r"</?su[bp]>", lambda m: "" if "/" in m[0] else "_", symbol_html(tex))
     )

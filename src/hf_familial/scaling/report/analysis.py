@@ -1,4 +1,4 @@
-"""An analysis: a fit, how far it may be trusted, and its file, fit.json."""
+"""The analysis of a fit (its intervals, profiles and warnings), and its file fit.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..._files import write_whole
-from ..._records import speakable, spoken
+from ..._records import from_strict_json, strict_json
 from ..._wording import scientific
 from ...errors import (
     AnalysisError,
@@ -45,12 +45,13 @@ class DataSource:
 
     Attributes:
         file (`str`): Name of the file, without its folder.
-        columns (`Mapping[str, str]`): Column of every variable, or the formula it came from.
-        rows (`int`): Rows of the file.
-        used (`int`): Those of them that could be fitted.
-        observed (`int`): Rows they became. A branch law makes one row of each exit.
-        notes (`tuple[str, ...]`): What was left out, converted or derived in reading.
-        facts ([`Facts`]): Vocabulary, data, and how N and C were counted.
+        columns (`Mapping[str, str]`): Column of every variable, or the formula that computed it.
+        rows (`int`): Number of rows in the file.
+        used (`int`): Number of these rows that could be fitted.
+        observed (`int`): Number of rows made from the used ones. For a branch law, each exit is a
+            row.
+        notes (`tuple[str, ...]`): Sentences on data that were left out, converted or computed.
+        facts ([`Facts`]): Facts about the runs: vocabulary, data, and how N and C were counted.
     """
 
     file: str = ""
@@ -63,7 +64,7 @@ class DataSource:
 
     @classmethod
     def of(cls, reading: LoadedRuns) -> DataSource:
-        """Describe the table that `reading` was read from."""
+        """Return the description of the file that `reading` was loaded from."""
         return cls(
             Path(reading.source).name,
             reading.columns,
@@ -76,25 +77,26 @@ class DataSource:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> DataSource:
-        """Read the JSON form; schema 1 has no facts."""
+        """Build a source from its JSON form. Schema 1 has no facts."""
         facts = Facts.from_dict(record.get("facts", {}))
         return cls(**{**record, "notes": tuple(record["notes"]), "facts": facts})
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """A fit and what is known of its uncertainty; [`analyse`] makes it.
+    """The result of [`analyse`]: a fit with its intervals, profiles and warnings.
 
     Attributes:
-        fit ([`Fit`]): The fit, its rows included.
+        fit ([`Fit`]): The fit, with its rows.
         source ([`DataSource`]): The table of the rows.
-        level (`float`): Coverage of the intervals.
-        intervals (`Mapping[str, Mapping[str, Interval]]`): By method, then by free coefficient.
-        replicates ([`Bootstrap`], *optional*): Fits of resampled rows.
-        profiles (`Mapping[str, Profile]`): By coefficient.
-        tables (`Mapping[str, list[dict]]`): Further results by title: rows of numbers and words.
-        warnings (`tuple[str, ...]`): Reasons to doubt the fit, one sentence each.
-        version (`str`): Version of the package that made it.
+        level (`float`): Confidence level of the intervals, between 0 and 1.
+        intervals (`Mapping[str, Mapping[str, Interval]]`): Intervals of the fitted coefficients,
+            by method and then by coefficient.
+        replicates ([`Bootstrap`], *optional*): Fits to resampled rows.
+        profiles (`Mapping[str, Profile]`): Profiles by coefficient.
+        tables (`Mapping[str, list[dict]]`): Other results by title, as rows of numbers and text.
+        warnings (`tuple[str, ...]`): Reasons to doubt the fit, one or two sentences each.
+        version (`str`): Version of the package that computed the analysis.
     """
 
     fit: Fit
@@ -108,7 +110,7 @@ class Analysis:
     version: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form, which `from_dict` reads back bit for bit."""
+        """Return the JSON form. `from_dict` restores the same analysis bit for bit."""
         return {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -127,17 +129,17 @@ class Analysis:
         }
 
     def to_json(self) -> str:
-        """Return `to_dict` as strict JSON on one line, as fit.json holds it."""
-        return json.dumps(speakable(self.to_dict()), allow_nan=False)
+        """Return the content of fit.json: the result of `to_dict` as strict JSON on one line."""
+        return json.dumps(strict_json(self.to_dict()), allow_nan=False)
 
     @property
     def cost(self) -> HeadFlops | None:
-        """The FLOPs of a run as the runs counted them; `None` for C = 6ND."""
+        """The FLOP model that the runs used, `None` for C = 6ND."""
         return self.source.facts.cost() if self.source.facts.flops == "heads" else None
 
     @property
     def left_out(self) -> str:
-        """The number of rows left out, in words; empty if none were."""
+        """The numbers of rows left out, such as `"3 left out in reading"`, `""` if none were."""
         unread = self.source.rows - self.source.used
         far = (self.source.observed or len(self.fit.data)) - len(self.fit.data)
         parts = [f"{unread:,} left out in reading"] if unread else []
@@ -147,22 +149,27 @@ class Analysis:
     def from_dict(
         cls, record: Mapping[str, Any], find_law: Callable[[str], Law] = get_law
     ) -> Analysis:
-        """Read what `to_dict` returned.
+        """Build an analysis from the form that `to_dict` returns.
 
         Args:
             record (`Mapping`): The JSON form.
-            find_law (`Callable`): Returns the law of a name; give your own for laws of your own.
+            find_law (`Callable`): A function from a name to a [`Law`]. Pass one if the law is not
+                in `LAWS`.
 
         Raises:
-            AnalysisError: If it is of another kind or a newer version, or a part is missing.
-            UnknownLawError: If the law is not in the catalogue.
+            AnalysisError: If the record is not an analysis, a newer version wrote it, or a part is
+                missing.
+            UnknownLawError: If `find_law` does not find the law.
         """
         if not isinstance(record, Mapping) or record.get("format") != FORMAT:
-            raise AnalysisError(f"not a fit: its `format` must be {FORMAT!r}; make one with `fit`.")
+            raise AnalysisError(
+                f"This is not a fit, because its `format` is not {FORMAT!r}. Write one with "
+                "`hf-familial fit`."
+            )
         schema = record.get("schema")
         if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
             raise AnalysisError(
-                f"its `schema` is {schema!r}, this version reads up to {SCHEMA}: upgrade "
+                f"`schema` is {schema!r}, but this version reads 1 to {SCHEMA} only. Upgrade "
                 "hf_familial."
             )
         try:
@@ -183,10 +190,10 @@ class Analysis:
                 version=str(record["version"]),
             )
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise AnalysisError(f"a part is missing or broken: {error!r}.") from None
+            raise AnalysisError(f"A part of the fit is missing or invalid: {error!r}.") from None
 
 
-@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
+@np.errstate(all="ignore")  # a law can be undefined at some points, and they are checked later
 def analyse(
     fit: Fit,
     source: DataSource | None = None,
@@ -199,24 +206,25 @@ def analyse(
     rivals: Sequence[Law] = (),
     version: str = "",
 ) -> Analysis:
-    """Find out how far a fit may be trusted.
+    """Compute the intervals, profiles and warnings of a fit.
 
-    An interval that cannot be had raises nothing: a warning of the analysis says why.
+    If an interval cannot be computed, no error is raised. A warning of the analysis states the
+    reason.
 
     Args:
         fit ([`Fit`]): The fit.
         source ([`DataSource`], *optional*): The table of its rows.
-        draws (`int`): Replicates of the bootstrap; 0 for none.
-        kind (`str`): What the bootstrap resamples: `"runs"` or `"wild"`.
+        draws (`int`): Number of bootstrap replicates. 0 skips the bootstrap.
+        kind (`str`): The way of resampling, `"runs"` or `"wild"`, see [`bootstrap`].
         seed (`int`): Seed of the bootstrap.
-        workers (`int`): Threads of the bootstrap.
-        profiles (`bool`): Whether to trace the profile of every free coefficient.
-        level (`float`): Coverage of the intervals.
-        rivals (`Sequence[Law]`): Further laws to fit to the same rows, for comparison.
-        version (`str`): Version of the package, for the record.
+        workers (`int`): Number of threads of the bootstrap.
+        profiles (`bool`): Whether to compute the profile of every fitted coefficient.
+        level (`float`): Confidence level of the intervals, between 0 and 1.
+        rivals (`Sequence[Law]`): Other laws to fit to the same rows, for comparison.
+        version (`str`): Version of the package, stored in the analysis.
 
     Returns:
-        [`Analysis`]
+        [`Analysis`]: The analysis. Save it with [`write_analysis`].
 
     Raises:
         ScalingError: If an argument is out of range.
@@ -230,13 +238,13 @@ def analyse(
             traced = _profiles(fit, level)
             found["profile"] = {name: profile.interval for name, profile in traced.items()}
     except (TooFewError, NotIdentifiedError) as error:
-        warnings.append(f"No intervals: {error}")
+        warnings.append(f"Intervals cannot be computed. {error}")
     if draws:
         try:
             replicates = bootstrap(fit, draws, kind, seed, workers)
             found["bca"] = intervals(fit, level=level, method="bca", replicates=replicates)
         except (NoOptimumError, TooFewError, NotIdentifiedError) as error:
-            warnings.append(f"No bootstrap: {error}")
+            warnings.append(f"Bootstrap intervals cannot be computed. {error}")
     tables: dict[str, list[dict[str, Any]]] = {}
     if rivals:
         laws = [fit.law, *(law for law in rivals if law.name != fit.law.name)]
@@ -257,7 +265,7 @@ def analyse(
 
 
 def _profiles(fit: Fit, level: float) -> dict[str, Profile]:
-    """Trace the free coefficients that the rows determine."""
+    """Return the profiles of the free coefficients that the rows determine."""
     covariance, traced = CoefficientCovariance.of(fit), {}
     for name in fit.free:
         if name not in fit.bounds_hit:
@@ -269,7 +277,7 @@ def _profiles(fit: Fit, level: float) -> dict[str, Profile]:
 
 
 def comparison_tables(found: Comparison) -> dict[str, list[dict[str, Any]]]:
-    """Return a comparison as tables by title: the laws, and their errors on larger budgets in %."""
+    """Return two tables by title: the laws, and their errors on larger budgets in percent."""
     laws = [
         {
             "law": entry.law,
@@ -308,10 +316,10 @@ def _profile_from_dict(record: Mapping[str, Any]) -> Profile:
 
 
 def write_analysis(path: str | os.PathLike[str], analysis: Analysis) -> None:
-    """Write fit.json, whole or not at all.
+    """Write an analysis to fit.json as a single atomic write.
 
     Raises:
-        OSError: If it cannot be written; what was there stays.
+        OSError: If the file cannot be written. An existing file stays unchanged.
     """
     write_whole(path, analysis.to_json() + "\n")
 
@@ -319,24 +327,30 @@ def write_analysis(path: str | os.PathLike[str], analysis: Analysis) -> None:
 def read_analysis(
     path: str | os.PathLike[str], find_law: Callable[[str], Law] = get_law
 ) -> Analysis:
-    """Read fit.json.
+    """Read an analysis from fit.json.
 
     Args:
-        path (`str` or `os.PathLike`): A file of [`write_analysis`].
-        find_law (`Callable`): Returns the law of a name; give your own for laws of your own.
+        path (`str` or `os.PathLike`): A file that [`write_analysis`] wrote.
+        find_law (`Callable`): A function from a name to a [`Law`]. Pass one if the law is not in
+            `LAWS`.
 
     Returns:
-        [`Analysis`]
+        [`Analysis`]: The analysis.
 
     Raises:
-        OSError: If it cannot be read.
-        AnalysisError: Naming the file, if it is no fit.json or a newer one.
+        OSError: If the file cannot be read.
+        AnalysisError: If the file is not a `fit.json`, or a newer version wrote it.
+
+    Example:
+        >>> read_analysis("studies/stdlib_cpu/fit.json").fit.values["gamma"]
     """
     content = Path(path).read_bytes()
     try:
-        record = json.loads(content, object_hook=spoken)
+        record = json.loads(content, object_hook=from_strict_json)
     except (ValueError, RecursionError):
-        raise AnalysisError(f"{path} is not a fit: it is not JSON; make one with `fit`.") from None
+        raise AnalysisError(
+            f"{path} is not a fit, because it is not JSON. Write one with `hf-familial fit`."
+        ) from None
     try:
         return Analysis.from_dict(record, find_law)
     except ScalingError as error:

@@ -1,4 +1,4 @@
-"""An analysis as one page of HTML that needs nothing else: no network, no script, no other file."""
+"""The HTML report of an analysis: one page without scripts, other files or network access."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .tables import (
 )
 
 
-MOST_ROWS, MOST_DROPPED = 200, 50  # of the tables of runs
+MOST_ROWS, MOST_DROPPED = 200, 50  # largest numbers of fitted rows and left-out rows to list
 STATUS = {
     FitStatus.CONVERGED: "converged",
     FitStatus.AT_BOUND: "converged on a bound",
@@ -41,9 +41,9 @@ STATUS = {
 SYMBOL = Markup('<span class="symbol">{}</span>')
 
 
-@np.errstate(all="ignore")  # a law may have no value at a point; such points are judged by name
+@np.errstate(all="ignore")  # a law can be undefined at some points, and they are checked later
 def report_html(analysis: Analysis) -> str:
-    """Return the page of an analysis as HTML, the same for the same analysis."""
+    """Return the HTML report of an analysis. The same analysis always has the same text."""
     fit, law = analysis.fit, analysis.fit.law
     page = _template().render(
         analysis=analysis,
@@ -63,27 +63,30 @@ def report_html(analysis: Analysis) -> str:
 
 
 def write_report(path: str | os.PathLike[str], analysis: Analysis) -> None:
-    """Write the page of an analysis, whole or not at all.
+    """Write the HTML report of an analysis as a single atomic write.
 
     Raises:
-        OSError: If it cannot be written; what was there stays.
+        OSError: If the file cannot be written. An existing file stays unchanged.
+
+    Example:
+        >>> write_report("report.html", read_analysis("studies/stdlib_cpu/fit.json"))
     """
     write_whole(path, report_html(analysis))
 
 
 @np.errstate(all="ignore")
 def write_figures(folder: str | os.PathLike[str], analysis: Analysis) -> list[Path]:
-    """Write every picture of the page as PNG and as SVG.
+    """Write every picture of the report as a PNG and an SVG file.
 
     Args:
-        folder (`str` or `os.PathLike`): Made if missing.
-        analysis ([`Analysis`]): What they show.
+        folder (`str` or `os.PathLike`): The folder to write to. It is created if missing.
+        analysis ([`Analysis`]): The analysis to draw.
 
     Returns:
-        `list[Path]`: The files.
+        `list[Path]`: The files written.
 
     Raises:
-        OSError: If one cannot be written.
+        OSError: If a file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,21 +112,21 @@ def _template() -> Template:
 
 
 def _code(words: str) -> Markup:
-    """Show `names` as code."""
+    """Return HTML in which `names` in backquotes are code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(words))))
 
 
 def _formula(tex: str, text: str) -> Markup | None:
     try:
         figure = draw_formula(tex)
-    except ValueError:  # LaTeX that matplotlib cannot set
+    except ValueError:  # matplotlib cannot draw this LaTeX
         return None
     width, height = 96 * figure.get_size_inches()
     return inline_svg(figure, text, f'width="{width:.0f}" height="{height:.0f}"')
 
 
 def _figures(analysis: Analysis) -> list[tuple[str, list[tuple[int, Picture, Markup]]]]:
-    """Number and embed the pictures, by the title of their section."""
+    """Return the pictures by section, each with its number and its SVG."""
     shown = [
         (i, picture, inline_svg(picture.figure, f"{picture.title}. {picture.caption}"))
         for i, picture in enumerate(pictures(analysis), 1)
@@ -132,7 +135,7 @@ def _figures(analysis: Analysis) -> list[tuple[str, list[tuple[int, Picture, Mar
 
 
 def _facts(analysis: Analysis) -> list[tuple[str, str, str]]:
-    """Return the facts on top of the page: name, value, and a remark."""
+    """Return the facts at the top of the page, each as name, value and remark."""
     fit, columns = analysis.fit, analysis.fit.data.columns
     error = float(np.sqrt(np.mean((fit.data.loss / fit.fitted() - 1) ** 2)))
     rows = f"{len(fit.data):,} rows" if len(fit.data) != fit.data.runs else ""
@@ -140,7 +143,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str, str]]:
     facts = [
         ("runs fitted", f"{fit.data.runs:,}", left),
         ("search", STATUS[fit.status], f"{fit.agreement:.0%} of {fit.starts} starts agree"),
-        ("root mean square error", f"{100 * error:.2g}%", "of the loss, on the rows fitted"),
+        ("root mean square error", f"{100 * error:.2g}%", "of the loss, on the fitted rows"),
     ]
     if has_sizes(analysis):
         facts.append(("compute", _span(flops_of(analysis), scientific), "FLOPs per run"))
@@ -159,7 +162,7 @@ def _span(values: np.ndarray, words: Any) -> str:
 
 
 def _estimates(analysis: Analysis) -> list[tuple[Markup, str]]:
-    """Return the exponents that a reader looks for first, as symbols and numbers."""
+    """Return the most important exponents, as symbols and numbers with intervals."""
     known, found = next(iter(analysis.intervals.values()), {}), []
     for name in ("gamma", "alpha", "beta"):
         if name in known:
@@ -185,12 +188,12 @@ def _coefficients(analysis: Analysis) -> Table:
         rows.append([_symbol(analysis, name), words, *spans, *printed, meaning])
     head = ["coefficient", "value", *interval_head(analysis)]
     head += [f"published: {label}"] if published else []
-    note = f"Published: {published.source}. {published.note}" if published else ""
+    note = f"Published values: {published.source}. {published.note}" if published else ""
     return Table("Coefficients", [*head, "meaning"], rows, note, prose=(len(head),))
 
 
 def _runs(analysis: Analysis) -> Table:
-    """Return the rows as fitted."""
+    """Return the table of the fitted rows."""
     data, predicted = analysis.fit.data, analysis.fit.fitted()
     names = [n for n in ("C", *analysis.fit.law.variable_names) if n in data.columns]
     words: dict[str, Any] = {"C": scientific, "N": count, "D": count}
@@ -201,6 +204,6 @@ def _runs(analysis: Analysis) -> Table:
         cells = [words.get(n, significant)(float(data.columns[n][i])) for n in names]
         name = data.run_names[data.run_id[i]]
         rows.append([name, *cells, f"{measured:.4f}", f"{predicted[i]:.4f}", residual])
-    head = ["run", *names, analysis.fit.law.target.name, "by the law", "residual (%)"]
+    head = ["run", *names, analysis.fit.law.target.name, "predicted", "residual (%)"]
     note = f"The first {len(rows)} of {len(data):,} rows." if len(data) > len(rows) else ""
-    return Table(f"{plural(len(data), 'row')}, as fitted", head, rows, note)
+    return Table(f"{plural(len(data), 'fitted row')}", head, rows, note)

@@ -1,4 +1,4 @@
-"""Tables of an analysis as words, for the page, a terminal or a notebook."""
+"""Tables of an analysis as text, for the HTML page, a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -22,22 +22,32 @@ from .analysis import Analysis
 
 MOST_EXITS = 8
 BUDGETS = 10.0 ** np.arange(9, 31)
+NOTES = {
+    "Laws compared": (
+        "AICc is Akaike’s information criterion for small samples. A smaller value is better. The "
+        "weight is the support of a law among those compared. The error is that of the fitted "
+        "rows. The held-out error is that of larger runs, which the law was not fitted to."
+    ),
+    "Error on larger budgets": (
+        "Each law was fitted to the rows up to C FLOPs. The errors (root mean square) are those of "
+        "the held-out rows with more FLOPs."
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of words whose first column names its rows.
+    """A table of text. Its first column names the rows.
 
     Attributes:
-        title (`str`): Its title.
+        title (`str`): The title.
         head (`Sequence[str]`): Names of the columns.
         rows (`Sequence[Sequence[str]]`): The cells.
-        note (`str`): What the table shows.
-        prose (`tuple[int, ...]`): Columns of sentences; the others are numbers.
+        note (`str`): A description of the table.
+        prose (`tuple[int, ...]`): Indices of the columns with sentences. The others have numbers.
 
     Raises:
-        ValueError: If a row has another number of cells than the head: what follows a missing cell
-            would stand under a wrong name.
+        ValueError: If a row does not have one cell per column.
     """
 
     title: str
@@ -47,19 +57,21 @@ class Table:
     prose: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Count the cells."""
+        """Check the number of cells in every row."""
         wrong = [row[0] for row in self.rows if len(row) != len(self.head)]
         if wrong:
-            raise ValueError(f"rows {wrong} must have {len(self.head)} cells.")
+            raise ValueError(f"Rows {wrong} must have {len(self.head)} cells.")
 
 
 @dataclass(frozen=True)
 class OptimalRun:
-    """The best run of a budget C, with intervals where the fit has rows for them.
+    """The best run for a budget. Its numbers have intervals if the fit has rows.
 
     Attributes:
-        C (`float`): FLOPs.
-        N, D, loss ([`Estimate`]): Parameters, training tokens, and the loss by the law.
+        C (`float`): The budget in FLOPs.
+        N ([`Estimate`]): Parameters.
+        D ([`Estimate`]): Training tokens.
+        loss ([`Estimate`]): Predicted loss in nats per token.
     """
 
     C: float
@@ -75,23 +87,24 @@ def optimal_runs(
     level: float = 0.95,
     **given: float,
 ) -> list[OptimalRun]:
-    """Find the best size, data and loss for each compute budget.
+    """Return the best run for each compute budget.
 
     Args:
-        fit ([`Fit`] or [`PublishedFit`]): A law that reads N and D, with its coefficients.
-        budgets (`Sequence[float]`): FLOPs, rising.
-        flops (`Callable`, *optional*): FLOPs of a run, `flops(N, D, G)`; 6ND without it.
-        level (`float`, *optional*, defaults to 0.95): Coverage of the intervals (delta method).
-        given: The law's other variables, such as `G=4`.
+        fit ([`Fit`] or [`PublishedFit`]): A law of N and D with its coefficients.
+        budgets (`Sequence[float]`): Rising budgets in FLOPs.
+        flops (`Callable`, *optional*): FLOP model `flops(N, D, G)`. Default: 6ND.
+        level (`float`, *optional*, defaults to 0.95): Confidence level of the intervals (delta
+            method).
+        given: Values of the law's other variables, such as `G=4`.
 
     Returns:
-        `list[OptimalRun]`: One per budget.
+        `list[OptimalRun]`: One run per budget.
 
     Raises:
-        NoMinimumError: If the law has no least loss at the largest budget.
+        NoMinimumError: If the law has no best size at the largest budget.
 
     Example:
-        >>> for run in optimal_runs(answer, [1e20, 1e21], G=4):
+        >>> for run in optimal_runs(fitted, [1e20, 1e21], G=4):
         ...     print(run.C, run.N.value, run.loss.value)
     """
     estimator, other = Estimator(fit, level), dict[str, Any](given)
@@ -108,12 +121,12 @@ def optimal_runs(
 
 
 def coefficient_words(analysis: Analysis) -> Iterable[tuple[str, str, list[str]]]:
-    """Yield the name, value and intervals of every coefficient; a missing interval is a dash."""
+    """Yield the name, value and intervals of every coefficient. A missing interval is a dash."""
     fit = analysis.fit
     for name, value in fit.values.items():
         words, spans = "", []
         for found in analysis.intervals.values():
-            # an interval that could not be had leaves its cell empty, and no other cell moves
+            # a missing interval keeps its cell, so that the other cells stay in their columns
             known = found.get(name)
             shown = estimate(value, known.low, known.high) if known else ("", MISSING)
             words = words or shown[0]
@@ -122,12 +135,12 @@ def coefficient_words(analysis: Analysis) -> Iterable[tuple[str, str, list[str]]
 
 
 def interval_head(analysis: Analysis) -> list[str]:
-    """Name the columns of `coefficient_words`' intervals."""
+    """Return the column names of the intervals that `coefficient_words` yields."""
     return [f"{analysis.level:.0%}, {method}" for method in analysis.intervals]
 
 
 def optimum_table(analysis: Analysis) -> Table | None:
-    """Return the best N, D and loss of round budgets; `None` for a law without an optimum."""
+    """Return the best N, D and loss for powers of ten of C, `None` for a law without an optimum."""
     if not has_optimum(analysis):
         return None
     flops, setting = flops_of(analysis), settings_of(analysis)[0]
@@ -150,14 +163,20 @@ def optimum_table(analysis: Analysis) -> Table | None:
     span = [f"{analysis.level:.0%} interval"] if sure else []
     head = ["compute C (FLOPs)", "parameters N*", *span, "tokens D*", *span, "D*/N*", "loss", *span]
     where = f" at {named(setting)}" if setting else ""
-    note = f"By the law with {counting(analysis)}{where}"
-    note += ", delta-method intervals." if sure else "."
-    note += " † beyond the largest run: an extrapolation." if budgets[-1] > flops.max() else ""
+    note = (
+        "N* and D* are the parameters and tokens with the least predicted loss for C FLOPs"
+        f"{where}. FLOPs: {counting(analysis)}."
+    )
+    note += " Intervals: delta method." if sure else ""
+    note += " † is an extrapolation beyond the largest run." if budgets[-1] > flops.max() else ""
     return Table(title, head, rows, note)
 
 
 def granularity_table(analysis: Analysis) -> Table | None:
-    """Return what exits cost at the largest budget: loss, and compute to buy it back."""
+    """Return the least loss for each G at the largest budget, and the compute cost of G exits.
+
+    The result is `None` if the law does not have exactly the variables N, D and G.
+    """
     law, columns = analysis.fit.law, analysis.fit.data.columns
     if not has_optimum(analysis) or set(law.variable_names) != {"N", "D", "G"}:
         return None
@@ -176,19 +195,21 @@ def granularity_table(analysis: Analysis) -> Table | None:
     except NoMinimumError:
         return None
     span = f"{analysis.level:.0%} interval"
-    head = ["granularity G", "loss at the optimum", span, "compute for the loss of G = 1", span]
+    head = ["granularity G", "least loss", span, "factor on compute", span]
     note = (
-        f"At {scientific(budget)} FLOPs with {counting(analysis)}"
-        f"{', heads not counted' if cost is None else ''}. The last columns say by which "
-        "factor compute must rise to win back what the exits cost."
+        "G is the number of exits. The loss is that of the best run at "
+        f"{scientific(budget)} FLOPs ({counting(analysis)}"
+        f"{', heads not counted' if cost is None else ''}). With this factor on compute, G exits "
+        "reach the loss of one exit."
     )
-    return Table("What exits cost in compute", head, rows, note)
+    return Table("Compute cost of exits", head, rows, note)
 
 
 def record_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Word rows of numbers and words that share their names."""
+    """Build a table from records of numbers and text that have the same keys."""
     head = list(rows[0])
-    return Table(title, head, [[_cell(row.get(name)) for name in head] for row in rows])
+    cells = [[_cell(row.get(name)) for name in head] for row in rows]
+    return Table(title, head, cells, NOTES.get(title, ""))
 
 
 def _cell(value: Any) -> str:
@@ -204,7 +225,7 @@ def _three(value: float) -> str:
 
 
 def _interval(number: Estimate, words: Any) -> tuple[str, str]:
-    """Word a number and its interval."""
+    """Return a number and its interval as text."""
     known = number.interval
     span = f"[{words(known.low)}, {words(known.high)}]" if known else MISSING
     return words(number.value), span

@@ -1,1 +1,1 @@
-"""Load tables of training runs, however people write them, as rows that laws can be fitted to."""
+"""Readers of tables of training runs in many file formats and with many column names."""

@@ -1,4 +1,4 @@
-"""Take the variables of laws from a table: which rows, which columns, which units."""
+"""Selection of the variables of laws from a table: its rows, columns and units."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ._names import UNITED, Unit, find, others, parse_unit, plain, unit_in
 from ._plausible import Sizes
 
 
-# what N may count, and its column in runs.jsonl
+# the ways to count N, and their columns in runs.jsonl
 SIZES = {"total": "N_total", "non_embedding": "N_non_embedding", "active": "N_active"}
-# what may be fitted, and its column there; `exit0`, `eval_exit2` are items of lists
+# the losses to fit, and their columns in runs.jsonl; `exit0` and `eval_exit2` are items of lists
 LOSSES = {
     "mean": "loss_mean",
     "final": "loss_final",
@@ -29,9 +29,9 @@ LOSSES = {
 }
 EVERY_EXIT = ("exits", "eval_exits")
 EPOCHS = ("epochs", "num_epochs", "n_epochs")
-# what comes along where it is there, whatever the law reads
+# variables that are read if the file has them, even if the law does not use them
 COMPANIONS = ("N", "D", "C", "G", "D_unique", "weight", "seed")
-VOCABULARY = 50_304  # rows of a head, where a table does not tell: it only widens what is allowed
+VOCABULARY = 50_304  # default vocabulary size; it only widens the allowed range of C
 
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -42,27 +42,33 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     "=": operator.eq,
 }
-EXAMPLE = "write it as `--where 'optimizer == adamw'` or `--where 'D > 1e9'`"
+EXAMPLE = "Write it like `--where 'optimizer == adamw'` or `--where 'D > 1e9'`"
 
 
 @dataclass(frozen=True)
 class ColumnChoice:
-    """The columns to take from a table that offers more than one.
+    """A choice of the rows, columns and units to read from a table.
 
     Attributes:
-        size (`str`): What N counts, where the table has the columns of runs.jsonl: `"total"`,
-            `"non_embedding"` or `"active"`.
-        loss (`str`): `"mean"` over the exits, `"final"`, `"exit0"` and so on, each with `eval_`
-            before it for the last evaluation; `"exits"` or `"eval_exits"` for one row per exit;
-            or the name of a column.
-        columns (`Mapping[str, str]`): Column of a variable, for names that are not understood.
-        statuses (`tuple[str, ...]`): Runs to keep, where the table has a column `status`.
-        units (`Mapping[str, str]`): Unit of a variable's column, such as `{"N": "1e6"}` or
-            `{"loss": "ppl"}`; a unit of `"1"` says that the numbers are right as they are.
-        where (`tuple[str, ...]`): Conditions that rows must meet, such as `"optimizer == adamw"`.
-        runs_are (`str`): Whether rows that share a name (or an N) are `"checkpoints"` of one run or
-            `"independent"` runs; empty to judge by the rows.
-        last_of_run (`bool`): Keep only the last row of every run.
+        size (`str`): The way to count N: `"total"`, `"non_embedding"` or `"active"`. It is used
+            only for tables with the columns of runs.jsonl.
+        loss (`str`): The loss to fit. `"mean"` is the mean over the exits, `"final"` the loss of
+            the deepest exit, `"exit0"` that of exit 0. With the prefix `eval_` it is the loss of
+            the last evaluation. `"exits"` and `"eval_exits"` make one row per exit. You can also
+            pass the name of a column.
+        columns (`Mapping[str, str]`): Column names of variables, such as `{"D": "tok"}`, if the
+            reader does not recognise them.
+        statuses (`tuple[str, ...]`): Statuses of the runs to keep, if the table has a column
+            `status`.
+        units (`Mapping[str, str]`): Units of variables, such as `{"N": "1e6"}` or `{"loss":
+            "ppl"}`. The unit `"1"` means that the numbers are correct without conversion.
+        where (`tuple[str, ...]`): Conditions on the rows, such as `"optimizer == adamw"`.
+        runs_are (`str`): `"checkpoints"` if rows with the same name (or N) are checkpoints of one
+            run, `"independent"` if they are different runs. Default: decided from the rows.
+        last_of_run (`bool`): Whether to keep only the last row of every run.
+
+    Example:
+        >>> ColumnChoice(loss="eval_mean", columns={"D": "tok"}, where=("seed == 0",))
     """
 
     size: str = "total"
@@ -77,7 +83,7 @@ class ColumnChoice:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table, or one exit of it."""
+    """A row of the table, or one exit of a row."""
 
     index: int
     exit_idx: int = -1
@@ -85,7 +91,7 @@ class Row:
 
 
 def chosen(columns: Any, labels: Callable[[str], Sequence[Any]], condition: str) -> list[bool]:
-    """Return which rows meet a condition: column, operator, value; several joined by `and`."""
+    """Return which rows meet a condition such as `"D > 1e9 and seed == 0"`."""
     parts = re.split(r"\s+(?:and|&&)\s+", condition.strip())
     met = [_met(list(columns), labels, part) for part in parts]
     return [all(of_row) for of_row in zip(*met, strict=True)]
@@ -94,21 +100,22 @@ def chosen(columns: Any, labels: Callable[[str], Sequence[Any]], condition: str)
 def _met(names: list[str], labels: Callable[[str], Sequence[Any]], part: str) -> list[bool]:
     found = re.fullmatch(r"\s*(.+?)\s*(==|!=|<=|>=|<|>|=)\s*(.*?)\s*", part)
     if not found:
-        raise TableError(f"{part!r} is no condition; {EXAMPLE}.")
+        raise TableError(f"{part!r} is not a condition. {EXAMPLE}.")
     name, mark, value = found[1].strip("`\"'"), found[2], found[3].strip("\"'")
     if name not in names:
         known = {column.lower(): column for column in reversed(names)}
         near = difflib.get_close_matches(name.lower(), known, 1)
-        hint = f"did you mean {known[near[0]]!r}? " if near else ""
+        hint = f" Did you mean {known[near[0]]!r}?" if near else ""
         raise TableError(
-            f"no column {name!r} for the condition {part!r}; {hint}it has {', '.join(names[:20])}."
+            f"The table has no column {name!r} for the condition {part!r}.{hint} Its columns are "
+            f"{', '.join(names[:20])}."
         )
     compare, number = COMPARE[mark], number_of(value)
     if mark in ("==", "!=", "="):
         same = [_same(cell, value, number) for cell in labels(name)]
         return [not equal for equal in same] if mark == "!=" else same
     if number != number:
-        raise TableError(f"{part!r} compares with no number; {EXAMPLE}.")
+        raise TableError(f"{part!r} needs a number after {mark!r}. {EXAMPLE}.")
     return [bool(compare(number_of(cell), number)) for cell in labels(name)]
 
 
@@ -122,14 +129,15 @@ def _same(cell: Any, value: str, number: float) -> bool:
 
 
 class Selection:
-    """Variables of laws at the chosen rows of a table.
+    """The variables of laws for the chosen rows of a table.
 
     Attributes:
-        rows (`list[Row]`): The rows.
-        names (`dict[str, str]`): Column of each variable, or the formula it came from.
-        values (`dict[str, np.ndarray]`): Each in the unit of the laws, (rows,).
-        notes (`list[str]`): What was left out, converted or assumed.
-        epochs (`tuple[str, np.ndarray]`, *optional*): Column of the passes over the data.
+        rows (`list[Row]`): The chosen rows.
+        names (`dict[str, str]`): Column of each variable, or the formula that computed it.
+        values (`dict[str, np.ndarray]`): Values of each variable in the unit of the laws, (rows,).
+        notes (`list[str]`): Sentences on data that were left out, converted or assumed.
+        epochs (`tuple[str, np.ndarray]`, *optional*): Name and values of the column with the
+            number of passes over the data.
     """
 
     def __init__(
@@ -149,13 +157,15 @@ class Selection:
         wanted = dict.fromkeys([*variables, *COMPANIONS, *(() if target == "loss" else ("loss",))])
         for name in wanted:
             column = self.column_of(name)
-            # `u` is D_unique for a law that reads it, else the exits shallower than this one
+            # `u` is D_unique if the law uses that, else the number of shallower exits
             other = name == "D_unique" and column.lower() == "u" and not self.needs_unique
             if column and name != target and name not in self.values and not other:
                 self._take(name, column)
         unknown = sorted(set(choice.units) - set(self.values))
         if unknown:
-            raise TableError(f"`--unit {unknown[0]}` has no column; there are {some(self.values)}.")
+            raise TableError(
+                f"`--unit {unknown[0]}` needs a variable of the table. It has {some(self.values)}."
+            )
         for name in table.columns:
             if plain(name) in EPOCHS and "D_unique" not in self.values:
                 self.epochs = name, np.array(numbers_of(self.cells(name)))
@@ -163,37 +173,42 @@ class Selection:
             self._take_exits()
 
     def cells(self, column: str) -> list[Any]:
-        """Return the values of a column at the rows."""
+        """Return the values of a column in the chosen rows."""
         cells = self.table.columns[column]
         return [cells[row.index] for row in self.rows]
 
     def written(self, column: str) -> list[Any]:
-        """Return the cells of a column at the rows as the file has them."""
+        """Return the unconverted cells of a column in the chosen rows."""
         cells = self.table.labels(column)
         return [cells[row.index] for row in self.rows]
 
     @property
     def lines(self) -> list[int]:
-        """Line of every row in the file."""
+        """The line of every row in the file."""
         return [self.table.lines[row.index] for row in self.rows]
 
     def keep(self, kept: np.ndarray) -> None:
-        """Cut rows and values to those marked."""
+        """Keep only the rows and values that are marked True."""
         self.rows = [row for row, good in zip(self.rows, kept, strict=True) if good]
         self.values = {name: values[kept] for name, values in self.values.items()}
 
     def column_of(self, name: str) -> str:
-        """Return the column that holds a variable, empty if there is none."""
+        """Return the column of a variable, `""` if there is none."""
         if name in self.choice.columns:
             return self._checked(self.choice.columns[name], name)
         if name == "N" and self.choice.size not in SIZES:
-            raise TableError(f"N is one of {some(SIZES)}, got {self.choice.size!r}.")
+            raise TableError(
+                f"`size` must be total, non_embedding or active, got {self.choice.size!r}."
+            )
         if name == "N" and SIZES[self.choice.size] in self.table.columns:
             return SIZES[self.choice.size]
         return find(self.table.columns, name)
 
     def sizes(self) -> Sizes:
-        """Return the sizes of the rows, to be judged; of exits those of the whole run."""
+        """Return the sizes of the rows for plausibility checks.
+
+        If a row is one exit of a run, its size is that of the whole run.
+        """
         columns = {name: self.values[name] for name in "NDC" if name in self.values}
         whole = self.column_of("N")
         if any(row.exits > 1 for row in self.rows) and whole:
@@ -220,10 +235,14 @@ class Selection:
             rows = [i for i in rows if met[i]]
             if not rows:
                 raise TableError(f"{table.source} has no row where {condition}.")
-            self.notes.append(f"{len(gone)} rows left out, where not {condition}." if gone else "")
+            self.notes.append(
+                f"{len(gone)} rows were left out because they do not meet {condition!r}."
+                if gone
+                else ""
+            )
         column = _status_column(table)
         statuses = table.columns[column] if column else [None] * len(table)
-        # a table without statuses, or a row without one, says nothing against its runs
+        # rows without a status are kept
         wanted = {word.lower() for word in self.choice.statuses}
         words = [str(status) for status in statuses]
         good = {word for word in set(words) if is_missing(word) or word.lower() in wanted}
@@ -232,17 +251,17 @@ class Selection:
             if words[i] not in good:
                 gone_by.setdefault(words[i], []).append(table.lines[i])
         for status, lines in gone_by.items():
-            self.notes.append(left_out(lines, f"status {status}"))
+            self.notes.append(left_out(lines, f"the status is {status}"))
         kept = [Row(i) for i in rows if words[i] in good]
         if not kept:
             raise TableError(
-                f"{table.source} has no run of status {' or '.join(self.choice.statuses)}, only "
-                f"{some(gone_by)}. Choose by `--status`."
+                f"{table.source} has no run with status {' or '.join(self.choice.statuses)}, only "
+                f"{some(gone_by)}. Choose one of these with `--status`."
             )
         return kept
 
     def _exits(self) -> Iterator[Row]:
-        """Make every exit of every run a row of its own."""
+        """Yield one row for each exit of each run."""
         lists = self.table.columns[self._checked(self._list_of(self.choice.loss), "loss")]
         for row in self.rows:
             losses = lists[row.index] or []
@@ -255,20 +274,20 @@ class Selection:
     def _checked(self, column: str, name: str) -> str:
         if column not in self.table.columns:
             raise TableError(
-                f"{self.table.source} has no column {column!r} for {name}; it has "
+                f"{self.table.source} has no column {column!r} for {name}. Its columns are "
                 f"{some(self.table.columns, 20)}."
             )
         return column
 
     def _take_target(self) -> None:
-        """Put what is fitted among the variables."""
+        """Add the target of the fit (such as the loss) to the variables."""
         asked, target, columns = self.choice.loss, self.target, self.table.columns
         one_exit = re.fullmatch(r"(eval_)?exit[ :]?(\d+)", asked)
         if target in self.choice.columns or target != "loss":
             column = self.column_of(target)
             if not column:
                 raise TableError(
-                    f"{self.table.source} has no column {target}; it has {some(columns)}."
+                    f"{self.table.source} has no column {target}. Its columns are {some(columns)}."
                 )
         elif asked in EVERY_EXIT or one_exit:
             column = self._checked(self._list_of(asked), "loss")
@@ -283,28 +302,29 @@ class Selection:
         elif asked in columns or LOSSES.get(asked) in columns:
             column = LOSSES[asked] if LOSSES.get(asked) in columns else asked
         else:
-            # a table of one loss needs no choice
+            # a table with a single loss column needs no choice
             column = self.column_of("loss") if asked == "mean" else ""
             if not column:
                 raise TableError(
-                    f"{self.table.source} has no loss {asked!r}; it has {some(columns, 20)}. Ask "
-                    f"for {some(LOSSES)}, exit0 and so on, or a column."
+                    f"{self.table.source} has no loss {asked!r}. Its columns are "
+                    f"{some(columns, 20)}. Choose {some(LOSSES)}, exit0 (or another exit), or a "
+                    "column."
                 )
         self._take(target, column)
 
     def _take(self, name: str, column: str) -> None:
-        """Put a column's numbers among the variables, in the unit of the laws."""
+        """Add a column's numbers to the variables, in the unit of the laws."""
         here = self.written(column)
         texts = [c for c in here if isinstance(c, str) and ("," in c or c.count(".") > 1)]
         marks = (marks_of(texts) or self.table.marks) if texts else ""
         if not marks and name == "loss":
-            # no loss is in the thousands: `2,850` has a decimal comma
+            # a loss is never in the thousands, so `2,850` has a decimal comma
             if any(re.fullmatch(r"\d{1,2},\d{3}", text.strip()) for text in texts):
                 marks = "comma"
         numbers = np.array(numbers_of(here, marks), dtype=np.float64)
         example = _example(here, numbers)
         if example:
-            self.notes.append(f"Read {name} from text in {column!r}: {example}.")
+            self.notes.append(f"{name} was read from text in {column!r}: {example}.")
         unit: Unit | None = unit_in(column, name)[1] if name in UNITED else None
         if name in self.choice.units:
             unit = parse_unit(self.choice.units[name], name)
@@ -315,11 +335,13 @@ class Selection:
         ours = column in (*LOSSES.values(), *SIZES.values())
         if more and name not in self.choice.columns and not ours:
             how = f"--column {name}={more[0]}"
-            self.notes.append(f"Took {column!r} for {name}; {some(more)} would do too (`{how}`).")
+            self.notes.append(
+                f"{column!r} was used for {name}. You can also use {some(more)} (`{how}`)."
+            )
         self.names[name], self.values[name] = column, numbers
 
     def _take_exits(self) -> None:
-        """Add the variables of single exits: neighbours, and parameters of the member."""
+        """Add the variables of single exits: U, V, and N as the parameters of the member."""
         self.names |= {"U": "shallower exits", "V": "deeper exits"}
         self.values["U"] = np.array([row.exit_idx for row in self.rows], float)
         self.values["V"] = np.array([row.exits - 1 - row.exit_idx for row in self.rows], float)
@@ -337,7 +359,7 @@ class Selection:
 
 
 def _status_column(table: Table) -> str:
-    """Return the column of statuses; `State` is one if its words are those of a run."""
+    """Return the column of statuses. `State` counts only if it has words such as `finished`."""
     if "status" in table.columns:
         return "status"
     for column, cells in table.columns.items():
@@ -348,7 +370,7 @@ def _status_column(table: Table) -> str:
 
 
 def _example(cells: Sequence[Any], numbers: np.ndarray) -> str:
-    """Return the first cell that is no plain number and was read as one, in words."""
+    """Return an example of a cell that was converted to a number, such as `'70M' is 7e+07`."""
     for cell, number in zip(cells, numbers.tolist(), strict=True):
         if isinstance(cell, str) and number == number:
             try:

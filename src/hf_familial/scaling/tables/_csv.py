@@ -1,4 +1,4 @@
-"""Rows of text: CSV with any common delimiter, and tables copied out of papers and terminals."""
+"""Reader of text tables: CSV with any common delimiter, and tables copied from papers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .._cells import is_missing, number_of
 
 
 DELIMITERS = ",\t;|&"
-BLANK = " "  # any run of blanks, where no line has another delimiter
-LOOKED_AT = 20  # lines that say which delimiter it is
-LONGEST = 50  # lines of one quoted cell
+BLANK = " "  # one or more blanks, used if no line has another delimiter
+LOOKED_AT = 20  # number of lines used to find the delimiter
+LONGEST = 50  # largest number of lines in one quoted cell
 RULES = re.compile(r"[|+:\-=\s]+|\\(?:hline|(?:top|mid|bottom)rule|begin\{.*|end\{.*)[\s\\]*")
 
 
 class Grid:
-    """The lines of a text cut into cells."""
+    """A text table, split into column names and cells."""
 
     def __init__(self, source: str, text: str) -> None:
         self.names: list[str] = []
@@ -39,12 +39,12 @@ class Grid:
         }
         start = self._skip_titles(lines)
         if start == len(lines):
-            raise TableError(f"{source} holds no row.")
+            raise TableError(f"{source} has no rows.")
         self.names = _header(source, self.split(lines[start][1].lstrip("#% ")))
         self._read(lines[start + 1 :])
 
     def split(self, line: str) -> list[str]:
-        """Return the cells of a line; none if a quote is left open."""
+        """Return the cells of a line, or no cells if a quote is not closed."""
         if self.delimiter == BLANK:
             return line.split()
         if self.delimiter in "|&":
@@ -59,7 +59,7 @@ class Grid:
             return []
 
     def _skip_titles(self, lines: Sequence[tuple[int, str]]) -> int:
-        """Return where the names stand: below comments and titles of one cell."""
+        """Return the index of the line with the column names, after comments and titles."""
         for place in range(min(len(lines) - 1, LOOKED_AT)):
             number, line = lines[place]
             cells, below = (
@@ -69,7 +69,7 @@ class Grid:
             comment = line.startswith(("#", "%")) and len(cells) != len(below)
             if not comment and not (len(cells) == 1 and len(below) > 1):
                 return place
-            self.notes.append(f"Skipped line {number}, a title or comment above the names.")
+            self.notes.append(f"Line {number} was skipped as a title or comment above the names.")
         return 0 if lines else len(lines)
 
     def _read(self, lines: Sequence[tuple[int, str]]) -> None:
@@ -80,7 +80,7 @@ class Grid:
             place += 1
             if line.startswith(("#", "\\")) or self.delimiter == "|" and RULES.fullmatch(line):
                 continue
-            # each line alone: a quote left open must not swallow the rest of the file
+            # lines are parsed one by one, so that an open quote does not consume the whole file
             cells = self.split(line)
             if line.count('"') % 2 and (ahead := self._joined(lines, place, width)):
                 cells, place = ahead
@@ -97,7 +97,7 @@ class Grid:
     def _joined(
         self, lines: Sequence[tuple[int, str]], place: int, width: int
     ) -> tuple[list[str], int] | None:
-        """Return the cells of a row whose quoted cell goes on below, and where the next begins."""
+        """Return the cells of a row with a quoted cell of several lines, and the next index."""
         text = lines[place - 1][1]
         for end in range(place, min(place + LONGEST, len(lines))):
             text += "\n" + lines[end][1]
@@ -107,7 +107,7 @@ class Grid:
         return None
 
     def split_whole(self, text: str) -> list[str]:
-        """Return the cells of a row of several lines."""
+        """Return the cells of a row that spans several lines."""
         try:
             rows = list(csv.reader(text.splitlines(True), **self.options))
         except csv.Error:
@@ -115,18 +115,21 @@ class Grid:
         return rows[0] if len(rows) == 1 else []
 
     def why_bad(self) -> str:
-        """Return why lines have another number of cells, in words."""
-        reason = f"not {len(self.names)} cells"
+        """Return the reason why the bad lines were left out."""
+        reason = f"expected {len(self.names)} cells"
         if self.bad and not self.rows and self.delimiter == ",":
             reason += (
-                f" but {self.counts.most_common(1)[0][0]}: if numbers are written as 2,85 or "
-                "1,000,000, put them in quotes or part the cells by `;`"
+                f", got {self.counts.most_common(1)[0][0]}. If numbers are written as 2,85 or "
+                "1,000,000, put them in quotes or separate the cells with `;`"
             )
         return reason
 
 
 def _numbered(text: str) -> tuple[str, list[tuple[int, str]]]:
-    """Return the delimiter if Excel tells it, and lines that are not blank by number."""
+    """Return the delimiter of a `sep=` line of Excel (else `""`), and the numbered other lines.
+
+    Blank lines are left out.
+    """
     lines = [(i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
     told = re.fullmatch(r'"?sep=(.)"?', lines[0][1].strip()) if lines else None
     while lines and (lines[0][1].startswith("\\") or RULES.fullmatch(lines[0][1].strip())):
@@ -135,7 +138,7 @@ def _numbered(text: str) -> tuple[str, list[tuple[int, str]]]:
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    """Find the mark that cuts the first lines into the same number of cells."""
+    """Return the mark that splits most of the first lines into the same number of cells."""
     shown = [line for line in lines[:LOOKED_AT] if not RULES.fullmatch(line.strip())]
     best, score = ",", (0.0, 0)
     for mark in DELIMITERS:
@@ -145,7 +148,7 @@ def _delimiter(lines: Sequence[str]) -> str:
             best, score = mark, (often / len(shown), number)
     if score[1] or not shown:
         head = shown[0] if shown else ""
-        # names alone say which mark it is where decimal commas are about
+        # decimal commas can mislead the count, so a single mark in the line of names decides
         marks = [mark for mark in DELIMITERS if mark in head]
         return marks[0] if len(marks) == 1 else best
     wide = Counter(len(line.split()) for line in shown[1:])
@@ -154,7 +157,7 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _is_indexed(lines: Sequence[tuple[int, str]], width: int) -> bool:
-    """Return whether rows start with a number that has no name, as printed frames do."""
+    """Return whether rows start with a row number without a name, like printed pandas frames."""
     cells = [line.split() for _, line in lines]
     firsts = [row[0] for row in cells if len(row) == width + 1]
     if len(firsts) != len(cells) or not all(word.isdigit() for word in firsts):
@@ -168,28 +171,26 @@ def _header(source: str, cells: Sequence[str]) -> list[str]:
     names = [cell.strip().strip("*").strip() for cell in cells]
     if all(number_of(name) == number_of(name) for name in names):
         raise TableError(
-            f"{source} has no names in its first line, got {', '.join(names[:8])}: write names of "
-            "the columns above it, such as N,D,loss."
+            f"{source} must have column names in its first line, got {', '.join(names[:8])}. Add a "
+            "line of names above it, such as N,D,loss."
         )
     return names
 
 
 def columns_of_grid(source: str, grid: Grid) -> tuple[dict[str, list[Any]], dict[str, list[str]]]:
-    """Return the columns of a grid, as values and as written."""
+    """Return the columns of a grid, as values and as unconverted text."""
     texts = [list(column) for column in zip(*grid.rows, strict=True)]
     raw: dict[str, list[str]] = {}
     for name, column in zip(grid.names, texts, strict=True):
         if not name:
-            continue  # the numbers of a frame's rows, or an empty column of a spreadsheet
+            continue  # the row numbers of a frame, or an empty column of a spreadsheet
         if raw.setdefault(name, column) != column:
-            raise TableError(
-                f"{source} names a column twice: {name}; give one of them another name."
-            )
+            raise TableError(f"{source} has two columns with the name {name}. Rename one of them.")
     return {name: values_of(column) for name, column in raw.items()}, raw
 
 
 def values_of(texts: Sequence[str]) -> list[Any]:
-    """Return cells as numbers where they are plain ones, lists where they are of JSON, or text."""
+    """Convert cells to numbers or JSON lists where possible. Other cells stay text."""
     try:
         return [float(text) if text else None for text in texts]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Names that people give their columns, and the units that they write into them."""
+"""Common names of columns, and the units in these names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Unit:
     factor: float = 1.0
 
     def convert(self, values: np.ndarray) -> np.ndarray:
-        """Return values in the unit of the laws."""
+        """Convert values to the unit of the laws."""
         with np.errstate(all="ignore"):
             if self.kind in LOGS:
                 return np.exp(LOGS[self.kind] * values)
@@ -35,19 +35,19 @@ class Unit:
 
     @property
     def words(self) -> str:
-        """The unit as `--unit` takes it."""
+        """The unit in the form that `--unit` accepts."""
         return f"{self.factor:g}".replace("e+0", "e").replace("e+", "e") if (
             self.kind == "scale") else self.kind  # fmt: skip
 
     def sentence(self, name: str, column: str) -> str:
-        """Return what was converted, in words."""
+        """Return a sentence on the conversion of a column."""
         if self.kind in LOGS:
-            return f"Read {name} from {column!r}, a logarithm ({self.kind})."
+            return f"{name} was read from {column!r}, which is a logarithm ({self.kind})."
         if self.kind == "ppl":
-            return f"Took the logarithm of {column!r}, a perplexity, for the {name} in nats."
+            return f"{column!r} is a perplexity, so the {name} is its logarithm, in nats."
         if name == "loss" and self.factor == BITS.factor:
-            return f"Turned {column!r} from bits into nats (times ln 2)."
-        return f"Read {name} from {column!r} in units of {self.words}."
+            return f"{column!r} was converted from bits to nats (times ln 2)."
+        return f"{name} was read from {column!r} in units of {self.words}."
 
 
 PLAIN = Unit()
@@ -56,10 +56,10 @@ BITS = Unit("scale", float(np.log(2.0)))
 
 
 def parse_unit(word: str, name: str) -> Unit:
-    """Return a unit that the user gave."""
+    """Parse a unit that the user passed, such as `1e6`, `B` or `log10`."""
     unit = _unit(word.strip(), name)
     if unit is None:
-        raise TableError(f"no unit {word!r} of {name}; write it as in {EXAMPLES}.")
+        raise TableError(f"{word!r} is not a unit of {name}. Write it like {EXAMPLES}.")
     return unit
 
 
@@ -94,7 +94,7 @@ def _unit(word: str, name: str) -> Unit | None:
 
 
 def unit_in(column: str, name: str) -> tuple[str, Unit | None]:
-    """Return the name of a column without the unit it tells, and that unit."""
+    """Split the name of a column into the name without a unit, and the unit."""
     bare = re.sub(
         r"[\s_,]*[(\[{]?\s*(?:in )?(?:nats?|bits?)\b[^)\]}]*[)\]}]?$", "", column, flags=re.I
     )
@@ -115,21 +115,21 @@ def unit_in(column: str, name: str) -> tuple[str, Unit | None]:
     tail = re.fullmatch(r"(.+?)[\s_,-]+(?:in[\s_]+)?([A-Za-z0-9^/×-]+)", column.strip())
     if tail and (tail[2].isupper() or len(tail[2]) > 1 or len(tail[1]) > 1):
         unit = _unit(tail[2], name)
-        # `loss_2` is a second loss, `N_1e6` is in millions
+        # `loss_2` is a second loss, but `N_1e6` is in millions
         if unit is not None and not (tail[2].isdigit() and unit.factor < 1000):
             return tail[1], unit
     return column, None
 
 
 def is_log_of(column: str) -> str:
-    """Return what a column such as `log N` is the logarithm of, to a base that it does not tell."""
+    """Return the variable of a column such as `log N`, whose base is unknown, else `""`."""
     found = re.fullmatch(r"log[\s_(\[]+(.+?)[)\]]?", column.strip(), re.I) or re.fullmatch(
         r"log([A-Z])", column.strip()
     )
     return found[1] if found else ""
 
 
-# names in lower case with `_` for what is no letter or digit; the first that is there counts
+# names in the form that `plain` returns; the first one that the file has is used
 ALIASES = {
     "N": "n params n_params num_params parameters n_parameters model_size size n_total "
     "num_parameters non_emb_params params_non_embedding "
@@ -154,26 +154,26 @@ ALIASES = {
     "run_id": "run_id run run_name",
     "weight": "weight weights",
 }
-# what exporters write before the names of their own
+# prefixes and suffixes that export tools add to names
 EXPORTED = re.compile(r"^(?:(?:summary|config|params|metrics|args|history|data)_)+|_value$")
-UNITED = ("N", "D", "C", "loss", "D_unique", "S")  # whose columns may name a unit
+UNITED = ("N", "D", "C", "loss", "D_unique", "S")  # variables whose column name can contain a unit
 
 
 def plain(name: str) -> str:
-    """Return a name in lower case with `_` for what is no letter or digit."""
+    """Return a name in lower case, with `_` in place of all but letters and digits."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def is_variable(name: str) -> bool:
-    """Return whether a column's name is understood."""
+    """Return whether a column's name is recognised as a variable."""
     return any(find([name], variable) for variable in ALIASES)
 
 
 def find(columns: Iterable[str], variable: str) -> str:
-    """Return the column of a variable by its name, empty if there is none.
+    """Return the column of a variable by its name, `""` if there is none.
 
-    The variable's own name goes first, then names in common use, then the same behind a prefix
-    (`summary/val_loss`), then names that tell a unit (`params (M)`, `log10_N`).
+    The order is the variable's own name, other common names, names with a prefix
+    (`summary/val_loss`), and names with a unit (`params (M)`, `log10_N`).
     """
     names = list(columns)
     if variable in names:
@@ -195,12 +195,12 @@ def find(columns: Iterable[str], variable: str) -> str:
 
 
 def log_of(columns: Iterable[str], variable: str) -> str:
-    """Return the column that holds a variable's logarithm to an unknown base, or nothing."""
+    """Return the column of a variable's logarithm to an unknown base, `""` if there is none."""
     return next((name for name in columns if find([is_log_of(name)], variable)), "")
 
 
 def others(columns: Sequence[str], variable: str, taken: str) -> list[str]:
-    """Return further columns that might hold a variable."""
+    """Return the other columns that could be a variable."""
     words = set(ALIASES.get(variable, "").split())
     return [name for name in columns if name != taken and _without_prefix(name) in words]
 

@@ -1,4 +1,4 @@
-"""Reject numbers that no model has: units that were not told, logarithms, perplexities."""
+"""Checks that reject implausible numbers, such as missing units, logarithms and perplexities."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from ._files import some
 from ._names import BITS, PERPLEXITY, PLAIN, Unit
 
 
-# where models lie, from the smallest that were studied to beyond the largest
+# plausible ranges, from the smallest models studied to beyond the largest
 RANGES = {"N": (1e3, 1e14), "D": (2e2, 1e16), "C": (1e6, 1e31)}
 TOKENS_PER_PARAMETER = (1e-3, 1e6)
-FACTOR = 30.0  # between C and 6ND
-MOST_LOSS = 12.5  # ln of the largest vocabularies: what guessing costs
-TRAINED_LOSS = 5.0  # that a model of some size and training is below
+FACTOR = 30.0  # largest ratio between C and 6ND
+MOST_LOSS = 12.5  # ln of the largest vocabularies: the loss of guessing
+TRAINED_LOSS = 5.0  # a trained model of at least 1e7 parameters has a smaller loss
 SCALED = {
     "N": (1e3, 1e6, 1e9),
     "D": (1e3, 1e6, 1e9, 1e12),
     "C": (1e6, 1e9, 1e12, 1e15, 1e18, 1e21, PETAFLOP_DAY),
 }
-LEAST_ROWS, RISING = 6, 0.7  # rows, and a correlation, that say that a loss grows
-NARROW = 4.0  # largest over smallest of logarithms, at most
+LEAST_ROWS, RISING = 6, 0.7  # a loss grows if at least 6 rows have at least this correlation
+NARROW = 4.0  # largest ratio of logarithms in one column
 WORDS = {1e3: "thousands", 1e6: "millions", 1e9: "billions", 1e12: "trillions"}
 UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs"}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of runs, as far as they are known."""
+    """The sizes of runs that a file contains."""
 
-    columns: Mapping[str, np.ndarray]  # N, D and C as far as the file has them, (rows,)
-    active: np.ndarray | None  # parameters that take part in one token, (rows,)
-    G: np.ndarray  # exits, (rows,)
-    vocab: int  # rows of a head
-    sure: Set[str]  # variables whose unit the user told
-    lines: Sequence[int]  # where each row is in the file
+    columns: Mapping[str, np.ndarray]  # those of N, D and C that the file has, (rows,)
+    active: np.ndarray | None  # parameters that process each token, (rows,)
+    G: np.ndarray  # number of exits, (rows,)
+    vocab: int  # vocabulary size
+    sure: Set[str]  # variables whose unit the user passed
+    lines: Sequence[int]  # line of each row in the file
 
 
 def check_sizes(sizes: Sizes, source: str) -> None:
-    """Reject N, D and C that no model has, or that do not belong to one another."""
+    """Raise `TableError` if N, D or C is implausible, or if they do not fit together."""
     if set(sizes.columns) <= set(sizes.sure):
         return
     bad = dict(_problems(sizes, {}))
@@ -58,36 +58,42 @@ def check_sizes(sizes: Sizes, source: str) -> None:
         lines = some(sizes.lines[i] for i in rows.tolist())
         where = f"{source}, line{'s' if len(rows) > 1 else ''} {lines}"
         raise TableError(
-            f"{where}: {words} The other lines are fine: mend these, or leave them out (`--where`)."
+            f"{where}: {words} The other lines are plausible. Correct these, or leave them out "
+            "(`--where`)."
         )
     suggestions = _suggestions(sizes)
     if not suggestions:
         names = [name for name in sizes.columns if name not in sizes.sure]
         how = " ".join(f"--unit {name}=1" for name in names)
-        raise TableError(f"{source}: {words} Mend the columns, or say `{how}` if they are right.")
+        raise TableError(
+            f"{source}: {words} Correct the columns, or pass `{how}` if they are right."
+        )
     raise TableError(f"{source}: {words} {_advice(suggestions)}")
 
 
 def _problems(
     sizes: Sizes, units: Mapping[str, Unit], exact: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield what is wrong with the numbers in some units, in words, and at which rows."""
+    """Yield each problem of the numbers in some units, as a phrase and the rows affected."""
     values = {name: units.get(name, PLAIN).convert(v) for name, v in sizes.columns.items()}
     given = set(values)
     for name, other in (("D", "N"), ("N", "D")):
         if name not in values and {other, "C"} <= given:
-            values[name] = values["C"] / (6 * values[other])  # as it will be had
+            values[name] = values["C"] / (6 * values[other])  # as it will be computed later
     for name, column in values.items():
         wrong = _outside(column, *RANGES[name])
         told = {name} if name in given else given
         if wrong.any() and not (told <= sizes.sure and exact):
-            yield f"{name} = {_span(column[wrong])} is no number of {UNITS[name]}", wrong
+            yield (
+                f"{name} = {_span(column[wrong])} is not a plausible number of {UNITS[name]}",
+                wrong,
+            )
     if {"N", "D"} <= set(values):
         ratio = values["D"] / values["N"]
         wrong = _outside(ratio, *TOKENS_PER_PARAMETER)
         told = {"N", "D"} if {"N", "D"} <= given else given
         if wrong.any() and not told <= sizes.sure:
-            yield f"D / N = {_span(ratio[wrong])} tokens per parameter is odd", wrong
+            yield f"D / N = {_span(ratio[wrong])} tokens per parameter is not plausible", wrong
     if {"N", "D", "C"} <= given:
         active = values["N"]
         if sizes.active is not None:
@@ -97,7 +103,7 @@ def _problems(
         wrong = (values["C"] < least / FACTOR) | (values["C"] > most * FACTOR)
         if wrong.any() and not {"N", "D", "C"} <= sizes.sure:
             ratio = values["C"] / six_nd(values["N"], values["D"])
-            yield f"C / 6ND = {_span(ratio[wrong])}, which should be near 1", wrong
+            yield f"C / 6ND is {_span(ratio[wrong])}, but should be near 1", wrong
 
 
 def _outside(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -110,7 +116,7 @@ def _span(values: np.ndarray) -> str:
 
 
 def _suggestions(sizes: Sizes) -> list[dict[str, Unit]]:
-    """Return the fewest units that make the numbers right, the likeliest first."""
+    """Return the smallest changes of units that make the numbers plausible, likeliest first."""
     names = [name for name in sizes.columns if name not in sizes.sure]
     choices = [[PLAIN, *_candidates(sizes.columns[name], name)] for name in names]
     found = []
@@ -140,7 +146,7 @@ def _candidates(values: np.ndarray, name: str) -> Iterator[Unit]:
 
 
 def _strangeness(sizes: Sizes, units: Mapping[str, Unit]) -> float:
-    """Return how far the numbers are from those of common runs, in decades."""
+    """Return the distance of the numbers from those of common runs, in decades."""
     values = {name: units.get(name, PLAIN).convert(v) for name, v in sizes.columns.items()}
     strange = 0.0
     if {"N", "D"} <= set(values):
@@ -164,9 +170,9 @@ def _advice(suggestions: Sequence[Mapping[str, Unit]]) -> str:
         for words, names in alike.items()
     )
     ways = [" ".join(f"--unit {n}={u.words}" for n, u in units.items()) for units in suggestions]
-    more = f"; or `{'`, `'.join(ways[1:])}`" if len(ways) > 1 else ""
+    more = f", or `{'`, `'.join(ways[1:])}`" if len(ways) > 1 else ""
     plain = " ".join(f"--unit {name}=1" for name in first)
-    return f"{looks}: say `{ways[0]}`{more}; or `{plain}` if the numbers are right as they are."
+    return f"{looks}. Pass `{ways[0]}`{more}, or `{plain}` if the numbers are right."
 
 
 def _looks(unit: Unit) -> str:
@@ -178,25 +184,25 @@ def _looks(unit: Unit) -> str:
 
 
 def check_share(values: np.ndarray, name: str, source: str) -> None:
-    """Reject a share in percent."""
+    """Raise `TableError` if a share seems to be in percent."""
     known = values[np.isfinite(values)]
     if len(known) and np.median(known) > 1 and known.max() <= 100:
         raise TableError(
-            f"{source}: {name} = {_span(known)} looks like percent: say `--unit {name}=0.01`."
+            f"{source}: {name} = {_span(known)} looks like percent. Pass `--unit {name}=0.01`."
         )
 
 
 def check_loss(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, source: str) -> None:
-    """Reject losses that are none in nats per token."""
+    """Raise `TableError` if the losses are not plausible in nats per token."""
     known = loss[np.isfinite(loss)]
     if not len(known):
         return
     middle, span = float(np.median(known)), _span(known)
-    right = "`--unit loss=1` if the numbers are right as they are"
+    right = "`--unit loss=1` if the numbers are right"
     if middle < 0:
         raise TableError(
-            f"{source}: the loss in {column!r} is negative ({span}): if it is a log likelihood, "
-            "say `--unit loss=-1`."
+            f"{source}: the loss in {column!r} is negative ({span}). If it is a log likelihood, "
+            "pass `--unit loss=-1`."
         )
     trained = {"N", "D"} <= set(sizes) and _middle(sizes["N"]) >= 1e7 and _middle(sizes["D"]) >= 1e8
     if middle > MOST_LOSS or trained and middle > TRAINED_LOSS:
@@ -204,19 +210,19 @@ def check_loss(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, s
         if middle * BITS.factor < MOST_LOSS:
             ways += ", `--unit loss=bits` if it is in bits"
         raise TableError(
-            f"{source}: the loss in {column!r} is {span}, too high for nats per token: say {ways}, "
-            f"or {right}."
+            f"{source}: the loss in {column!r} is {span}, too high for nats per token. Pass "
+            f"{ways}, or {right}."
         )
 
 
 def _middle(values: np.ndarray) -> float:
-    """Return the median of the numbers among some values, 0 without any."""
+    """Return the median of the finite values, 0 if there are none."""
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else 0.0
 
 
 def check_fall(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, source: str) -> None:
-    """Reject losses that grow with size and data, as accuracies do."""
+    """Raise `TableError` if the losses grow with size and data, like an accuracy."""
     if not {"N", "D"} <= set(sizes):
         return
     good = np.isfinite(loss) & np.isfinite(sizes["N"]) & np.isfinite(sizes["D"])
@@ -228,6 +234,6 @@ def check_fall(loss: np.ndarray, sizes: Mapping[str, np.ndarray], column: str, s
         return
     if np.corrcoef(work, loss[good])[0, 1] > RISING:
         raise TableError(
-            f"{source}: {column!r} grows with N and D, as an accuracy does and no loss: name the "
-            "loss with `--loss COLUMN`, or say `--unit loss=1` if it is one."
+            f"{source}: {column!r} grows with N and D, like an accuracy and unlike a loss. Name "
+            "the loss with `--loss COLUMN`, or pass `--unit loss=1` if it is a loss."
         )

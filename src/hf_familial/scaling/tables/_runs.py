@@ -1,4 +1,4 @@
-"""Clusters of rows that are checkpoints of one run, by a column that names it."""
+"""Grouping of rows that are checkpoints of one run."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from ._names import find, plain
 
 RUNS_ARE = ("checkpoints", "independent")
 
-# names of columns that may name a run, or a size, or an architecture; the first that fits counts
+# columns that can name a run, but also a size or an architecture; the first suitable one is used
 NAMES = (
     "uid uuid run_uid id name exp experiment exp_name experiment_name exp_id experiment_id "
     "run_group job job_id "
     "job_name trial trial_id series model model_name model_id modelname checkpoint ckpt "
     "checkpoint_name path file architecture arch config config_name size_name label group"
 ).split()
-# what the name of a checkpoint has behind that of its run
+# the suffix that the name of a checkpoint adds to the name of its run
 STEP = re.compile(
     r"[-_/ .:@]*(?:step|steps|ckpt|checkpoint|iter|iteration|epoch|global_step|tokens?)"
     r"[-_ =]?\d+(?:\.\d+)?[kmbt]?(?:\.\w+)?$",
     re.I,
 )
-SAME = ("N", "G", "S", "E", "seed", "lr")  # what the checkpoints of one run share
+SAME = ("N", "G", "S", "E", "seed", "lr")  # variables that are equal in all checkpoints of a run
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The run of every row: rows of one label are of one run.
+    """The run of every row. Rows with the same label belong to one run.
 
-    `column` names the runs and is empty if each row is a run of its own; `named` says that it
-    names runs and nothing else.
+    `column` is the column that names the runs, `""` if each row is a separate run. `named` is True
+    if the column names runs for certain, such as `run_id`.
     """
 
     labels: list[str]
@@ -49,17 +49,17 @@ class Runs:
 def named_runs(
     columns: Sequence[str], cells: Callable[[str], Sequence[Any]], own: Sequence[str], asked: str
 ) -> Runs:
-    """Return the runs that a column such as `run_id` names."""
+    """Return the runs according to a column such as `run_id`."""
     column = asked or find(columns, "run_id")
     if not column:
         return Runs(list(own))
     names = cells(column)
     empty = [is_missing(name) for name in names]
     if all(empty):
-        return Runs(list(own), "", (f"{column!r} is empty: each row is a run of its own.",))
+        return Runs(list(own), "", (f"{column!r} is empty, so each row is a separate run.",))
     notes: tuple[str, ...] = ()
     if any(empty):
-        notes = (f"{sum(empty)} rows without {column!r} are runs of their own.",)
+        notes = (f"{sum(empty)} rows without {column!r} count as separate runs.",)
     labels = [
         line if gone else str(name).strip()
         for name, line, gone in zip(names, own, empty, strict=True)
@@ -68,7 +68,7 @@ def named_runs(
 
 
 def split_by_size(runs: Runs, values: Mapping[str, np.ndarray]) -> Runs:
-    """Split runs by N: a name with several N is of a sweep, not of a run."""
+    """Split runs by N, because a name with several N is the name of a sweep, not of a run."""
     sizes = values.get("N")
     if sizes is None:
         return runs
@@ -85,8 +85,8 @@ def split_by_size(runs: Runs, values: Mapping[str, np.ndarray]) -> Runs:
         for label, size in zip(runs.labels, sizes.tolist(), strict=True)
     ]
     note = (
-        f"{len(several)} of the names in {runs.column!r} stand with several N: rows of one name "
-        "and one N count as one run."
+        f"{len(several)} of the names in {runs.column!r} have several N. Rows with the same name "
+        "and the same N count as one run."
     )
     return Runs(labels, runs.column, (*runs.notes, note))
 
@@ -98,11 +98,11 @@ def guessed_runs(
     values: Mapping[str, np.ndarray],
     runs_are: str,
 ) -> Runs:
-    """Return the runs of rows that no column names for certain.
+    """Guess the runs of rows if no column such as `run_id` names them.
 
-    A column such as `model` names runs if its rows look like checkpoints: each of its names has
-    one N and several D. Sizes that were trained several times look alike, so the note says what
-    was taken and how to say otherwise.
+    A column such as `model` names runs if its rows look like checkpoints: each name has one N and
+    several D. A size that was trained several times looks the same. So a note states the guess and
+    the option that changes it.
     """
     if runs_are == "independent" or not {"N", "D"} <= set(values):
         return Runs(list(own))
@@ -117,15 +117,16 @@ def guessed_runs(
                 continue
             together = [f"{label} {i}" for label, i in zip(labels, settings, strict=True)]
             count = len(set(together))
-            # the plain names where they tell the runs apart, else names with the setting
+            # if different runs have the same name, the label also contains the setting
             names = labels if len(set(labels)) == count else together
             note = f"{len(names)} rows of {count} {column!r} count as checkpoints of {count} runs"
             if not runs_are:
-                note += " (the same N at several D); if not, `--runs-are independent`"
+                note += " (each has one N and several D). If they do not, pass `--runs-are "
+                note += "independent`"
             return Runs(names, column, (note + ".",))
     if runs_are == "checkpoints":
         labels = [f"run of N = {n:g} ({i})" for n, i in zip(values["N"], settings, strict=True)]
-        note = f"Rows of equal N are taken for checkpoints: {len(set(labels))} runs."
+        note = f"Rows with the same N count as checkpoints of one run: {len(set(labels))} runs."
         return Runs(labels, "N", (note,))
     return Runs(list(own), "", _curves(settings, values))
 
@@ -133,11 +134,11 @@ def guessed_runs(
 def check_runs_are(word: str) -> None:
     """Raise `TableError` unless the word is one of `RUNS_ARE` or empty."""
     if word not in ("", *RUNS_ARE):
-        raise TableError(f"`--runs-are` is one of {', '.join(RUNS_ARE)}, got {word!r}.")
+        raise TableError(f"`--runs-are` must be {' or '.join(RUNS_ARE)}, got {word!r}.")
 
 
 def last_of_each(labels: Sequence[str], tokens: np.ndarray, parts: Sequence[int]) -> np.ndarray:
-    """Return which rows are the last of their run, by tokens."""
+    """Return which rows have the most tokens of their run and exit."""
     last: dict[tuple[str, int], int] = {}
     for i, key in enumerate(zip(labels, parts, strict=True)):
         old = last.get(key)
@@ -149,7 +150,7 @@ def last_of_each(labels: Sequence[str], tokens: np.ndarray, parts: Sequence[int]
 
 
 def _labels(cells: Sequence[Any], own: Sequence[str]) -> list[str]:
-    """Cut the step of a checkpoint off names; rows without a name are runs of their own."""
+    """Return names without the step of a checkpoint. Rows without a name get their own label."""
     return [
         line if is_missing(cell) else STEP.sub("", str(cell).strip()) or str(cell).strip()
         for cell, line in zip(cells, own, strict=True)
@@ -157,7 +158,7 @@ def _labels(cells: Sequence[Any], own: Sequence[str]) -> list[str]:
 
 
 def _settings(values: Mapping[str, np.ndarray]) -> list[int]:
-    """Return a number for each combination of what the checkpoints of one run share."""
+    """Return an integer per row that is equal for rows with the same variables of `SAME`."""
     table = np.column_stack([values[name] for name in SAME if name in values])
     return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1).tolist()
 
@@ -165,7 +166,7 @@ def _settings(values: Mapping[str, np.ndarray]) -> list[int]:
 def _look_like_checkpoints(
     labels: Sequence[str], settings: Sequence[int], values: Mapping[str, np.ndarray]
 ) -> bool:
-    """Return whether most rows that share a name share N as well, at several D."""
+    """Return whether most rows with the same name have the same N and different D."""
     groups: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
         groups.setdefault(label, []).append(i)
@@ -179,7 +180,7 @@ def _look_like_checkpoints(
 
 
 def _curves(settings: Sequence[int], values: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """Return a note where rows without names come like a log: D grows row by row."""
+    """Return a note if rows without names look like a training log, where D grows row by row."""
     tokens = values["D"]
     same = [i for i in range(1, len(settings)) if settings[i] == settings[i - 1]]
     grows = sum(tokens[i] > tokens[i - 1] for i in same)
@@ -187,6 +188,6 @@ def _curves(settings: Sequence[int], values: Mapping[str, np.ndarray]) -> tuple[
     if len(settings) < 4 * sizes or grows < 0.9 * (len(settings) - sizes):
         return ()
     return (
-        f"{len(settings)} rows of {sizes} settings count as independent runs; if they are "
-        "checkpoints of one run each, `--runs-are checkpoints`.",
+        f"{len(settings)} rows of {sizes} settings count as independent runs. If the rows of a "
+        "setting are checkpoints of one run, pass `--runs-are checkpoints`.",
     )

@@ -1,4 +1,4 @@
-"""Facts of the runs' setting: vocabulary, data, how N and C were counted."""
+"""Facts about the runs of a file: their vocabulary and data, and how N and C were counted."""
 
 from __future__ import annotations
 
@@ -18,30 +18,34 @@ MEANINGS = {"vocab_size": "vocabularies", "data": "data", "seq_len": "lengths of
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts that the runs of a fit share, as far as their file tells them.
+    """The facts that all runs of a fit share. A fact that the file does not contain is empty or 0.
 
     Attributes:
-        flops: How C was counted: `"heads"` if it is nearer to 6ND and the heads of every exit than
-            to 6ND, else `"6ND"`; empty if unknown.
+        flops: The way C was counted. `"heads"` if C is closer to 6ND plus the FLOPs of every
+            exit's head, `"6ND"` if it is closer to 6ND alone.
     """
 
-    loss: str = ""  # which loss was fitted: its column, or the variable and exit
-    size: str = ""  # what N counts: `"total"`, `"non_embedding"`, `"active"`, or empty
-    data: str = ""  # what the runs were trained on
-    vocab_size: int = 0  # rows of the token embedding and of every head; 0 if unknown
-    seq_len: int = 0  # tokens of a sequence; 0 if unknown
+    loss: str = ""  # column (and exit) of the fitted loss
+    size: str = ""  # the way N was counted: `"total"`, `"non_embedding"` or `"active"`
+    data: str = ""  # name of the training data
+    vocab_size: int = 0  # vocabulary size: rows of the token embedding and of every head
+    seq_len: int = 0  # sequence length in tokens
     flops: str = ""
-    width: tuple[float, float] | None = None  # `width[0] * N ** width[1]` of N parameters
-    dense: bool = False  # whether every run has one exit: its mean loss is its final loss
+    width: tuple[float, float] | None = None  # the width is `width[0] * N ** width[1]`
+    dense: bool = False  # whether every run has one exit, so that its mean loss is its final loss
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Facts:
-        """Read the JSON form."""
+        """Build facts from their JSON form."""
         width = record.get("width")
         return cls(**{**record, "width": None if width is None else (width[0], width[1])})
 
     def cost(self, vocab: int | None = None) -> HeadFlops | None:
-        """Return what a run costs as these runs counted it, `None` if their C does not tell."""
+        """Return the FLOP model of these runs, `None` if the vocabulary size is unknown.
+
+        Args:
+            vocab (`int`, *optional*): Vocabulary size. Default: `vocab_size`.
+        """
         rows = vocab or self.vocab_size
         if not rows:
             return None
@@ -51,7 +55,7 @@ class Facts:
 
     @property
     def words(self) -> str:
-        """The known facts in one line; empty if there are none."""
+        """The known facts in one line, `""` if there are none."""
         parts = [f"trained on {self.data}"] if self.data else []
         parts += [f"vocabulary of {self.vocab_size:,}"] if self.vocab_size else []
         parts += [f"sequences of {self.seq_len:,} tokens"] if self.seq_len else []
@@ -64,7 +68,7 @@ class Facts:
 def facts_of(
     table: Table, rows: list[int], values: Mapping[str, np.ndarray], loss: str, size: str
 ) -> tuple[Facts, list[str]]:
-    """Return what some rows of a table tell, and what they do not share, in sentences."""
+    """Return the facts that some rows share, and sentences on those in which they differ."""
     shared: dict[str, Any] = {}
     notes = []
     for name, meaning in MEANINGS.items():
@@ -75,8 +79,8 @@ def facts_of(
             shared[name] = next(iter(found))
         elif len(found) > 1 and name != "seq_len":
             notes.append(
-                f"The runs have several {meaning} ({some(found, 4)}): their losses do not compare; "
-                f"choose by `--where '{name} == {next(iter(found))}'`."
+                f"The runs have several {meaning} ({some(found, 4)}), so their losses cannot be "
+                f"compared. Choose one with `--where '{name} == {next(iter(found))}'`."
             )
     vocab, length = (shared.get(name, 0) for name in ("vocab_size", "seq_len"))
     facts = Facts(
@@ -97,7 +101,7 @@ def _plain(cell: Any) -> Any:
 
 
 def _width(table: Table, rows: list[int], N: np.ndarray | None) -> tuple[float, float] | None:
-    """Fit the width as a power of N, from runs that tell theirs."""
+    """Fit the width as a power of N, from the runs whose width is in the table."""
     backbones = table.columns.get("backbone", ())
     if N is None or not len(backbones):
         return None
@@ -108,13 +112,13 @@ def _width(table: Table, rows: list[int], N: np.ndarray | None) -> tuple[float, 
         return None
     x, y = np.log(N[good]), np.log(width[good])
     slope = 1 / 3 if np.ptp(x) < 0.1 else float(np.polyfit(x - x.mean(), y, 1)[0])
-    # a width that falls with N, or grows nearly as fast, is no law to plan by
+    # a width that falls with N, or grows nearly as fast as N, is not plausible
     slope = min(max(slope, 0.2), 0.6)
     return float(np.exp(y.mean() - slope * x.mean())), slope
 
 
 def _counted(facts: Facts, values: Mapping[str, np.ndarray]) -> str:
-    """Return how C was counted, where N, D and C tell."""
+    """Return the way C was counted (see `Facts.flops`), `""` without N, D or C."""
     if not {"N", "D", "C"} <= set(values):
         return ""
     N, D, C = (values[name] for name in "NDC")

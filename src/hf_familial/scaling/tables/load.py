@@ -1,4 +1,4 @@
-"""Load the runs of a file as rows that laws can be fitted to."""
+"""Loading of the runs in a file, as a table that laws can be fitted to."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ from .facts import Facts, facts_of
 
 @dataclass(frozen=True)
 class LoadedRuns:
-    """Rows to fit, and how they were read from the file.
+    """The result of [`load_runs`]: the rows to fit, and a report on how they were read.
 
     Attributes:
-        data ([`RunTable`]): The rows.
+        data ([`RunTable`]): The rows to fit. Pass it to [`fit`].
         source (`str`): The file.
-        columns (`Mapping[str, str]`): Column of every variable, or the formula it came from.
-        found (`int`): Rows of the file.
-        used (`int`): Those of them that are among the rows to fit.
-        notes (`tuple[str, ...]`): What was left out, converted, derived or assumed; one sentence
-            each.
-        facts ([`Facts`]): What the runs tell of their setting.
+        columns (`Mapping[str, str]`): Column of every variable, or the formula that computed it.
+        found (`int`): Number of rows in the file.
+        used (`int`): Number of these rows that are in `data`.
+        notes (`tuple[str, ...]`): Sentences on data that were left out, converted or assumed.
+        facts ([`Facts`]): Facts about the runs, such as their vocabulary size.
     """
 
     data: RunTable
@@ -49,32 +48,37 @@ class LoadedRuns:
 def load_runs(
     path: str | os.PathLike[str], laws: Law | Sequence[Law], choice: ColumnChoice | None = None
 ) -> LoadedRuns:
-    """Load the runs of a file as rows that a law, or each of several, can take.
+    """Load the runs in a file as rows that one or more laws can be fitted to.
 
-    Runs of another status, rows without a lawful number where a law needs one, and copies of a row
-    are left out and named in the notes. Of several rows of one run at the same N, D and G the last
-    one counts. Numbers that no model has are rejected, with the unit that they look like.
+    The reader recognises common column names and units. It leaves out runs that did not finish,
+    rows without valid numbers for the laws, and copies. If a run has several rows with the same
+    N, D and G, it keeps the last one. Implausible numbers raise an error that suggests a unit. The
+    notes of the result list all decisions.
 
     Args:
-        path (`str` or `os.PathLike`): CSV, JSON lines, a JSON list or parquet.
-        laws ([`Law`] or several): What will be fitted. N, D, C and G come along where they are
-            there; one of N, D and C follows from the others by C = 6 N D where it is missing.
-        choice ([`ColumnChoice`]): Which N, which loss, which columns, units and rows.
+        path (`str` or `os.PathLike`): A file in CSV, JSON lines, JSON or parquet.
+        laws ([`Law`] or several): The laws to fit. N (parameters), D (tokens), C (FLOPs) and G
+            (exits) are read if the file has them. If one of N, D and C is missing, it is computed
+            from C = 6ND.
+        choice ([`ColumnChoice`]): The rows, columns and units to use.
+
+    Returns:
+        [`LoadedRuns`]: The rows and the notes.
 
     Raises:
-        TableError: If it is no table, lacks a column, or holds what no model has.
+        TableError: If the file is not a table, lacks a column, or has implausible numbers.
         ScalingError: If no row is left.
 
     Example:
-        >>> load_runs("runs.jsonl", get_law("familial")).data
+        >>> fit("familial", load_runs("runs.jsonl", get_law("familial")).data)
     """
     several = (laws,) if isinstance(laws, Law) else tuple(laws)
     return select(read_table(path), several, choice or ColumnChoice())
 
 
-@np.errstate(all="ignore")  # cells may hold anything; what is no number is left out by name
+@np.errstate(all="ignore")  # cells can contain anything, and bad numbers are left out later
 def select(table: Table, laws: Sequence[Law], choice: ColumnChoice) -> LoadedRuns:
-    """Select the rows of laws from a table that was read; see `load_runs`."""
+    """Select the rows for some laws from a table. See `load_runs`."""
     law, target, source = laws[0], laws[0].target.name, table.source
     variables = list(dict.fromkeys(name for each in laws for name in each.variable_names))
     check_runs_are(choice.runs_are)
@@ -90,7 +94,7 @@ def select(table: Table, laws: Sequence[Law], choice: ColumnChoice) -> LoadedRun
         labels = _last(found, labels)
     kept, lines = _latest(found, labels, named), found.lines
     copies = sorted({lines[i] for i in set(range(len(lines))) - set(kept)})
-    again = "the same run comes again later" if named else "a copy of a later row"
+    again = "the same run appears again later" if named else "a later row is the same"
     found.notes.append(left_out(copies, again))
     if target != "loss":
         kept = _best(found, kept, law)
@@ -124,13 +128,13 @@ def select(table: Table, laws: Sequence[Law], choice: ColumnChoice) -> LoadedRun
     size = choice.size if found.names.get("N", "").startswith(SIZES[choice.size]) else ""
     known = dict(data.columns)
     if any(found.names.get(name) not in table.columns for name in "NDC"):
-        known.pop("C", None)  # a C that follows from N and D does not tell how it is counted
+        known.pop("C", None)  # a C computed from N and D does not show how C was counted
     facts, more = facts_of(table, indices, known, found.names[target], size)
     notes = tuple(dict.fromkeys(filter(None, [*found.notes, *more])))
     return LoadedRuns(data, source, used, len(table), len(set(indices)), notes, facts)
 
 
-# what follows from the two others, in the order N, D, C of those that are given
+# variable, its formula, and the function of the two others in the order N, D, C
 COMPUTE: tuple[tuple[str, str, Callable[..., np.ndarray]], ...] = (
     ("D", "C / (6 N)", lambda n, c: c / (6 * n)),
     ("N", "C / (6 D)", lambda d, c: c / (6 * d)),
@@ -139,26 +143,26 @@ COMPUTE: tuple[tuple[str, str, Callable[..., np.ndarray]], ...] = (
 
 
 def _derive(found: Selection) -> None:
-    """Fill in the one of N, D and C that is missing, and D_unique from passes over the data."""
+    """Compute a missing one of N, D and C, and compute D_unique from the number of epochs."""
     values, notes = found.values, found.notes
     for name, formula, of in COMPUTE:
         others = [other for other in "NDC" if other != name]
         if name not in values and all(other in values for other in others):
             found.names[name] = formula
             values[name] = of(*(values[other] for other in others))
-            notes.append(f"{name} is not in the file: {formula}.")
+            notes.append(f"{name} is not in the file, so {name} = {formula}.")
     if found.names.get("C") not in (None, "6 N D") and {"N", "D"} <= set(values):
         gaps = ~np.isfinite(values["C"]) & np.isfinite(values["N"]) & np.isfinite(values["D"])
         if gaps.any() and not gaps.all():
             values["C"] = np.where(gaps, six_nd(values["N"], values["D"]), values["C"])
-            notes.append(f"C is missing in {int(gaps.sum())} rows: 6 N D there.")
+            notes.append(f"C is missing in {int(gaps.sum())} rows, so C = 6 N D there.")
     if found.epochs is not None and "D" in values and "D_unique" not in values:
         column, numbers = found.epochs
         found.names["D_unique"] = formula = f"D / {column}"
         values["D_unique"] = values["D"] / np.maximum(numbers, 1.0)
-        notes.append(f"D_unique is not in the file: {formula}.")
+        notes.append(f"D_unique is not in the file, so D_unique = {formula}.")
     if "D_unique" in values and not found.needs_unique and "D" in values:
-        # nothing is said of these rows' data: they are taken for new
+        # without a number of unique tokens, all tokens of the row count as new
         unique = values["D_unique"]
         values["D_unique"] = np.where(np.isfinite(unique), unique, values["D"])
 
@@ -170,24 +174,27 @@ def _check_columns(found: Selection, variables: Sequence[str]) -> None:
         column = log_of(columns, name)
         if column:
             raise TableError(
-                f"{source} has no {name} but {column!r}: say `--column '{name}={column}'` "
+                f"{source} has no {name}, but it has {column!r}. Pass `--column '{name}={column}'` "
                 f"with `--unit {name}=log10` or `--unit {name}=ln`."
             )
     if missing:
         raise TableError(
-            f"{source} has no column for {some(missing)}; it has {some(columns, 20)}. Name one "
-            f"with `--column {missing[0]}=COLUMN`, or in `columns` of `ColumnChoice`."
+            f"{source} has no column for {some(missing)}. Its columns are {some(columns, 20)}. "
+            f"Name one with `--column {missing[0]}=COLUMN`, or in `columns` of `ColumnChoice`."
         )
 
 
 def _runs(found: Selection) -> tuple[list[str], bool]:
-    """Return the run of every row, and whether a column names it for certain."""
+    """Return the run of every row, and whether a column such as `run_id` names it."""
     own, names = [f"line {line}" for line in found.lines], list(found.table.columns)
     asked, runs_are = found.choice.columns.get("run_id", ""), found.choice.runs_are
     if asked and asked not in names:
-        raise TableError(f"{found.table.source} has no column {asked!r} for run_id.")
+        raise TableError(
+            f"{found.table.source} has no column {asked!r} for run_id. Its columns are "
+            f"{some(names, 20)}."
+        )
     if runs_are == "independent":
-        found.notes.append("Every row counts as a run of its own (`--runs-are independent`).")
+        found.notes.append("Every row counts as a separate run (`--runs-are independent`).")
         return own, False
     runs = named_runs(names, found.written, own, asked)
     per_exit = any(row.exits > 1 for row in found.rows)
@@ -204,33 +211,39 @@ def _runs(found: Selection) -> tuple[list[str], bool]:
 
 
 def _last(found: Selection, labels: list[str]) -> list[str]:
-    """Cut the selection to the last rows of the runs; return their labels."""
+    """Keep only the last row of each run, and return the labels of the runs."""
     if "D" not in found.values:
-        raise TableError("`--last-of-run` needs a column of training tokens, D.")
+        raise TableError(
+            "`--last-of-run` needs the column D (training tokens). Name it with `--column "
+            "D=COLUMN`."
+        )
     keep = last_of_each(labels, found.values["D"], [row.exit_idx for row in found.rows])
     found.keep(keep)
     left, gone = int(keep.sum()), int((~keep).sum())
-    found.notes.append(f"Kept the last row of each of {left} runs; {gone} earlier left out.")
+    found.notes.append(
+        f"The last row of each of {left} runs was kept. {gone} earlier rows were left out."
+    )
     return [label for label, kept in zip(labels, keep, strict=True) if kept]
 
 
 def _latest(found: Selection, labels: Sequence[str], named: bool) -> list[int]:
-    """Return positions of the rows that no later row replaces.
+    """Return the positions of the rows that no later row replaces.
 
-    A named run is replaced at the same exit, N, D and G; a row without a name by its copy.
+    A later row of the same named run replaces a row with the same exit, N, D, G and seed. Without
+    a named run, only a copy replaces a row.
     """
     keys = ("N", "D", "G", "seed") if named else tuple(found.values)
     columns: list[list[Any]] = [found.values[n].tolist() for n in keys if n in found.values]
     names: Sequence[Any] = labels if named else [""] * len(found.rows)
     exits = [row.exit_idx for row in found.rows]
-    # NaN is not itself: as text it is
+    # NaN is not equal to NaN, but the text "nan" is equal to itself
     columns = [[v if v == v else "nan" for v in column] for column in columns]
     last = {key: i for i, key in enumerate(zip(exits, names, *columns, strict=True))}
     return sorted(set(last.values()))
 
 
 def _best(found: Selection, kept: list[int], law: Law) -> list[int]:
-    """Select the best of the tried settings of a rule for each size."""
+    """Select, for each size, the row with the least loss, for a rule such as `step_lr`."""
     if "loss" not in found.values:
         return kept
     columns = {name: column[kept] for name, column in found.values.items()}
@@ -238,8 +251,8 @@ def _best(found: Selection, kept: list[int], law: Law) -> list[int]:
     if best.all():
         return kept
     found.notes.append(
-        f"Fitted the best {target} of each size by {found.names['loss']!r}: {int(best.sum())} of "
-        f"{len(best)} rows; the other tried ones are left out."
+        f"Only the best {target} of each size is fitted, judged by {found.names['loss']!r}: "
+        f"{int(best.sum())} of {len(best)} rows."
     )
     setting, values, edges = settings_of(columns, law.variable_names), columns[target], 0
     for row in np.flatnonzero(best):
@@ -249,23 +262,23 @@ def _best(found: Selection, kept: list[int], law: Law) -> list[int]:
     if edges:
         found.notes.append(
             f"At {edges} of {int(best.sum())} sizes the best {target} is the smallest or largest "
-            "tried: the true best may lie beyond."
+            "that was tried. The true best value may be beyond it."
         )
     return [row for row, good in zip(kept, best, strict=True) if good]
 
 
 def _no_number(found: Selection, name: str) -> str:
     column = found.names[name]
-    words = f"{found.table.source} has no number in {column!r}, taken for {name}"
+    words = f"{found.table.source} has no number in {column!r}, the column used for {name}"
     if column in found.table.columns:
         cells = found.written(column)
         shown = dict.fromkeys(repr(cell) for cell in cells if cell not in (None, ""))
-        words += f": {some(shown, 3)}" if shown else ": it is empty"
-    return f"{words}. Name another with `--column {name}=COLUMN`."
+        words += f": {some(shown, 3)}" if shown else ", because all cells are empty"
+    return f"{words}. Name another column with `--column {name}=COLUMN`."
 
 
 def _by_reason(data: RunTable) -> dict[str, list[int]]:
-    """Return the rows that `RunTable` left out, by reason."""
+    """Return the numbers of the rows that `RunTable` left out, by reason."""
     reasons: dict[str, list[int]] = {}
     for gone in data.dropped:
         reason = re.sub(r"copy of row \d+", "a copy of another row", gone.reason)
