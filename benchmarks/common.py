@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine, interleaved timing, peak memory, the last line."""
+"""Functions that all benchmarks share: machine, interleaved timing, peak memory, last line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def host() -> dict[str, Any]:
-    """Versions and processor of this machine."""
+    """Return the versions and the processor of this machine."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
@@ -46,7 +46,7 @@ def _processor() -> str:
 def interleaved(
     variants: Mapping[str, Callable[[], None]], repeats: int, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Run all variants in turn, after one warm-up each; seconds of every run, by variant."""
+    """Run all variants in turn after a warm-up. Return the seconds of every run by variant."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for step in range(repeats + 1):
         for name, run in variants.items():
@@ -58,7 +58,7 @@ def interleaved(
 
 
 def clock() -> Callable[[], float]:
-    """Processor seconds on a CPU, for other work disturbs the wall clock; wall on a GPU."""
+    """Return processor time on a CPU, which other work does not disturb, else wall time."""
     if not torch.cuda.is_available():
         return time.process_time
 
@@ -70,22 +70,22 @@ def clock() -> Callable[[], float]:
 
 
 def paired_ratio(first: list[float], second: list[float]) -> float:
-    """Median of the ratios of runs made one after the other."""
+    """Return the median ratio of two variants, run by run."""
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
 
 
 def child(*arguments: str) -> Any:
-    """Run this script in a fresh process; the JSON of its last line."""
+    """Run this script in a new process. Return the JSON of its last line."""
     command = [sys.executable, sys.argv[0], *arguments]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 
 def peak_mebibytes(reset: bool = False) -> float:
-    """Largest resident memory of this process, in MiB; with `reset`, from now on (Linux)."""
+    """Return the peak resident memory of this process in MiB. `reset` starts anew (Linux)."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    # not `getrusage`, whose peak a process inherits from the one that started it
+    # `getrusage` would include the peak of the parent process
     status = Path("/proc/self/status").read_text(encoding="ascii")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
@@ -97,7 +97,7 @@ def finish(
     targets: Mapping[str, tuple[str, float]],
     save: bool,
 ) -> int:
-    """Print the line every benchmark ends with, keep it if asked; the exit status."""
+    """Print the last line of a benchmark and save it if asked. Return the exit code."""
     meets = {
         "<=": lambda value, goal: value <= goal,
         ">=": lambda value, goal: value >= goal,
@@ -116,6 +116,7 @@ def finish(
         text = json.dumps(line, indent=2) + "\n"
         (RESULTS / f"{name}_{kind}.json").write_text(text, encoding="utf-8")
     for key in missed:
-        print(f"missed: {key} is {metrics[key]:.3f}, goal {targets[key][0]} {targets[key][1]}")
+        sign, goal = targets[key]
+        print(f"Goal missed: {key} is {metrics[key]:.3f}, should be {sign} {goal}")
     print(json.dumps(line))
     return 0

@@ -1,18 +1,19 @@
-"""Time and memory of exporting one member of a family.
+"""Time and memory to export one member of a family.
 
     python benchmarks/export.py            # about 5 minutes, 12 GB of disk
     python benchmarks/export.py --quick    # under 50 seconds, one checkpoint of 100 MB
-    python benchmarks/export.py --save     # also keeps the result in benchmarks/results/
+    python benchmarks/export.py --save     # also saves the result in benchmarks/results/
 
-A Llama family of two exits, the deeper half of its layers cut off, from a folder to a folder:
+A Llama family with two exits is exported from a folder to a folder, without the deeper half of its
+layers. The variants:
 
-- ours: `export_exit`, which copies tensors from file to file and brings them to the disk;
-- whole: the family loaded, truncated and saved with `save_pretrained`, which leaves the bytes to
-  the system; `whole_synced` is the same with its files brought to the disk too.
+- ours: `export_exit`, which copies tensors from file to file and waits until they are on the disk;
+- whole: load the family, truncate it and save it with `save_pretrained`, which does not wait for
+  the disk. `whole_synced` also waits.
 
-Checkpoints of about 300 MB (one file) and 4 GB (sharded by segment), bfloat16. Every run is a fresh
-process; times are wall seconds, medians, without imports. Memory is the peak of resident memory
-above its value before the export.
+The bfloat16 checkpoints have about 300 MB (one file) and 4 GB (sharded by segment). Every run is a
+new process. Times are medians of wall seconds without imports. Memory is the peak of resident
+memory minus its value before the export.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pathlib import Path
 import torch
 from common import child, finish, peak_mebibytes
 from transformers import LlamaConfig
-from transformers.models.llama import modeling_llama  # noqa: F401 - imports are not the export
+from transformers.models.llama import modeling_llama  # noqa: F401 - imported before the clock starts
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
 from hf_familial.checkpoints.member_models import plain_model
@@ -39,7 +40,7 @@ from hf_familial.hub.export import export_exit
 
 BLOCK = 1 << 20
 
-# name -> width, layers, width of the feed-forward, vocabulary; bytes are about 2 per parameter
+# name: width, layers, width of the MLPs, vocabulary. A parameter has about 2 bytes.
 SIZES = {
     "100mb": (384, 16, 1536, 32768),
     "300mb": (576, 30, 1536, 49152),
@@ -48,7 +49,7 @@ SIZES = {
 
 
 def write_family(size: str, folder: Path) -> None:
-    """A checkpoint with random bits for weights, written without the memory it would take."""
+    """Write a checkpoint with random weights, without holding it in memory."""
     width, layers, inner, vocab_size = SIZES[size]
     text_config = LlamaConfig(
         hidden_size=width,
@@ -84,7 +85,7 @@ def _is_deep(name: str, depth: int) -> bool:
 
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """A safetensors file of random bits that are finite numbers in bfloat16."""
+    """Write a safetensors file of random finite bfloat16 numbers."""
     header, end = {}, 0
     for name, tensor in sorted(tensors.items()):
         size = 2 * tensor.numel()
@@ -103,8 +104,8 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def run(variant: str, folder: Path, out: Path) -> dict[str, float]:
-    """One export; its time and its memory."""
-    # what earlier runs left to be written is not waited for here
+    """Export once. Return time and memory."""
+    # do not measure the disk writes of earlier runs
     os.sync()
     before, start = peak_mebibytes(reset=True), time.perf_counter()
     if variant == "ours":
@@ -120,7 +121,7 @@ def run(variant: str, folder: Path, out: Path) -> dict[str, float]:
 
 
 def measure(size: str, repeats: int, folder: Path) -> dict[str, float]:
-    """Medians over runs of all variants in turn."""
+    """Return medians over runs of all variants in turn."""
     family, out = folder / size, folder / "out"
     write_family(size, family)
     runs: dict[str, list[dict[str, float]]] = {"ours": [], "whole": [], "whole_synced": []}
@@ -142,12 +143,12 @@ def measure(size: str, repeats: int, folder: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure, print, end with one line of JSON."""
+    """Measure, print the numbers, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small checkpoint")
-    parser.add_argument("--save", action="store_true", help="keep the result")
+    parser.add_argument("--quick", action="store_true", help="Use one small checkpoint.")
+    parser.add_argument("--save", action="store_true", help="Save in benchmarks/results/.")
     parser.add_argument("--repeats", type=int, default=None)
-    parser.add_argument("--tmp", type=Path, default=None, help="where to put the checkpoints")
+    parser.add_argument("--tmp", type=Path, default=None, help="Folder for the checkpoints.")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)

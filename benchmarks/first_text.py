@@ -1,15 +1,15 @@
-"""The first text of a model by relay, against the host's `generate`: what it costs to begin.
+"""The first text of a model by relay, compared with `generate` of Transformers.
 
     python benchmarks/first_text.py            # some minutes; trains the relay's family first
     python benchmarks/first_text.py --quick    # under 50 seconds: no trained family, shorter texts
-    python benchmarks/first_text.py --save     # also keeps the result in benchmarks/results/
+    python benchmarks/first_text.py --save     # also saves the result in benchmarks/results/
     python benchmarks/first_text.py --model FOLDER [FOLDER ...]    # pretrained decoders too
 
-Greedy, batch 1, one thread, processor time. A fresh copy of the family writes a text of n tokens by
-`relay_generate` as it comes (`first`), then another (`later`); `generate` writes both beside them.
-Families: the trained one of benchmarks/relay.py, and untrained ones, tiny and
-of the decoders given, with exits after a third and two thirds of the layers. The figures are times
-over `generate`'s, medians over the prompts: 1 is as fast as `generate`, the goal is 1.05 at most.
+Greedy, batch 1, one thread, processor time. A fresh copy of a family writes a text of n tokens with
+the default `relay_generate` (`first`), then another one (`later`). `generate` writes the same two
+texts. The families are the trained one of benchmarks/relay.py and untrained ones, tiny or with the
+shape of the given decoders, with exits after one and two thirds of the layers. Results are times
+divided by the time of `generate`, medians over the prompts. 1 is as fast, the goal is at most 1.05.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROMPT, GOAL = 24, 1.05
 
 
 def families(models: list[str], quick: bool) -> Iterator[tuple[str, FamilialForCausalLM]]:
-    """Families by name, none of which has written a text."""
+    """Return families by name. None has written a text yet."""
     for model_type in ZOO:
         config = FamilialConfig(text_config={"model_type": model_type, **SIZES}, exits=[2, 4, 6])
         yield model_type, FamilialForCausalLM(config)
@@ -55,13 +55,13 @@ def families(models: list[str], quick: bool) -> Iterator[tuple[str, FamilialForC
 
 
 def fresh(family: FamilialForCausalLM) -> FamilialForCausalLM:
-    """The same weights in a model that knows nothing of earlier texts."""
+    """Return a new model with the same weights and no state of earlier texts."""
     memo = {id(p): p for p in (*family.parameters(), *family.buffers())}
     return copy.deepcopy(family, memo)
 
 
 def ratios(family: FamilialForCausalLM, new: int, prompts: int) -> dict[str, float]:
-    """Times of the first and of the next text over `generate`'s, and texts that differ."""
+    """Return the relative times of the first and the next text, and count different texts."""
     seconds = clock()
     asked: dict[str, Any] = {"max_new_tokens": new, "do_sample": False, "use_cache": True}
     found: dict[str, list[float]] = {"first": [], "later": []}
@@ -83,16 +83,16 @@ def ratios(family: FamilialForCausalLM, new: int, prompts: int) -> dict[str, flo
 
 @torch.no_grad()
 def main() -> int:
-    """Measure, print, end with one line of JSON."""
+    """Measure, print the numbers, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="no trained family, shorter texts")
-    parser.add_argument("--save", action="store_true", help="keep the result")
-    parser.add_argument("--model", nargs="*", default=[], help="folders of plain decoders")
+    parser.add_argument("--quick", action="store_true", help="No trained family, shorter texts.")
+    parser.add_argument("--save", action="store_true", help="Save in benchmarks/results/.")
+    parser.add_argument("--model", nargs="*", default=[], help="Folders of ordinary decoders.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     metrics: dict[str, float] = {}
     for name, family in families(args.model, args.quick):
-        family.eval().generation_config.eos_token_id = None  # all texts of one length
+        family.eval().generation_config.eos_token_id = None  # all texts get the same length
         ratios(family, 8, 1)  # warm-up
         for new in (32,) if args.quick else (32, 64, 128, 256):
             for key, value in ratios(family, new, 3 if args.quick else 5).items():

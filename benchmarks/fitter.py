@@ -1,9 +1,13 @@
-"""The fitter against the clock: point fits, bootstrap refits, many rows, a peer.
+"""Speed of the fitter: point fits, bootstrap refits, many rows, and another fitter.
 
-One thread. Rows are the 240 runs that Epoch AI read off Hoffmann et al.'s figure where the file is
-present (HF_FAMILIAL_DATA or shared/data), else made-up ones of the same shape. Seconds are those
-of the processor, medians of interleaved repeats. The peer is `chinchilla` from PyPI, its README's
-grid of 3125 starts; quick runs time 32 of them and scale up.
+    python benchmarks/fitter.py            # all starts of the other fitter
+    python benchmarks/fitter.py --quick    # fewer starts and rows
+    python benchmarks/fitter.py --save     # also saves the result in benchmarks/results/
+
+One thread. The rows are the 240 runs that Epoch AI read from a figure of Hoffmann et al., if the
+file exists (in HF_FAMILIAL_DATA or shared/data), else invented rows of the same shape. Times are
+processor seconds, medians of interleaved repeats. The other fitter is `chinchilla` from PyPI with
+the grid of 3125 starts of its README. `--quick` times 32 starts and scales the result.
 """
 
 import argparse
@@ -31,13 +35,13 @@ FOLDERS = [
     REPOSITORY.parent / "shared" / "data",
 ]
 EPOCH = Path("epoch_chinchilla") / "svg_extracted_data.csv"
-OPTIMUM = 1.01827401780e-3  # of the 240 runs, Huber's function of log losses at 1e-3
+OPTIMUM = 1.01827401780e-3  # objective of the 240 runs: Huber loss of log losses, delta 1e-3
 REPLICATES = 1000
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 
 
 def dense_runs(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Made-up dense runs over the ranges of Hoffmann et al., noise 0.5%."""
+    """Return invented dense runs in the ranges of Hoffmann et al., with 0.5% noise."""
     rng = np.random.default_rng(seed)
     low, high = np.log([[5e7], [5e8]]), np.log([[2e10], [5e11]])
     size, data = np.exp(rng.uniform(low, high, (2, rows)))
@@ -47,7 +51,7 @@ def dense_runs(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def epoch_runs() -> RunTable | None:
-    """The 240 runs, where they are."""
+    """Return the 240 runs if the file exists."""
     for folder in FOLDERS:
         if not (folder / EPOCH).is_file():
             continue
@@ -63,7 +67,7 @@ def epoch_runs() -> RunTable | None:
 
 
 def familial_runs() -> RunTable:
-    """84 made-up runs: 3 budgets, 7 sizes, 4 granularities; noise 0.3%."""
+    """Return 84 invented runs (3 budgets, 7 sizes, 4 granularities) with 0.3% noise."""
     grid = itertools.product((1e19, 1e20, 1e21), np.geomspace(1 / 8, 8, 7), (1.0, 2.0, 4.0, 8.0))
     rows = [(c**0.5 * 0.1 * m, c / 6 / (c**0.5 * 0.1 * m), g) for c, m, g in grid]
     size, data, exits = np.array(rows).T
@@ -74,7 +78,7 @@ def familial_runs() -> RunTable:
 
 
 def bootstrap_seconds(law: str, data: RunTable, repeats: int) -> float:
-    """Processor seconds of 1000 refits."""
+    """Return the processor seconds of 1000 refits."""
     answer = fit(law, data)
     rows = len(data)
     counts = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), size=REPLICATES)
@@ -83,7 +87,7 @@ def bootstrap_seconds(law: str, data: RunTable, repeats: int) -> float:
 
 
 def peer(data: RunTable, levels: int) -> Any:
-    """`chinchilla` with its README's grid, or its corners; None where it is not installed."""
+    """Return `chinchilla` with its README's grid or the grid's corners, `None` if not installed."""
     try:
         import chinchilla
         from chinchilla._metrics import log_huber
@@ -103,10 +107,10 @@ def peer(data: RunTable, levels: int) -> Any:
 
 
 def against_peer(data: RunTable, levels: int) -> dict[str, float]:
-    """Seconds and objective of the peer, on one thread; seconds scaled to all its starts."""
+    """Return the seconds for all starts of the other fitter, and its objective."""
     rival = peer(data, levels)
     if rival is None:
-        print("no peer: pip install chinchilla==0.2.0")
+        print("Not compared: `pip install chinchilla==0.2.0` installs the other fitter.")
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -125,13 +129,13 @@ def against_peer(data: RunTable, levels: int) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure, print, end with one line of JSON."""
+    """Measure, print the numbers, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer starts of the peer, fewer rows")
-    parser.add_argument("--save", action="store_true", help="keep the result")
+    parser.add_argument("--quick", action="store_true", help="Use fewer starts and rows.")
+    parser.add_argument("--save", action="store_true", help="Save in benchmarks/results/.")
     args = parser.parse_args()
     if not ONE_THREAD.items() <= os.environ.items():
-        # libraries read these when they are loaded
+        # libraries read these variables at import
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ONE_THREAD})
     epoch = epoch_runs()
     data = epoch or RunTable.read(dense_runs(240))

@@ -1,19 +1,20 @@
-"""Time and memory of a training step against the number of exits.
+"""Time and memory of a training step for different numbers of exits.
 
     python benchmarks/multi_exit_loss.py            # about 9 minutes on one core
     python benchmarks/multi_exit_loss.py --quick    # under 50 seconds
-    python benchmarks/multi_exit_loss.py --save     # also keeps the result in benchmarks/results/
+    python benchmarks/multi_exit_loss.py --save     # also saves the result in benchmarks/results/
 
-Forward and backward of a Llama (8 layers, width 384, 1024 tokens), all variants in turn in one
-process:
+Forward and backward pass of a Llama (8 layers, width 384, 1024 tokens). All variants run in turn in
+one process:
 
-- dense: the host itself, logits and cross entropy;
-- ours: the chunked loss of this package; `fused` is the dense model with it;
-- naive: a cross entropy per exit from its own logits, all kept for the backward pass;
-- torch: `torch.nn.functional.linear_cross_entropy` per exit, best of its chunk sizes.
+- dense: the ordinary model with logits and cross entropy;
+- ours: the chunked loss of this package, and `fused`, the dense model with this loss;
+- naive: one cross entropy per exit from its own logits, which are all kept for the backward pass;
+- torch: `torch.nn.functional.linear_cross_entropy` per exit, with the best of its chunk sizes.
 
-`step` is time over the dense step divided by the ratio of exact FLOPs, so 1 is a family whose exits
-cost what their arithmetic costs. Memory is the peak above the model of one step in a fresh process.
+`step` is the time relative to the dense step, divided by the ratio of exact FLOPs. It is 1 if the
+exits take no more time than their arithmetic. Memory is the peak of one step in a new process,
+without the model.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from hf_familial.flops.counting import CPU_ATTENTION
 LAYERS, WIDTH, TOKENS = 8, 384, 1024
 GRANULARITIES = (1, 2, 4, 8)
 TORCH_CHUNKS = (256, 512, 1024)
-MEMORY_RUNS = 3  # the heap of a process does not always grow alike
+MEMORY_RUNS = 3  # the memory of a process varies from run to run
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def family(vocab_size: int, granularity: int) -> FamilialForCausalLM:
-    """A family of one size, in training mode."""
+    """Return a family of one size in training mode."""
     torch.manual_seed(0)
     text_config = LlamaConfig(
         vocab_size=vocab_size,
@@ -57,13 +58,13 @@ def family(vocab_size: int, granularity: int) -> FamilialForCausalLM:
 
 
 def loss_of(model: FamilialForCausalLM, ids: torch.Tensor, variant: str) -> torch.Tensor:
-    """The loss of a step, in one of four ways."""
+    """Return the loss of a step for one of the four variants."""
     if variant in ("ours", "fused"):
         return model(ids, labels=ids, use_cache=False, skip_logits=True).loss
     if variant == "dense":
         return model(ids, labels=ids, use_cache=False).loss
     if variant == "naive":
-        # every exit's logits are wanted, so every exit goes through the host's own loss
+        # the logits of every exit are needed, so each exit uses the loss of Transformers
         return model(ids, labels=ids, use_cache=False, output_exits=True).loss
     options = torch.nn.LinearCrossEntropyOptions(
         batch_chunk_size=int(variant.removeprefix("torch"))
@@ -78,7 +79,7 @@ def loss_of(model: FamilialForCausalLM, ids: torch.Tensor, variant: str) -> torc
 
 
 def step(model: FamilialForCausalLM, ids: torch.Tensor, variant: str) -> Callable[[], None]:
-    """Forward and backward, gradients freed."""
+    """Run one forward and backward pass, then free the gradients."""
 
     def run() -> None:
         loss_of(model, ids, variant).backward()
@@ -88,7 +89,7 @@ def step(model: FamilialForCausalLM, ids: torch.Tensor, variant: str) -> Callabl
 
 
 def flops(model: FamilialForCausalLM, ids: torch.Tensor) -> int:
-    """Exact FLOPs of a step: forward and backward through every exit's logits."""
+    """Return the exact FLOPs of a step, with the logits of every exit."""
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         loss_of(model, ids, "naive").backward()
     model.zero_grad(set_to_none=True)
@@ -96,13 +97,13 @@ def flops(model: FamilialForCausalLM, ids: torch.Tensor) -> int:
 
 
 def batch(vocab_size: int) -> torch.Tensor:
-    """One batch of tokens, shape `(4, 256)`."""
+    """Return one batch of tokens, shape `(4, 256)`."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocab_size, (4, TOKENS // 4), generator=generator).to(DEVICE)
 
 
 def time_steps(vocab_size: int, granularities: tuple[int, ...], repeats: int) -> dict[str, float]:
-    """Ratios of time for one vocabulary."""
+    """Return the ratios of times for one vocabulary."""
     ids = batch(vocab_size)
     models = {g: family(vocab_size, g) for g in {1, *granularities}}
     variants = {"dense": step(models[1], ids, "dense"), "fused": step(models[1], ids, "fused")}
@@ -127,7 +128,7 @@ def time_steps(vocab_size: int, granularities: tuple[int, ...], repeats: int) ->
 
 
 def measure_memory(vocab_size: int, granularity: int, variant: str) -> float:
-    """Peak memory of one step above the model, in MiB; call it in a fresh process."""
+    """Return the peak memory of one step above the model in MiB. Needs a new process."""
     model, ids = family(vocab_size, granularity), batch(vocab_size)
     if DEVICE == "cuda":
         before = torch.cuda.memory_allocated() / 2**20
@@ -139,7 +140,7 @@ def measure_memory(vocab_size: int, granularity: int, variant: str) -> float:
 
 
 def memory(vocab_size: int, granularities: tuple[int, ...]) -> dict[str, float]:
-    """Peaks in MiB, medians of fresh processes, and ratios, for one vocabulary."""
+    """Return median peaks in MiB of new processes, and their ratios, for one vocabulary."""
     runs = [("dense", 1), ("fused", 1), ("naive", 4), ("torch512", 4)]
     runs += [("ours", g) for g in granularities if g > 1]
     peaks = {
@@ -160,7 +161,7 @@ def memory(vocab_size: int, granularities: tuple[int, ...]) -> dict[str, float]:
 
 
 def targets(metrics: dict[str, float]) -> dict[str, tuple[str, float]]:
-    """The goals, for what was measured."""
+    """Return the goals for the measured numbers."""
     goals = {
         "step_G4": ("<=", 1.0),
         "step_G8": ("<=", 1.0),
@@ -174,10 +175,10 @@ def targets(metrics: dict[str, float]) -> dict[str, tuple[str, float]]:
 
 
 def main() -> int:
-    """Measure, print, end with one line of JSON."""
+    """Measure, print the numbers, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one vocabulary, fewer runs")
-    parser.add_argument("--save", action="store_true", help="keep the result")
+    parser.add_argument("--quick", action="store_true", help="Use one vocabulary and fewer runs.")
+    parser.add_argument("--save", action="store_true", help="Save in benchmarks/results/.")
     parser.add_argument("--repeats", type=int, default=None)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     parser.add_argument("--vocab", type=int, help=argparse.SUPPRESS)

@@ -1,21 +1,22 @@
-"""A relay against the host's `generate` and against its `assistant_early_exit`.
+"""A relay compared with `generate` of Transformers and its `assistant_early_exit`.
 
-    python benchmarks/relay.py            # some minutes; trains the family first, if there is none
+    python benchmarks/relay.py            # some minutes, more if the family must be trained first
     python benchmarks/relay.py --quick    # under 50 seconds, a smaller family
-    python benchmarks/relay.py --save     # also keeps the result in benchmarks/results/
+    python benchmarks/relay.py --save     # also saves the result in benchmarks/results/
 
-One family (relay_family.py), greedy, batch 1, one thread; prompts are the beginnings of source
-files that it was not trained on. For every prompt in turn, in one process:
+One family (relay_family.py), greedy, batch 1, one thread. The prompts are the beginnings of source
+files that the family was not trained on. For every prompt these run in turn, in one process:
 
-- generate: the deepest member as a plain model of the host's class;
-- assistant: the same with `assistant_early_exit`, at the best of its settings (exit, number of
-  drafts, confidence), found on other prompts;
-- plain: this package's engine without drafts, `FixedExit(-1)`;
-- relay: `SpeculativeRelay()` as it comes; `scanned` at the best of its settings, found likewise.
+- generate: the deepest member as an ordinary model of Transformers;
+- assistant: the same with `assistant_early_exit`, with its best exit, number of drafts and
+  confidence, found on other prompts;
+- plain: the decoding of this package without drafts, `FixedExit(-1)`;
+- relay: the default `SpeculativeRelay()`. `scanned` has its best settings, found on other prompts.
 
-`of_limit` is the speed of the relay over `plain`, without the prompt's pass, as a share of what a
-round of t tokens and k drafts allows where a checking pass costs what one token's does:
-t / ((k + 1) a / L + (L - a) / L), with the draft exit at depth a of L.
+`of_limit` is the speed of the relay relative to `plain`, without the pass over the prompt, as a
+share of a limit. The limit assumes that a verification takes the time of one token. For rounds with
+t tokens and k drafts it is t / ((k + 1) a / L + (L - a) / L). The draft exit is at depth a of L
+layers.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ Texts = dict[str, list[torch.Tensor]]
 
 @dataclass(frozen=True)
 class Assistant:
-    """A setting of the host's early exit: depth, drafts per round, confidence that ends a draft."""
+    """A setting of `assistant_early_exit`: depth, drafts per round, lowest confidence."""
 
     depth: int
     drafts: int
@@ -55,7 +56,7 @@ class Assistant:
 
 
 def prompts(folder: Any, count: int) -> list[torch.Tensor]:
-    """Beginnings of held-out files, each `(1, PROMPT)`."""
+    """Return the beginnings of held-out files, each of shape `(1, PROMPT)`."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found = []
     for row in load_corpus(DataArguments(eval_fraction=0.05)).eval:
@@ -64,11 +65,11 @@ def prompts(folder: Any, count: int) -> list[torch.Tensor]:
             found.append(ids[:, :PROMPT].to(DEVICE))
         if len(found) == count:
             return found
-    raise ValueError(f"the corpus holds only {len(found)} files of {PROMPT} tokens, not {count}")
+    raise ValueError(f"The corpus has only {len(found)} files with {PROMPT} tokens, not {count}.")
 
 
 def plain_host(family: FamilialForCausalLM) -> Any:
-    """The deepest member as the host's own model, on the family's weights."""
+    """Return the deepest member as an ordinary model that shares the family's weights."""
     host = AutoModelForCausalLM.from_config(copy.deepcopy(family.config.text_config))
     host.model.load_state_dict(family.model.backbone.state_dict(), assign=True)
     host.lm_head.weight = family.lm_head.weight
@@ -76,30 +77,30 @@ def plain_host(family: FamilialForCausalLM) -> Any:
 
 
 class Runs:
-    """Ways to write `new` tokens after prompts that take turns; they keep what they wrote."""
+    """The compared ways to write `new` tokens after prompts, and the texts they wrote."""
 
     def __init__(self, family: FamilialForCausalLM, ids: list[torch.Tensor], new: int) -> None:
         self.family, self.host, self.ids, self.new = family, plain_host(family), ids, new
         self.texts: Texts = {}
         self.stats: dict[str, list[Any]] = {}
         for model in (self.family, self.host):
-            model.generation_config.eos_token_id = None  # all texts of one length
+            model.generation_config.eos_token_id = None  # all texts get the same length
 
     def turns(self, name: str) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
-        """The next prompt, and what every way of generating is given."""
+        """Return the arguments of `generate` for the next prompt."""
         self.texts[name], self.stats[name] = [], []
         for ids in itertools.cycle(self.ids):
             mask = torch.ones_like(ids)
             yield ids, {"attention_mask": mask, "do_sample": False, "use_cache": True}
 
     def generate(self, name: str, setting: Assistant | None = None) -> Callable[[], None]:
-        """The host, plain or with its early exit."""
+        """Return a function that generates with Transformers, with or without its early exit."""
         turns = self.turns(name)
 
         def run() -> None:
             ids, arguments = next(turns)
             if setting is not None:
-                # the host changes them as it goes; every text starts from the same
+                # Transformers changes these settings, so reset them for every text
                 config = self.host.generation_config
                 config.num_assistant_tokens = setting.drafts
                 config.num_assistant_tokens_schedule = "constant"
@@ -110,7 +111,7 @@ class Runs:
         return run
 
     def relay(self, name: str, relay: Any, new: int | None = None) -> Callable[[], None]:
-        """The family, by relay."""
+        """Return a function that generates by relay."""
         turns = self.turns(name)
 
         def run() -> None:
@@ -128,34 +129,34 @@ class Runs:
         return run
 
     def differing(self, first: str, second: str) -> int:
-        """Number of prompts after which two of them wrote different texts."""
+        """Return the number of prompts after which two ways wrote different texts."""
         pairs = zip(self.texts[first], self.texts[second], strict=True)
         return sum(not torch.equal(a, b) for a, b in pairs)
 
 
 def best_of(variants: Mapping[Any, Callable[[], None]], repeats: int) -> tuple[Any, dict]:
-    """The fastest setting, and the seconds of each."""
+    """Return the fastest setting, and the seconds of each."""
     seconds = interleaved(variants, repeats, clock())
     medians = {setting: statistics.median(values) for setting, values in seconds.items()}
     return min(medians, key=medians.__getitem__), medians
 
 
 def assistants(family: FamilialForCausalLM, quick: bool) -> list[Assistant]:
-    """The settings of the host's early exit to choose from; its own defaults are among them."""
+    """Return the settings of `assistant_early_exit` to try, its defaults included."""
     drafts, confidences = ((3, 20), (0.4,)) if quick else ((2, 3, 5, 8, 20), (0.0, 0.4))
     depths = family.config.exits[:-1]
     return list(itertools.starmap(Assistant, itertools.product(depths, drafts, confidences)))
 
 
 def relays(family: FamilialForCausalLM, quick: bool) -> list[SpeculativeRelay]:
-    """The settings of our own to choose from."""
+    """Return the settings of `SpeculativeRelay` to try."""
     lengths: tuple[int | str, ...] = ("auto", 3) if quick else ("auto", 2, 3, 4, 6)
     exits = range(family.config.num_exits - 1)
     return [SpeculativeRelay(k, length) for k, length in itertools.product(exits, lengths)]
 
 
 def scan(runs: Runs, quick: bool) -> tuple[Assistant, SpeculativeRelay]:
-    """The best setting of the host's early exit and of ours."""
+    """Return the best setting of `assistant_early_exit` and of `SpeculativeRelay`."""
     repeats = 1 if quick else 2
     ways = {
         setting: runs.generate(str(setting), setting) for setting in assistants(runs.family, quick)
@@ -171,7 +172,7 @@ def scan(runs: Runs, quick: bool) -> tuple[Assistant, SpeculativeRelay]:
 
 
 def compare(runs: Runs, assistant: Assistant, relay: SpeculativeRelay, suffix: str) -> dict:
-    """All ways in turn over all prompts: ratios, counts, texts that differ."""
+    """Run all ways in turn over all prompts. Return ratios, counts and different texts."""
     seconds = interleaved(
         {
             "generate": runs.generate("generate"),
@@ -212,8 +213,8 @@ def compare(runs: Runs, assistant: Assistant, relay: SpeculativeRelay, suffix: s
 
 
 def of_limit(runs: Runs, seconds: dict[str, list[float]], name: str) -> dict[str, float]:
-    """Rounds of a relay, and its speed over plain decoding as a share of what they allow."""
-    stats = runs.stats[name][1:]  # the first text was a warm-up
+    """Return counts of a relay's rounds, and its speed as a share of the limit."""
+    stats = runs.stats[name][1:]  # without the first text, a warm-up
     total = {key: sum(getattr(s, key) for s in stats) for key in ("rounds", "drafted", "accepted")}
     tokens, drafts = runs.new * len(stats) / total["rounds"], total["drafted"] / total["rounds"]
     share = runs.family.config.exits[stats[0].exits[0]] / runs.family.config.num_hidden_layers
@@ -243,12 +244,12 @@ TARGETS = {
 
 @torch.no_grad()
 def main() -> int:
-    """Measure, print, end with one line of JSON."""
+    """Measure, print the numbers, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smaller family, fewer prompts")
-    parser.add_argument("--save", action="store_true", help="keep the result")
+    parser.add_argument("--quick", action="store_true", help="Smaller family, fewer prompts.")
+    parser.add_argument("--save", action="store_true", help="Save in benchmarks/results/.")
     parser.add_argument("--prompts", type=int, default=None)
-    parser.add_argument("--family", default=None, help="folder of another family")
+    parser.add_argument("--family", default=None, help="Folder of another family.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = args.family or relay_family(args.quick)
@@ -265,7 +266,7 @@ def main() -> int:
     metrics["seconds"] = time.perf_counter() - began
     for key, value in metrics.items():
         print(f"{key:45s} {value:10.3f}")
-    # the smaller family is too narrow for its arithmetic to be what a round costs
+    # the limit does not apply to the smaller family, whose time is not mostly arithmetic
     targets = {key: goal for key, goal in TARGETS.items() if not (args.quick and "limit" in key)}
     return finish("relay", metrics, targets, args.save and not args.quick)
 

@@ -1,11 +1,12 @@
-"""The family that benchmarks/relay.py measures: trained once by examples/pretrain.py, and kept.
+"""The family of benchmarks/relay.py, trained once by examples/pretrain.py and kept.
 
-    python benchmarks/relay_family.py            # about 20 minutes of 2 cores; goes on if stopped
+    python benchmarks/relay_family.py            # about 20 minutes on 2 cores, can be stopped
     python benchmarks/relay_family.py --quick    # a smaller one, under a minute
 
-Twelve layers of width 256 on the source of Python's standard library. Norm and head are shared by
-all exits, because the host's own early exit can use no others, and the early exits also learn the
-deepest one's distribution. It is kept in `$HF_FAMILIAL_CACHE`, by default `benchmarks/.cache`.
+Twelve layers of width 256, trained on the source code of Python's standard library. All exits share
+norm and head, because `assistant_early_exit` of Transformers cannot use others. The early exits
+also learn from the deepest exit by distillation. The folder is `$HF_FAMILIAL_CACHE`, by default
+`benchmarks/.cache`.
 """
 
 from __future__ import annotations
@@ -58,13 +59,13 @@ QUICK = COMMON | {
 
 
 def relay_family(quick: bool = False) -> Path:
-    """Folder of the trained family, made now if there is none; what was begun is gone on with.
+    """Return the folder of the trained family. Train it first, or continue its training.
 
     Args:
-        quick (`bool`): The smaller one.
+        quick (`bool`): Use the smaller family.
 
     Returns:
-        `Path`: A checkpoint with its tokenizer; `members.json` holds the loss of every exit.
+        `Path`: Checkpoint with a tokenizer. Its `members.json` contains the loss of every exit.
 
     Raises:
         subprocess.CalledProcessError: If the training fails.
@@ -82,15 +83,15 @@ def relay_family(quick: bool = False) -> Path:
     for name, value in recipe.items():
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *map(str, values)]
-    # stdout is the benchmark's own: it ends with a line of JSON
+    # standard output is for the benchmark, whose last line is JSON
     subprocess.run([sys.executable, str(PRETRAIN), *words], check=True, stdout=sys.stderr)
     return folder
 
 
 def main() -> None:
-    """Train, then say where it is and how well each exit reads."""
+    """Train the family, then print its folder and the loss of each exit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smaller one")
+    parser.add_argument("--quick", action="store_true", help="Train a smaller family.")
     folder = relay_family(parser.parse_args().quick)
     print(folder)
     for row in json.loads((folder / "members.json").read_text(encoding="utf-8")):

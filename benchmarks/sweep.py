@@ -1,18 +1,18 @@
-"""An IsoFLOP sweep on this machine: what it gets out of it, and what the machinery costs.
+"""An IsoFLOP sweep on this machine: useful FLOPs per second, and the overhead of the sweep.
 
-    python benchmarks/sweep.py            # examples/isoflop.yaml whole: about 10 minutes in all
+    python benchmarks/sweep.py            # all of examples/isoflop.yaml: about 10 minutes
     python benchmarks/sweep.py --quick    # under 50 seconds: one cell of the design
-    python benchmarks/sweep.py --save     # also keeps the result in benchmarks/results/
+    python benchmarks/sweep.py --save     # also saves the result in benchmarks/results/
 
-The design: G in {1, 4}, 3 budgets, 5 sizes, 30 runs, with a worker of one thread for each of two
-processors. `useful` is the FLOPs of its rows over its seconds, everything counted: start of the
-workers, data, evaluations, checkpoints, gaps. The limit beside it is the rate of training steps
-alone, measured for the smallest, the middle and the largest model and weighted with the FLOPs of
-every run, times the workers. Its steps have 4,096 tokens, those of the design 512, and no trainer.
-`matmul` is the rate of a float32 matrix product of 1024 x 1024, measured in this process.
+The design has 30 runs: G in {1, 4}, 3 budgets, 5 sizes. Two workers with one thread each share two
+processors. `useful` is the FLOPs of all rows divided by the seconds of the whole sweep, with start
+of the workers, data, evaluations, checkpoints and gaps. The limit is the rate of training steps
+alone, times the workers. It is measured for the smallest, middle and largest model and weighted by
+the FLOPs of every run. Its steps have 4,096 tokens (the design's have 512) and no trainer. `matmul`
+is the rate of a float32 matrix product of 1024 x 1024 in this process.
 
-Overhead: the same runs by `pretrain` alone, in this process, with the evaluations but without
-records, checkpoints or events, then by a sweep's own `train`, in turn; processor seconds, medians.
+Overhead: the same runs with `pretrain` alone in this process, with evaluations but without records,
+checkpoints or events, then with the sweep's own `train`, in turn. Processor seconds, medians.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from hf_familial.training import pretrain
 
 
 DESIGN = Path(__file__).parent.parent / "examples" / "isoflop.yaml"
-SIDE = 1024  # of the matrices
+SIDE = 1024  # side of the matrices
 WORKERS = 2
-SAVE_SECONDS = 60.0  # as `hf-familial sweep run` has it
+SAVE_SECONDS = 60.0  # default of `hf-familial sweep run`
 
 
 def matmul_rate(seconds: float) -> float:
-    """FLOP/s of float32 matrix products in one thread."""
+    """Return the FLOP/s of float32 matrix products in one thread."""
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     rates = []
     for _ in range(5):
@@ -63,30 +63,30 @@ def matmul_rate(seconds: float) -> float:
 
 
 def whole_sweep(design: IsoFlopDesign) -> tuple[float, float, int]:
-    """Seconds of a sweep, FLOPs of its rows, and how many there are."""
+    """Run a sweep. Return its seconds, the FLOPs of its rows and their number."""
     with tempfile.TemporaryDirectory() as folder:
         executor = LocalExecutor(WORKERS, threads=1)
         outcome = Sweep(design, folder, executor, display=SweepDisplay()).run()
     if outcome.failed:
-        raise RuntimeError(f"runs failed: {outcome.failed}")
+        raise RuntimeError(f"Runs failed: {outcome.failed}")
     return outcome.seconds, sum(r.C_flops for r in outcome.records), len(outcome.records)
 
 
 def bare(plan: RunPlan) -> None:
-    """The run without a sweep."""
+    """Train the run without a sweep."""
     with tempfile.TemporaryDirectory() as folder:
         data_args, args = run_arguments(plan, folder)
         pretrain(lambda: FamilialForCausalLM(plan.config()), args, prepared(data_args, plan))
 
 
 def swept(plan: RunPlan) -> None:
-    """The run as a worker does it."""
+    """Train the run as a worker of a sweep does."""
     with tempfile.TemporaryDirectory() as folder:
         train(RunTask(plan, folder, save_seconds=SAVE_SECONDS), lambda event: None)
 
 
 def overhead(plan: RunPlan, repeats: int) -> tuple[float, float]:
-    """Processor seconds of a run, bare and swept: medians of runs in turn."""
+    """Return median processor seconds of a run without and with a sweep, in turn."""
     now, seconds = clock(), {bare: list[float](), swept: list[float]()}
     for turn in range(repeats + 1):
         for way in (bare, swept) if turn % 2 else (swept, bare):
@@ -98,15 +98,15 @@ def overhead(plan: RunPlan, repeats: int) -> tuple[float, float]:
 
 
 def small(design: IsoFlopDesign) -> IsoFlopDesign:
-    """One budget of two sizes."""
+    """Return the design with one budget and two sizes."""
     return replace(design, budgets=(3e10,), sizes=("16x4", "32x4"))
 
 
 def main() -> int:
-    """Measure, print, end with one line of JSON."""
+    """Measure, print the numbers, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one cell of the design")
-    parser.add_argument("--save", action="store_true", help="keep the result")
+    parser.add_argument("--quick", action="store_true", help="Run one cell of the design.")
+    parser.add_argument("--save", action="store_true", help="Save in benchmarks/results/.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     design = IsoFlopDesign.from_yaml(DESIGN)
@@ -117,7 +117,7 @@ def main() -> int:
     steps = calibrate_rate(plans, 3 if args.quick else 20)
     limit = sum(plan.flops for plan in plans) / steps.total(plans)
     seconds, flops, count = whole_sweep(design)
-    # a run of some seconds, from the middle of the design
+    # this run from the middle of the design takes some seconds
     middle = plans[0] if args.quick else plans[len(plans) // 2]
     alone, with_sweep = overhead(middle, 1 if args.quick else 4)
     metrics = {

@@ -1,13 +1,13 @@
-"""What FamilialTrainer adds to a step of the host's Trainer.
+"""Time that FamilialTrainer adds to a step of the Trainer of Transformers.
 
     python benchmarks/trainer_overhead.py            # about 2 minutes on one core
     python benchmarks/trainer_overhead.py --quick    # under 50 seconds
-    python benchmarks/trainer_overhead.py --save     # also keeps the result in benchmarks/results/
+    python benchmarks/trainer_overhead.py --save     # also saves the result in benchmarks/results/
 
-Both train copies of one tiny family (2 layers, width 64, 2 exits) on the same rows with the same
-arguments, in segments that take turns in one process. The model does the same work under both, for
-the collator asks for no logits, so what differs is the trainer: objective, losses of the exits in
-the logs, FLOPs. Times are processor time between the ends of two steps, medians.
+Both train copies of a tiny family (2 layers, width 64, 2 exits) on the same rows with the same
+arguments, in segments that take turns in one process. The collator requests no logits, so the model
+does the same work in both. The difference is the trainer: objective, losses of the exits in the
+logs, FLOPs. Times are medians of the processor time between the ends of two steps.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 class StepClock(TrainerCallback):
-    """Time at the end of every optimiser step."""
+    """A callback that records the time at the end of every optimiser step."""
 
     def __init__(self) -> None:
         self.now, self.ends = clock(), list[float]()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Read the clock."""
+        """Record the time."""
         self.ends.append(self.now())
 
 
 def family() -> FamilialForCausalLM:
-    """The model, small enough for a trainer's own time to show."""
+    """Return a model so small that the time of the trainer is visible."""
     torch.manual_seed(0)
     text_config = LlamaConfig(
         vocab_size=512,
@@ -71,19 +71,19 @@ def family() -> FamilialForCausalLM:
 
 
 def rows() -> Dataset:
-    """Sequences of 32 tokens, enough for every step of a segment."""
+    """Return sequences of 32 tokens for every step of a segment."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 512, (8 * STEPS, 32), generator=generator).tolist()
     return Dataset.from_dict({"input_ids": ids, "labels": ids})
 
 
 def collate(features: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch that asks the model for no logits."""
+    """Return a batch that requests no logits from the model."""
     return default_data_collator(features) | {"skip_logits": True}
 
 
 def segment(kind: type[Trainer], data: Dataset, folder: str, objective: dict[str, Any]) -> float:
-    """Milliseconds of a step of one run, the median over its steps after the warm-up."""
+    """Return the median milliseconds of a step of one run, without the warm-up."""
     args = FamilialTrainingArguments(
         folder,
         max_steps=STEPS,
@@ -100,19 +100,19 @@ def segment(kind: type[Trainer], data: Dataset, folder: str, objective: dict[str
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     ends = steps.ends[WARM_UP:]
-    # a window of steps holds its share of logs
+    # every window of steps includes its share of logging
     window = LOG_EVERY * 2
     spans = [b - a for a, b in zip(ends, ends[window:], strict=False)]
     return 1000 * statistics.median(spans) / window
 
 
 def measure(objective: dict[str, Any], segments: int) -> dict[str, float]:
-    """Milliseconds of a step under both trainers, and what ours adds."""
+    """Return the milliseconds of a step with both trainers, and their difference."""
     data = rows()
     times: dict[type[Trainer], list[float]] = {Trainer: [], FamilialTrainer: []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(segments + 1):
-            # who goes first changes as well
+            # also alternate the order
             for kind in sorted(times, key=lambda kind: kind.__name__, reverse=bool(turn % 2)):
                 milliseconds = segment(kind, data, folder, objective)
                 if turn:
@@ -127,10 +127,10 @@ def measure(objective: dict[str, Any], segments: int) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure, print, end with one line of JSON."""
+    """Measure, print the numbers, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer segments")
-    parser.add_argument("--save", action="store_true", help="keep the result")
+    parser.add_argument("--quick", action="store_true", help="Run fewer segments.")
+    parser.add_argument("--save", action="store_true", help="Save in benchmarks/results/.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     metrics: dict[str, float] = {}

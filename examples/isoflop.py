@@ -2,12 +2,17 @@
 
     python examples/isoflop.py
 
-A budget of C FLOPs pays for a small model and many tokens, or a larger model and fewer. For each
-budget and each number of exits G, five sizes are trained; the minimum of their losses says which
-size that budget is best spent on. A law L(N, D, G) fitted to all runs says what exits cost. There
-are 30 runs, about seven minutes on two cores. A run whose row is in `outputs/isoflop/runs.jsonl` is
-not done again, so the script can be stopped and started. For long runs and many machines there is
-`hf-familial sweep`, which also resumes a run from its checkpoint.
+A budget of C FLOPs can train a small model on many tokens, or a larger model on fewer. The script
+trains five sizes for each budget and each number of exits G. The size with the lowest loss is the
+best one for the budget. A law L(N, D, G) is fitted to all runs. It shows how exits change the loss.
+
+The 30 runs take about seven minutes on two cores. You can stop the script and start it again. It
+skips runs with a row in `outputs/isoflop/runs.jsonl`. For long runs and many machines use
+`hf-familial sweep`, which also continues a run from its checkpoint.
+
+Output: the best size of each budget, the coefficients of the law, and a sentence such as "gamma is
+between 0.0319 and 0.0360 (95 %): loss grows as G^gamma". `outputs/isoflop/isoflop.png` shows the
+losses.
 """
 
 from itertools import product
@@ -32,7 +37,7 @@ from hf_familial.scaling import fit, intervals
 from hf_familial.training import DataArguments, PackedData, RunRecordCallback, prepare_data
 
 
-BUDGETS = (1e11, 4e11, 1.6e12)  # FLOPs of a run: forward and backward, every exit and head
+BUDGETS = (1e11, 4e11, 1.6e12)  # FLOPs of a run: forward and backward pass, all exits and heads
 SHAPES = ((16, 4), (32, 4), (48, 4), (64, 4), (96, 4))  # width and depth
 GRANULARITIES = (1, 4)  # numbers of exits; 1 is the dense model
 BATCH, LEARNING_RATE, SEED = 4, 8e-3, 0
@@ -40,7 +45,7 @@ TEXT = DataArguments(vocab_size=512, seq_length=128, eval_fraction=0.05, max_eva
 
 
 def family(width: int, depth: int, G: int) -> FamilialConfig:
-    """A Llama with G exits, evenly spaced."""
+    """Return the config of a Llama with G evenly spaced exits."""
     text_config = LlamaConfig(
         hidden_size=width,
         intermediate_size=round(8 / 3 * width / 16) * 16,
@@ -57,7 +62,7 @@ def family(width: int, depth: int, G: int) -> FamilialConfig:
 def train(
     config: FamilialConfig, steps: int, data: PackedData, folder: Path, row: TrainerCallback
 ) -> None:
-    """Train a new family for so many steps, and evaluate it at the end."""
+    """Train a new family for `steps` steps and evaluate it at the end."""
     args = FamilialTrainingArguments(
         str(folder),
         max_steps=steps,
@@ -77,7 +82,7 @@ def train(
         disable_tqdm=True,
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
-    set_seed(SEED)  # all granularities of a shape begin with the same backbone
+    set_seed(SEED)  # the same backbone weights for every G of a shape
     FamilialTrainer(
         FamilialForCausalLM(config),
         args,
@@ -89,7 +94,7 @@ def train(
 
 
 def main(folder: Path = Path("outputs/isoflop")) -> None:
-    """Train what is missing, then show the minima and the law."""
+    """Train the missing runs, then show the best sizes and the law."""
     data, _ = prepare_data(TEXT)
     path = folder / "runs.jsonl"
     done = {run.run_id for run in read_runs(path)} if path.exists() else set()
@@ -107,7 +112,7 @@ def main(folder: Path = Path("outputs/isoflop")) -> None:
 
 
 def show(runs: list[RunRecord], folder: Path) -> None:
-    """Print the minimum of every curve and the fitted law; draw the curves."""
+    """Print the minimum of every curve and the fitted law, and draw the curves."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="parameters N", ylabel="mean loss, nats/token")
     print("      C   G   best N     loss there")
@@ -128,7 +133,7 @@ def show(runs: list[RunRecord], folder: Path) -> None:
         law = fit("familial", table)
         gamma = intervals(law, ["gamma"])["gamma"]
     except ScalingError as error:
-        print(f"no law yet: {error}")
+        print(f"No law was fitted: {error}")
         return
     print(law.law.formula_text, {name: float(f"{x:.4g}") for name, x in law.values.items()})
     print(f"gamma is between {gamma.low:.4f} and {gamma.high:.4f} (95 %): loss grows as G^gamma")

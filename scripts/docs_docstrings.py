@@ -1,8 +1,8 @@
-"""A griffe extension: docstrings in transformers' manner become Markdown for the reference pages.
+"""A griffe extension that turns docstrings in the style of Transformers into Markdown.
 
-`Args`, `Attributes`, `Returns`, `Yields` and `Raises` become lists, examples become code, and names
-in [`brackets`] become links where a reference page documents them. Nothing is imported: griffe
-reads the sources.
+`Args`, `Attributes`, `Returns`, `Yields` and `Raises` become lists, and examples become code. Names
+in [`brackets`] become links if a reference page documents them. griffe reads the sources and
+imports nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TITLES = {
     "Examples": "Examples",
 }
 HEADING = re.compile(rf"^({'|'.join(TITLES)}):[ ]*$")
-# `name (type): meaning`, `name: meaning`, `one, other (type): meaning`; a type may hold parentheses
+# `name (type): meaning`, `name: meaning`, `one, other (type): meaning`; types may have parentheses
 FIELD = re.compile(
     r"^(?P<name>\*{0,2}[\w.]+(?:, [\w.]+)*)(?:\s+\((?P<type>.*?)\))?:(?:\s+(?P<text>.*))?$", re.S
 )
@@ -38,11 +38,11 @@ DOTTED = re.compile(r"(?<![\[`])`(hf_familial(?:\.\w+)+)`(?![\]`])")
 
 
 class TransformersManner(griffe.Extension):
-    """Rewrites every docstring of the package once it is loaded."""
+    """The extension: it rewrites every docstring of a loaded package."""
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: object) -> None:
-        """Called by griffe with a whole package."""
-        identifiers.cache_clear()  # `mkdocs serve` comes here again
+        """Rewrite the docstrings of a package. griffe calls this method."""
+        identifiers.cache_clear()  # `mkdocs serve` calls this again
         for found in walk(pkg):
             if found.docstring:
                 found.docstring.value = to_markdown(found.docstring.value, found.path)
@@ -55,7 +55,7 @@ class TransformersManner(griffe.Extension):
 
 
 def walk(parent: griffe.Object) -> Iterator[griffe.Object]:
-    """An object and everything defined in it; aliases are other objects' business."""
+    """Yield an object and all objects that are defined in it, without aliases."""
     yield parent
     for member in parent.members.values():
         if not member.is_alias:
@@ -63,17 +63,17 @@ def walk(parent: griffe.Object) -> Iterator[griffe.Object]:
 
 
 def import_line(name: str, pkg: griffe.Module) -> str:
-    """How a user imports what a page documents: from the package that shows it, if one does."""
+    """Return the import of a documented name, from the package that exports it if one does."""
     parent, _, short = name.rpartition(".")
     room, _, module = parent.rpartition(".")
     path = room.partition(".")[2]
     if module == short and short in ((pkg[path] if path else pkg).exports or ()):
-        parent = room  # a function that its module is named after
+        parent = room  # the module has the name of the function
     return f"from {parent} import {short}"
 
 
 def to_markdown(docstring: str, path: str) -> str:
-    """The Markdown of one docstring of the object at `path`."""
+    """Return the Markdown for the docstring of the object at `path`."""
     parts: list[str] = []
     for title, body in sections(docstring):
         if title.startswith("Example"):
@@ -86,7 +86,7 @@ def to_markdown(docstring: str, path: str) -> str:
 
 
 def sections(docstring: str) -> Iterator[tuple[str, str]]:
-    """Titles and texts, in order; free text has the title ""."""
+    """Yield titles and texts in order. Text outside of sections has the title ""."""
     title, lines = "", []
     for line in docstring.splitlines():
         heading = HEADING.match(line)
@@ -100,7 +100,7 @@ def sections(docstring: str) -> Iterator[tuple[str, str]]:
 
 
 def items(title: str, body: str, path: str) -> str:
-    """The entries of a section as a list."""
+    """Return the entries of a section as a Markdown list."""
     if title in ("Returns", "Yields"):
         entry = body.strip()
         found = RESULT.match(entry)
@@ -121,7 +121,7 @@ def items(title: str, body: str, path: str) -> str:
 
 
 def entries(body: str) -> Iterator[str]:
-    """The entries of a section: a line that is not indented begins one."""
+    """Yield the entries of a section. A line without indent starts an entry."""
     lines: list[str] = []
     for line in body.splitlines():
         if lines and line and not line.startswith(" "):
@@ -134,14 +134,14 @@ def entries(body: str) -> Iterator[str]:
 
 
 def indented(text: str) -> str:
-    """A text as the rest of a list item: lines after the first stand under it."""
+    """Indent all lines of a text except the first, for an item of a list."""
     first, *rest = text.splitlines() or [""]
     body = textwrap.dedent("\n".join(rest))
     return first + (f"\n{textwrap.indent(body, '    ')}" if body else "")
 
 
 def linked(text: str, path: str) -> str:
-    """A text whose bracketed names are links, or code where no page documents them."""
+    """Turn bracketed names into links, or into code if no page documents them."""
 
     def bracketed(match: re.Match[str]) -> str:
         short, name = match.groups()
@@ -157,7 +157,7 @@ def linked(text: str, path: str) -> str:
 
 
 def documented(name: str, path: str) -> str:
-    """The identifier under which a reference page documents a name; of several, the nearest."""
+    """Return the documented identifier that matches a name and is nearest to `path`."""
     head, *rest = name.split(".") if not name.startswith("hf_familial") else [name]
     found = [i for i in identifiers() if i == head or i.endswith(f".{head}")]
     if not found:
@@ -167,14 +167,14 @@ def documented(name: str, path: str) -> str:
 
 
 def shared(one: str, other: str) -> int:
-    """How many leading parts two dotted paths have in common."""
+    """Return the number of leading parts that two dotted paths share."""
     pairs = zip(one.split("."), other.split("."), strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(one.split(".")))
 
 
 @cache
 def identifiers() -> tuple[str, ...]:
-    """Everything that a reference page documents, as written after `:::`."""
+    """Return all identifiers after `:::` in the reference pages."""
     pages = sorted(REFERENCE.glob("*.md"))
     texts = (page.read_text(encoding="utf-8") for page in pages)
     return tuple(name for text in texts for name in re.findall(r"^::: (\S+)", text, re.M))

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: files of the repository as pages, formulas as MathML, papers as links.
+"""Hooks of mkdocs that show files as pages, formulas as MathML and papers as links.
 
 A link from a page to a file outside docs/, such as `../examples/handoff.py`, works in the
 repository and on the site: there it leads to a page that shows the file. The report of each study
@@ -21,8 +21,8 @@ from mkdocs.structure.pages import Page
 
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = "source"  # where on the site the repository's files stand
-# what a page can show, by suffix; other files are on the site as they are
+SOURCE = "source"  # folder of the site for the repository's files
+# languages of files that become pages, by suffix; other files are copied
 LANGUAGES = {
     "": "text",
     ".cfg": "ini",
@@ -54,7 +54,7 @@ search:
 LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^ *(`{3,}|~{3,})")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S)
-# an element that is left as it is, or a paper outside one
+# an element that stays unchanged, or a paper outside of one
 PAPER = re.compile(r"<(a|code|pre|script|svg)\b.*?</\1>|\barXiv[: ](\d{4}\.\d{4,5})", re.S)
 
 
@@ -85,12 +85,12 @@ def report(fit: Path, changed: float) -> str:
 
 
 def names(folder: Path) -> list[str]:
-    """The files of a folder that a reader may want."""
+    """Return the names of the files in a folder, without hidden ones."""
     return sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
 
 
 def links(text: str) -> Iterator[str]:
-    """The relative targets of the links of a page, code aside."""
+    """Yield the relative targets of all links of a page, except in code."""
     for line, is_prose in lines_of(text):
         for match in LINK.finditer(line) if is_prose else ():
             if ":" not in match[2]:
@@ -98,7 +98,7 @@ def links(text: str) -> Iterator[str]:
 
 
 def lines_of(text: str) -> Iterator[tuple[str, bool]]:
-    """The lines of a page, and whether each is prose: neither a fence nor between two."""
+    """Yield each line of a page, and `True` if it is outside of fenced code."""
     fence = ""
     for line in text.splitlines(keepends=True):
         mark = FENCE.match(line)
@@ -112,14 +112,14 @@ def lines_of(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def repository_file(link: str, src_uri: str) -> str:
-    """The path in the repository of a link that leaves docs/; "" of any other link."""
+    """Return the repository path of a link to a file outside docs/, else ""."""
     path = normpath(join("docs", dirname(src_uri), link))
     leaves = path.split("/")[0] not in ("docs", "..")
     return path if leaves and (ROOT / path).exists() else ""
 
 
 def place(target: str) -> str:
-    """Where a file or folder of the repository stands on the site, as mkdocs names its sources."""
+    """Return the source path, for mkdocs, of a file or folder of the repository."""
     path = ROOT / target
     if path.is_dir():
         return f"{SOURCE}/{target}/index.md"
@@ -127,7 +127,7 @@ def place(target: str) -> str:
 
 
 def shown(target: str) -> str | bytes:
-    """What stands there: a page that lists the folder or shows the file, or the file itself."""
+    """Return a page that lists a folder or shows a file, or the file's bytes."""
     path = ROOT / target
     if path.is_dir():
         here = dirname(place(target))
@@ -145,7 +145,7 @@ def shown(target: str) -> str | bytes:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links that leave docs/ at the pages made for them."""
+    """Change links to files outside docs/ into links to the pages of these files."""
     here = page.file.src_uri
 
     def moved(match: re.Match[str]) -> str:
@@ -158,21 +158,21 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Formulas as MathML, which browsers draw by themselves; papers as links."""
+    """Replace formulas by MathML, which browsers can draw, and papers by links."""
     if page.file.src_uri.startswith(f"{SOURCE}/"):
         return html
     return PAPER.sub(as_paper, MATH.sub(as_mathml, html))
 
 
 def as_mathml(match: re.Match[str]) -> str:
-    """One formula."""
+    """Return a formula as MathML."""
     display = "block" if match[1] == "div" else "inline"
     mathml = convert(unescape(match[3]).strip(), display=display)
     return f'<{match[1]} class="formula">{mathml}</{match[1]}>'
 
 
 def as_paper(match: re.Match[str]) -> str:
-    """One mention of a paper, or an element in which mentions are left alone."""
+    """Return a link to a paper, or an unchanged element."""
     if match[1]:
         return match[0]
     return f'<a href="https://arxiv.org/abs/{match[2]}">arXiv:{match[2]}</a>'

@@ -1,9 +1,9 @@
-"""Draw the picture of a family: backbone, taps, exits, heads, members; one file for each theme.
+"""Draw the picture of a family with backbone, exits, heads and members, once per theme.
 
 python scripts/draw_family.py            # writes family-light.svg, family-dark.svg and icon.svg
 python scripts/draw_family.py --check    # fails if a picture would change
 
-They stand in docs/assets; the icon, three members side by side, is the site's.
+The pictures are in docs/assets. The icon of the site shows three members side by side.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pages import wants_check
 
 ASSETS = Path(__file__).resolve().parent.parent / "docs" / "assets"
 EXITS = (8, 16, 28)  # depths, as in the example of the first page
-WIDTH, HEIGHT = 480, 520  # narrow, so that its text stays legible on a phone
-LAYER, GAP, FLOOR = 11.5, 16.0, 448.0  # height of a layer, space at a tap, where layer 0 stands
+WIDTH, HEIGHT = 480, 520  # narrow enough to be legible on a phone
+LAYER, GAP, FLOOR = 11.5, 16.0, 448.0  # height of a layer, space at a tap, y of layer 0
 LEFT, RIGHT = 44, 174  # edges of the backbone
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
@@ -26,7 +26,7 @@ MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monos
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of one theme; `segments` from the shallowest to the deepest."""
+    """The colours of one theme, with `segments` from the shallowest to the deepest."""
 
     ink: str
     faint: str
@@ -66,7 +66,7 @@ PALETTES = {
 
 
 def draw(palette: Palette) -> str:
-    """The whole picture."""
+    """Draw the whole picture."""
     tops = tap_heights()
     parts = [
         embedding(palette),
@@ -92,7 +92,7 @@ def draw(palette: Palette) -> str:
 
 
 def icon(palette: Palette) -> str:
-    """Three members side by side, each as high as its depth."""
+    """Draw the icon: three members side by side, each as high as its depth."""
     parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">']
     for k, depth in enumerate(EXITS):
         height = 20 * depth / EXITS[-1]
@@ -101,12 +101,12 @@ def icon(palette: Palette) -> str:
 
 
 def tap_heights() -> list[float]:
-    """Where each tap stands, from the shallowest: in the middle of the space above its segment."""
+    """Return the y of each tap from the shallowest, in the middle of its gap."""
     return [FLOOR - depth * LAYER - k * GAP - GAP / 2 for k, depth in enumerate(EXITS)]
 
 
 def embedding(palette: Palette) -> str:
-    """Tokens come in from below."""
+    """Draw the tokens and their arrow into layer 0."""
     middle = (LEFT + RIGHT) / 2
     return "\n".join(
         [
@@ -119,7 +119,7 @@ def embedding(palette: Palette) -> str:
 
 
 def segment(palette: Palette, k: int, tops: list[float]) -> str:
-    """The layers between two taps: bars, with their number over them."""
+    """Draw the layers between two taps as bars with their number."""
     first = EXITS[k - 1] if k else 0
     count, top = EXITS[k] - first, tops[k] + GAP / 2
     colour = palette.segments[k]
@@ -136,7 +136,7 @@ def segment(palette: Palette, k: int, tops: list[float]) -> str:
 
 
 def branch(palette: Palette, k: int, y: float) -> str:
-    """A tap, its exit (norm and head), and the member that it makes."""
+    """Draw a tap, its exit (norm and head) and its member."""
     colour, middle = palette.segments[k], (LEFT + RIGHT) / 2
     parts = [
         line(middle, y, 207, y, palette.line, arrow=True),
@@ -155,7 +155,7 @@ def branch(palette: Palette, k: int, y: float) -> str:
 
 
 def card(palette: Palette, k: int, y: float) -> str:
-    """A member: its exit, and how much of the backbone it runs, as a small column."""
+    """Draw a member as a small column of the layers that it runs."""
     left, width, height = 336, 138, 76
     top = y - height / 2
     scale, base = (height - 20) / EXITS[-1], top + height - 10
@@ -180,7 +180,7 @@ def card(palette: Palette, k: int, y: float) -> str:
 
 
 def relay(palette: Palette, tops: list[float]) -> str:
-    """Deeper layers go on from a tap."""
+    """Draw the arrow from a tap into the deeper layers."""
     x, low, high = 24, tops[0], tops[-1]
     middle = (low + high) / 2
     path = f"M{LEFT - 4} {low:g} H{x + 8} Q{x} {low:g} {x} {low - 8:g} V{high + 8:g} "
@@ -194,7 +194,7 @@ def relay(palette: Palette, tops: list[float]) -> str:
 
 
 def titles(palette: Palette) -> list[str]:
-    """What stands in the columns."""
+    """Draw the headings of the columns."""
     columns = (((LEFT + RIGHT) / 2, "one backbone"), (263, "exits"), (405, "members"))
     return [text(x, 24, title, palette.ink, 16, bold=True) for x, title in columns]
 
@@ -209,7 +209,7 @@ def rect(
     radius: float,
     stroke: float = 1,
 ) -> str:
-    """A rounded rectangle."""
+    """Return a rounded rectangle."""
     return (
         f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}" '
         f'fill="{fill}" stroke="{edge}" stroke-width="{stroke:g}"/>'
@@ -217,7 +217,7 @@ def rect(
 
 
 def line(x1: float, y1: float, x2: float, y2: float, colour: str, arrow: bool = False) -> str:
-    """A straight line."""
+    """Return a straight line."""
     end = ' marker-end="url(#arrow)"' if arrow else ""
     return (
         f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{colour}" '
@@ -236,7 +236,7 @@ def text(
     bold: bool = False,
     family: str = "",
 ) -> str:
-    """A line of text."""
+    """Return a line of text."""
     weight = ' font-weight="600"' if bold else ""
     face = f' font-family="{family}"' if family else ""
     return (
@@ -246,7 +246,7 @@ def text(
 
 
 def main() -> int:
-    """Write the pictures, or compare with them."""
+    """Write the pictures, or compare them with the files."""
     check = wants_check(__doc__)
     pictures = {f"family-{theme}.svg": draw(palette) for theme, palette in PALETTES.items()}
     pictures["icon.svg"] = icon(PALETTES["light"])

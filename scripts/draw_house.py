@@ -3,9 +3,9 @@
 python scripts/draw_house.py            # writes the pictures
 python scripts/draw_house.py --check    # fails if one would change
 
-Rooms and arrows are read from the imports in src, so that the picture cannot differ from the code.
-A room stands one floor above the highest room that it imports; the island stands beside them. An
-arrow that follows from two others is left out.
+Rooms and arrows are read from the imports in src, so the picture cannot differ from the code. A
+room is one floor above the highest room that it imports. An arrow that follows from two others is
+not drawn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pages import keep, wants_check
 
 
 SRC = Path(__file__).resolve().parent.parent / "src" / "hf_familial"
-# room -> what it holds; every room of src needs a line
+# room: its content; every room of src needs a line
 ROOMS = {
     "cli": "hf-familial",
     "isoflop": "designs, sweeps",
@@ -35,7 +35,7 @@ ROOMS = {
 }
 ISLAND = "scaling"
 GROUND = ("errors", "runs", "paths", "_files", "_records", "_wording")
-ALONE = ("scripts", "extension", "__main__", "toy")  # small helpers at the door
+ALONE = ("scripts", "extension", "__main__", "toy")  # small helpers
 ROW, BOX, GAP = 74, 46, 8  # distance of floors, height of a box, space between boxes
 
 
@@ -57,7 +57,7 @@ def floors(imports: dict[str, set[str]]) -> dict[str, int]:
         return max((floor(below) + 1 for below in imports.get(room, ())), default=0)
 
     level = {room: floor(room) for room in ROOMS}
-    # the island stands right below the room that uses it
+    # the island is drawn right below the room that uses it
     users = [room for room in ROOMS if ISLAND in imports.get(room, ())]
     return level | {ISLAND: min(level[room] for room in users) - 1}
 

@@ -1,4 +1,4 @@
-"""The imports of a package, read from its syntax trees: who imports whom, and the cycles."""
+"""Read the imports of a package from its syntax trees, and find import cycles."""
 
 import ast
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Import:
-    """One import of one file: what it names and when it runs."""
+    """One import of one file."""
 
-    module: str  # the importing module, relative to the package: "" is the package itself
-    target: str  # absolute dotted name, resolved to a module where the tree holds one
+    module: str  # the importing module, relative to the package, which is ""
+    target: str  # absolute dotted name, of a module if the package has one
     line: int
     eager: bool  # runs when the module is imported
-    sibling: bool  # written `from .name import ...`
+    sibling: bool  # the form is `from .name import ...`
 
 
 def modules_of(root: Path) -> dict[str, Path]:
-    """Dotted names below the package ("" for the package itself) and their files."""
+    """Return the files of a package by dotted name. The package itself is ""."""
     modules = {}
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -27,7 +27,7 @@ def modules_of(root: Path) -> dict[str, Path]:
 
 
 def walk(node: ast.AST, eager: bool = True) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """Every import statement below `node`, and whether it runs at import time."""
+    """Yield every import below `node`, and `True` if it runs at import time."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child, eager
@@ -40,7 +40,7 @@ def walk(node: ast.AST, eager: bool = True) -> Iterator[tuple[ast.Import | ast.I
 
 
 def imports_of(root: Path) -> Iterator[Import]:
-    """The imports of every file of the package."""
+    """Yield the imports of every file of the package."""
     modules, package = modules_of(root), root.name
     known = {f"{package}.{name}".rstrip(".") for name in modules}
     for module, path in modules.items():
@@ -56,14 +56,14 @@ def imports_of(root: Path) -> Iterator[Import]:
                 targets = [f"{base}.{alias.name}" for alias in node.names]
                 sibling = node.level == 1 and bool(node.module) and "." not in node.module
                 if base in known:
-                    # a name that is no module counts as an import of the module that holds it
+                    # a name that is not a module counts as an import of its module
                     targets = [t if t in known or base == package else base for t in targets]
             for target in dict.fromkeys(targets):
                 yield Import(module, target, node.lineno, eager, sibling)
 
 
 def cycles(edges: dict[str, set[str]]) -> list[str]:
-    """The import cycles of a graph of modules, each as `a -> b -> a`."""
+    """Return the import cycles of a graph of modules, each as `a -> b -> a`."""
     found: list[str] = []
     done: set[str] = set()
 

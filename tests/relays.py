@@ -1,4 +1,4 @@
-"""Families and ways to relay that several tests share."""
+"""Families and relay policies that several tests share."""
 
 import torch
 from reference import agreeing, endless, tiny_family
@@ -27,10 +27,12 @@ DEEPEST = {
 
 
 def family_of(model_type="llama", **fields):
+    """Build a family whose exits sometimes agree with the deepest, and whose texts do not end."""
     return endless(agreeing(tiny_family(model_type, EXITS, **fields)))
 
 
 def padding(ids):
+    """Return an attention mask with left padding, whose length differs by row."""
     mask = torch.ones_like(ids)
     for row in range(ids.shape[0]):
         mask[row, : (3 * row) % 5] = 0
@@ -38,7 +40,7 @@ def padding(ids):
 
 
 def untrained(model_type):
-    """A family whose first exit never agrees with the deepest."""
+    """Build a family whose first exit never agrees with the deepest exit."""
     family = endless(tiny_family(model_type, EXITS))
     with torch.no_grad():
         family.model.members.norm(0).weight.neg_()

@@ -8,13 +8,13 @@ from hf_familial import FamilialForCausalLM
 
 
 def family_of(model_type="llama", tied=False, exits=(1, 3, 4), **fields):
-    """Build a small family on a backbone of 4 layers, its weights stirred so that exits differ."""
+    """Build a small family on a backbone of 4 layers. Noise in the exits makes them differ."""
     host = tiny_model(model_type, tie_word_embeddings=tied)
     return stir(FamilialForCausalLM.from_backbone(host, exits=list(exits), **fields))
 
 
 def assert_same_tensors(found, right):
-    """Check that two state dicts are equal bit for bit, in names, dtypes and shapes too."""
+    """Check that two state dicts have equal names, dtypes, shapes and bits."""
     assert found.keys() == right.keys()
     for name, tensor in right.items():
         assert found[name].dtype == tensor.dtype, name

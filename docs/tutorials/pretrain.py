@@ -211,7 +211,9 @@ words = AutoTokenizer.from_pretrained("family")
 prompt = words("    def __init__(self", return_tensors="pt")
 for k, depth in enumerate(family.config.exits):
     set_seed(1)
-    ids = family.generate(**prompt, exit_idx=k, max_new_tokens=40, do_sample=True, top_p=0.8)
+    ids = family.generate(
+        **prompt, exit_idx=k, max_new_tokens=40, do_sample=True, top_p=0.8
+    )
     print(f"--- exit {k}, depth {depth}\n{words.decode(ids[0])}\n")
 
 # %% [markdown]

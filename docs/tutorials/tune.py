@@ -168,7 +168,9 @@ trainer = hff.FamilialTrainer(
 trainer.train()
 for row in trainer.state.log_history:
     if "exit_0_loss" in row:
-        print(row["step"], *(f"{row[f'exit_{k}_loss']:.3f}" for k in range(4)), sep="\t")
+        print(
+            row["step"], *(f"{row[f'exit_{k}_loss']:.3f}" for k in range(4)), sep="\t"
+        )
 
 # %% [markdown]
 # Each line shows a step and the training loss of every exit. The last column changes only because

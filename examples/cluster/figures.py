@@ -1,8 +1,9 @@
-"""What a sweep on a cluster takes, on paper: time, money, checkpoints, traffic.
+"""Calculate time, money, checkpoints and traffic of a sweep on a cluster.
 
     python examples/cluster/figures.py design.yaml
 
-Every figure follows from the design and from the assumptions below; nothing is trained or measured.
+Output: the two tables of examples/cluster/README.md, for the given design. All numbers follow from
+the design and from `Assumptions`. Nothing is trained or measured.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from hf_familial.runs import Backbone, RunRecord
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the figures rest on.
+    """Assumptions about the cluster.
 
     Attributes:
-        rate: FLOP/s of one GPU in training. An H100 does 989e12 of dense bfloat16 on paper; a fifth
-            is a guess for models of 60 to 900 million parameters, from 100e12 to 300e12.
-        gpus: That train at once, one run on each.
-        node_gpus: Of one node.
-        price: Of one of them, dollars an hour.
-        storage_rate: Bytes/s from one GPU to the storage and back.
-        storage_price: Of 1e9 bytes kept for a month, dollars.
-        put_price: Of 1,000 requests that write, dollars.
-        save_seconds: Between two checkpoints of a run.
-        loss_hours: Hours until a GPU's node is lost, on average.
-        start_seconds: From a run's start to its first step: imports, data, checkpoint.
+        rate: FLOP/s of one GPU in training. The data sheet of an H100 says 989e12 for dense
+            bfloat16. A fifth is a guess for models of 60 to 900 million parameters. Values from
+            100e12 to 300e12 are plausible.
+        gpus: GPUs that train at the same time, with one run each.
+        node_gpus: GPUs in one node.
+        price: Dollars for one hour of one GPU.
+        storage_rate: Bytes per second between one GPU and the storage.
+        storage_price: Dollars for 1e9 bytes and one month.
+        put_price: Dollars for 1,000 write requests.
+        save_seconds: Seconds between two checkpoints of a run.
+        loss_hours: Average hours until the node of a GPU is lost.
+        start_seconds: Seconds from the start of a run to its first step.
     """
 
     rate: float = 200e12
@@ -48,23 +50,23 @@ class Assumptions:
     start_seconds: float = 120.0
 
 
-WEIGHT, OPTIMIZER = 4, 8  # bytes a parameter: float32; AdamW's two means
-FILES = 24  # of a checkpoint at most, most of them the family's code; a pointer beside it
-LOCAL_COPIES = 3  # of a run's checkpoints where it trains: two, and the one being written
+WEIGHT, OPTIMIZER = 4, 8  # bytes per parameter: float32 weights, two float32 means of AdamW
+FILES = 24  # highest number of files in a checkpoint, without the pointer to it
+LOCAL_COPIES = 3  # checkpoints of a run on its node: two, and the one being written
 
 
 def checkpoint_bytes(run: RunPlan) -> int:
-    """Of one checkpoint: weights and optimiser; the rest is less than a megabyte."""
+    """Return the bytes of weights and optimiser. The rest is less than a megabyte."""
     return (WEIGHT + OPTIMIZER) * run.sizes.total
 
 
 def checkpoints(run: RunPlan, given: Assumptions) -> int:
-    """How many a run sends."""
+    """Return the number of checkpoints that a run sends."""
     return int(run.flops / given.rate / given.save_seconds)
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
-    """Seconds until all runs are done, each begun in its turn where a worker is free."""
+    """Return the seconds until all runs end. Each starts in its turn on a free worker."""
     free = [0.0] * workers
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
@@ -72,7 +74,7 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def row_bytes(run: RunPlan) -> int:
-    """Of a run's row in runs.jsonl, with losses of all their digits."""
+    """Return the bytes of a row in runs.jsonl, if the losses have all their digits."""
     losses = (2.345678901234567,) * run.G
     record = RunRecord(
         run_id=run.id,
@@ -105,7 +107,7 @@ def row_bytes(run: RunPlan) -> int:
 
 
 def by_budget(runs: Sequence[RunPlan], given: Assumptions) -> list[str]:
-    """Rows of a table: what the runs of each budget take."""
+    """Return the rows of a table of time and money per budget."""
     lines = ["| budget, FLOPs | runs | tokens D | hours a run | GPU-hours | dollars |"]
     lines += ["| ---: " * 6 + "|"]
     for budget in sorted({run.budget for run in runs}):
@@ -118,7 +120,7 @@ def by_budget(runs: Sequence[RunPlan], given: Assumptions) -> list[str]:
 
 
 def by_topic(runs: Sequence[RunPlan], given: Assumptions) -> list[str]:
-    """Rows of a table: what the whole sweep takes."""
+    """Return the rows of a table about the whole sweep."""
     seconds = [run.flops / given.rate for run in runs]
     hours = sum(seconds) / 3600
     sizes = [checkpoint_bytes(run) for run in runs]
@@ -126,7 +128,7 @@ def by_topic(runs: Sequence[RunPlan], given: Assumptions) -> list[str]:
     traffic = sum(size * count for size, count in zip(sizes, sent, strict=True))
     sending = traffic / given.storage_rate / 3600
     losses = hours / given.loss_hours
-    # on average a loss takes half of what lies between two checkpoints
+    # on average, half of the time between two checkpoints is lost
     again = losses * (given.save_seconds / 2 + given.start_seconds) / 3600
     starts = len(runs) * given.start_seconds / 3600
     mean = sum(size * s for size, s in zip(sizes, seconds, strict=True)) / sum(seconds)
@@ -145,29 +147,29 @@ def by_topic(runs: Sequence[RunPlan], given: Assumptions) -> list[str]:
         f"at {given.rate:.3g} FLOP/s": f"{hours:,.0f} GPU-hours",
         f"at {slow.rate:.3g} FLOP/s": f"{2 * hours:,.0f} GPU-hours",
         f"on {given.gpus} GPUs, in the order of the design": f"{wall:.0f} hours",
-        f"on {given.gpus} GPUs, dearest first": f"{longest:.0f} hours",
+        f"on {given.gpus} GPUs, most expensive first": f"{longest:.0f} hours",
         "largest D": f"{max(run.tokens for run in runs) / 1e9:.1f}e9 tokens",
         "parameters of a family": f"{min(run.sizes.total for run in runs) / 1e6:.0f}e6 to "
         f"{max(run.sizes.total for run in runs) / 1e6:.0f}e6",
         "a checkpoint": f"{min(sizes) / 1e9:.1f} to {max(sizes) / 1e9:.1f} GB, {mean / 1e9:.1f} GB "
         "on average over the time",
-        "sending one": f"{mean / given.storage_rate:.1f} s, in which its GPU waits",
-        "seconds between checkpoints that lose least": f"{best:.0f}",
+        "time to send one": f"{mean / given.storage_rate:.1f} s, the GPU waits",
+        "best seconds between checkpoints": f"{best:.0f}",
         "checkpoints sent": f"{sum(sent):,} of {traffic / 1e12:,.0f} TB in all, "
         f"{traffic / sum(seconds) * given.gpus / 1e9:.2f} GB/s from {given.gpus} GPUs",
-        f"kept at once, two of each of {given.gpus} runs": f"{2 * given.gpus * mean / 1e12:.1f} "
+        f"stored at once, two for each of {given.gpus} runs": f"{2 * given.gpus * mean / 1e12:.1f} "
         f"TB on average, {2 * given.gpus * max(sizes) / 1e12:.1f} TB at most",
-        f"on the own disk of a node of {given.node_gpus} GPUs": "at most "
+        f"on the local disk of a node with {given.node_gpus} GPUs": "at most "
         f"{LOCAL_COPIES * given.node_gpus * max(sizes) / 1e9:.0f} GB in $TMPDIR",
         "GPU-hours that wait for sending": f"{sending:,.0f} ({sending / hours:.2%})",
-        "nodes lost": f"{losses:.0f}, {again:,.0f} GPU-hours done again ({again / hours:.2%})",
-        "GPU-hours of starting": f"{starts:,.0f} ({starts / hours:.2%})",
+        "nodes lost": f"{losses:.0f}, {again:,.0f} repeated GPU-hours ({again / hours:.2%})",
+        "GPU-hours to start runs": f"{starts:,.0f} ({starts / hours:.2%})",
         "all GPU-hours": f"{total:,.0f}, {total * given.price:,.0f} dollars",
-        "storage of checkpoints": f"{2 * given.gpus * mean / 1e9 * given.storage_price:,.0f} "
+        "price of storing checkpoints": f"{2 * given.gpus * mean / 1e9 * given.storage_price:,.0f} "
         f"dollars a month, {sum(sent) * (FILES + 1) / 1000 * given.put_price:,.2f} for requests",
-        "a row": f"{min(rows)} to {max(rows)} bytes, runs.jsonl {sum(rows) / 1e6:.2f} MB",
-        "runs.jsonl written anew for each row": f"{rewritten / 1e9:.2f} GB in all",
-        "models, if they are kept": f"{models / 1e12:.2f} TB, "
+        "a row of runs.jsonl": f"{min(rows)} to {max(rows)} bytes, {sum(rows) / 1e6:.2f} MB in all",
+        "rewriting runs.jsonl for each row": f"{rewritten / 1e9:.2f} GB in all",
+        "models, if you keep them": f"{models / 1e12:.2f} TB, "
         f"{models / 1e9 * given.storage_price:,.0f} dollars a month",
     }
     return ["| what | how much |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in topics.items())]

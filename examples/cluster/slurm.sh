@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A sweep on SLURM: Ray's head on the first node of the job, Ray's workers on the others, the sweep
-# beside the head. The job may be killed, requeued or submitted again: the sweep goes on where it was.
+# Run a sweep on SLURM. The first node of the job runs Ray's head and the sweep, the others run Ray's
+# workers. If the job is killed, requeued or submitted again, the sweep continues where it was.
 #
 #   sbatch examples/cluster/slurm.sh DESIGN.YAML OUT [options of `hf-familial sweep run`]
 #
-# OUT is a folder or URL that every node sees. CPUS and GPUS are what one run asks for.
+# OUT is a folder or URL that every node can reach. CPUS and GPUS are the resources of one run.
 #SBATCH --job-name=sweep
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=1
@@ -14,9 +14,9 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# a node that dies takes its runs away, not the job
+# a lost node ends its runs, but not the job
 #SBATCH --no-kill
-# two minutes before the time is over, this script is told
+# SLURM sends USR1 to this script two minutes before the end of the time limit
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
 

@@ -150,7 +150,7 @@ def test_shared_keys_and_values_are_refused():
 def test_a_config_that_changes_its_layers_is_refused():
     # gemma4 wants its last layer to attend to everything; the third of this one does not
     text_config = tiny_config("gemma4_unified_text", 4)
-    with pytest.raises(CutError, match="gemma4_unified_text` of 3 layers"):
+    with pytest.raises(CutError, match="gemma4_unified_text` with 3 layers"):
         truncated_config(text_config, 3)
     assert truncated_config(text_config, 2).layer_types == text_config.layer_types[:2]
 

@@ -121,7 +121,7 @@ def test_a_script_is_run_and_rendered(book, tmp_path):
         ("Two is 2", "Three is 3", "differs from small.py at its line 2"),
         ("1 + 1", "1 + 2", "differs from small.py at its line 7"),
         ('title="Output"\nsum', 'title="Output"\n\nmore\n````\n\nsum', "differs from small.py"),
-        ("*Run by", "More.\n\n*Run by", "holds more than small.py: 'More."),
+        ("*Run by", "More.\n\n*Run by", "has more than small.py: 'More."),
     ],
 )
 def test_a_page_that_was_edited_is_found(book, old, new, message):
@@ -170,7 +170,7 @@ def test_new_prose_keeps_the_outputs(book):
     assert render.read_page(book)[0][1] == "sum 2"
     assert "Two is two." in book.with_suffix(".md").read_text()
     book.write_text(SMALL.replace("1 + 1", "1 + 2"))
-    with pytest.raises(render.PageError, match="new code at its line 7: run it"):
+    with pytest.raises(render.PageError, match="new code at line 7. Leave out `--prose`"):
         render.main(["small", "--prose"])
 
 
@@ -178,10 +178,10 @@ def test_new_prose_keeps_the_outputs(book):
     ("old", "new", "message"),
     [
         ("1 + 1", "1 / 0", r'small\.py", line 9.*\n(.*\n)*ZeroDivisionError'),
-        ("dot.png", "spot.png", "shows dot.png, but did not make it"),
+        ("dot.png", "spot.png", "shows dot.png, but did not save it"),
         ("# %% varies", "# %% hidden", r"a cell is \[markdown\] or varies, got 'hidden'"),
         ("# Two", "Two", "prose must be comments, got 'Two is 2.'"),
-        ("# %% [markdown]\n# # A", "import os\n# %% [markdown]\n# # A", "begin with a cell"),
+        ("# %% [markdown]\n# # A", "import os\n# %% [markdown]\n# # A", "start with a cell"),
     ],
 )
 def test_what_goes_wrong_leaves_no_page(book, old, new, message):
@@ -192,7 +192,7 @@ def test_what_goes_wrong_leaves_no_page(book, old, new, message):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(render.PageError, match="there is no tutorial 'pretraining'; there are pre"):
+    with pytest.raises(render.PageError, match="Unknown tutorial 'pretraining'. The tutorials"):
         render.main(["pretraining"])
 
 
@@ -205,7 +205,7 @@ def test_what_is_needed_runs_first(monkeypatch):
 def test_what_cannot_run_here_is_left_out(book, monkeypatch, capsys):
     monkeypatch.setattr(render, "PACKAGES", {"small": ("no_such_package",)})
     render.main(["small"])
-    assert capsys.readouterr().err == "small: left out, it needs no_such_package\n"
+    assert capsys.readouterr().err == "small: skipped, it needs no_such_package\n"
     assert not book.with_suffix(".md").exists()
 
 

@@ -1,4 +1,4 @@
-"""A family and the device's part of it, each as its own process would hold it."""
+"""Helpers that build both sides of a hand-off and run texts through them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ NEW = 8
 def family_and_device(
     model_type: str, dtype: Any = torch.float32, **fields: Any
 ) -> tuple[Any, Any]:
-    """A family with exits at depths 2 and 4 of 4, and a copy of it cut at the first."""
+    """Build a family with exits at depths 2 and 4 of 4, and a copy cut at its first exit."""
     family = tiny_family(model_type, [DEPTH, 4], **fields).to(dtype)
-    # tiny models end their texts at once otherwise
+    # without this, tiny models end their texts at once
     family.generation_config.eos_token_id = None
     return family, cut(family)
 
 
 def cut(family: Any) -> Any:
-    """A family cut at exit 0, with weights of its own."""
+    """Return a copy of a family cut at exit 0. It does not share weights."""
     check_cut(family.config, 0)
     config, weights = cut_config(family.config, 0), family.state_dict()
     device = FamilialForCausalLM(config).to(family.dtype).eval()
@@ -39,7 +39,7 @@ def cut(family: Any) -> Any:
 
 
 def padded_text(batch: int = 2, length: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts of different lengths, padded on the left, and their mask."""
+    """Return prompts of different lengths, padded on the left, and their mask."""
     ids = token_ids(batch, length)
     mask = torch.ones_like(ids)
     for row in range(batch - 1):
@@ -48,12 +48,12 @@ def padded_text(batch: int = 2, length: int = 12) -> tuple[torch.Tensor, torch.T
 
 
 def sent(state: HandoffState) -> HandoffState:
-    """The state as it comes out at the other end."""
+    """Return the state that the other process reads."""
     return HandoffState.from_bytes(state.to_bytes())
 
 
 class Passes:
-    """Records, while it is open, the positions that every layer of a model runs, in order."""
+    """A recorder of the positions that each layer of a model runs inside a `with` block."""
 
     def __init__(self, model: Any) -> None:
         self.ran: dict[int, list[int]] = {}
@@ -77,10 +77,10 @@ class Passes:
             handle.remove()
 
 
-def hand_over(
+def hand_off(
     side: Any, deep: Any, mode: str, ids: Any, mask: Any = None, dtype: Any = None, **settings: Any
 ) -> Any:
-    """Hand a text over after its prompt; return what the other side makes of it."""
+    """Send a text to the server side after its prompt, and return it finished."""
     shallow = side.start(ids, mask, **{"max_new_tokens": NEW, **settings})
     text = deep.resume(sent(shallow.state(mode, dtype)))
     if mode == "split":
@@ -96,7 +96,7 @@ def hand_over(
 
 
 def whole(family: Any, ids: Any, mask: Any = None, **settings: Any) -> Any:
-    """The same text from one process."""
+    """Return the same text, generated in one process."""
     return family.generate(
         ids, attention_mask=mask, **{"max_new_tokens": NEW, "do_sample": False, **settings}
     )

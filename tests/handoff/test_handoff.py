@@ -1,4 +1,4 @@
-"""Three ways to hand a text over, each against one process that runs the whole family."""
+"""The three modes of a hand-off, each compared with one process that runs the whole family."""
 
 import gc
 import weakref
@@ -11,7 +11,7 @@ from parted import (
     Passes,
     cut,
     family_and_device,
-    hand_over,
+    hand_off,
     other_side,
     padded_text,
     sent,
@@ -41,7 +41,7 @@ def test_the_tokens_are_those_of_one_process(model_type, num_exit_layers):
     ids, mask = padded_text()
     expected, side = whole(family, ids, mask), DeviceSide(device, DEPTH)
     for mode in MODES:
-        text = hand_over(side, other_side(family, mode), mode, ids, mask)
+        text = hand_off(side, other_side(family, mode), mode, ids, mask)
         assert torch.equal(text.tokens, expected), mode
 
 
@@ -50,7 +50,7 @@ def test_bf16_taps_of_a_bf16_model_are_exact(mode):
     family, device = family_and_device("llama", torch.bfloat16)
     ids, mask = padded_text()
     deep = other_side(family, mode)
-    text = hand_over(DeviceSide(device), deep, mode, ids, mask, dtype="bf16")
+    text = hand_off(DeviceSide(device), deep, mode, ids, mask, dtype="bf16")
     assert torch.equal(text.tokens, whole(family, ids, mask))
 
 
@@ -73,7 +73,7 @@ def test_split_runs_every_layer_on_one_side_once():
     family, device = family_and_device("llama")
     side, deep, ids = DeviceSide(device), server_side(family, 0, keep_lower=False), token_ids(2, 12)
     with Passes(device) as below, Passes(family) as above:
-        hand_over(side, deep, "split", ids)
+        hand_off(side, deep, "split", ids)
     assert below == dict.fromkeys((0, 1), list(range(LAST)))
     assert above == dict.fromkeys((2, 3), list(range(LAST)))
 
@@ -82,7 +82,7 @@ def test_migrate_recomputes_nothing():
     family, device = family_and_device("llama")
     side, deep, ids = DeviceSide(device), server_side(family, 0), token_ids(2, 12)
     with Passes(device) as below, Passes(family) as above:
-        text = hand_over(side, deep, "migrate", ids)
+        text = hand_off(side, deep, "migrate", ids)
     assert below == dict.fromkeys((0, 1), list(range(12)))
     new, every = list(range(12, LAST)), list(range(LAST))
     assert above == {0: new, 1: new, 2: every, 3: every}
@@ -93,7 +93,7 @@ def test_migrate_light_says_what_it_recomputed():
     family, device = family_and_device("llama")
     side, deep, ids = DeviceSide(device), server_side(family, 0), token_ids(2, 12)
     with Passes(device) as below, Passes(family) as above:
-        text = hand_over(side, deep, "migrate-light", ids)
+        text = hand_off(side, deep, "migrate-light", ids)
     assert below == dict.fromkeys((0, 1), list(range(12)))
     assert above == dict.fromkeys(range(4), list(range(LAST)))
     cost = text.recomputed
@@ -194,7 +194,7 @@ def test_the_other_side_goes_on_when_the_device_is_lost():
 def test_the_cache_is_an_ordinary_one_afterwards():
     family, device = family_and_device("llama")
     ids = token_ids(2, 12)
-    text = hand_over(DeviceSide(device), server_side(family, 0), "migrate", ids)
+    text = hand_off(DeviceSide(device), server_side(family, 0), "migrate", ids)
     cache = text.relay.to_plain()
     longer = family.generate(text.tokens, past_key_values=cache, max_new_tokens=4, do_sample=False)
     assert torch.equal(longer, whole(family, ids, max_new_tokens=NEW + 4))
@@ -209,7 +209,7 @@ def test_the_random_stream_goes_on(mode):
     expected = whole(family, ids, mask, **settings)
     generator = torch.Generator().manual_seed(7)
     side, deep = DeviceSide(device), other_side(family, mode)
-    text = hand_over(side, deep, mode, ids, mask, generator=generator, **settings)
+    text = hand_off(side, deep, mode, ids, mask, generator=generator, **settings)
     assert torch.equal(text.tokens, expected)
 
 
@@ -253,7 +253,7 @@ def test_an_exported_member_hands_over(tmp_path):
     device = FamilialForCausalLM.from_pretrained(tmp_path / "device")
     ids, mask = padded_text()
     side, deep = DeviceSide(device, DEPTH), server_side(family, 0)
-    text = hand_over(side, deep, "migrate", ids, mask)
+    text = hand_off(side, deep, "migrate", ids, mask)
     assert torch.equal(text.tokens, whole(family, ids, mask))
 
 

@@ -1,4 +1,4 @@
-"""Every host that is supported hands over exactly, or says why not; and the example as it is."""
+"""Each supported backbone hands off exactly or raises the reason. The example runs too."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parted import DEPTH, NEW, cut, hand_over, other_side, padded_text, sent, whole
+from parted import DEPTH, NEW, cut, hand_off, other_side, padded_text, sent, whole
 from reference import tiny_family
 
 from hf_familial.handoff import MODES, DeviceSide, server_side
@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 REFUSED = {
     "gemma4_text": "its own embedding",
     "gemma4_unified_text": "its own embedding",
-    "gpt_neox_japanese": "cannot become a model of its own",  # cannot be cut, for a device
-    "minicpm3": "cannot become a model of its own",
+    "gpt_neox_japanese": "cannot become a separate model",  # cannot be cut, for a device
+    "minicpm3": "cannot become a separate model",
     "minimax": "not use a cache",
     "minimax_m3_vl_text": "keeps `idx_keys`",
     "openai-gpt": "not use a cache",
@@ -40,7 +40,7 @@ def test_a_supported_host_hands_over_exactly(model_type):
     ids, mask = padded_text()
     expected, side = whole(family, ids, mask), DeviceSide(cut(family), DEPTH)
     for mode in MODES:
-        text = hand_over(side, other_side(family, mode), mode, ids, mask)
+        text = hand_off(side, other_side(family, mode), mode, ids, mask)
         assert torch.equal(text.tokens, expected), mode
     shallow = side.start(ids, mask, max_new_tokens=NEW)
     begun = shallow.answer(4)
@@ -60,7 +60,7 @@ def test_other_hosts_are_refused_with_the_reason(model_type):
 
 def both_sides(family):
     deep = server_side(family, 0)
-    hand_over(DeviceSide(cut(family), DEPTH), deep, "migrate", padded_text()[0])
+    hand_off(DeviceSide(cut(family), DEPTH), deep, "migrate", padded_text()[0])
 
 
 @pytest.mark.slow

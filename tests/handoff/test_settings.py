@@ -1,4 +1,4 @@
-"""Numbers and arguments that reach a hand-over: what a run can use, or an error that names it."""
+"""Settings and arguments of a hand-off: usable values run, others raise an error with a name."""
 
 from dataclasses import replace
 
@@ -143,7 +143,7 @@ def test_tokens_from_the_other_side_are_of_the_vocabulary():
     ],
     ids=str,
 )
-def test_what_a_hand_over_would_ignore_is_refused(parted_llama, asked, message):
+def test_what_a_hand_off_would_ignore_is_refused(parted_llama, asked, message):
     deep, state = parted_llama
     with pytest.raises(ValueError, match=message):
         deep.resume(state, **asked)

@@ -261,7 +261,7 @@ def test_another_length_than_planned_is_refused(
         with pytest.raises(Killed):
             Sweep(design, tmp_path, executor).run()
         failure = json.loads((tmp_path / "runs" / plan.id / FAILURE).read_text())
-        assert "planned" in failure["message"]
+        assert "but the plan was" in failure["message"]
         assert rows_of(tmp_path) == []
     Sweep(design, tmp_path, Here()).run()
     assert_same_sweep(tmp_path, undisturbed)

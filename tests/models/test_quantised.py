@@ -59,7 +59,7 @@ def test_exports_of_a_quantised_family_are_refused_in_one_way(form, tmp_path):
     assert fields["quantization_config"]
     assert fields["text_config"]["quantization_config"]
     for source in (family, tmp_path / "family"):
-        with pytest.raises(CheckpointError, match="is quantised: its tensors are no copies"):
+        with pytest.raises(CheckpointError, match="is quantised, so its tensors cannot be copied"):
             export_exit(source, 0, tmp_path / "out", format=form)
         with pytest.raises(CheckpointError, match="is quantised"):
             export_family(source, tmp_path / "out", format=form)

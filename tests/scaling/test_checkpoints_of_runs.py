@@ -61,8 +61,8 @@ def test_what_is_guessed_is_said_and_the_user_decides(put):
     reading = load_runs(path, LAW)
     assert reading.data.runs == RUNS
     assert (
-        "96 rows of 8 'model' count as checkpoints of 8 runs (the same N at several D); if not, "
-        "`--runs-are independent`."
+        "96 rows count as checkpoints of 8 runs, named in 'model' (each has one N and several D). "
+        "If they are not, pass `--runs-are independent`."
     ) in reading.notes
     alone = load_runs(path, LAW, ColumnChoice(runs_are="independent"))
     assert alone.data.runs == RUNS * STEPS

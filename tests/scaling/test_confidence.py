@@ -70,7 +70,7 @@ def test_an_interval_survives_json():
 
 @pytest.mark.parametrize("level", [0, 1, -0.5, 95])
 def test_a_level_is_a_share(level):
-    with pytest.raises(ScalingError, match="`level` must lie between 0 and 1"):
+    with pytest.raises(ScalingError, match="`level` must be between 0 and 1"):
         Interval(level, 0, 1, "delta")
 
 

@@ -136,7 +136,7 @@ def test_the_page_says_what_the_fit_says(analysis, page):
         "fitted to 84 runs",
         "10¹⁹ – 10²¹",
         "60 replicates (resampled runs, seed 0)",
-        "What exits cost in compute",
+        "Compute cost of exits",
         "Laws compared",
         "Error on larger budgets",
         "objective at the optimum",
@@ -386,7 +386,7 @@ def test_outliers_and_idle_exponents_are_named():
     rows |= {"G": np.tile([1.0, 2.0, 4.0], 7)}
     answer = fit("familial", RunTable.read(rows, run_id="run_id"))
     found = " ".join(analyse(answer, profiles=False).warnings)
-    assert "lie more than 6 robust standard deviations from the law: run-4" in found
+    assert "are more than 6 robust standard deviations from the law: run-4" in found
     assert "interval of `gamma` contains 0" in found
 
 

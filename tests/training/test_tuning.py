@@ -132,7 +132,7 @@ def test_adapters_of_transformers_round_trip(tmp_path: Path, made: Made) -> None
     loaded = made()
     loaded.load_adapter(str(tmp_path / "adapter"))
     assert torch.equal(every_logits(loaded), every_logits(family))
-    with pytest.raises(ValueError, match=r"added in place .*default.*save_pretrained\(folder\)"):
+    with pytest.raises(ValueError, match=r"added with .*default.*save_pretrained\(folder\)"):
         export_exit(family, 0, tmp_path / "member")
     assert not (tmp_path / "member").exists()
 
@@ -221,8 +221,8 @@ def test_an_adapter_beside_the_weights_is_not_left_out_in_silence(
     family = made()
     family.save_pretrained(tmp_path / "family")
     trained(family).save_pretrained(tmp_path / "family")
-    with pytest.raises(CutError, match="holds an adapter, which would be left out"):
+    with pytest.raises(CutError, match="contains an adapter, which would be ignored"):
         FamilialForCausalLM.from_pretrained(tmp_path / "family", max_exit=0)
-    with pytest.raises(CutError, match="holds an adapter, which would be left out"):
+    with pytest.raises(CutError, match="contains an adapter, which would be ignored"):
         export_exit(tmp_path / "family", 0, tmp_path / "member")
     assert not (tmp_path / "member").exists()

@@ -1,6 +1,6 @@
-"""Checkpoints of families and members as files: safetensors, indexes, names, cuts.
+"""Checkpoints of families and members: safetensors files, indexes, tensor names, cuts at exits.
 
-This room never opens the Hub: [`FamilyFiles`] is given a callable that fetches files.
+These modules never access the Hub. [`FamilyFiles`] gets a callable that fetches files.
 """
 
 from .plain import plain_config, plain_tensors

@@ -1,7 +1,7 @@
-"""Save a family in one group of files per segment, so that a member reads only its own.
+"""Checkpoints with one group of files per segment, so that a member loads only the files it needs.
 
-Group k holds what exit k needs and no shallower one does: the layers between depth k - 1 and depth
-k, and the modules of exit k. So the family up to exit k, and its member k, are in groups 0 to k.
+Group k contains the tensors that exit k needs and shallower exits do not: the layers between the
+depths of exits k - 1 and k, and the modules of exit k. So member k is in the groups 0 to k.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from .safetensors_file import read_header
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes must not save to one folder at a time
+except ImportError:  # Windows: there is no lock, so only one process may save to a folder
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 
-# Bytes of weights from which families are split when nothing is said: a smaller one is downloaded
-# whole in a moment, and one file is simpler to handle.
+# Families of at least this size in bytes are split by default. Smaller ones download fast, and one
+# file is simpler to handle.
 SPLIT_FROM = 100_000_000
 
-# files of weights, with the name of their variant, if they have one
+# names of weight files, with an optional variant
 WEIGHTS = re.compile(
     r"model(?:\.(?P<variant>.+?))?(?:-\d{5}-of-\d{5})?\.safetensors"
     r"|model\.safetensors\.index(?:\.(?P<of_index>.+))?\.json"
 )
-SEGMENT = "segment{:05d}"  # what a group is called until all are written
-MEASURED = "members.json"  # losses, of this family or of another
-ASIDE = ".saving"  # folder, in the one that is saved to, in which a checkpoint is written
+SEGMENT = "segment{:05d}"  # temporary variant name of a group, until all groups are written
+MEASURED = "members.json"  # the measured losses of the members
+ASIDE = ".saving"  # temporary subfolder in which a new checkpoint is written
 
-# what else of an older checkpoint would be taken for the new one's: an adapter is looked for first
+# other files of an older checkpoint that would be loaded with the new one
 BESIDE = (
     "config.json",
     "generation_config.json",
@@ -59,14 +59,17 @@ OF_A_VARIANT = ("dtype", "torch_dtype", "transformers_version", "architectures")
 
 
 def splits_by_segment(nbytes: int, by_segment: bool | None = None) -> bool:
-    """Return whether weights of this size go into one group of files per segment."""
+    """Return whether weights of this size are saved in one group of files per segment."""
     return nbytes >= SPLIT_FROM if by_segment is None else by_segment
 
 
 def may_split(model: Any, options: Mapping[str, Any], by_segment: bool | None) -> bool:
-    """Return whether to save a model by segment: the host's other ways of saving exclude it."""
+    """Return whether to save a model by segment.
+
+    Quantisation, adapters, distributed checkpoints, variants and uploads exclude this.
+    """
     if getattr(model, "hf_quantizer", None) is not None:
-        return False  # the quantiser names and lays out all weights at once
+        return False  # the quantiser must name all weights in one call
     weights = options.get("state_dict") or model.state_dict()
     nbytes = sum(getattr(weight, "nbytes", 0) for weight in weights.values())
     asked = splits_by_segment(nbytes, by_segment) and model.config.num_exits > 1
@@ -78,9 +81,10 @@ def may_split(model: Any, options: Mapping[str, Any], by_segment: bool | None) -
 
 
 def segment_of(name: str, config: FamilialConfig, layers: str, norm: str) -> int:
-    """Return the shallowest exit whose member needs a tensor, or the one that it belongs to.
+    """Return the exit whose group of files contains a tensor.
 
-    `layers` and `norm` are paths in the backbone. What is not in a layer belongs to exit 0.
+    It is the shallowest exit that needs the tensor. `layers` and `norm` are paths in the backbone.
+    Tensors outside of layers and exits, such as the embedding, belong to exit 0.
     """
     last = config.num_exits - 1
     numbered = re.match(rf"model\.backbone\.{re.escape(layers)}\.(\d+)\.", name)
@@ -105,17 +109,26 @@ def save_checkpoint(
     by_segment: bool | None = None,
     **kwargs: Any,
 ) -> None:
-    """Save a family with the host's own means; the checkpoint that a folder held is replaced.
+    """Save a family to a folder, and replace a checkpoint that is already there.
 
-    The new one is written aside first, so that the older one lasts until it is whole. While one
-    takes the other's place the folder does not load: it never holds a mixture. Processes that save
-    to one folder take turns.
+    The new checkpoint is first written to a subfolder, so the old one stays until the new one is
+    complete. During the replacement the folder does not load, so a mixture is never loaded.
+    Processes that save to the same folder take turns.
+
+    Args:
+        save (`Callable`): The `save_pretrained` of Transformers, bound to `model`.
+        model ([`FamilialForCausalLM`]): The family.
+        folder (`str` or `os.PathLike`): The folder.
+        *args: Positional arguments of `save` after the folder.
+        by_segment (`bool`, *optional*): Whether to write one group of files per segment. By default
+            families of 100 MB or more are split.
+        **kwargs: Keyword arguments of `save`.
     """
     given = inspect.signature(save).bind(folder, *args).arguments
     kwargs |= {name: value for name, value in given.items() if name != "save_directory"}
     adapters = getattr(model, "_hf_peft_config_loaded", False)
     if adapters or kwargs.get("distributed_checkpoint"):
-        save(folder, **kwargs)  # files of other kinds, which are none of ours
+        save(folder, **kwargs)  # files of other formats, which Transformers handles
         return
     folder = Path(folder)
     here = model.should_save_on_this_rank(kwargs.get("is_main_process", True))
@@ -128,20 +141,20 @@ def save_checkpoint(
             write(aside, **kwargs)
             _replace(folder, aside, kwargs.get("variant"))
     else:
-        write(folder, **kwargs)  # it writes nothing, and takes part in what processes share
+        write(folder, **kwargs)  # writes nothing here, but joins collective operations
     model.barrier_after_gathered_checkpoint_save(getattr(model.config, "distributed_config", None))
 
 
 @contextmanager
 def _written_aside(folder: Path) -> Iterator[Path]:
-    """An empty folder to write in, of one process at a time; it is removed in the end."""
+    """Create an empty subfolder for one process at a time, and remove it at the end."""
     aside, lock = folder / ASIDE, None
     while lock is None:
         aside.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another process just removed it
             lock = _turn(aside) if fcntl else -1
     try:
-        for left in aside.iterdir():  # of a process that was killed
+        for left in aside.iterdir():  # files of a killed process
             left.unlink()
         yield aside
     finally:
@@ -151,9 +164,9 @@ def _written_aside(folder: Path) -> Iterator[Path]:
 
 
 def _turn(aside: Path) -> int | None:
-    """Wait until no other process writes here; `None` where it removed the folder by then."""
+    """Wait for the lock of a folder and return it. Return `None` if the folder was removed."""
     lock = os.open(aside, os.O_RDONLY)
-    with suppress(OSError):  # a file system without locks
+    with suppress(OSError):  # some file systems do not support locks
         fcntl.flock(lock, fcntl.LOCK_EX)
     if aside.exists() and os.path.samestat(os.stat(aside), os.fstat(lock)):
         return lock
@@ -162,16 +175,17 @@ def _turn(aside: Path) -> int | None:
 
 
 def _replace(folder: Path, aside: Path, variant: str | None) -> None:
-    """Put a finished checkpoint in the place of what a folder holds."""
-    # Without its index or only file a folder does not load: that goes first and comes last. The
-    # config is never missing, for a folder without one is taken for a model of default sizes.
+    """Replace the checkpoint in a folder by the finished one in `aside`."""
+    # Without its index or single weight file a folder does not load. So the old one is removed
+    # first, and the new one is moved last. The config is never missing, because a folder without
+    # a config would load as a model of default sizes.
 
     def is_whole(name: str) -> bool:
         part = re.search(r"-of-\d{5}\.safetensors$", name)
         return part is None and WEIGHTS.fullmatch(name) is not None
 
     old = {name for name in os.listdir(folder) if name in BESIDE} | code_files(folder)
-    keeps = _told(folder) == _told(aside)  # another variant of the same family may stay
+    keeps = _shared_config(folder) == _shared_config(aside)  # other variants of a family stay
     if not keeps and (folder / MEASURED).exists():
         old.add(MEASURED)
     for found in filter(None, map(WEIGHTS.fullmatch, os.listdir(folder))):
@@ -179,7 +193,11 @@ def _replace(folder: Path, aside: Path, variant: str | None) -> None:
         if not keeps or other == variant or re.fullmatch(r"segment\d{5}", other or ""):
             old.add(found[0])
     if ADAPTER in old:
-        logger.warning("The adapter in `%s` is removed: it would be loaded instead.", folder)
+        logger.warning(
+            "`%s` contained an adapter of an older checkpoint. It is removed, because it would be "
+            "loaded with the new weights.",
+            folder,
+        )
     for name in sorted(old - {"config.json"}, key=is_whole, reverse=True):
         (folder / name).unlink()
     for name in sorted(os.listdir(aside), key=is_whole):
@@ -187,7 +205,7 @@ def _replace(folder: Path, aside: Path, variant: str | None) -> None:
 
 
 def code_files(folder: Path) -> set[str]:
-    """Return the names of the files of code that a family in a folder runs."""
+    """Return the names of the Python files in a folder that the family there runs."""
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         paths = fields["auto_map"].values() if fields["model_type"] == "familial" else ()
@@ -196,13 +214,13 @@ def code_files(folder: Path) -> set[str]:
         return set()
     found = set()
     for entry in entries:
-        with suppress(OSError, ValueError):  # it is gone, or no text
+        with suppress(OSError, ValueError):  # the file is missing or not text
             found |= {entry, *map(Path, get_relative_import_files(entry))}
     return {path.name for path in found if path.parent == folder and path.is_file()}
 
 
-def _told(folder: Path) -> Any:
-    """The config in a folder, without what differs between variants; `None` if it has none."""
+def _shared_config(folder: Path) -> Any:
+    """Return the config in a folder without fields that differ by variant, or `None`."""
 
     def kept(fields: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in fields.items() if name not in OF_A_VARIANT}
@@ -222,7 +240,7 @@ def save_by_segment(
     is_main_process: bool = True,
     **kwargs: Any,
 ) -> None:
-    """Save a family's weights in one group of files per segment, with the host's own means."""
+    """Save the weights of a family with `save`, in one group of files per segment."""
     tensors = dict(model.state_dict() if state_dict is None else state_dict)
     tensors = remove_tied_weights_from_state_dict(tensors, model)
     spec = model.model.spec
@@ -231,7 +249,7 @@ def save_by_segment(
     for name, tensor in tensors.items():
         groups[segment_of(name, model.config, layers, norm)][name] = tensor
     for k, group in enumerate(groups):
-        # the name keeps the files of one call from those of the next, until all are there
+        # a variant name per group, so that the files of the next group do not overwrite this one's
         kwargs["variant"] = SEGMENT.format(k)
         save(folder, state_dict=group, is_main_process=is_main_process, **kwargs)
     if model.should_save_on_this_rank(is_main_process):
@@ -239,7 +257,7 @@ def save_by_segment(
 
 
 def _number(folder: Path, metadata: dict[str, Any]) -> None:
-    """Give the files of all segments the names of one sharded checkpoint, and its index."""
+    """Rename the files of all groups to shards of one checkpoint, and write its index."""
     for path in folder.glob("model.safetensors.index.segment*.json"):
         path.unlink()
     parts = sorted(folder.glob("model.segment*.safetensors"))

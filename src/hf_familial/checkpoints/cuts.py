@@ -1,7 +1,7 @@
-"""A family cut at one of its exits: the config, the names of its tensors, what cannot be cut.
+"""Cuts of a family at an exit: the config, the tensor names, and the cases that are not possible.
 
-The exit at which it is cut becomes the deepest one: its norm is the backbone's final norm, its head
-is `lm_head`, its private layers are the backbone's last ones.
+The exit at the cut becomes the deepest exit. Its norm becomes the backbone's final norm, its head
+becomes `lm_head`, and its private layers become the last layers of the backbone.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ..models.familial.segments import per_layer_lists, slice_config
 
 BACKBONE, HEAD = "model.backbone.", "lm_head."
 
-# model_type -> why its first layers alone are not what they are in the whole
+# model_type -> the reason why its first layers compute other results in a shallower model
 DEPTH_MATTERS: Mapping[str, str] = {
-    "gpt_neox_japanese": "only the last layer of all has a bias after attention",
+    "gpt_neox_japanese": "only the last layer of the backbone has a bias after attention",
     "minicpm3": "the scale of every residual branch depends on the number of layers",
 }
 
-# model_type -> what it decides by the index of a layer. A private layer that stands at an index the
-# backbone does not have is a copy of the last layer, and would be taken for another.
+# model_type -> the property that depends on the index of a layer. A private layer is a copy of the
+# last layer, so at an index beyond the backbone's depth it could get a wrong property.
 INDEX_MATTERS: Mapping[str, str] = {
     "bamba": "which layers attend",
     "beam": "the window of a layer's attention",
@@ -42,22 +42,28 @@ INDEX_MATTERS: Mapping[str, str] = {
     "recurrent_gemma": "which layers attend",
 }
 
-# model_type -> what else the switch that ties the output head to the embedding ties together
+# model_type -> other weights that `tie_word_embeddings` ties
 TIED_TOO: Mapping[str, str] = {
     "zamba": "the attention blocks that its layers share",
     "zamba2": "the attention blocks that its layers share",
 }
 
-# model_type -> names under which it says its number of layers once more
+# model_type -> other config fields that contain the number of layers
 DEPTH_FIELDS: Mapping[str, tuple[str, ...]] = {"xlstm": ("num_blocks",)}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The dotted paths of the parts of a host's causal LM: the decoder in it, and in that the rest.
+    """The dotted paths of the parts of a Transformers causal LM.
 
-    `norm` is empty if there is none; `tensors` are names in memory; `routed` says that a layer
-    chooses experts.
+    Attributes:
+        architecture (`str`): The class name of the causal LM.
+        decoder (`str`): The path of the decoder in the causal LM.
+        layers (`str`): The path of the layers in the decoder.
+        norm (`str`): The path of the final norm in the decoder, or an empty string.
+        head (`str`): The path of the output head in the causal LM.
+        tensors (`frozenset[str]`): The names of all tensors in memory.
+        routed (`bool`): Whether some layer routes tokens to experts.
     """
 
     architecture: str
@@ -70,13 +76,13 @@ class Layout:
 
 
 def find_layout(text_config: Any) -> Layout:
-    """Return where a host keeps its parts, found in one without weights, on the meta device."""
+    """Return the layout of a causal LM. It is built without weights on the meta device."""
     with torch.device("meta"):
         try:
             host: Any = AutoModelForCausalLM.from_config(copy.deepcopy(text_config))
         except ValueError as error:
             raise CutError(
-                f"a `{text_config.model_type}` of {text_config.num_hidden_layers} layers cannot be "
+                f"`{text_config.model_type}` with {text_config.num_hidden_layers} layers cannot be "
                 f"built: {error}"
             ) from None
     decoder, head = decoder_of(host), host.get_output_embeddings()
@@ -94,7 +100,6 @@ def find_layout(text_config: Any) -> Layout:
 
 
 def _is_routed(decoder: Any) -> bool:
-    """Return whether a host's decoder records router logits."""
     recorders = (getattr(decoder, "_can_record_outputs", None) or {}).get("router_logits", ())
     recorders = recorders if isinstance(recorders, (list, tuple)) else (recorders,)
     kinds: Any = tuple(getattr(recorder, "target_class", recorder) for recorder in recorders)
@@ -102,7 +107,7 @@ def _is_routed(decoder: Any) -> bool:
 
 
 def member_depth(config: FamilialConfig, exit_idx: int) -> int:
-    """Number of layers of a member, its private ones counted."""
+    """Return the number of layers of a member, private layers included."""
     exit_idx = config.resolve_exit(exit_idx)
     early = exit_idx < config.num_exits - 1
     return config.exits[exit_idx] + (config.num_exit_layers if early else 0)
@@ -114,15 +119,19 @@ def reads_embedding(config: FamilialConfig, exit_idx: int) -> bool:
 
 
 def _says_tied(config: FamilialConfig, exit_idx: int) -> bool:
-    """Return whether the config of a member says tied, also where its host never ties."""
+    """Return whether the config of a member sets `tie_word_embeddings`.
+
+    Some backbones ignore this field.
+    """
     own = config.exit_head == "own" and config.resolve_exit(exit_idx) < config.num_exits - 1
     return bool(config.tie_word_embeddings) and not own
 
 
 def check_cut(config: FamilialConfig, exit_idx: int, verified: bool = False) -> None:
-    """Raise for a cut that would change what the exit computes.
+    """Raise `CutError` if a cut would change the results of the exit.
 
-    A type that was never tried passes if the result is `verified` numerically afterwards.
+    Set `verified=True` if the caller compares the logits afterwards. Then untested model types
+    pass too.
     """
     exit_idx = config.resolve_exit(exit_idx)
     if exit_idx == config.num_exits - 1:
@@ -131,36 +140,40 @@ def check_cut(config: FamilialConfig, exit_idx: int, verified: bool = False) -> 
     model_type = text_config.model_type
     reason = DEPTH_MATTERS.get(model_type, "")
     if getattr(text_config, "hidden_size_per_layer_input", None):
-        reason = "one table holds an embedding of the token ids for every layer"
+        reason = "one table holds an embedding of the tokens for each layer"
     if getattr(text_config, "num_kv_shared_layers", None):
         reason = "its last layers, counted from the end, reuse keys and values"
     beyond = member_depth(config, exit_idx) > text_config.num_hidden_layers
     if beyond and model_type in INDEX_MATTERS:
         reason = (
-            f"it decides by a layer's index {INDEX_MATTERS[model_type]}, and the private layers of "
-            "this exit stand beyond the backbone's depth"
+            f"the index of a layer decides {INDEX_MATTERS[model_type]}, and the private layers of "
+            "this exit would have indices beyond the backbone's depth"
         )
     untied = config.tie_word_embeddings and not _says_tied(config, exit_idx)
     if untied and model_type in TIED_TOO:
         reason = (
-            f"the exit's own head would be untied, and the same switch ties {TIED_TOO[model_type]}"
+            "the exit's own head needs `tie_word_embeddings=False`, but this field also ties "
+            f"{TIED_TOO[model_type]}"
         )
     if not verified and model_type not in VERIFIED:
         reason = (
-            "this type was never tried; load the family and export the model in memory, which is "
-            "checked numerically"
+            "this model type is not tested. Load the family and export the model in memory, where "
+            "the logits are compared"
         )
     if reason:
         raise CutError(
             f"exit {exit_idx} (depth {config.exits[exit_idx]}) of a `{model_type}` family cannot "
-            f"become a model of its own: {reason}."
+            f"become a separate model: {reason}."
         )
 
 
 def truncated_config(text_config: Any, depth: int) -> Any:
-    """Return the config of a host with another depth, as its own class reads and writes it.
+    """Return the config of a backbone with another number of layers.
 
-    Beyond the backbone's depth, what holds for the last layer repeats.
+    Layers beyond the original depth get the settings of the last layer.
+
+    Raises:
+        CutError: If the config class changes a list of per-layer settings.
     """
     last = text_config.num_hidden_layers - 1
     sliced = slice_config(text_config, 0, depth)
@@ -176,14 +189,14 @@ def truncated_config(text_config: Any, depth: int) -> Any:
     for name in per_layer_lists(sliced):
         if list(getattr(truncated, name)) != list(sliced.__dict__[name]):
             raise CutError(
-                f"a `{text_config.model_type}` of {depth} layers cannot have `{name}` "
-                f"{sliced.__dict__[name]}: its config makes {getattr(truncated, name)} of it."
+                f"`{text_config.model_type}` with {depth} layers does not support `{name}` = "
+                f"{sliced.__dict__[name]}. Its config changes it to {getattr(truncated, name)}."
             )
     return truncated
 
 
 def cut_config(config: FamilialConfig, exit_idx: int) -> FamilialConfig:
-    """Return the config of the family cut at an exit: that exit is the deepest, those above go."""
+    """Return the config of the family cut at an exit. This exit is the deepest one there."""
     exit_idx = config.resolve_exit(exit_idx)
     depth = member_depth(config, exit_idx)
     default = config.resolve_exit()
@@ -203,11 +216,11 @@ def cut_config(config: FamilialConfig, exit_idx: int) -> FamilialConfig:
 def cut_names(
     config: FamilialConfig, exit_idx: int, names: Iterable[str], layout: Layout
 ) -> dict[str, str]:
-    """Return the tensors that the family cut at an exit has: old names to new ones, in order.
+    """Return the tensors of the family cut at an exit, as a dict from old to new names.
 
     Raises:
-        CutError: If a tensor that is needed is missing, or a private layer would stand where the
-            host has a layer of another kind.
+        CutError: If a needed tensor is missing, or if a private layer would be at an index where
+            the backbone has a layer with other tensors.
     """
     exit_idx = config.resolve_exit(exit_idx)
     early = exit_idx < config.num_exits - 1
@@ -236,14 +249,14 @@ def cut_names(
         if there != {n[len(host) :] for n in layout.tensors if n.startswith(host)}:
             raise CutError(
                 f"exit {exit_idx} (depth {config.exits[exit_idx]}) of a "
-                f"`{config.text_config.model_type}` family cannot become a model of its own: where "
-                "its private layers would stand, the host has layers of another kind."
+                f"`{config.text_config.model_type}` family cannot become a separate model: the "
+                "backbone has layers of another kind at the indices of its private layers."
             )
     return result
 
 
 def _within(name: str, bounds: Mapping[str, int]) -> bool:
-    """Return whether a tensor of a numbered module has a number that is kept."""
+    """Return whether a tensor belongs to the cut family, by the number of its layer or exit."""
     for prefix, count in bounds.items():
         if name.startswith(prefix):
             return int(name[len(prefix) :].split(".", 1)[0]) < count
@@ -251,7 +264,7 @@ def _within(name: str, bounds: Mapping[str, int]) -> bool:
 
 
 def _check_complete(config: FamilialConfig, exit_idx: int, found: set[str], layers: str) -> None:
-    """Every layer and the head must be there: a checkpoint of a headless family has none."""
+    """Raise `CutError` unless all layers and the head of the exit have tensors."""
     numbered = re.compile(re.escape(layers) + r"(\d+)\.")
     present = {int(m.group(1)) for m in map(numbered.match, found) if m}
     missing = [f"layer {i}" for i in range(member_depth(config, exit_idx)) if i not in present]
@@ -259,6 +272,6 @@ def _check_complete(config: FamilialConfig, exit_idx: int, found: set[str], laye
         missing.append("its output head")
     if missing:
         raise CutError(
-            f"the checkpoint holds no tensors of {', '.join(missing)}, which exit {exit_idx} "
-            "needs: it is not a whole `FamilialForCausalLM`."
+            f"the checkpoint has no tensors of {', '.join(missing)}, which exit {exit_idx} needs. "
+            "It must be a complete `FamilialForCausalLM`."
         )

@@ -1,4 +1,4 @@
-"""The files of a family's checkpoint, opened without reading its weights."""
+"""The files of a family's checkpoint, without its weights in memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .safetensors_file import TensorEntry, read_header
 
 @dataclass(frozen=True)
 class FamilyFiles:
-    """A family's checkpoint whose weights have not been read.
+    """A family's checkpoint, without its weights in memory.
 
     Attributes:
-        name (`str`): What messages call it: path of the folder, or id of the repository.
+        name (`str`): The path of the folder or the id of the repository, for messages.
         folder (`Path`): A folder with its small files.
-        fetch (`Callable[[list[str]], Path]`): Brings files of the checkpoint to this machine and
-            returns the folder that holds them; a missing file is left out.
-        config ([`FamilialConfig`]): Its config.
-        files (`Mapping[str, str]`): The file of every tensor, by the family's name of the tensor.
-        in_files (`Mapping[str, str]`): Name of a tensor in its file, where it is another one.
+        fetch (`Callable[[list[str]], Path]`): A function that downloads files of the checkpoint if
+            needed, and returns the folder that contains them. It skips missing files.
+        config ([`FamilialConfig`]): The config of the family.
+        files (`Mapping[str, str]`): The file of each tensor, by the tensor's name in the family.
+        in_files (`Mapping[str, str]`): The name of a tensor in its file, if it differs.
     """
 
     name: str
@@ -39,11 +39,11 @@ class FamilyFiles:
     def open(
         cls, name: str, folder: Path, fetch: Callable[[list[str]], Path], config: FamilialConfig
     ) -> FamilyFiles:
-        """Open a checkpoint of this package.
+        """Open a checkpoint that this package saved.
 
         Raises:
-            CheckpointError: If the index is damaged, the weights are pickles or quantised.
-            CutError: If an adapter lies beside the weights.
+            CheckpointError: If the index is damaged, or if the weights are pickles or quantised.
+            CutError: If the folder also contains an adapter.
             OSError: If there are no weights.
         """
         check_not_quantised(f"`{name}`", config)
@@ -52,10 +52,10 @@ class FamilyFiles:
         return cls(name, folder, fetch, config, weight_files(name, folder, fetch))
 
     def locate(self, names: Iterable[str]) -> dict[str, TensorEntry]:
-        """Return where tensors are; only the files that hold them are fetched.
+        """Return the entries of tensors in their files. Only files with these tensors are fetched.
 
         Raises:
-            CheckpointError: If a file is damaged, or does not hold what the index says.
+            CheckpointError: If a file is damaged, or if a tensor is not in the file of the index.
             OSError: If a file is missing or cannot be downloaded.
         """
         names = list(names)
@@ -67,12 +67,12 @@ class FamilyFiles:
             file, inside = self.files[name], self.in_files.get(name, name)
             if inside not in headers[file]:
                 raise CheckpointError(
-                    f"`{self.name}`: the index says that `{file}` holds `{inside}`, but it does "
-                    "not."
+                    f"`{file}` of `{self.name}` does not contain the tensor `{inside}`, although "
+                    "the index lists it there."
                 )
             found[name] = headers[file][inside]
         return found
 
     def companions(self) -> list[Path]:
-        """Return tokenizer, generation config and licence, as paths in `folder`."""
+        """Return the paths of tokenizer files, generation config and licence in `folder`."""
         return companions(self.folder)

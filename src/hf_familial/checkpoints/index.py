@@ -1,4 +1,4 @@
-"""The index of a checkpoint: which file holds which tensor. It is read and written here."""
+"""The index of a checkpoint, which lists the file of each tensor."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .safetensors_file import TensorCopy, read_header, write_file
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ADAPTER = "adapter_config.json"
 ADAPTED = (
-    "`{}` holds an adapter, which would be left out: move `adapter_config.json` and its weights to "
-    "another folder, load that with `PeftModel.from_pretrained(family, folder)`, and merge it."
+    "`{}` contains an adapter, which would be ignored. Move `adapter_config.json` and its weights "
+    "to another folder, load it with `PeftModel.from_pretrained(family, folder)`, and merge it."
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.bin.index.json")
 
 
 def lies_in(path: Path, folder: Path) -> bool:
-    """Return whether a file of a folder is in it, and no link that leads elsewhere."""
-    # the snapshots of the client's cache are links to the files of the same repository
+    """Return whether a path is inside a folder after links are resolved."""
+    # files in a snapshot of the Hub cache are links to the blobs of the same repository
     home = folder.resolve()
     snapshots = [home.parent for home in (home, *home.parents) if home.parent.name == "snapshots"]
     roots = [home, *(found.parent / "blobs" for found in snapshots)]
@@ -32,18 +32,21 @@ def lies_in(path: Path, folder: Path) -> bool:
 
 
 def own_file(folder: Path, name: str) -> Path:
-    """Return the path of a file in a folder, which may not be there."""
+    """Return the path of a file in a folder. Raise if it is a link out of the folder.
+
+    The file need not exist.
+    """
     path = folder / name
     if not lies_in(path, folder):
         raise CheckpointError(
-            f"`{name}` of `{folder}` is outside of that folder, at `{path.resolve()}`: only files "
+            f"`{name}` of `{folder}` is outside of that folder, at `{path.resolve()}`. Only files "
             "of the checkpoint itself are read. Copy the file into the folder."
         )
     return path
 
 
 def read_index(name: str, folder: Path) -> dict[str, str]:
-    """Return the file of every tensor as the index in a folder has it; empty without an index."""
+    """Return the file of each tensor from the index in a folder. It is empty without an index."""
     path = own_file(folder, INDEX)
     if not path.is_file():
         return {}
@@ -53,18 +56,21 @@ def read_index(name: str, folder: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound or not files:
-        raise CheckpointError(f"`{INDEX}` of `{name}` is damaged: it has no `weight_map` of names.")
+        raise CheckpointError(
+            f"`{INDEX}` of `{name}` is damaged. Its `weight_map` must map tensor names to files."
+        )
     for file in set(files.values()):
         if Path(file).name != file or not file.endswith(".safetensors"):
             kind = PickleCheckpointError if file.endswith((".bin", ".pt")) else CheckpointError
             raise kind(
-                f"`{INDEX}` of `{name}` names `{file}`: only safetensors files beside it are read."
+                f"`{INDEX}` of `{name}` lists `{file}`. Only safetensors files in the same folder "
+                "are read."
             )
     return files
 
 
 def weight_files(name: str, folder: Path, fetch: Callable[[list[str]], Path]) -> dict[str, str]:
-    """Return the file of every tensor, from the index or the only file of weights."""
+    """Return the file of each tensor, from the index or from the single weight file."""
     if not (folder / INDEX).is_file():
         folder = fetch([SINGLE])
     if own_file(folder, SINGLE).is_file():
@@ -74,29 +80,29 @@ def weight_files(name: str, folder: Path, fetch: Callable[[list[str]], Path]) ->
         pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
         if pickles:
             raise PickleCheckpointError(
-                f"`{name}` holds pickles only ({pickles[0]}), which can run any code when they are "
-                "read. Load it where you trust it and save it again, as safetensors."
+                f"`{name}` contains only pickle files ({pickles[0]}), which can run any code when "
+                "they are loaded. If you trust them, load the model and save it as safetensors."
             )
-        raise FileNotFoundError(f"`{name}` holds neither `{SINGLE}` nor `{INDEX}`.")
+        raise FileNotFoundError(f"`{name}` contains neither `{SINGLE}` nor `{INDEX}`.")
     return files
 
 
 def write_index(folder: Path, files: Mapping[str, str], metadata: Mapping[str, Any]) -> None:
-    """Write the index of a checkpoint in several files, by the name of every tensor."""
+    """Write the index of a sharded checkpoint. `files` is the file of each tensor by name."""
     index = {"metadata": dict(metadata), "weight_map": dict(files)}
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     (folder / INDEX).write_text(text, encoding="utf-8")
 
 
 def shard_name(number: int, count: int) -> str:
-    """Return the name of one of several files of weights, the first being number 1."""
+    """Return the file name of a shard. The first shard has number 1."""
     return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def plan_shards(
     groups: Iterable[Sequence[TensorCopy]], max_shard_size: int | str
 ) -> dict[str, list[TensorCopy]]:
-    """Return what each file of weights holds; none holds tensors of two groups."""
+    """Return the tensors of each weight file. No file has tensors of two groups."""
     shards: list[list[TensorCopy]] = []
     for group in groups:
         by_name = {copy.name: copy for copy in group}
@@ -113,7 +119,7 @@ def plan_shards(
 
 
 def write_shards(folder: Path, shards: Mapping[str, Sequence[TensorCopy]]) -> None:
-    """Write files of weights, and their index if they are several."""
+    """Write weight files, and an index if there are several."""
     for file, shard in shards.items():
         write_file(folder / file, shard)
     if len(shards) > 1:

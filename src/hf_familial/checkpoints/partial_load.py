@@ -1,4 +1,4 @@
-"""Load the shallow part of a family: only its tensors are read, and only their files fetched."""
+"""Partial loading: load a family cut at an exit, with only the files and tensors it needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .cuts import check_cut, cut_config, cut_names, find_layout
 from .index import ADAPTED, ADAPTER, INDEX, SINGLE, lies_in, read_index
 
 
-# what `from_pretrained` passes on to find files, here as there
+# arguments of `from_pretrained` that select the files
 WHERE = tuple("cache_dir force_download local_files_only proxies revision subfolder token".split())
 OPTIONAL = {f"_raise_exceptions_for_{n}": False for n in ("missing_entries", "connection_errors")}
 
@@ -33,9 +33,17 @@ def load_cut(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Load the family cut at an exit with `load`, the host's `from_pretrained` of the class.
+    """Load a family cut at an exit. Only the files and tensors of the cut family are read.
 
-    Only the tensors that it has are read, and only their files fetched.
+    Args:
+        load (`Callable`): The `from_pretrained` of Transformers, bound to the model class.
+        path_or_repo (`str` or `os.PathLike`): The folder or Hub repository of the family.
+        max_exit (`int`): The exit of the cut, which becomes the deepest one.
+        *args: Positional arguments of `load` after the path.
+        **kwargs: Keyword arguments of `load`.
+
+    Raises:
+        CutError: If the family cannot be cut there, or if the folder contains an adapter.
     """
     where = {name: kwargs[name] for name in WHERE if name in kwargs}
     config = kwargs.pop("config", None)
@@ -47,7 +55,7 @@ def load_cut(
     for name in {field.name for field in dataclasses.fields(smaller)} & kwargs.keys() - {"dtype"}:
         setattr(smaller, name, kwargs.pop(name))
     if "generation_config" not in kwargs:
-        with suppress(OSError):  # the host makes one of the config
+        with suppress(OSError):  # without a file, Transformers creates one from the config
             kwargs["generation_config"] = GenerationConfig.from_pretrained(path_or_repo, **where)
     with ExitStack() as files:
         slices = _slices(config, smaller, max_exit, path_or_repo, files, where)
@@ -65,7 +73,7 @@ def _slices(
     files: ExitStack,
     where: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the tensors of the cut family by name, to be read when they are needed."""
+    """Return the tensors of the cut family by name, as slices that are read at their first use."""
     find = partial(cached_file, path_or_repo, **where)
     if find(ADAPTER, **OPTIONAL):
         raise CutError(ADAPTED.format(path_or_repo))
@@ -75,13 +83,14 @@ def _slices(
         if found is None or not lies_in(Path(found), Path(found).parent):
             raise ValueError(
                 f"`{path_or_repo}` has weights in `{name}`, which is not in its folder or is a "
-                "link that leads out of it: only files of the checkpoint itself are read."
+                "link that leads out of it. Only files of the checkpoint itself are read. Copy the "
+                "file into the folder."
             )
         file = files.enter_context(safe_open(found, framework="pt"))
         if quantised and (file.metadata() or {}).keys() - {"format"}:
             raise CutError(
-                f"`{path_or_repo}` is quantised and its files say how in their own metadata, which "
-                "is read of a whole family only: load it without `max_exit`."
+                f"`{path_or_repo}` is quantised with settings in the metadata of its weight files, "
+                "which a partial load does not read. Load it without `max_exit`."
             )
         return file
 

@@ -1,7 +1,7 @@
-"""A plain member as config and tensor names: those of a stock checkpoint of its host.
+"""The config and tensor names of a plain member: an ordinary checkpoint of the backbone's class.
 
-A plain member is the backbone and the head of the family cut at its exit, under the names that the
-host's own files have. This module handles configs and names only, no weights.
+A plain member is the backbone and the head of the family cut at its exit. Its tensors have the
+names that files of the backbone's class use. This module has configs and names only, no weights.
 """
 
 from __future__ import annotations
@@ -16,51 +16,56 @@ from ..models.familial import FamilialConfig
 from .cuts import BACKBONE, HEAD, check_cut, cut_config, cut_names, find_layout
 
 
-# model_type -> how names begin in the host's files where they do not in its modules
+# model_type -> (prefix of names in memory, prefix of the same names in files)
 FILE_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "bailing_hybrid": (("model.embed_tokens.", "model.word_embeddings."),),
     "gpt_neox": (("lm_head.", "embed_out."),),
     "nemotron_h": (("model.", "backbone."),),
 }
 
-# what a config says of code beside it: a member is of transformers' own class, and has none
+# config fields about custom code; a plain member needs none, because its class is in Transformers
 CODE = ("auto_map", "custom_pipelines")
 
 
 def check_not_quantised(called: str, config: FamilialConfig, quantised: bool = False) -> None:
-    """Raise `CheckpointError` for a quantised family: a member cannot take over its tensors.
+    """Raise `CheckpointError` if a family is quantised, because a member needs plain tensors.
 
     Args:
-        called (`str`): What the message calls the family.
-        config ([`FamilialConfig`]): Its config, which may say so, as may that of its backbone.
-        quantised (`bool`, *optional*, defaults to `False`): Whether it is known already.
+        called (`str`): The name of the family in the message.
+        config ([`FamilialConfig`]): The config of the family.
+        quantised (`bool`, *optional*, defaults to `False`): Raise in any case, because the caller
+            found quantised tensors.
     """
     configs = (config, config.text_config)
     if quantised or any(getattr(c, "quantization_config", None) is not None for c in configs):
         raise CheckpointError(
-            f"{called} is quantised: its tensors are no copies of a member's. Export the family in "
-            "its original precision, then quantise the member."
+            f"{called} is quantised, so its tensors cannot be copied to a member. Export the "
+            "family in its original precision, then quantise the member."
         )
 
 
 def plain_config(
     config: FamilialConfig, exit_idx: int, dtype: str | None = None, verified: bool = False
 ) -> Any:
-    """Build the config of a plain member: of the host's class, with the member's layers only.
+    """Build the config of a plain member, in the class of the backbone's config.
 
     Args:
-        config ([`FamilialConfig`]): Of the family; not changed.
-        exit_idx (`int`): Exit at which the member ends.
-        dtype (`str`, *optional*): Name of the dtype of its weights; defaults to the family's.
-        verified (`bool`, *optional*, defaults to `False`): Whether the member will be checked
-            numerically, so that types never tried may pass.
+        config ([`FamilialConfig`]): The config of the family. It is not changed.
+        exit_idx (`int`): The exit where the member ends.
+        dtype (`str`, *optional*): The dtype of its weights, for example `"bfloat16"`. Defaults to
+            the family's dtype.
+        verified (`bool`, *optional*, defaults to `False`): Set to `True` if the caller compares the
+            logits afterwards. Then untested model types are accepted.
 
     Returns:
-        `PreTrainedConfig`: Of the class of `config.text_config`.
+        `PreTrainedConfig`: The config, of the same class as `config.text_config`.
 
     Raises:
-        CutError: If the member is not what a truncated host computes.
-        IndexError: If there is no such exit.
+        CutError: If a shallower backbone would not compute the same results as the exit.
+        IndexError: If the family does not have this exit.
+
+    Example:
+        >>> plain_config(family.config, exit_idx=0).num_hidden_layers
     """
     check_cut(config, exit_idx, verified)
     text_config = cut_config(config, exit_idx).text_config
@@ -69,7 +74,7 @@ def plain_config(
     for name in CODE:
         text_config.__dict__.pop(name, None)
     if getattr(text_config, "output_router_logits", False) and not layout.routed:
-        # hosts balance what they ask for, and fail where there is none
+        # without routed layers, a balancing loss from router logits would fail
         text_config.output_router_logits = False
     text_config.dtype = dtype or config.dtype or text_config.dtype
     return text_config
@@ -78,21 +83,24 @@ def plain_config(
 def plain_tensors(
     config: FamilialConfig, exit_idx: int, names: Iterable[str], in_files: bool = True
 ) -> dict[str, str]:
-    """Return which tensors of a family a plain member has, and under which names.
+    """Return the tensors of a plain member, as a dict from family names to member names.
 
     Args:
-        config ([`FamilialConfig`]): Of the family.
-        exit_idx (`int`): Exit at which the member ends.
-        names (`Iterable[str]`): Names of all tensors of the family.
-        in_files (`bool`, *optional*, defaults to `True`): Whether these are names in files;
-            otherwise in modules, which differ for some hosts.
+        config ([`FamilialConfig`]): The config of the family.
+        exit_idx (`int`): The exit where the member ends.
+        names (`Iterable[str]`): The names of all tensors of the family.
+        in_files (`bool`, *optional*, defaults to `True`): Whether to return the names in checkpoint
+            files. With `False` they are the names in memory, which differ for some backbones.
 
     Returns:
-        `dict[str, str]`: Name in the family to name in the plain member.
+        `dict[str, str]`: The name in the plain member, by the name in the family.
 
     Raises:
         CutError: If a tensor that the member needs is missing.
-        IndexError: If there is no such exit.
+        IndexError: If the family does not have this exit.
+
+    Example:
+        >>> plain_tensors(family.config, exit_idx=0, names=family.state_dict())
     """
     layout = find_layout(cut_config(config, exit_idx).text_config)
     starts = {BACKBONE: f"{layout.decoder}.", HEAD: f"{layout.head}."}
@@ -113,11 +121,12 @@ def _renamed(name: str, starts: Iterable[tuple[str, str]]) -> str:
 
 
 def add_old_names(config: Any, folder: Path) -> None:
-    """Add to a member's `config.json` the names that transformers 4 has for rotary embeddings.
+    """Add the rotary embedding fields of Transformers 4 to the `config.json` of a member.
 
-    It reads `rope_theta`, `rope_scaling` and `partial_rotary_factor`, and would take its defaults
-    where a file has `rope_parameters` alone. Nothing is added where the defaults are right, nor for
-    types whose rotary embeddings differ by layer. transformers 5 reads the same from both.
+    Transformers 4 reads `rope_theta`, `rope_scaling` and `partial_rotary_factor`. It ignores
+    `rope_parameters` and would use its defaults. Transformers 5 reads both forms.
+
+    Nothing is added if the defaults are right, or if rotary embeddings differ by layer.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     if "rope_theta" not in rope:

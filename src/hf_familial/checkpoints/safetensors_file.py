@@ -1,7 +1,7 @@
-"""Read and write safetensors files with bounds: a header is checked before a tensor is touched.
+"""A reader and writer of safetensors files that checks the whole header before it uses a tensor.
 
-The format is 8 bytes of length, a JSON header and the tensors, one after another:
-https://github.com/huggingface/safetensors#format. Data are copied, never held in memory.
+The format is 8 bytes of length, a JSON header, then the tensors one after another:
+https://github.com/huggingface/safetensors#format. Tensors are copied in chunks from file to file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BITS: Mapping[str, int] = {
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 
-# the dtypes that a conversion reads and writes; others stay as they are
+# dtypes that can be converted; tensors of other dtypes are copied unchanged
 FLOATS: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,21 +39,21 @@ FLOATS: Mapping[str, torch.dtype] = {
 }
 
 CHUNK = 1 << 20  # bytes in memory at once
-KERNEL_CHUNK = 1 << 30  # bytes that the kernel is asked to copy at once
+KERNEL_CHUNK = 1 << 30  # bytes of one copy inside the kernel
 
-# what a file system that cannot copy inside the kernel says
+# errors of file systems that do not support a copy inside the kernel
 NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest header that a reader accepts; the defaults are the format's own.
+    """The limits of a header that a reader accepts. The defaults are those of the format.
 
     Attributes:
-        header (`int`): Bytes of the header.
-        dims (`int`): Dimensions of a tensor.
-        size (`int`): Every size and offset, and the elements of a tensor, are below this.
-        dtypes (`Collection[str]`): Names of the dtypes.
+        header (`int`): The largest size of the header in bytes.
+        dims (`int`): The largest number of dimensions of a tensor.
+        size (`int`): An upper bound for all sizes, offsets and numbers of elements.
+        dtypes (`Collection[str]`): The accepted dtypes, by their names in the format.
     """
 
     header: int = 100_000_000
@@ -64,14 +64,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor as a header describes it.
+    """The description of one tensor in the header of a file.
 
     Attributes:
-        dtype (`str`): The format's name of its dtype.
-        shape (`tuple[int, ...]`): Its shape.
-        start (`int`): Its first byte, counted from the start of the file.
-        nbytes (`int`): Number of bytes.
-        path (`Path`): Its file, where it has one.
+        dtype (`str`): The name of the dtype in the format, for example `"BF16"`.
+        shape (`tuple[int, ...]`): The shape.
+        start (`int`): The offset of the first byte from the start of the file.
+        nbytes (`int`): The number of bytes.
+        path (`Path`): The path of the file. It is empty for data in memory.
     """
 
     dtype: str
@@ -87,27 +87,28 @@ def parse_header(
     """Read and check the header of a safetensors file.
 
     Args:
-        read (`Callable[[int], bytes]`): Returns the next bytes, from the first one on.
-        size (`int`): Bytes of the whole file.
-        limits ([`Limits`], *optional*): What is accepted.
+        read (`Callable[[int], bytes]`): A function that returns the next n bytes, as `file.read`.
+        size (`int`): The size of the whole file in bytes.
+        limits ([`Limits`], *optional*): The limits that the header must keep.
 
     Returns:
-        `tuple[Any, dict[str, TensorEntry]]`: `__metadata__` as it stands there, and the tensors by
-        name. They fill the rest of the file exactly.
+        `tuple[Any, dict[str, TensorEntry]]`: The value of `__metadata__`, which is not checked, and
+        the tensors by name. The tensors fill the rest of the file exactly.
 
     Raises:
-        CheckpointError: If anything is wrong.
+        CheckpointError: If the header is not valid.
     """
     if size < 8:
-        raise CheckpointError(f"the file has at least 8 bytes, got {size}.")
+        raise CheckpointError(f"the file must have at least 8 bytes, got {size}.")
     length = int.from_bytes(read(8), "little")
     if length > min(size - 8, limits.header):
         raise CheckpointError(
-            f"the header claims {length} bytes; {size - 8} follow, and {limits.header} is the most."
+            f"the header claims {length} bytes, but {size - 8} follow and {limits.header} is the "
+            "limit."
         )
     header = parse_json(read(length))
     if not isinstance(header, dict):
-        raise CheckpointError(f"the header must be an object, got {type(header).__name__}.")
+        raise CheckpointError(f"the header must be a JSON object, got {type(header).__name__}.")
     metadata = header.pop("__metadata__", None)
     data = 8 + length
     entries = {name: _entry(name, row, data, limits) for name, row in header.items()}
@@ -117,51 +118,55 @@ def parse_header(
         if entry.start != end or entry.nbytes != needed or rest:
             start = entry.start - data
             raise CheckpointError(
-                f"tensor {name!r:.60} of shape {list(entry.shape)} takes {needed} bytes from "
-                f"{end - data} on, its offsets are {start} and {start + entry.nbytes}."
+                f"tensor {name!r:.60} of shape {list(entry.shape)} needs {needed} bytes at offset "
+                f"{end - data}, but its offsets are {start} and {start + entry.nbytes}."
             )
         end += needed
     if end != size:
         raise CheckpointError(
-            f"the tensors take {end - data} bytes, the file has {size - data} for them."
+            f"the tensors need {end - data} bytes, but the file has {size - data} after the header."
         )
     return metadata, entries
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON; reject names given twice, NaN, endless numbers and endless nesting."""
+    """Parse JSON. Duplicate names, NaN, infinity, huge numbers and deep nesting are rejected."""
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"the header is no JSON: {error}.") from None
+        raise CheckpointError(f"the header is not valid JSON: {error}.") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise CheckpointError("the header names something twice.")
+        raise CheckpointError("the header has the same name twice.")
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise CheckpointError(f"the header holds {name}, which is no number.")
+    raise CheckpointError(f"the header contains {name}, which is not a JSON number.")
 
 
 def _entry(name: str, row: Any, data: int, limits: Limits) -> TensorEntry:
-    """Check the types and sizes of one row of a header."""
+    """Check the types and sizes of one tensor in a header, and return its entry."""
     if not isinstance(row, dict) or row.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"tensor {name!r:.60} must have a dtype, a shape and offsets.")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
     if not isinstance(dtype, str) or dtype not in limits.dtypes:
         raise CheckpointError(
-            f"tensor {name!r:.60} must be one of {', '.join(limits.dtypes)}, got {dtype!r:.40}."
+            f"the dtype of tensor {name!r:.60} must be one of {', '.join(limits.dtypes)}, got "
+            f"{dtype!r:.40}."
         )
     if not (
         _are_sizes(shape, limits) and len(shape) <= limits.dims and _are_sizes(offsets, limits)
     ):
-        raise CheckpointError(f"tensor {name!r:.60} has a shape or offsets that are no sizes.")
+        raise CheckpointError(
+            f"the shape and offsets of tensor {name!r:.60} must be lists of sizes, got "
+            f"{shape!r:.40} and {offsets!r:.40}."
+        )
     if len(offsets) != 2 or math.prod(n or 1 for n in shape) >= limits.size:
         raise CheckpointError(f"tensor {name!r:.60} must have two offsets and fit in memory.")
     return TensorEntry(dtype, tuple(shape), data + offsets[0], offsets[1] - offsets[0])
@@ -174,18 +179,18 @@ def _are_sizes(values: Any, limits: Limits) -> bool:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Return the tensors of a file by name, in the order of its header, and read nothing else."""
+    """Return the tensors of a file by name, in the order of its header. Only the header is read."""
     try:
         with path.open("rb") as file:
             _, entries = parse_header(file.read, os.fstat(file.fileno()).st_size)
     except CheckpointError as error:
-        raise CheckpointError(f"`{path}` is damaged, or no safetensors file: {error}") from None
+        raise CheckpointError(f"`{path}` is damaged or not a safetensors file: {error}") from None
     return {name: replace(entry, path=path) for name, entry in entries.items()}
 
 
 @dataclass(frozen=True)
 class TensorCopy:
-    """A tensor to write: its new name, where it is, and the dtype that it gets."""
+    """A tensor to write: its new name, its source, and its new dtype."""
 
     name: str
     source: TensorEntry
@@ -193,14 +198,13 @@ class TensorCopy:
 
     @property
     def nbytes(self) -> int:
-        """Size in the new file."""
+        """The number of bytes in the new file."""
         return math.prod(self.source.shape) * BITS[self.dtype] // 8
 
 
 def write_file(path: Path, copies: Sequence[TensorCopy]) -> int:
-    """Write a file of tensors that are in other files, bring it to the disk, return its size."""
-    # widest first, then by name: every tensor starts at a multiple of its element, as the format
-    # wants it, however the copies came
+    """Write a new file with tensors of other files, flush it to disk, and return its size."""
+    # the widest dtypes come first, because the format requires aligned tensors; then by name
     copies = sorted(copies, key=lambda copy: (-BITS[copy.dtype], copy.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -223,13 +227,13 @@ def write_file(path: Path, copies: Sequence[TensorCopy]) -> int:
             os.fsync(target.fileno())
     except OSError as error:
         if error.filename is None:
-            error.filename = str(path)  # the calls on descriptors do not know it
+            error.filename = str(path)  # calls on file descriptors do not set it
         raise
     return 8 + len(text) + end
 
 
 def _runs(copies: Sequence[TensorCopy]) -> list[list[TensorCopy]]:
-    """Group copies that follow each other in the source, too; a converted one stands alone."""
+    """Group copies that are also adjacent in their source. A converted copy is its own group."""
     runs: list[list[TensorCopy]] = []
     end: tuple[Path, int] | None = None
     for copy in copies:
@@ -244,7 +248,7 @@ def _runs(copies: Sequence[TensorCopy]) -> list[list[TensorCopy]]:
 
 
 def _copy(source: BinaryIO, target: BinaryIO, start: int, nbytes: int) -> None:
-    """Copy bytes to the end of the target, inside the kernel where that works."""
+    """Copy bytes to the end of the target, inside the kernel if the file system supports it."""
     done = 0
     for copy in (_copy_file_range, _sendfile):
         try:
@@ -273,7 +277,7 @@ def _sendfile(source: BinaryIO, target: BinaryIO, start: int, count: int) -> int
 
 
 def _convert(source: BinaryIO, target: BinaryIO, copy: TensorCopy) -> None:
-    """Copy a tensor chunk by chunk, converted."""
+    """Copy a tensor and convert it chunk by chunk."""
     stored, done = copy.source, 0
     while done < stored.nbytes:
         chunk = _read(source, stored.start + done, min(CHUNK, stored.nbytes - done))
@@ -284,13 +288,17 @@ def _convert(source: BinaryIO, target: BinaryIO, copy: TensorCopy) -> None:
 
 
 def to_dtype(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Convert the values of a tensor, which is returned as it is where nothing changes."""
+    """Convert a tensor to a dtype. Return the same tensor if it has this dtype already.
+
+    Raises:
+        CheckpointError: If a finite value becomes infinite.
+    """
     converted = values.to(dtype)
     if converted is values:
         return values
     if (converted.isinf() & ~values.isinf()).any():
         raise CheckpointError(
-            f"tensor `{name}` has values too large for {dtype}: the largest is "
+            f"tensor `{name}` has values too large for {dtype}. The largest is "
             f"{values.abs().max().item():.3g}. Choose bfloat16 or float32."
         )
     return converted
@@ -301,7 +309,7 @@ def _read(source: BinaryIO, start: int, count: int) -> bytearray:
     while len(found) < count:
         chunk = os.pread(source.fileno(), count - len(found), start + len(found))
         if not chunk:
-            raise CheckpointError(f"`{source.name}` ended early: it changed while it was read.")
+            raise CheckpointError(f"`{source.name}` ended early. It changed while it was read.")
         found += chunk
     return found
 

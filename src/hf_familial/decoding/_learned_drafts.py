@@ -167,7 +167,6 @@ class LearnedDecoder(SpeculativeDecoder):
         return list(cache.read(self.exits[-1], states).chunk(len(self.exits)))
 
     def _lap(self) -> float:
-        """Return the seconds since the last call."""
         now = self._clock()
         lap, self._began = now - self._began, now
         return lap

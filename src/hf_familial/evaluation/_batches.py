@@ -96,7 +96,6 @@ def _own_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.
 
 
 def _row_tensors(row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the ids, labels and mask of a row, each of shape `(seq,)`."""
     if not isinstance(row, Mapping):
         raise ValueError(
             "`dataset` must contain rows with a column `input_ids`, such as "

@@ -114,8 +114,8 @@ def forward_flops(
     """Count the FLOPs of a forward pass through all exits, from the config alone.
 
     A model of fake tensors runs, and its matmuls and attention are counted. Attention counts all
-    pairs of a new position and a position in the cache. Only the routed experts that a token uses
-    count. Elementwise operations do not count.
+    pairs of a new position and a position in the cache. Routed experts count only if a
+    token uses them. Elementwise operations do not count.
 
     Args:
         model_or_config ([`FamilialForCausalLM`] or [`FamilialConfig`]): The family.

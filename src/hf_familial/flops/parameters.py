@@ -26,8 +26,8 @@ class ParameterCount:
         total (`int`): All parameters.
         non_embedding (`int`): All parameters except the token embedding and output heads (Kaplan et
             al. 2020, arXiv:2001.08361, section 2.1).
-        active (`int`): The parameters that one token uses. Only the routed experts that the token
-            is sent to count. In a dense backbone it equals `total`.
+        active (`int`): The parameters that one token uses. Routed experts count only if the
+            token uses them. In a dense backbone it equals `total`.
         layers_and_head (`int`): Decoder layers and one output head, tied or not. The size labels
             1.7B, 8B and 14B of TeleAI's Ruyi2 follow this convention (arXiv:2602.22543, table 1).
     """
@@ -179,7 +179,6 @@ def _parameter_count(
 
 
 def _size(modules: Iterable[nn.Module]) -> int:
-    """Count the parameters of modules. Shared ones count once."""
     return sum({id(p): p.numel() for m in modules for p in m.parameters()}.values())
 
 

@@ -47,8 +47,8 @@ def training_flops_per_token(
     """Return the FLOPs per token of a training step, from the config alone.
 
     A model of fake tensors runs forward and backward, and torch's `FlopCounterMode` counts all
-    layers and heads. All positions have a target. Attention counts in full. Only the routed experts
-    that a token uses count. Recomputed activations and the optimiser do not count.
+    layers and heads. All positions have a target. Attention counts in full. Routed experts count
+    only if a token uses them. Recomputed activations and the optimiser do not count.
 
     A matmul costs its forward FLOPs again for the gradient of its weights, and again for that of
     its input (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).

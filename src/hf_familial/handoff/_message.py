@@ -99,10 +99,8 @@ def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _canonical(value: Any) -> str:
-    """Return the canonical JSON text of a value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -182,7 +182,6 @@ class DeviceText(HandoffText):
         return self.tokens
 
     def _logits(self) -> torch.Tensor:
-        """Return the logits of the last column, shape `(batch, vocab)`."""
         start, self._answered = self._answered, self._mask.shape[1]
         if self._above is None:
             states = self._norm(self._taps[-1][:, -1:])

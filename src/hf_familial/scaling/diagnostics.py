@@ -72,7 +72,7 @@ def _of_rows(fit: Fit) -> Iterator[str]:
     if len(far):
         names = some((fit.data.run_names[fit.data.run_id[i]] for i in far), 5)
         yield (
-            f"{len(far)} of {len(residual)} rows lie more than {FAR:g} robust standard deviations "
+            f"{len(far)} of {len(residual)} rows are more than {FAR:g} robust standard deviations "
             f"from the law: {names}."
         )
 

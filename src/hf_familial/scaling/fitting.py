@@ -158,7 +158,10 @@ def refit(fit: Fit, weights: np.ndarray, losses: np.ndarray | None = None) -> Re
     if losses is not None:
         losses = np.asarray(losses, dtype=np.float64)
         if losses.shape != weights.shape or not (losses > 0).all():
-            raise ScalingError(f"`losses` must be {weights.shape} positive numbers.")
+            raise ScalingError(
+                f"`losses` must be positive numbers of shape {weights.shape}, got shape "
+                f"{losses.shape}."
+            )
         target = np.log(losses) if problem.loss.logs else losses
     problem = dataclasses.replace(problem, target=target, weight=weights)
     start = problem.space.point(fit.values)

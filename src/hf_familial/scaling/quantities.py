@@ -62,9 +62,9 @@ class Interval:
 
 
 def check_level(level: float) -> None:
-    """Raise `ScalingError` unless a confidence level lies between 0 and 1."""
+    """Raise `ScalingError` unless a confidence level is between 0 and 1."""
     if not 0 < level < 1:
-        raise ScalingError(f"`level` must lie between 0 and 1, such as 0.95, got {level}.")
+        raise ScalingError(f"`level` must be between 0 and 1, such as 0.95, got {level}.")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,9 @@ def size_exponent(law: Law, **given: float) -> DerivedQuantity:
     def number(values: Mapping[str, Any]) -> Any:
         found = powers(law, values, **given)
         if found is None:
-            raise ScalingError(f"`{law.name}` has no closed form of its optimum.")
+            raise ScalingError(
+                f"The optimum of `{law.name}` has no closed form. Use `optimal` at two budgets."
+            )
         return found.beta / (found.alpha + found.beta)
 
     return DerivedQuantity("exponent of N*", number)

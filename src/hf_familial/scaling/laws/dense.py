@@ -157,7 +157,7 @@ def _power(x: Namespace, p: Namespace) -> Sequence[Any]:
 
 POWER = Law(
     name="power",
-    title="Power law of one variable, with a floor",
+    title="Power law of one variable, with an irreducible loss",
     formula=r"L = E + A X^{-\alpha}",
     formula_text="L = E + A X^-alpha",
     source="arXiv 1712.00409",
@@ -265,10 +265,10 @@ MUENNIGHOFF = Law(
     name="muennighoff",
     title="Muennighoff et al., repeated data",
     formula=r"L = E + A N'^{-\alpha} + B D'^{-\beta},\quad D' = U_D + U_D R_D^* \left(1 - "
-    r"e^{-(D/U_D - 1)/R_D^*}\right),\; N' \text{ alike from } U_N",
+    r"e^{-(D/U_D - 1)/R_D^*}\right),\; N' \text{ likewise from } U_N",
     formula_text=(
         "L = E + A N'^-alpha + B D'^-beta, D' = U (1 + R_D (1 - exp(-(D/U - 1)/R_D))), "
-        "U = min(D, D_unique); N' alike with U_N = min(N, N*(U))"
+        "U = min(D, D_unique); N' likewise with U_N = min(N, N*(U))"
     ),
     source="arXiv 2305.16264, eqs. 5, 6 and 18",
     variables=(N, D, D_UNIQUE),

@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 
 from ..._files import write_whole
 from ..._wording import MISSING, count, estimate, plural, scientific, significant
+from ..laws.law import Variable
 from ..results import FitStatus
 from ._curves import flops_of, has_sizes
 from ._figures import draw_formula
@@ -51,6 +52,7 @@ def report_html(analysis: Analysis) -> str:
         fit=fit,
         source=analysis.source,
         formula=_formula(law.formula, law.formula_text),
+        symbols=[_variable(variable) for variable in (law.target, *law.variables)],
         estimates=_estimates(analysis),
         facts=_facts(analysis),
         tables=[_coefficients(analysis), optimum_table(analysis), granularity_table(analysis)],
@@ -169,6 +171,13 @@ def _estimates(analysis: Analysis) -> list[tuple[Markup, str]]:
             words = estimate(analysis.fit.values[name], known[name].low, known[name].high)
             found.append((_symbol(analysis, name), " ".join(words)))
     return found
+
+
+def _variable(variable: Variable) -> tuple[Markup, str]:
+    """Return the symbol of a variable, and its meaning with its unit."""
+    known = variable.unit == "1" or variable.unit in variable.meaning
+    unit = "" if known else f" ({variable.unit})"
+    return SYMBOL.format(symbol_html(variable.symbol)), variable.meaning + unit
 
 
 def _symbol(analysis: Analysis, name: str) -> Markup:

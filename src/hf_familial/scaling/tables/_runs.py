@@ -119,9 +119,9 @@ def guessed_runs(
             count = len(set(together))
             # if different runs have the same name, the label also contains the setting
             names = labels if len(set(labels)) == count else together
-            note = f"{len(names)} rows of {count} {column!r} count as checkpoints of {count} runs"
+            note = f"{len(names)} rows count as checkpoints of {count} runs, named in {column!r}"
             if not runs_are:
-                note += " (each has one N and several D). If they do not, pass `--runs-are "
+                note += " (each has one N and several D). If they are not, pass `--runs-are "
                 note += "independent`"
             return Runs(names, column, (note + ".",))
     if runs_are == "checkpoints":
