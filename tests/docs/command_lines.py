@@ -22,7 +22,20 @@ from hf_familial.cli import app
 
 
 # programs of others, of which no more is asked than that their name is right
-OTHERS = {"cd", "cp", "curl", "git", "hf", "ls", "mkdir", "source", "unzip", "tensorboard", "ray"}
+OTHERS = {
+    "cd",
+    "cp",
+    "curl",
+    "git",
+    "hf",
+    "ls",
+    "mkdir",
+    "source",
+    "unzip",
+    "tensorboard",
+    "ray",
+    "sbatch",
+}
 OTHERS |= {
     "jupyter",
     "lm_eval",

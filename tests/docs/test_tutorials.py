@@ -179,7 +179,7 @@ def test_new_prose_keeps_the_outputs(book):
     [
         ("1 + 1", "1 / 0", r'small\.py", line 9.*\n(.*\n)*ZeroDivisionError'),
         ("dot.png", "spot.png", "shows dot.png, but did not save it"),
-        ("# %% varies", "# %% hidden", r"a cell is \[markdown\] or varies, got 'hidden'"),
+        ("# %% varies", "# %% hidden", r"a cell must be \[markdown\] or varies, got 'hidden'"),
         ("# Two", "Two", "prose must be comments, got 'Two is 2.'"),
         ("# %% [markdown]\n# # A", "import os\n# %% [markdown]\n# # A", "start with a cell"),
     ],
