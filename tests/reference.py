@@ -219,6 +219,34 @@ def gradients(model: nn.Module) -> Mapping[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+def _stopping_at(model: Any, exit_idx: int) -> Any:
+    """Make a family run one exit wherever none is named, and return it."""
+    model.config.default_exit = exit_idx
+    model.get_output_embeddings = lambda: model.head(exit_idx)
+
+    def name_exit(_: nn.Module, args: Any, given: dict[str, Any]) -> Any:
+        reads_loss = "labels" in given and "fused_lm_head" not in given  # trl's own head
+        return args, given | ({"exit_idx": exit_idx} if reads_loss else {})
+
+    model.register_forward_pre_hook(name_exit, with_kwargs=True)
+    return model
+
+
+def gradients_by_exit(
+    make_trainer: Any, gradients_of: Any, model: Any, weights: Any
+) -> dict[str, torch.Tensor]:
+    """Return the weighted sum of the gradients of one step of a plain trainer for each exit."""
+    total: dict[str, torch.Tensor] = {}
+    for k, weight in enumerate(weights):
+        one = _stopping_at(copy.deepcopy(model), k)
+        trainer = make_trainer(one)
+        if getattr(trainer, "ref_model", None) is not None:
+            _stopping_at(trainer.ref_model, k)
+        for name, gradient in gradients_of(trainer).items():
+            total[name] = total.get(name, 0) + weight * gradient
+    return total
+
+
 def copy_of(model: nn.Module) -> Any:
     """Return a deep copy, for tests that hand a model over to a family."""
     return copy.deepcopy(model)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         relay_decode,
     )
     from .training.args import FamilialTrainingArguments
+    from .training.multi_exit import multi_exit
     from .training.trainer import FamilialTrainer
 
 
@@ -75,6 +76,7 @@ _LAZY = {
     "import_ruyi": ".hub.importers",
     "IsoFlopDesign": ".isoflop",
     "NoExitFitsError": ".errors",
+    "multi_exit": ".training.multi_exit",
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
     "server_side": ".handoff",
@@ -136,6 +138,7 @@ __all__ = [
     "export_family",
     "from_layerskip",
     "import_ruyi",
+    "multi_exit",
     "push_exits_to_hub",
     "push_family_to_hub",
     "relay_decode",

@@ -14,6 +14,7 @@ from .parameters import (
     count_family,
     count_parameters,
     family_parameters,
+    member_parameters,
 )
 from .training import FlopCount, prepare_training_flops, training_flops_per_token
 
@@ -34,6 +35,7 @@ __all__ = [
     "forward_flops",
     "measure_flops_per_token",
     "member_flops",
+    "member_parameters",
     "prepare_training_flops",
     "training_flops_per_token",
 ]

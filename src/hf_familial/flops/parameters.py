@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -104,6 +104,12 @@ def count_family(model_or_config: FamilialForCausalLM | FamilialConfig) -> dict[
     return {name: counts[name] for name in ("total", "non_embedding", "active")}
 
 
+def member_parameters(model: FamilialForCausalLM, exit_idx: int) -> Iterator[nn.Parameter]:
+    """Iterate over the parameters of one member, head included. Each comes once."""
+    parts = (model.model.member_view(exit_idx), model.head(exit_idx))
+    return iter({p: None for part in parts for p in part.parameters()})
+
+
 def count_parameters(model: FamilialForCausalLM, exit_idx: int) -> dict[str, int]:
     """Count the parameters of one member. Shared tensors count once.
 
@@ -119,7 +125,7 @@ def count_parameters(model: FamilialForCausalLM, exit_idx: int) -> dict[str, int
         >>> count_parameters(model, exit_idx=0)["total"]
     """
     exit_idx = model.config.resolve_exit(exit_idx)
-    parts = {id(p): p.numel() for p in model.member_parameters(exit_idx)}
+    parts = {id(p): p.numel() for p in member_parameters(model, exit_idx)}
     ends = (model.get_input_embeddings(), model.head(exit_idx))
     outer = {id(p) for module in ends for p in module.parameters()}
     total = sum(parts.values())
@@ -148,7 +154,7 @@ def _count(keyed: Keyed[FamilialConfig]) -> FamilyParameters:
         ),
         members=tuple(
             _parameter_count(
-                [id(p) for p in family.member_parameters(k)],
+                [id(p) for p in member_parameters(family, k)],
                 shares,
                 _outer(family, [k]),
                 _size(members.member_segment(k).layers) + heads[k],

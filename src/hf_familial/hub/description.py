@@ -15,7 +15,7 @@ import torch
 from .._wording import metric, near_words, size
 from ..checkpoints.safetensors_file import FLOATS, TensorEntry
 from ..errors import HubUnavailableError
-from ..flops import count_family, member_flops
+from ..flops import count_family, member_flops, member_parameters
 from ..models import is_family, is_family_config
 from ..models.familial import FamilialConfig, FamilialForCausalLM
 from ._losses import read_losses
@@ -294,7 +294,7 @@ def _stored_bytes(config: FamilialConfig, tensors: Mapping[str, TensorEntry]) ->
     parameters = list(family.named_parameters(remove_duplicate=False))
     stored: list[int | None] = []
     for k in range(config.num_exits):
-        needed = {id(p) for p in family.member_parameters(k)}
+        needed = {id(p) for p in member_parameters(family, k)}
         names = [name for name, p in parameters if id(p) in needed]
         # compare names only up to the layer index, because files may split fused tensors
         starts = tuple({re.sub(r"(\.\d+\.).*", r"\1", name) for name in names})

@@ -130,7 +130,9 @@ class _Comparison:
             raise ScalingError(f"`split` must be 'tokens' or 'flops', got {self.split!r}.")
         shares = self.shares = np.asarray(self.members, float)
         if shares.ndim != 1 or not len(shares) or shares[0] <= 0 or np.any(np.diff(shares) <= 0):
-            raise ScalingError(f"`members` must be positive and rising, got {self.members}.")
+            raise ScalingError(
+                f"`members` must be positive shares of N in rising order, got {self.members}."
+            )
         if shares[-1] != 1:
             raise ScalingError(
                 f"The last of `members` must be 1 (the whole model), got {shares[-1]}."

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         RunRecordCallback,
     )
     from .data import DataArguments, PackedData, prepare_data
+    from .multi_exit import multi_exit
     from .pretraining import PretrainingArguments, PretrainingData, pretrain
     from .report import MemberRow, member_rows, plot_losses, print_members, save_members
     from .schedules import ExitSchedule, exit_weights
@@ -26,6 +27,7 @@ _MODULES = {
     ".budget": "flops_per_step steps_for_budget",
     ".callbacks": "ExitProgressCallback FlopBudgetCallback FlopCounterCallback RunRecordCallback",
     ".data": "DataArguments PackedData prepare_data",
+    ".multi_exit": "multi_exit",
     ".pretraining": "PretrainingArguments PretrainingData pretrain",
     ".report": "MemberRow member_rows plot_losses print_members save_members",
     ".schedules": "ExitSchedule exit_weights",
@@ -51,6 +53,7 @@ __all__ = [
     "flops_per_step",
     "lora_targets",
     "member_rows",
+    "multi_exit",
     "plot_losses",
     "prepare_data",
     "pretrain",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ import torch
 from torch import nn
 from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import nested_gather
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
 from ..flops import prepare_training_flops
 from ..models.familial import FamilialConfig
 from ..models.familial.losses import IGNORE_INDEX
+from ._each_exit import EachExitMixin
+from ._exit_losses import ExitLosses
+from ._pass_flops import PassMeter
 from .args import FamilialTrainingArguments, check_label_smoothing
 from .budget import flops_per_token
 from .callbacks import (
@@ -35,38 +40,15 @@ from .tuning import what_learns
 logger = logging.getLogger(__name__)
 
 
-class FamilialTrainer(Trainer):
-    """A [`~transformers.Trainer`] that trains all exits of a family at once.
+class MultiExitTrainer(EachExitMixin):
+    """The base class that [`multi_exit`] adds to a trainer class.
 
-    Its arguments are those of [`~transformers.Trainer`]. Pass [`FamilialTrainingArguments`] as
-    `args` to weight the exits or to distil them from the deepest one.
-
-    Every training log has `exit_0_loss`, `exit_1_loss` and so on, in nats per token. Each is a mean
-    over the optimiser steps since the last log and over all processes. Every evaluation has
-    `eval_exit_0_loss` and so on. The last of them is the loss of the deepest exit, the one to
-    compare with an ordinary model. A loss of an exit that is NaN or infinite appears in the log.
-    `logging_nan_inf_filter` hides such values in `loss` only.
-
-    An evaluation reads every row once. `dataloader_drop_last` applies to training only. The loss of
-    an exit is its sum over all targets, divided by the number of targets. It therefore depends on
-    neither the batch size nor the number of processes. `eval_loss` is the mean over the exits. If
-    the labels contain no target, the evaluation has no loss and logs a warning.
-
-    Training does not keep the logits of all exits, so the memory for logits does not grow with the
-    number of exits.
-
-    Raises:
-        ValueError: If `label_smoothing_factor` is not 0, or if `exit_weights` does not have one
-            number for each exit.
-
-    Example:
-        >>> args = FamilialTrainingArguments("outputs", max_steps=1000)
-        >>> FamilialTrainer(model, args, train_dataset=rows).train()
+    It adds losses, logs, FLOPs and evaluations by exit.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        check_label_smoothing(self.args)
+        self._check_options()
         adapters = (getattr(self.model, "peft_config", None) or {}).values()
         if any(not adapter.base_model_name_or_path for adapter in adapters):
             logger.warning(
@@ -78,12 +60,32 @@ class FamilialTrainer(Trainer):
         # `None` when progress bars are switched off
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ExitProgressCallback)
-        self._exit_losses: torch.Tensor | None = None
-        self._steps_kept: set[int] = set()
+        self._exit_losses = ExitLosses(self.model.config.num_exits)
+        self._meter = PassMeter(self.accelerator.unwrap_model(self.model))
         self._evaluated: list[torch.Tensor] = []
         # key: sequence length; every step needs the value, and the config does not change
         self._flops_per_token: dict[int, float] = {}
         self._tokens: list[torch.Tensor] = []
+
+    def _check_options(self) -> None:
+        """Raise if the model is not a family, or if two options contradict each other."""
+        self._family()
+        given = self.multi_exit_options.exit_weights
+        if self._host_computes_loss():
+            check_label_smoothing(self.args)
+        self._step_weights()  # one weight for each exit
+        if not isinstance(self.args, FamilialTrainingArguments):
+            return
+        if given != "uniform":
+            raise ValueError(
+                "`exit_weights` was passed to `multi_exit` and is also an option of "
+                "`FamilialTrainingArguments`: set it in one of the two."
+            )
+        if self.args.distillation() is not None and not self._has_host_loss():
+            raise ValueError(
+                f"distillation needs the loss of `Trainer`, but {type(self).__name__} has a loss "
+                "of its own: set `distillation_weight` to 0."
+            )
 
     def compute_loss(
         self,
@@ -91,9 +93,40 @@ class FamilialTrainer(Trainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Return the weighted loss of all exits, and keep each exit's loss for the logs."""
-        if self.model.training and self.compute_loss_func is None:
+        training = self.model.training
+        if self._has_host_loss() and not (training and self._draws()):
+            return self._host_loss(model, inputs, return_outputs, num_items_in_batch)
+        kwargs |= {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+        compute = functools.partial(super().compute_loss, **kwargs)
+        loss, losses, outputs = self._loss_by_exit(compute, model, inputs, return_outputs)
+        if training:
+            self._exit_losses.add(losses, self._log_scale(num_items_in_batch), self.state)
+        else:
+            rows = find_batch_size(inputs) or 1
+            values = [losses[k].float().reshape(()) * rows for k in sorted(losses)]
+            self._evaluated.append(torch.stack([*values, torch.full_like(values[0], rows)]))
+        return (loss, outputs) if return_outputs else loss
+
+    def _log_scale(self, num_items_in_batch: Any) -> float:
+        """Return the factor by which `Trainer` multiplies a computed loss before it logs it."""
+        scaled = self.loss_is_scaled_for_ga
+        if scaled is None:
+            counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = counted or self.compute_loss_func is not None
+        return 1.0 if scaled else 1 / self.current_gradient_accumulation_steps
+
+    def _host_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Return the loss of all exits that the family computes in one call."""
+        if self.model.training:
             if "labels" not in inputs:
                 raise ValueError(
                     "The training rows must have `labels` (token ids, -100 where there is no "
@@ -103,7 +136,7 @@ class FamilialTrainer(Trainer):
                 )
             inputs = inputs | self._objective()
         targets = None
-        if not self.model.training and self.compute_loss_func is None and "labels" in inputs:
+        if not self.model.training and "labels" in inputs:
             inputs, targets = self._without_repeats(inputs)
             num_items_in_batch = targets.expand(self.args.n_gpu, 1) if self.args.n_gpu > 1 else None
         loss, outputs = super().compute_loss(
@@ -116,7 +149,11 @@ class FamilialTrainer(Trainer):
             sums = torch.where(targets > 0, means * targets, 0.0)
             self._evaluated.append(torch.cat((sums, targets.to(sums).view(1))))
         elif exit_losses is not None:
-            self._keep(exit_losses, num_items_in_batch)
+            # DataParallel returns one row per replica, in one vector. FSDP2 may have cast the
+            # losses to half precision.
+            means = exit_losses.float().view(max(1, self.args.n_gpu), -1).mean(0)
+            scale = self._host_scale(num_items_in_batch)
+            self._exit_losses.add(dict(enumerate(means)), scale, self.state)
         return (loss, outputs) if return_outputs else loss
 
     def _without_repeats(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
@@ -136,26 +173,19 @@ class FamilialTrainer(Trainer):
             inputs = {**inputs, name: labels}
         return inputs, count_targets(inputs)
 
+    def _step_weights(self) -> tuple[float, ...]:
+        """Return the weight of each exit in the loss of this optimiser step; they sum to 1."""
+        if not isinstance(self.args, FamilialTrainingArguments):
+            return super()._step_weights()
+        schedule = self.args.schedule(self.model.config.exits, self.state.max_steps)
+        return schedule.at(self.state.global_step)
+
     def _objective(self) -> dict[str, Any]:
         """Return the arguments of `model.forward` that set the loss of this optimiser step."""
-        objective: dict[str, Any] = {"skip_logits": True}
+        objective: dict[str, Any] = {"skip_logits": True, "exit_weights": self._step_weights()}
         if isinstance(self.args, FamilialTrainingArguments):
-            exits = self.model.config.exits
-            schedule = self.args.schedule(exits, self.state.max_steps)
-            objective["exit_weights"] = schedule.at(self.state.global_step)
             objective["distillation"] = self.args.distillation()
         return objective
-
-    def _keep(
-        self, exit_losses: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
-    ) -> None:
-        # DataParallel returns one row per replica, in one vector. FSDP2 may have cast the losses
-        # to half precision.
-        exit_losses = exit_losses.float().view(max(1, self.args.n_gpu), -1).mean(0)
-        exit_losses = exit_losses * self._host_scale(num_items_in_batch)
-        self._steps_kept.add(self.state.global_step)
-        kept = self._exit_losses
-        self._exit_losses = exit_losses if kept is None else kept + exit_losses
 
     def _host_scale(self, num_items_in_batch: torch.Tensor | int | None) -> float:
         """Return the factor by which `Trainer` multiplies a model's loss before it logs it."""
@@ -172,7 +202,8 @@ class FamilialTrainer(Trainer):
     ) -> Any:
         """Train like `Trainer.train`. A checkpoint to resume from must have the same exits."""
         self._check_resumed(resume_from_checkpoint)
-        self._forget()
+        self._exit_losses.clear()
+        self._meter.clear()
         self._tokens.clear()
         self._flops_per_token.clear()  # other parameters may learn than in the last call
         if self.model is not None:
@@ -220,6 +251,10 @@ class FamilialTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Return the FLOPs of one forward and backward pass on this batch, with all heads."""
+        if not self._has_host_loss() or self._draws():
+            flops, tokens = self._meter.take()
+            self._tokens += tokens if self._callbacks(RunRecordCallback) else []
+            return flops / self.get_tp_size()
         ids = main_input(inputs)
         length = ids.shape[1]
         if length not in self._flops_per_token:
@@ -248,17 +283,15 @@ class FamilialTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card. `finetuned_from` defaults to the family's pretrained decoder."""
         name = self.model.config.name_or_path or self.model.config.text_config.name_or_path
-        if not args and name and not Path(name).is_dir():
+        takes_name = "finetuned_from" in signature(super().create_model_card).parameters
+        if takes_name and not args and name and not Path(name).is_dir():
             kwargs.setdefault("finetuned_from", name)
         super().create_model_card(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the values, and add `exit_<k>_loss` wherever there is a training `loss`."""
-        if "loss" in logs and self._exit_losses is not None:
-            gathered = nested_gather(self._exit_losses, self.args.parallel_mode)
-            means = gathered.view(-1, len(self._exit_losses)).mean(0) / len(self._steps_kept)
-            logs |= {f"exit_{k}_loss": loss for k, loss in enumerate(means.tolist())}
-            self._forget()
+        if "loss" in logs:
+            logs |= self._exit_losses.means(self.args.parallel_mode)
         if "loss" in logs:
             for callback in self._callbacks(FlopCounterCallback):
                 logs |= callback.measure(self.args, self.state)
@@ -278,10 +311,6 @@ class FamilialTrainer(Trainer):
 
     def _callbacks(self, kind: type) -> list[Any]:
         return [c for c in self.callback_handler.callbacks if isinstance(c, kind)]
-
-    def _forget(self) -> None:
-        self._exit_losses = None
-        self._steps_kept = set()
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Return a dataloader that reads every row, whatever `dataloader_drop_last` is."""
@@ -330,3 +359,36 @@ class FamilialTrainer(Trainer):
         means = [loss / targets for loss in losses]
         named = {f"{prefix}_exit_{k}_loss": mean for k, mean in enumerate(means)}
         return {f"{prefix}_loss": sum(means) / len(means)} | named
+
+
+class FamilialTrainer(MultiExitTrainer, Trainer):
+    """A [`~transformers.Trainer`] that trains all exits of a family at once.
+
+    Its arguments are those of [`~transformers.Trainer`]. Pass [`FamilialTrainingArguments`] as
+    `args` to weight the exits or to distil them from the deepest one.
+
+    Every training log has `exit_0_loss`, `exit_1_loss` and so on, in nats per token. Each is a mean
+    over the optimiser steps since the last log and over all processes. Every evaluation has
+    `eval_exit_0_loss` and so on. The last of them is the loss of the deepest exit, the one to
+    compare with an ordinary model. A loss of an exit that is NaN or infinite appears in the log.
+    `logging_nan_inf_filter` hides such values in `loss` only.
+
+    An evaluation reads every row once. `dataloader_drop_last` applies to training only. The loss of
+    an exit is its sum over all targets, divided by the number of targets. It therefore depends on
+    neither the batch size nor the number of processes. `eval_loss` is the mean over the exits. If
+    the labels contain no target, the evaluation has no loss and logs a warning.
+
+    Training does not keep the logits of all exits, so the memory for logits does not grow with the
+    number of exits.
+
+    `multi_exit` makes such a class from any other trainer.
+
+    Raises:
+        TypeError: If the model is not a family.
+        ValueError: If `label_smoothing_factor` is not 0, or if `exit_weights` does not have one
+            number for each exit.
+
+    Example:
+        >>> args = FamilialTrainingArguments("outputs", max_steps=1000)
+        >>> FamilialTrainer(model, args, train_dataset=rows).train()
+    """

@@ -224,12 +224,11 @@ class FamilialConfig(PreTrainedConfig):
         self.exits = list(self.exits)  # runs `__setattr__` on depths that were changed in place
         depth = self.num_hidden_layers
         check_exits(self.exits, depth)
-        if not is_int(self.num_exit_layers) or not 0 <= self.num_exit_layers <= depth:
-            count = self.num_exit_layers
-            raise ValueError(
-                f"`num_exit_layers` must be an integer from 0 to {depth}, got {count!r}."
-            )
-        private = self.num_exit_layers * (self.num_exits - 1)
+        layers = self.num_exit_layers
+        if not is_int(layers) or not 0 <= layers <= depth:
+            what = f"`num_exit_layers` must be an integer from 0 to {depth}"
+            raise ValueError(f"{what}, got {layers!r}.")
+        private = layers * (self.num_exits - 1)
         if depth + private > MAX_LAYERS:
             raise ValueError(
                 f"The family must have {MAX_LAYERS} layers or less, got {depth} and {private} "

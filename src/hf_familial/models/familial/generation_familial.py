@@ -54,7 +54,7 @@ class FamilialGenerationMixin(GenerationMixin):
             model_kwargs.setdefault("exit_idx", config.exit_idx)
         # a backbone without a cache must run the whole text in each step
         config.use_cache = config.use_cache and bool(self.model.spec.cache)
-        exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
+        exit_idx = self.model.resolve_exit(model_kwargs.get("exit_idx"))
         check_healing(self.config, config, exit_idx)
         return config, model_kwargs
 
@@ -79,7 +79,7 @@ class FamilialGenerationMixin(GenerationMixin):
         if isinstance(cache, DynamicCache) and (
             GenerationMode.ASSISTED_GENERATION in (mode, *args) or generation_config.is_assistant
         ):
-            exit_idx = self.config.resolve_exit(model_kwargs.get("exit_idx"))
+            exit_idx = self.model.resolve_exit(model_kwargs.get("exit_idx"))
             self.model.members.grow(cache, (exit_idx,))
             hide_unused(cache, self.model.members.slots(exit_idx))
             if generation_config.is_assistant:

@@ -1,6 +1,6 @@
 """The family without heads: a backbone that can stop at any of its exits."""
 
-from .configuration_familial import FamilialConfig, check_transformers, extension
+from .configuration_familial import PACKAGE, FamilialConfig, check_transformers, extension
 
 
 check_transformers()  # before imports that fail with an older version
@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import resolve_hidden_states_indices
 
@@ -25,6 +25,11 @@ from .backbones import TRAITS, find_backbone_spec, host_class, unsupported_backb
 from .segments import HostDecoder, Members, is_recurrent
 
 
+logger = logging.get_logger(__name__)
+ONE_EXIT = (
+    "This family trains exit %d only. To train every exit, use the trainer class that "
+    f"`{PACKAGE}.multi_exit(YourTrainer)` returns. To train one exit, pass `exit_idx`."
+)
 SHOWN = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
@@ -96,8 +101,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = _supports_sdpa = _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_flash_attn = _supports_sdpa = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: FamilialConfig) -> None:
         host = host_class(getattr(config, "text_config", None))
@@ -177,6 +181,7 @@ class FamilialModel(FamilialPreTrainedModel):
     """A backbone with early exits and without heads. `AutoModel` loads it."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^exit_heads\."]
+    active_exit: Any = None  # runs the calls that name no exit, while a multi-exit loss is computed
 
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
@@ -240,22 +245,23 @@ class FamilialModel(FamilialPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> FamilialModelOutput:
         r"""Run to one exit. The arguments are those of [`FamilialForCausalLM.forward`]."""
+        entry = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        inputs = {"attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+        if exit_idx is None and not output_exits:
+            if self.active_exit is not None:
+                given = {"past_key_values": past_key_values, "use_cache": use_cache}
+                return self.active_exit.run(self, entry | inputs | given)
+            if self.training and torch.is_grad_enabled() and self.config.num_exits > 1:
+                logger.warning_once(ONE_EXIT, self.config.resolve_exit())
         exit_idx = self.config.resolve_exit(exit_idx)
         reached = range(self.config.num_exits) if output_exits else (exit_idx,)
         past_key_values, use_cache = self._cache_for(reached, past_key_values, use_cache)
-        inputs = {
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "use_cache": use_cache,
-            **{name: self._requested(name, kwargs.pop(name, None)) for name in SHOWN},
-            **kwargs,
-        }
+        inputs |= {"past_key_values": past_key_values, "use_cache": use_cache}
+        inputs |= {name: self._requested(name, kwargs.get(name)) for name in SHOWN}
         if past_key_values is not None and is_recurrent(past_key_values):
             # these backbones mask padding in the prompt only
             states = past_key_values.layers[0].has_previous_state
             inputs["attention_mask"] = None if any(states.values()) else attention_mask
-        entry = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         if output_exits:
             outputs, exit_hidden_states = self._run_exits(entry, inputs)
         else:
@@ -355,6 +361,11 @@ class FamilialModel(FamilialPreTrainedModel):
     def _requested(self, flag: str, given: Any) -> Any:
         configs = (self.config, self.backbone.config)
         return given if given is not None else any(getattr(c, flag, None) for c in configs) or None
+
+    def resolve_exit(self, exit_idx: int | None = None) -> int:
+        """Return the index of the exit that a call runs: the named, active or default exit."""
+        active = self.active_exit if exit_idx is None else None
+        return self.config.resolve_exit(active.exit_idx if active else exit_idx)
 
     @property
     def decoder(self) -> HostDecoder:

@@ -6,7 +6,7 @@ from .configuration_familial import Accelerator, FamilialConfig, check_transform
 check_transformers()  # before imports that fail with an older version
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -203,8 +203,9 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
             >>> output = model(**inputs, labels=inputs["input_ids"])
             >>> output.exit_losses  # shape (G,), in nats per token
         """
-        every_exit = output_exits or (labels is not None and exit_idx is None)
-        chosen = self.config.resolve_exit(exit_idx)
+        chosen = self.model.resolve_exit(exit_idx)
+        one_loss = exit_idx is not None or self.model.active_exit is not None
+        every_exit = output_exits or (labels is not None and not one_loss)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -212,7 +213,7 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            exit_idx=chosen,
+            exit_idx=exit_idx,
             output_exits=every_exit,
             **kwargs,
         )
@@ -225,27 +226,25 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         loss: Any = None
         exit_losses: Any = None
         if labels is not None:
-            trained = hidden if exit_idx is None else [chosen]
+            trained = [chosen] if one_loss else hidden
             states = {k: ExitStates(hidden[k], self.head(k), logits.get(k)) for k in trained}
             loss, exit_losses = multi_exit_loss(
                 states, transform, self.loss_function, labels, exit_weights, distillation, **kwargs
             )
-        routers, text_config = outputs.router_logits, self.config.text_config
-        aux_loss, weight = balance_loss(text_config, routers, attention_mask)
+        routers = outputs.router_logits
+        aux_loss, weight = balance_loss(self.config.text_config, routers, attention_mask)
         if aux_loss is not None and labels is not None:
             # average over accumulated batches, like the cross entropy
             share = weight * target_share(labels, **kwargs)
             loss = loss + share.to(loss.device) * aux_loss.to(loss.device)
+        kept = ("past_key_values", "hidden_states", "attentions", "router_logits")
         return FamilialCausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
             logits=logits.get(chosen),
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=outputs.router_logits,
             exit_losses=exit_losses,
             exit_logits=tuple(logits.values()) if output_exits else None,
+            **{name: outputs.get(name) for name in kept},
         )
 
     @property
@@ -259,22 +258,18 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
         """Return the state for copies and pickles, which need an accelerator of their own."""
         return self.__dict__ | {"_accelerator": None}
 
+    def get_output_embeddings(self) -> nn.Module:
+        """Return `lm_head`, or the active exit's head while a multi-exit loss is computed."""
+        active = self.model.active_exit
+        return self.lm_head if active is None else active.head(self)
+
     def head(self, exit_idx: int) -> nn.Module:
         """Return the head of an exit, which is the shared `lm_head` or its own."""
         exit_idx = self.config.resolve_exit(exit_idx)
         return self.exit_heads[exit_idx] if exit_idx < len(self.exit_heads) else self.lm_head
 
-    def member_parameters(self, exit_idx: int) -> Iterator[nn.Parameter]:
-        """Iterate over the parameters of one member, head included. Each comes once."""
-        parts = (self.model.member_view(exit_idx), self.head(exit_idx))
-        return iter({p: None for part in parts for p in part.parameters()})
-
     def exit_module_names(self) -> list[str]:
-        """Return the names of the modules of early exits, as `modules_to_save` of peft needs them.
-
-        Example:
-            >>> LoraConfig(target_modules=["q_proj"], modules_to_save=model.exit_module_names())
-        """
+        """Return the names of the modules of early exits, for `modules_to_save` of peft."""
         names = []
         early: Any
         for k, early in enumerate(self.model.exits):

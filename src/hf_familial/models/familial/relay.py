@@ -144,13 +144,9 @@ class GeneratedText:
         asked = self.config.return_dict_in_generate
         self.scores: list[Any] | None = [] if asked and self.config.output_scores else None
         self.logits: list[Any] | None = [] if asked and self.config.output_logits else None
+        self.wants_scores = self.scores is not None or self.logits is not None  # of each token
         self.sources: list[torch.Tensor] = []
         self.done = False
-
-    @property
-    def wants_scores(self) -> bool:
-        """`bool`: Whether decoders must return the scores and logits of their tokens."""
-        return self.scores is not None or self.logits is not None
 
     @property
     def kept_rows(self) -> torch.Tensor:
@@ -369,8 +365,7 @@ class RelayStats:
     @property
     def note(self) -> str:
         """`str`: Advice if the relay used more FLOPs than plain decoding, else empty."""
-        saved = self.flops_saved or 0.0
-        if saved >= 0:
+        if (saved := self.flops_saved or 0.0) >= 0:
             return ""
         cause = f" ({self.acceptance:.0%} of the drafts were accepted)" if self.drafted else ""
         return (

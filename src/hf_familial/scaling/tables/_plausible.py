@@ -58,8 +58,8 @@ def check_sizes(sizes: Sizes, source: str) -> None:
         lines = some(sizes.lines[i] for i in rows.tolist())
         where = f"{source}, line{'s' if len(rows) > 1 else ''} {lines}"
         raise TableError(
-            f"{where}: {words} The other lines are plausible. Correct these, or leave them out "
-            "(`--where`)."
+            f"{where}: {words} The other lines are plausible. Correct the named lines, or leave "
+            "them out (`--where`)."
         )
     suggestions = _suggestions(sizes)
     if not suggestions:
