@@ -42,7 +42,8 @@ from transformers import AutoModelForCausalLM
 
 from hf_familial import verify_backbone
 
-report = verify_backbone(AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B"))
+model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B")
+report = verify_backbone(model)
 print(report.ok, report.continues, report.relays)
 ```
 

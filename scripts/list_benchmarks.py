@@ -29,9 +29,9 @@ Each benchmark compares this package with the simplest alternative on the same m
 To repeat a benchmark, run its script in a clone after `make setup`:
 
 ```bash
-python benchmarks/relay.py            # some minutes
-python benchmarks/relay.py --quick    # under 50 seconds, with a smaller model
-python benchmarks/relay.py --save     # also writes benchmarks/results/relay_cpu.json
+python benchmarks/relay.py           # some minutes
+python benchmarks/relay.py --quick   # under 50 seconds, smaller model
+python benchmarks/relay.py --save    # also writes the result file
 ```
 
 `python scripts/list_benchmarks.py` writes this page from the files in

@@ -32,7 +32,7 @@ PAGE = ROOT / "docs" / "cli.md"
 PROGRAM = "hf-familial"
 # commands whose output the page shows; `samples` makes the files that they read
 SAMPLES = {
-    "describe": "describe family --context 64 --memory 1500000",
+    "describe": "describe family --context 64 --memory 200kB",
     "export": "export family members --exit 0,1",
     "fit": "fit runs.jsonl --out fit.json --no-profiles",
     "plan": "plan fit.json --flops 1e21 --granularity 4",

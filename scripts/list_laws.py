@@ -37,7 +37,8 @@ from hf_familial.scaling import get_law
 
 law = get_law("hoffmann")
 values = law.published["besiroglu"].values
-print(f"{{float(law.predict(values, N=70e9, D=1.4e12)):.3f}} nats per token")
+loss = float(law.predict(values, N=70e9, D=1.4e12))
+print(f"{{loss:.3f}} nats per token")
 ```
 
 ```text title="Output"
@@ -54,16 +55,13 @@ variables, parameters, and one function that returns a column for each linear pa
 
 def page() -> str:
     """Return the page."""
-    rows = [
-        [f"[`{law.name}`](#{law.name})", f"`{law.formula_text}`", ", ".join(law.variable_names)]
-        for law in LAWS.values()
-    ]
+    rows = [[f"[`{law.name}`](#{law.name})", f"`{law.formula_text}`"] for law in LAWS.values()]
     hoffmann = LAWS["hoffmann"]
     loss = hoffmann.predict(hoffmann.published["besiroglu"].values, N=70e9, D=1.4e12)
     names = {"count": len(LAWS), "first": next(iter(LAWS))}
     head = HEADER.format(**names, example=f"{float(loss):.3f} nats per token")
     aliases = ", ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items())
-    parts = [head, table(["name", "formula", "variables"], rows)]
+    parts = [head, table(["name", "formula"], rows)]
     parts += [f"Other names: {aliases}."] if aliases else []
     for family, title in FAMILIES.items():
         laws = [law for law in LAWS.values() if law.family == family]

@@ -1,16 +1,13 @@
 # %% [markdown]
-# # An IsoFLOP study, from design to law
+# # A small IsoFLOP study, from design to plan
 #
-# How large should a model be for the compute you have, and what does a family of G exits cost on
-# top? An *IsoFLOP* study answers by measuring: for each of several budgets it trains models of
-# several sizes, each just as long as the budget pays for. Small ones see much text, large ones
-# little; somewhere in between the loss is least. A *scaling law* fitted to all of it says where
-# the best size lies for budgets that nobody has tried.
+# This tutorial answers two questions. How large should a model be for a given amount of compute?
+# And how much loss do G exits cost at the same compute? It trains 30 tiny models, fits a scaling
+# law to their losses, and plans the next run. An *IsoFLOP* study trains models of several sizes
+# on the same budget of FLOPs: small models see many tokens, large models few.
 #
-# This tutorial goes all the way: design, runs, law, plan. It is a toy. The largest model has a
-# hundred thousand parameters and the largest run costs a fifth of a tera-FLOP, so the whole takes
-# some minutes on two CPU cores. The steps are those of a real study; the numbers are not, and at
-# the end you will see how the tools say so themselves.
+# Everything runs in some minutes on two CPU cores. The largest model has 126 thousand parameters.
+# The steps are those of a real study. The numbers are not, and the tools say so at the end.
 
 # %%
 from collections import Counter
@@ -19,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
 
 import hf_familial as hff
 from hf_familial.isoflop import (
@@ -40,21 +36,25 @@ from hf_familial.scaling import (
     plan,
 )
 from hf_familial.scaling.flop_models import aspect_width
-from hf_familial.scaling.report import DataSource, analyse, write_analysis, write_report
+from hf_familial.scaling.report import (
+    DataSource,
+    analyse,
+    write_analysis,
+    write_report,
+)
 
 
 # %% [markdown]
-# ## Design
+# ## Design the runs
 #
-# A design is a grid: budgets C in FLOPs, sizes, and granularities G, the number of exits. G = 1,
-# the dense model, must be among them, or there would be nothing to compare with. All granularities
-# of a size share one backbone, so a family differs from its dense twin by its exits alone.
+# A design has budgets C in FLOPs, sizes, and granularities G (numbers of exits). G = 1, the
+# ordinary model, must be included for comparison. All granularities of a size share one backbone,
+# so a family differs from its ordinary model by its exits only.
 #
-# Learning rate and batch follow from a *rule*. It matters more than anything else in a study: with
-# badly tuned rates you measure the rates. `Measured` interpolates a table of your own settings;
-# the two rows here are a guess (one rate for all, batches that grow with the tokens), which a real
-# study would replace by a search. `StepLaw`, the default, holds from 60 million parameters
-# upwards.
+# A *rule* sets the learning rate and the batch size. Rules matter: with bad learning rates, a
+# study measures the learning rates. `Measured` interpolates a table of your own settings. The two
+# rows here are a guess. A real study would search for them first. The default, `StepLaw`, is for
+# models from 60 million parameters.
 
 # %%
 design = hff.IsoFlopDesign(
@@ -80,56 +80,55 @@ design = hff.IsoFlopDesign(
     },
 )
 Path("design.yaml").write_text(design.to_yaml())
-print_runs(design, console=Console(width=150))
+print_runs(design)
 
 # %% [markdown]
-# Nothing has run yet; this is what *would* run. Read the table before you spend anything:
+# No model is trained yet. Read the table first:
 #
-# - **FLOPs** are counted operation by operation, every exit and every head. Each run meets its
-#   budget within half a percent; a run that cannot is refused, with a budget that would fit.
-# - **6ND** is the error of the usual rule of thumb, C = 6ND. For models this small, whose head and
-#   attention are much of the work, it is far off; and the more exits, the further.
-# - Compare G = 1 and G = 2 of a size: the second has fewer tokens. That is how a second exit is
-#   paid for.
-# - The lines below the table say whether the sizes *bracket* the expected optimum: whether there
-#   are smaller and larger ones. A minimum at the edge of the sizes is not measured.
+# - **N** are parameters, **D** training tokens, **exits** the depths of the exits.
+# - **D** is smaller for two exits than for one. The second exit costs FLOPs, so fewer tokens fit
+#   in the budget. Each run meets its budget within half a per cent.
+# - **6ND** is the error of the usual rule C = 6ND. These models are so small that their heads and
+#   attention are much of the work. The error grows with the number of exits.
+# - The lines below the table show whether a budget has sizes below and above the expected best
+#   size. A minimum at the smallest or largest size is not measured.
 #
-# On the command line: `hf-familial sweep plan design.yaml`, which also measures this machine and
-# tells the time.
+# The command `hf-familial sweep plan design.yaml` prints the same table. It also measures your
+# machine and estimates the time.
 #
-# ## Run
+# ## Train
 #
-# `Sweep` does what is left of a design and writes one row per run to `runs.jsonl`. It may be
-# stopped at any time, or killed: runs that ended are skipped, interrupted ones go on from their
-# checkpoint. On the command line: `hf-familial sweep run design.yaml --out sweep`.
+# `Sweep` trains the runs that are left, and writes one row per run to `runs.jsonl`. You can stop
+# it at any time. The next call skips finished runs and continues the others from their
+# checkpoints. The command is `hf-familial sweep run design.yaml --out sweep`.
 
 # %%
 if __name__ == "__main__":
-    outcome = Sweep(design, "sweep", LocalExecutor(workers=2, threads=1)).run()
+    executor = LocalExecutor(workers=2, threads=1)
+    outcome = Sweep(design, "sweep", executor).run()
 records = sorted(outcome.records, key=lambda run: (run.G, run.N_total, run.C_flops))
 print(len(records), "runs:", dict(Counter(run.status for run in records)))
 for run in records[:3]:
     print(
-        f"C = {run.C_flops:.3g}, N = {run.N_total:,}, D = {run.D_tokens:,}, G = {run.G}, "
-        f"loss on held-out text {run.eval_loss_mean:.3f}"
+        f"C = {run.C_flops:.3g}, N = {run.N_total:,}, D = {run.D_tokens:,}, "
+        f"G = {run.G}, loss on held-out text {run.eval_loss_mean:.3f}"
     )
 
 # %% [markdown]
-# ## Look
+# ## Look at the runs
 #
-# Before any fit, look at the runs. Each curve is one budget.
+# Look at the losses before you fit a law. Each curve is one budget.
 
 # %%
 figure = Figure(figsize=(8, 4), layout="constrained")
 panels = figure.subplots(1, 2, sharey=True)
+colours = dict(zip(design.budgets, ("#7ad151", "#22a884", "#414487"), strict=True))
 for axes, exits in zip(panels, (1, 2), strict=True):
-    for budget, colour in zip(
-        design.budgets, ("#7ad151", "#22a884", "#414487"), strict=True
-    ):
-        curve = [
-            r for r in records if r.G == exits and abs(r.C_flops / budget - 1) < 0.01
-        ]
-        sizes, losses = [r.N_total for r in curve], [r.eval_loss_mean for r in curve]
+    for budget, colour in colours.items():
+        rows = [run for run in records if run.G == exits]
+        rows = [run for run in rows if abs(run.C_flops / budget - 1) < 0.01]
+        sizes = [run.N_total for run in rows]
+        losses = [run.eval_loss_mean for run in rows]
         axes.plot(sizes, losses, "o-", color=colour, label=f"{budget:.3g} FLOPs")
     axes.set(xscale="log", xlabel="parameters N", title=f"G = {exits}")
     axes.spines[["top", "right"]].set_visible(False)
@@ -141,102 +140,90 @@ figure.savefig("isoflop.png", dpi=130)
 # ![Held-out loss against size, a curve per budget, for one exit and for
 # two](isoflop_files/isoflop.png)
 #
-# What to look for: does each curve fall and rise again? Does the lowest point move to the right as
-# the budget grows? It does; but at the smallest budget the curve only rises, so its optimum lies
-# below the smallest size, as the lines under the table had warned.
+# Each curve should fall and rise again, and its lowest point should move to the right as the
+# budget grows. It does. The curve of the smallest budget only rises: its best size is below the
+# smallest size here, as the lines under the table warned.
 #
-# Are the curves smooth? Where neighbouring points jump, that is noise: of the seed, and here above
-# all of one learning rate for every size. Any statement finer than these jumps is not in the data,
-# whatever a fit says.
+# Curves should also be smooth. A jump between neighbouring points is noise. It comes from the
+# seed, and here also from one learning rate for all sizes. A fit cannot show effects that are
+# smaller than these jumps.
 #
-# ## Fit
+# ## Fit the law
 #
-# The familial law is Chinchilla's with a factor for the exits, printed below. Its question is
-# gamma: by how much does the mean loss above E grow when G does, at equal N and D? (Whether E
-# stands outside the factor or inside is not known; `familial_e_inside` is the other form, and
-# `hf-familial compare` judges between them.)
+# The familial law is Chinchilla's law with a factor for the exits, printed below. gamma is the
+# cost of exits: how fast the mean loss above E grows with G at equal N and D. In another form,
+# `familial_e_inside`, the factor also multiplies E. `hf-familial compare` compares both.
 
 # %%
 law = get_law("familial")
 print(law.formula_text)
-reading = load_runs("sweep/runs.jsonl", law, ColumnChoice(loss="eval_mean"))
-answer = fit(law, reading.data)
-analysis = analyse(answer, DataSource.of(reading), draws=200)
+runs = load_runs("sweep/runs.jsonl", law, ColumnChoice(loss="eval_mean"))
+answer = fit(law, runs.data)
+analysis = analyse(answer, DataSource.of(runs), draws=200)
 print(f"{answer.status}, {answer.data.runs} runs")
 for name in answer.free:
     interval = analysis.intervals["delta"][name]
-    print(
-        f"{name:6}{answer.values[name]:10.4g}   95 %: {interval.low:.4g} to {interval.high:.4g}"
-    )
-print(f"typical residual: {np.median(np.abs(answer.residuals())):.1%} of the loss")
+    ends = f"{interval.low:.4g} to {interval.high:.4g}"
+    print(f"{name:6}{answer.values[name]:10.4g}   95 %: {ends}")
+typical = np.median(np.abs(answer.residuals()))
+print(f"typical residual: {typical:.1%} of the loss")
 
 # %% [markdown]
-# And here is what the tools themselves think of it:
+# The tools print notes and warnings about this fit:
 
 # %% varies
-for sentence in (*reading.notes, *analysis.warnings):
+for sentence in (*runs.notes, *analysis.warnings):
     print("-", sentence)
 
 # %% [markdown]
-# Take these seriously: they are the result. Runs this small and this few cannot tell E, the loss
-# that no model goes below, from the terms above it, and they do not show an effect of G that is
-# larger than their own noise: an interval of gamma that holds 0 says that more runs are needed,
-# not that exits are free. A study that answers has more budgets, more sizes, several seeds and
-# tuned rates.
+# The warnings are the result. Runs this few and this small cannot separate E from the other
+# terms. They also show no effect of G that is larger than their noise. An interval of gamma that
+# contains 0 means that you need more runs. It does not mean that exits are free. A real study has
+# more budgets, more sizes, several seeds and tuned learning rates.
 #
-# ## Plan
+# ## Plan the next run
 #
-# With a law in hand, ask for a budget four times the largest one measured: how large, how many
-# tokens, what loss, for a family of two exits? `HeadFlops` says what a run costs: 6ND and the
-# heads that N does not count. N counts all parameters here, so one head is in it already, and
-# widths are about eight times the depth.
+# The fitted law answers what the best run is for a budget of four times the largest one. For a
+# family of two exits, `plan` returns the best size, the number of tokens and the loss.
+# `HeadFlops` counts the FLOPs of a run: 6ND plus the heads that N does not contain. N counts all
+# parameters here, so it contains one head. Widths are about eight times the depth.
 
 # %%
 try:
     cost = HeadFlops(vocab=320, heads_in_N=1, width=partial(aspect_width, aspect=8))
     ahead = plan(answer, C=8e11, G=2, flops=cost)
     for name, found in (("N", ahead.N), ("D", ahead.D), ("loss", ahead.loss)):
-        low, high = found.interval.low, found.interval.high
-        print(
-            f"{name:5}{found.value:10.4g} {found.unit}   95 %: {low:.3g} to {high:.3g}"
-        )
+        ends = f"{found.interval.low:.3g} to {found.interval.high:.3g}"
+        print(f"{name:5}{found.value:10.4g} {found.unit}   95 %: {ends}")
     for sentence in ahead.notes:
         print("-", sentence)
 except ScalingError as error:
     print(type(error).__name__, error)
 
 # %% [markdown]
-# ## The report
+# ## Write the report
 #
-# One page of HTML with everything: curves, residuals, clouds of the bootstrap, profiles.
-# `fit.json` keeps the fit whole, rows included.
+# The report is one HTML page with curves, residuals and intervals. `fit.json` contains the fit
+# and its rows.
 
 # %%
 write_analysis("fit.json", analysis)
 write_report("report.html", analysis)
-print(
-    *(
-        path.name
-        for path in map(Path, ("fit.json", "report.html"))
-        if path.stat().st_size
-    )
-)
+print([name for name in ("fit.json", "report.html") if Path(name).stat().st_size])
 
 # %% [markdown]
-# On the command line the second half of this page is three lines:
+# The commands for fit, plan and report are:
 #
 # ```text
-# hf-familial fit sweep/runs.jsonl --law familial --loss eval_mean --bootstrap 1000 --out fit.json
+# hf-familial fit sweep/runs.jsonl --law familial --loss eval_mean --out fit.json
 # hf-familial plan fit.json --flops 8e11 --granularity 2
 # hf-familial report fit.json --out report.html
 # ```
 #
-# ## What to try next
+# ## Next steps
 #
-# - More seeds: `seeds=(0, 1, 2)` on a part of the grid measures the noise that everything else is
-#   to be compared with.
-# - Rates tuned for each size, and the result as rows of `Measured`.
-# - `hf-familial compare` fits several laws to the same runs and judges each on budgets it has not
-#   seen.
-# - [Fitting scaling laws](../scaling.md) explains every interval and warning; [laws](../laws.md)
-#   lists the forms there are.
+# - Add seeds: `seeds=(0, 1, 2)` for a part of the grid measures the noise.
+# - Tune the learning rate for each size, and put the results into `Measured`.
+# - Compare laws with `hf-familial compare`. It tests each law on budgets that it did not see.
+# - Read [Fit a law and plan a run](../scaling.md) for every interval and option, and
+#   [laws](../laws.md) for other laws.

@@ -613,7 +613,7 @@ def test_what_is_no_family_is_refused(hub, to, folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="neither `model.safetensors` nor"):
         push_exits_to_hub(tmp_path / "bare", "me/fam", **to)
     torch.save({}, tmp_path / "bare" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pickles only"):
+    with pytest.raises(ValueError, match="only pickle files"):
         push_exits_to_hub(tmp_path / "bare", "me/fam", **to)
     tiny_model("llama").save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match="is a `llama`, not a family"):

@@ -247,7 +247,7 @@ def test_wrong_candidates(fits):
         Candidate("mixture", PublishedFit.published(MIXTURE))
     with pytest.raises(ScalingError, match="a law of N and D"):
         Candidate("line", PublishedFit(get_law("power"), {}))
-    with pytest.raises(ScalingError, match="reads no G"):
+    with pytest.raises(ScalingError, match="does not use G"):
         Candidate("family", fits[0], kind="familial")
     with pytest.raises(ScalingError, match="rising"):
         Situation(1e9, 1e20, 0, (2.0, 1.0))

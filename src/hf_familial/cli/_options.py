@@ -28,7 +28,7 @@ Size = Annotated[
     str,
     Option(
         "--size",
-        metavar="COUNT",
+        metavar="NAME",
         help="What N counts: total, non_embedding or active parameters.",
         callback=one_of("--size", "total", "non_embedding", "active"),
     ),

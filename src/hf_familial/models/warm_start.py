@@ -37,7 +37,7 @@ def load_host(backbone: Any, **kwargs: Any) -> PreTrainedModel:
         host = AutoModelForCausalLM.from_pretrained(backbone, **kwargs)
     else:
         raise TypeError(
-            f"`backbone` must be a name, a path or a causal LM, got a {type(backbone).__name__}."
+            f"`backbone` must be a name, a path or a causal LM, got {type(backbone).__name__}."
         )
     if is_family_config(host.config):
         raise ValueError("`backbone` is a family already. Load it with `from_pretrained`.")
