@@ -47,8 +47,8 @@ if TYPE_CHECKING:
         evenly_spaced_exits,
         relay_decode,
     )
+    from .training._multi_exit import multi_exit
     from .training.args import FamilialTrainingArguments
-    from .training.multi_exit import multi_exit
     from .training.trainer import FamilialTrainer
 
 
@@ -76,7 +76,7 @@ _LAZY = {
     "import_ruyi": ".hub.importers",
     "IsoFlopDesign": ".isoflop",
     "NoExitFitsError": ".errors",
-    "multi_exit": ".training.multi_exit",
+    "multi_exit": ".training._multi_exit",
     "push_exits_to_hub": ".hub.push",
     "push_family_to_hub": ".hub.push",
     "server_side": ".handoff",

@@ -41,7 +41,7 @@ WORDS = {
     r"\b(thereof|therein|thereby)\b": "a newer word",
     r"\bholds? that\b": "check that",
     r"\bcomes? with\b": "include, have",
-    r"(?<!there )\b(is|are|was|were) no (?!longer\b|more\b|less\b|fewer\b|one\b)": "is not a",
+    r"(?<!there )(?<!There )\b(is|are|was|were) no (?!longer\b|more\b|less\b|fewer\b|one\b)": "is not a",
     r"\b(stands|stood)\b(?! for\b)": "is",
     r"\b(go|goes|went|going) on\b": "continue",
     r"\bmend(s|ed|ing)?\b": "fix",
@@ -101,7 +101,7 @@ def without_code(text: str) -> str:
     text = re.sub(
         r"^( *)(```|~~~).*?^\1\2", lambda m: "\n" * m[0].count("\n"), text, flags=re.S | re.M
     )
-    text = re.sub(r"^ *(>>>|\.\.\.).*$", "", text, flags=re.M)
+    text = re.sub(r"^ *(>>>|\.\.\.|python |hf-familial |accelerate ).*$", "", text, flags=re.M)
     text = re.sub(r"<[^>\n]*>", "", text)
     text = re.sub(r"`[^`]*`", "`x`", text)
     return re.sub(r"\]\([^)]*\)", "]", text)
@@ -125,6 +125,8 @@ def word_offences(path: str, line: int, prose: str) -> Iterator[Offence]:
                     "word",
                     f"{found[0].strip(' .')!r}: {say}. In: {row.strip()[:90]}",
                 )
+    if not re.search(r"[.,:;]", plain):
+        return  # a list of names
     for sentence in sentences(plain):
         if len(sentence.split()) > LONGEST_SENTENCE:
             yield Offence(path, line, "long", f"{len(sentence.split())} words: {sentence[:80]}...")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from ._multi_exit import multi_exit
     from .args import FamilialTrainingArguments
     from .budget import flops_per_step, steps_for_budget
     from .callbacks import (
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
         RunRecordCallback,
     )
     from .data import DataArguments, PackedData, prepare_data
-    from .multi_exit import multi_exit
     from .pretraining import PretrainingArguments, PretrainingData, pretrain
     from .report import MemberRow, member_rows, plot_losses, print_members, save_members
     from .schedules import ExitSchedule, exit_weights
@@ -27,7 +27,7 @@ _MODULES = {
     ".budget": "flops_per_step steps_for_budget",
     ".callbacks": "ExitProgressCallback FlopBudgetCallback FlopCounterCallback RunRecordCallback",
     ".data": "DataArguments PackedData prepare_data",
-    ".multi_exit": "multi_exit",
+    "._multi_exit": "multi_exit",
     ".pretraining": "PretrainingArguments PretrainingData pretrain",
     ".report": "MemberRow member_rows plot_losses print_members save_members",
     ".schedules": "ExitSchedule exit_weights",
