@@ -41,7 +41,7 @@ WORDS = {
     r"\b(thereof|therein|thereby)\b": "a newer word",
     r"\bholds? that\b": "check that",
     r"\bcomes? with\b": "include, have",
-    r"(?<!there )(?<!There )\b(is|are|was|were) no (?!longer\b|more\b|less\b|fewer\b|one\b)": "is not a",
+    r"(?<!here )\b(is|are|was|were) no (?!longer\b|more\b|less\b|fewer\b|one\b)": "is not a",
     r"\b(stands|stood)\b(?! for\b)": "is",
     r"\b(go|goes|went|going) on\b": "continue",
     r"\bmend(s|ed|ing)?\b": "fix",
