@@ -33,6 +33,7 @@ from .callbacks import (
     FlopCounterCallback,
     RunRecordCallback,
 )
+from .checkpoints import last_complete_checkpoint
 from .run_record import TokenCounts, add_counts, count_targets, count_tokens, main_input
 from .tuning import what_learns
 
@@ -200,7 +201,13 @@ class MultiExitTrainer(EachExitMixin):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Train like `Trainer.train`. A checkpoint to resume from must have the same exits."""
+        """Train like `Trainer.train`. A checkpoint to resume from must have the same exits.
+
+        `resume_from_checkpoint=True` means the newest complete checkpoint in `output_dir`.
+        """
+        if resume_from_checkpoint is True:
+            # `Trainer` would also resume from an incomplete checkpoint
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) or True
         self._check_resumed(resume_from_checkpoint)
         self._exit_losses.clear()
         self._meter.clear()
@@ -227,8 +234,14 @@ class MultiExitTrainer(EachExitMixin):
         """Raise `ValueError` if a checkpoint has other exits, because `Trainer` would load it."""
         if checkpoint is True:
             folder = self.args.output_dir
-            checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-        if not checkpoint or not (Path(checkpoint) / CONFIG_NAME).is_file():
+            damaged = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+            if damaged is not None:
+                raise ValueError(
+                    "`resume_from_checkpoint=True` needs a complete checkpoint, but the folder "
+                    f"`{folder}` has only incomplete ones, such as `{Path(damaged).name}`. Delete "
+                    "them and start a new training."
+                )
+        if checkpoint is True or not checkpoint or not (Path(checkpoint) / CONFIG_NAME).is_file():
             return  # `Trainer` reports a missing checkpoint; adapters alone have no config
         stored, config = FamilialConfig.from_pretrained(checkpoint), self.model.config
         for name in ("exits", "num_exit_layers", "exit_norm", "exit_head"):
