@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, get_last_checkpoint
@@ -75,6 +76,13 @@ class MultiExitTrainer(EachExitMixin):
         if self._host_computes_loss():
             check_label_smoothing(self.args)
         self._step_weights()  # one weight for each exit
+        if is_deepspeed_zero3_enabled() and (self._draws() or not self._has_host_loss()):
+            # its weights are partitioned again before the summed gradients arrive, and a parameter
+            # without a gradient would keep that of an earlier step
+            raise ValueError(
+                'DeepSpeed ZeRO-3 works neither with `exits="sample"` nor with a trainer that has '
+                f"a loss of its own, got {type(self).__name__}. Use ZeRO-2, FSDP2 or DDP."
+            )
         if not isinstance(self.args, FamilialTrainingArguments):
             return
         if given != "uniform":
