@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from test_multi_exit import ReadsLogits, cross_entropy
+from test_multi_exit import cross_entropy
 from transformers import Trainer, default_data_collator
 
 import hf_familial as hff
@@ -20,22 +20,19 @@ from hf_familial import FamilialForCausalLM
 from hf_familial.training.args import FamilialTrainingArguments
 
 
-class CallsHead(Trainer):
-    """A trainer that calls the headless model and the output embeddings itself."""
+class ReadsLogits(Trainer):
+    """A trainer that computes a loss of its own. All rows have as many targets, so means add up."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        model, labels = self.accelerator.unwrap_model(model), inputs.pop("labels")
-        states = model.base_model(**inputs, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(states)
-        loss = cross_entropy(logits, labels)
-        return (loss, {"logits": logits}) if return_outputs else loss
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = cross_entropy(outputs.logits, labels)
+        return (loss, outputs) if return_outputs else loss
 
 
 TRAINERS = {
     "familial": hff.FamilialTrainer,
     "logits": hff.multi_exit(ReadsLogits),
-    "head": hff.multi_exit(CallsHead),
-    "sample": hff.multi_exit(ReadsLogits, exits="sample"),
 }
 
 

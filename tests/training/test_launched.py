@@ -139,7 +139,9 @@ def test_zero3_rejects_losses_of_other_trainers(tmp_path: Path, monkeypatch: Any
     """Its gradients would be wrong, without a message."""
     name = "hf_familial.training.trainer.is_deepspeed_zero3_enabled"
     monkeypatch.setattr(name, lambda: True)
-    model = FamilialForCausalLM.from_backbone(tiny_model("llama"), exits=[1, 2])
+    model = FamilialForCausalLM.from_backbone(
+        tiny_model("llama", num_hidden_layers=2), exits=[1, 2]
+    )
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     for kind in (multi_exit(ReadsLogits), multi_exit(Trainer, exits="sample")):
         with pytest.raises(ValueError, match="ZeRO-3 works neither"):

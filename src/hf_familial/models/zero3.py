@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -41,8 +42,7 @@ def _partitioner() -> Any:
 
 @contextmanager
 def _paused() -> Iterator[None]:
-    from deepspeed.runtime.zero import partition_parameters
-
+    partition_parameters: Any = import_module("deepspeed.runtime.zero.partition_parameters")
     partition_parameters.shutdown_init_context()
     try:
         yield
@@ -52,8 +52,7 @@ def _paused() -> Iterator[None]:
 
 def partition(model: nn.Module, dtype: Any = None) -> None:
     """Partition all parameters that are whole, after converting them to a floating dtype."""
-    import deepspeed
-
+    deepspeed: Any = import_module("deepspeed")
     whole = [p for p in model.parameters() if not is_partitioned(p)]
     for parameter in whole:
         if dtype is not None and parameter.is_floating_point():
@@ -70,12 +69,11 @@ def is_partitioned(parameter: Any) -> bool:
 @contextmanager
 def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Gather the partitioned parameters of some modules for reading inside a `with` block."""
-    parameters = {p for m in modules for p in m.parameters() if is_partitioned(p)}
+    parameters: set[Any] = {p for m in modules for p in m.parameters() if is_partitioned(p)}
     if not parameters:
         yield
         return
-    import deepspeed
-
+    deepspeed: Any = import_module("deepspeed")
     ordered = sorted(parameters, key=lambda parameter: parameter.ds_id)
     with deepspeed.zero.GatheredParameters(ordered):
         yield
