@@ -136,7 +136,7 @@ def test_two_processes_train_and_resume_as_one(
 
 
 def test_zero3_rejects_losses_of_other_trainers(tmp_path: Path, monkeypatch: Any) -> None:
-    """Its gradients would be wrong, without a message."""
+    """Reject them, because the gradients would be wrong without a message."""
     name = "hf_familial.training.trainer.is_deepspeed_zero3_enabled"
     monkeypatch.setattr(name, lambda: True)
     model = FamilialForCausalLM.from_backbone(
