@@ -36,6 +36,7 @@
 # | `--num_exit_layers` | Private layers of each early exit. The default is 1. |
 # | `--train` | `exits`: only the exits. `lora`: also adapt the backbone. `full`: everything. |
 # | `--train_files`, `--dataset_name` | Your text. The default is Python's standard library. |
+# | `--text_column` | The column with the text of a document. The default is `text`. |
 # | `--max_steps` | More steps give better exits. |
 # | `--output_dir` | The folder of the family. The default is `outputs/tune_exits`. |
 #
@@ -223,6 +224,7 @@ print("shape", tuple(logits_after.shape))
 #   `family.relay_generate(**inputs, relay=hff.SpeculativeRelay(draft_exit=2))`. See [relay
 #   generation](../relay.md).
 # - Train longer, and on your own text: `DataArguments(train_files=["my_texts/"])`.
+# - For chats (a column `messages`), use [trl's `SFTTrainer`](../trainers.md).
 # - To adapt the backbone too, use [LoRA](../training.md#lora). The deepest exit then changes.
 # - With `num_exit_layers=0` only norms are trained. The members are smaller, and much worse.
 #

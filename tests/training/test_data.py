@@ -480,8 +480,8 @@ def test_file_errors(tmp_path: Path) -> None:
         ("absent.txt", FileNotFoundError, "absent.txt"),
         ("a.xyz", UnknownFileTypeError, "'a.xyz'"),
         ("latin.txt", DataError, "must be UTF-8, got .*latin.txt"),
-        ("broken.jsonl", DataError, "broken.jsonl"),
-        ("empty.jsonl", EmptyCorpusError, "must contain documents, got empty .*empty.jsonl"),
+        ("broken.jsonl", DataError, "broken.jsonl are damaged: JSON parse error"),
+        ("empty.jsonl", EmptyCorpusError, "but these are empty: .*empty.jsonl"),
         ("empty", EmptyCorpusError, "must contain text, jsonl or parquet files"),
     ]:
         args = DataArguments(train_files=[str(tmp_path / name)], cache_dir=cache_dir)

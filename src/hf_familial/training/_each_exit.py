@@ -47,8 +47,8 @@ class EachExitMixin(_Base):
         family = model.get_base_model() if hasattr(model, "get_base_model") else model
         if not is_family(family):
             raise TypeError(
-                f"a multi-exit trainer needs a FamilialForCausalLM, got a {type(family).__name__}. "
-                "`FamilialForCausalLM.from_backbone(model, exits=[...])` makes one."
+                f"A multi-exit trainer needs a FamilialForCausalLM, got a {type(family).__name__}. "
+                "Create one with `FamilialForCausalLM.from_backbone(model, exits=[...])`."
             )
         return family
 

@@ -57,9 +57,10 @@ def multi_exit(
         >>> trainer = multi_exit(SFTTrainer)(model=model, args=args, train_dataset=dataset)
     """
     if not (isinstance(trainer_class, type) and issubclass(trainer_class, Trainer)):
+        got = getattr(trainer_class, "__name__", f"an object of {type(trainer_class).__name__}")
         raise TypeError(
             "`trainer_class` must be a subclass of `transformers.Trainer`, such as "
-            f"`trl.SFTTrainer`, got {trainer_class!r}. Pass the class, not a trainer."
+            f"`trl.SFTTrainer`, got {got}. Pass the class itself."
         )
     weights = exit_weights if isinstance(exit_weights, str) else tuple(exit_weights)
     options = MultiExitOptions(exits, weights, generation_exit, reference_exit)
