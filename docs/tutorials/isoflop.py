@@ -52,9 +52,9 @@ from hf_familial.scaling.report import (
 # so a family differs from its ordinary model by its exits only.
 #
 # A *rule* sets the learning rate and the batch size of each run. The rule matters. With bad
-# learning rates, the losses show the effect of the learning rates, not of the sizes. `Measured` interpolates a table of your own settings. The two
-# rows here are a guess. A real study would search for them first. The default, `StepLaw`, is for
-# models from 60 million parameters.
+# learning rates, the losses show the effect of the learning rates, not of the sizes. `Measured`
+# interpolates a table of your own settings. The two rows here are a guess. A real study would
+# search for them first. The default, `StepLaw`, is for models from 60 million parameters.
 
 # %%
 design = hff.IsoFlopDesign(
@@ -177,9 +177,9 @@ for sentence in (*runs.notes, *analysis.warnings):
 
 # %% [markdown]
 # These warnings are the main result. 30 runs of this size cannot separate E from the other terms.
-# They also show no effect of G that is larger than their noise. An interval of gamma that contains
-# 0 means that you need more runs. It does not mean that exits cost nothing. A real study has
-# more budgets, more sizes, several seeds and tuned learning rates.
+# They also show no effect of G that is larger than their noise. An interval of gamma that
+# contains 0 means that you need more runs. It does not mean that exits cost nothing. A real study
+# has more budgets, more sizes, several seeds and tuned learning rates.
 #
 # ## Plan the next run
 #

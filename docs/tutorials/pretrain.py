@@ -149,8 +149,8 @@ print(f"{result.metrics['total_flos']:.3g} FLOPs for {tokens:,} tokens")
 # %% [markdown]
 # Each line is an evaluation on the held-out files, the shallowest exit first. At first all exits
 # improve together, because the first things to learn are easy and need few layers. Then the
-# shallowest exit improves more slowly, and the curves separate. In the picture the evaluations (dots) are above the training
-# losses (lines), because the held-out files are harder.
+# shallowest exit improves more slowly, and the curves separate. In the picture the evaluations
+# (dots) are above the training losses (lines), because the held-out files are harder.
 
 # %%
 tokens_per_step = 4 * 128
