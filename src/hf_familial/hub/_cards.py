@@ -115,7 +115,7 @@ def family_card(
 
 
 def index_card(family: FamilyDescription, provenance: Provenance, repo_id: str) -> ModelCard:
-    """Return the card of a repository whose branches have members and whose main is empty."""
+    """Return the card of a repository with an empty main branch and members on other branches."""
     example = next(iter(provenance.members.values()))
     repo, base = RepoRevision(repo_id), provenance.base_model
     return _card("index", family, provenance, repo, example, base, [])

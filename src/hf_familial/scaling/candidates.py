@@ -221,7 +221,7 @@ def uneven(candidate: Candidate, run: Run) -> bool:
 
 
 def _groupings(memory: tuple[float, ...]) -> Iterator[list[tuple[float, ...]]]:
-    """Yield the ways to split the sorted devices into neighbouring groups that share a model."""
+    """Yield the ways to split devices, sorted by memory, into groups with one model each."""
     count = len(memory)
     ways = range(2 ** (count - 1)) if count <= MOST_DEVICES else (0, 2 ** (count - 1) - 1)
     for way in ways:

@@ -312,7 +312,8 @@ def _read_format(name: str, paths: list[str], args: DataArguments) -> Documents:
         # datasets wraps the errors of a reader; the original message is clearer
         if isinstance(error.__cause__, DataError):
             raise error.__cause__ from None
-        raise DataError(f"The {name} files {paths} could not be read.") from error
+        reason = error.__cause__ or error
+        raise DataError(f"The {name} files {paths} could not be read: {reason}") from error
     return _as_documents(table, args.text_column, f"the {name} files")
 
 
