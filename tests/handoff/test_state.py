@@ -267,7 +267,7 @@ def resealed(change):
         ),
         (
             lambda t, w: w["layers"].update({"0": ["DynamicLayer", 6]}),
-            "processed 6 positions, of 5",
+            "processed at most 5 positions, got 6",
         ),
         (lambda t, w: w["layers"].update({"00": ["X", 0]}), "'00' is not the index"),
         (lambda t, w: w["layers"].pop("0"), "unknown tensor 'layers.0.keys'"),

@@ -338,7 +338,7 @@ class UpperCache(RelayCache):
 
     def __init__(self, model: Any, exit_idx: int) -> None:
         super().__init__(model, [exit_idx, -1])
-        self._branches[0] = None  # the first exit gives no logits, so its private layers do not run
+        self._branches[0] = None  # its private layers do not run, because it needs no logits
 
     def push(
         self, taps: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None

@@ -277,7 +277,7 @@ class HandoffState:
         for slot, layer in self.layers.items():
             _require(
                 0 <= layer.seen <= columns,
-                f"layer {slot} has processed {layer.seen} positions, of {columns}.",
+                f"layer {slot} can have processed at most {columns} positions, got {layer.seen}.",
             )
             for name, tensor in layer.tensors.items():
                 what = f"`{name:.60}` of layer {slot}"

@@ -54,7 +54,7 @@ class Source:
 
     @property
     def called(self) -> str:
-        """The name in messages."""
+        """The name of the checkpoint in messages."""
         how = " (there is no folder with this name, so it must be a repository on the Hub)"
         return f"`{self.name}`{how if self.guessed else ''}"
 

@@ -23,7 +23,7 @@ Kind = Literal["dense", "sparse", "familial"]
 
 # kind -> architectures in a law's domain that cover it
 KINSHIP = {"dense": {"dense"}, "sparse": {"sparse", "moe"}, "familial": {"familial"}}
-# variables that a candidate must not give, because they are computed or given elsewhere
+# variables that a candidate must not set, because they are computed or set elsewhere
 ELSEWHERE = {
     "G": "leave G out, because there is one exit for each size of `memory`",
     "N": "leave N out, because the planner finds it",

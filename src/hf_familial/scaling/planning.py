@@ -16,7 +16,7 @@ from .prediction import NEAR, Estimator, Source, outside, warn_of
 from .quantities import compute_for, granularity_compute, loss_at, optimal
 
 
-BOUNDLESS = 1e100  # parameters or tokens so many that their term of the loss vanishes
+BOUNDLESS = 1e100  # number of parameters or tokens at which their term of the loss vanishes
 ASKED: tuple[Literal["N", "D", "loss"], ...] = ("N", "D", "loss")
 
 

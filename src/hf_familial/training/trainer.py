@@ -219,7 +219,7 @@ class MultiExitTrainer(EachExitMixin):
             for callback in self._callbacks(RunRecordCallback):
                 try:
                     callback.on_failure(self.args, self.state)
-                except OSError as second:  # on a full disk both fail, and the first says where
+                except OSError as second:  # a full disk makes both writes fail
                     error.add_note(f"The row of runs.jsonl could not be written either: {second}")
             raise
 

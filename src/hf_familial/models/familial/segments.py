@@ -71,7 +71,7 @@ class HostDecoder:
             _install_hooks(self.module)
 
     def hook_private(self, segment: Segment, inputs: dict[str, Any]) -> None:
-        """Install the same hooks once on private layers, if the inputs need them."""
+        """Install the hooks of `hook` once on private layers, if the inputs need them."""
         first: Any = segment.layers[0]
         asked = any(value for name, value in inputs.items() if name.startswith("output_"))
         if asked and not getattr(first, "_output_capturing_hooks_installed", False):

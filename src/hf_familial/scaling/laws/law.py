@@ -324,7 +324,7 @@ class Law:
         absent = [name for name in self.names if name not in values]
         if absent:
             raise ScalingError(
-                f"`values` of `{self.name}` must give {list(self.names)}, missing: {absent}."
+                f"`values` of `{self.name}` must contain {list(self.names)}, missing: {absent}."
             )
         x = {name: np.asarray(variables[name], np.float64) for name in self.variable_names}
         p = {name: np.asarray(values[name], np.float64) for name in self.names}

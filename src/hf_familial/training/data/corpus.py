@@ -186,8 +186,8 @@ def _split_by_keys(
     kept = [index for index, fraction in enumerate(fractions) if fraction > bar]
     if not kept:
         raise EmptyCorpusError(
-            "The corpus must have different documents to be split into train and eval, got "
-            f"{len(held_out)}, all held out. Pass other documents, `eval_files` or an eval split."
+            f"The corpus has {len(held_out)} documents, and all would be held out for evaluation. "
+            "Pass more or other documents, `eval_files` or an eval split."
         )
     return documents.select(kept), documents.select(held_out)
 
