@@ -13,7 +13,6 @@ from torch import nn
 from transformers import Trainer
 
 from ..models import is_family
-from ._pass_flops import PassMeter
 from ._shared_passes import ActiveExit, GradientSum, SharedPasses, active, touch_all
 from .schedules import exit_weights
 
@@ -39,7 +38,7 @@ class EachExitMixin(_Base):
     """The part of a multi-exit trainer that runs the trainer's own `compute_loss` by exit."""
 
     multi_exit_options = MultiExitOptions()
-    _meter: PassMeter | None = None
+    _meter: Any = None  # a [`PassMeter`] once the trainer is built
 
     def _family(self) -> Any:
         """Return the family inside adapters and wrappers; raise `TypeError` if there is none."""
