@@ -13,7 +13,6 @@ from torch import nn
 from transformers import Trainer
 
 from ..models import is_family
-from ._pass_flops import PassMeter
 from ._shared_passes import ActiveExit, GradientSum, SharedPasses, active, touch_all
 from .schedules import exit_weights
 
@@ -39,7 +38,7 @@ class EachExitMixin(_Base):
     """The part of a multi-exit trainer that runs the trainer's own `compute_loss` once per exit."""
 
     multi_exit_options = MultiExitOptions()
-    _meter: PassMeter | None = None
+    _meter: Any = None  # a [`PassMeter`] once the trainer is built
 
     def _family(self) -> Any:
         """Return the family inside adapters and wrappers. Raise `TypeError` if there is none."""
@@ -135,7 +134,7 @@ class EachExitMixin(_Base):
             return self._drawn_loss(compute, model, inputs, wants_outputs)
         count = family.config.num_exits
         weights = self._step_weights() if training else [1 / count] * count
-        books, total = _Books(self), GradientSum(self._loss_scale())
+        records, total = _Bookkeeping(self), GradientSum(self._loss_scale())
         losses, outputs = {}, None
         with contextlib.ExitStack() as stack:
             shared = [SharedPasses(self._meter) for _ in self._exits_of_models(0)]
@@ -144,7 +143,7 @@ class EachExitMixin(_Base):
             for k, weight in enumerate(weights):
                 for passes, (_, named) in zip(shared, self._exits_of_models(k), strict=True):
                     passes.start(named)
-                with books.of(k):
+                with records.of(k):
                     result = compute(model, _copied(inputs))
                 loss, outputs = result if wants_outputs else (result, None)
                 losses[k] = loss.detach()
@@ -157,7 +156,7 @@ class EachExitMixin(_Base):
         self, compute: Callable[..., Any], model: nn.Module, inputs: Any, wants_outputs: bool
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], Any]:
         k = self._drawn_exit()
-        with self._running(k), _Books(self).of(k):
+        with self._running(k), _Bookkeeping(self).of(k):
             result = compute(model, _copied(inputs))
         loss, outputs = result if wants_outputs else (result, None)
         # each parameter gets a gradient, as in the expectation over draws; DDP waits for all
@@ -208,7 +207,7 @@ def _copied(inputs: Any) -> Any:
     return dict(inputs) if isinstance(inputs, Mapping) else inputs
 
 
-class _Books:
+class _Bookkeeping:
     """The counters and lists of metrics that a trainer changes while it computes a loss.
 
     Counters that are attributes of the trainer count a batch once. Numbers that the loss of an exit
@@ -237,8 +236,12 @@ class _Books:
 
     def _lists(self) -> Iterator[tuple[dict[str, Any], str, list[Any]]]:
         stack = [value for value in vars(self._trainer).values() if isinstance(value, dict)]
+        seen: set[int] = set()  # a dictionary may contain itself
         while stack:
             holder = stack.pop()
+            if id(holder) in seen:
+                continue
+            seen.add(id(holder))
             for name, value in holder.items():
                 if isinstance(value, dict):
                     stack.append(value)

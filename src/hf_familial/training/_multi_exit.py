@@ -63,12 +63,13 @@ def multi_exit(
         )
     weights = exit_weights if isinstance(exit_weights, str) else tuple(exit_weights)
     options = MultiExitOptions(exits, weights, generation_exit, reference_exit)
-    return _subclass(trainer_class, options)
+    kind: Any = trainer_class
+    return _subclass(kind, options)
 
 
 @functools.cache
 def _subclass(trainer_class: type[Any], options: MultiExitOptions) -> type[Any]:
-    bases = (trainer_class,)
+    bases: tuple[type[Any], ...] = (trainer_class,)
     if not issubclass(trainer_class, MultiExitTrainer):
         bases = (MultiExitTrainer, trainer_class)
     members = {
