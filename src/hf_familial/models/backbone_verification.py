@@ -121,8 +121,8 @@ def verify_backbone(
     - `steps`: The first segment computes the same token by token with a cache as without one.
     - `segments`: The second segment, run on the output of the first, computes the whole model's
       output.
-    - `relay`: The same with one cache. The first segment runs token by token, the second in chunks
-      of pending positions.
+    - `relay`: As `segments`, but with one cache. The first segment runs token by token, the second
+      in chunks of pending positions.
 
     Args:
         model (`PreTrainedModel`): A causal LM with weights. It does not change.

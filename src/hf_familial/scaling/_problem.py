@@ -172,7 +172,7 @@ class Problem:
         return int(self.target.shape[-1])
 
     def nothing(self, share: float = 1e-15) -> np.ndarray:
-        """Return the objective for residuals of `share` of each loss. A fit below it is exact."""
+        """Return the objective for residuals of `share` of the loss. A fit below it is exact."""
         scale = 1.0 if self.loss.logs else float(np.abs(self.target).max())
         return self.weight.sum(-1) * self.loss.value(np.array(share * scale))
 
