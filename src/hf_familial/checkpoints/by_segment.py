@@ -205,7 +205,7 @@ def _replace(folder: Path, aside: Path, variant: str | None) -> None:
 
 
 def code_files(folder: Path) -> set[str]:
-    """Return the names of the Python files in a folder that the family there runs."""
+    """Return the names of the Python files that the family in a folder runs."""
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         paths = fields["auto_map"].values() if fields["model_type"] == "familial" else ()

@@ -89,7 +89,7 @@ def parse_header(
     Args:
         read (`Callable[[int], bytes]`): A function that returns the next n bytes, as `file.read`.
         size (`int`): The size of the whole file in bytes.
-        limits ([`Limits`], *optional*): The limits that the header must keep.
+        limits ([`Limits`], *optional*): The limits that the header must not exceed.
 
     Returns:
         `tuple[Any, dict[str, TensorEntry]]`: The value of `__metadata__`, which is not checked, and

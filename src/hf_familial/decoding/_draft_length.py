@@ -44,8 +44,9 @@ PLAIN, WATCHED, DRAFTED = "plain", "watched", "drafted"
 class Acceptance:
     """The share of accepted drafts, by the confidence of the draft exit.
 
-    A class without observations uses an assumed rate. This rate is scaled by the ratio of accepted
-    to expected drafts over all classes. So the estimate for an untrained but confident exit falls
+    Confidences are divided into `BUCKETS` classes of equal width. A class without observations uses
+    an assumed rate. This rate is scaled by the ratio of accepted to expected drafts over all
+    classes. So the estimate for an untrained but confident exit falls
     after few drafts.
     """
 

@@ -166,8 +166,8 @@ def probe_layers(model: Any, start: int, stop: int) -> dict[int, LayerState]:
     allowed = SAME.get(found.dtype, ROUNDED) * expected.abs().max()
     if not bool((found - expected).abs().max() <= allowed):
         raise ValueError(
-            f"`{model.config.text_config.model_type}` does not support hand-offs: its layers keep "
-            "a part of the text in themselves, not in the cache."
+            f"`{model.config.text_config.model_type}` does not support hand-offs: its layers store "
+            "a part of the text outside the cache."
         )
     return state
 

@@ -54,7 +54,7 @@ class Source:
 
     @property
     def called(self) -> str:
-        """The name in messages."""
+        """The name of the checkpoint in messages."""
         how = " (there is no folder with this name, so it must be a repository on the Hub)"
         return f"`{self.name}`{how if self.guessed else ''}"
 
@@ -172,7 +172,7 @@ class Source:
 def find_source(
     path_or_repo: str | os.PathLike[str] | Source, *, local_files_only: bool = False, **where: Any
 ) -> Source:
-    """Return the folder or the Hub repository that `path_or_repo` means."""
+    """Return the folder or the Hub repository that `path_or_repo` names."""
     if isinstance(path_or_repo, Source):
         return path_or_repo
     if not isinstance(path_or_repo, (str, os.PathLike)):

@@ -77,7 +77,7 @@ class BackboneTemplate:
                     )
 
     def width(self, depth: int) -> int:
-        """Return the width for a depth, from `aspect`."""
+        """Return `aspect * depth`, rounded to a multiple of `multiple`."""
         return self._rounded(self.aspect * depth)
 
     def config_fields(

@@ -115,7 +115,7 @@ def verify_backbone(
 
     The function splits the layers into two segments and runs five checks on random tokens:
 
-    - `logits`: The final norm, the head and the known logit operations give the model's logits.
+    - `logits`: The final norm, the head and the known logit operations compute the model's logits.
     - `taps`: The first segment with the final norm gives the same as that norm on the hidden
       states of the whole model at that depth.
     - `steps`: The first segment gives the same token by token with a cache as without one.
@@ -213,7 +213,7 @@ def as_host(family: Any) -> PreTrainedModel:
 
 
 class _Probe:
-    """The five checks. Each method returns its largest relative difference."""
+    """The five checks of a backbone. Each method returns the largest relative difference."""
 
     def __init__(self, model: PreTrainedModel, backbone: Any, depth: int) -> None:
         self.model, self.backbone, self.depth = model, backbone, depth

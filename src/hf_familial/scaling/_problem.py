@@ -119,7 +119,7 @@ class Loss:
     delta: float  # infinite for least squares
 
     def value(self, residual: np.ndarray) -> np.ndarray:
-        """Return the function of every residual, in the same shape."""
+        """Return Huber's function of every residual, in the same shape."""
         size = np.abs(residual)
         if np.isinf(self.delta):
             return 0.5 * size * size

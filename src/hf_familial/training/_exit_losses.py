@@ -24,7 +24,7 @@ class ExitLosses:
             self._steps[k].add(state.global_step)
 
     def means(self, parallel_mode: Any) -> dict[str, float]:
-        """Return `exit_<k>_loss`, a mean over steps and processes, and start anew.
+        """Return `exit_<k>_loss`, a mean over steps and processes, and reset the sums.
 
         An exit that no step has drawn has no entry.
         """

@@ -18,8 +18,8 @@ LENGTHS = (16, 32)  # tokens; FLOPs per token are linear in the length
 class PassMeter:
     """A counter of the FLOPs and tokens that a trainer's families run between two steps.
 
-    A pass that learns costs what `training_flops_per_token` says. Every other pass costs its
-    forward FLOPs, with attention as a quadratic in the length, estimated from two lengths.
+    A pass that learns costs the FLOPs of `training_flops_per_token`. Every other pass costs its
+    forward FLOPs. They are estimated from two lengths, with attention quadratic in the length.
     """
 
     def __init__(self, learning: Any) -> None:
@@ -51,7 +51,7 @@ class PassMeter:
         self._tokens.append(count_tokens(inputs))
 
     def take(self) -> tuple[float, list[torch.Tensor]]:
-        """Return the FLOPs and the token counts of the passes that learn, and start anew."""
+        """Return the FLOPs of all passes and the token counts of those that learn. Reset both."""
         taken = self._flops, self._tokens
         self.clear()
         return taken

@@ -311,7 +311,7 @@ class ExitProgressCallback(ProgressCallback):
     """The progress bar of `Trainer` with the latest losses. Evaluations are lines above it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Create the bar."""
+        """Create the progress bar."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.bar_format = BAR

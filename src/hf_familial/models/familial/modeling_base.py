@@ -122,7 +122,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
         max_exit: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a family. All arguments of Transformers work, and one more.
+        """Load a family. `max_exit` is added to the arguments of Transformers.
 
         Args:
             max_exit (`int`, *optional*): Index of the deepest exit to load. Tensors and files of
@@ -148,7 +148,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
         by_segment: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save the family. All arguments of Transformers work, and one more.
+        """Save the family. `by_segment` is added to the arguments of Transformers.
 
         With the package `hf_familial`, an older checkpoint in the folder stays usable until the new
         one is complete.
@@ -181,7 +181,7 @@ class FamilialModel(FamilialPreTrainedModel):
     """A backbone with early exits and without heads. `AutoModel` loads it."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^exit_heads\."]
-    active_exit: Any = None  # runs the calls that name no exit, while a multi-exit loss is computed
+    active_exit: Any = None  # runs calls without `exit_idx` while a multi-exit loss is computed
 
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
@@ -369,7 +369,7 @@ class FamilialModel(FamilialPreTrainedModel):
 
     @property
     def decoder(self) -> HostDecoder:
-        """[`HostDecoder`]: The backbone, and the places of its layers and its norm."""
+        """[`HostDecoder`]: The backbone, wrapped to run segments of its layers."""
         return HostDecoder(self.backbone, self.spec)
 
     @property

@@ -286,7 +286,7 @@ def check_healing(config: Any, generation_config: Any, exit_idx: int) -> None:
 
 
 def processors_with_memory(processors: Iterable[Any]) -> list[str]:
-    """Return the names of processors that may have state (not `STATELESS` and not marked so)."""
+    """Return the names of processors whose result may depend on earlier calls."""
     prefix, names = logits_process.PrefixConstrainedLogitsProcessor, []
     for one in processors:
         one = one._prefix_allowed_tokens_fn if type(one) is prefix else one
@@ -299,7 +299,7 @@ def processors_with_memory(processors: Iterable[Any]) -> list[str]:
 
 
 def guided_at(processors: Iterable[Any], model: Any, exit_idx: int) -> LogitsProcessorList:
-    """Return the processors with the model of classifier-free guidance bound to one exit."""
+    """Return the processors, with classifier-free guidance set to run one exit."""
     found = LogitsProcessorList()
     for one in processors:
         guide = type(one) is logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor

@@ -68,7 +68,7 @@ class RelayPolicy:
         raise NotImplementedError
 
     def decoder(self, cache: RelayCache, text: Any) -> RelayDecoder:
-        """Build the decoder of one `relay_generate` call. `cache` covers the exits above."""
+        """Build the decoder of one `relay_generate` call. `cache` has the exits of `exits`."""
         return RelayDecoder(cache, text)
 
 

@@ -164,7 +164,7 @@ class Selection:
         unknown = sorted(set(choice.units) - set(self.values))
         if unknown:
             raise TableError(
-                f"`--unit {unknown[0]}` needs a variable of the table. It has {some(self.values)}."
+                f"`--unit` must name one of the variables {some(self.values)}, got {unknown[0]!r}."
             )
         for name in table.columns:
             if plain(name) in EPOCHS and "D_unique" not in self.values:
