@@ -416,7 +416,7 @@ def test_wrong_limits(limits):
 
 def test_missing_variables_are_named():
     law = get_law("hossain")
-    with pytest.raises(MissingColumnError, match=r"also needs \['S'\]"):
+    with pytest.raises(MissingColumnError, match=r"also needs values of \['S'\]"):
         plan(PublishedFit.published(law), C=1e20)
 
 

@@ -233,7 +233,7 @@ def write_file(path: Path, copies: Sequence[TensorCopy]) -> int:
 
 
 def _runs(copies: Sequence[TensorCopy]) -> list[list[TensorCopy]]:
-    """Group copies that are also adjacent in their source. A converted copy is its own group."""
+    """Group copies that are adjacent in one source file. A converted copy is alone in its group."""
     runs: list[list[TensorCopy]] = []
     end: tuple[Path, int] | None = None
     for copy in copies:

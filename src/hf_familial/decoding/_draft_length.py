@@ -195,7 +195,7 @@ class DraftLength:
             self._pause()
 
     def goes_on(self, confidence: float) -> bool:
-        """Return whether to draft one more token. Not used with a fixed length."""
+        """Return whether to draft one more token, if the length is not fixed."""
         self._confidences.append(confidence)
         if not self._spent and len(self._confidences) > FIRST_DRAFTS:
             return False

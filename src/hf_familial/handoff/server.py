@@ -186,14 +186,14 @@ class ServerText(HandoffText):
 
     @torch.no_grad()
     def step(self) -> torch.Tensor:
-        """Choose the next token of each row. The taps of all tokens so far must be here.
+        """Choose the next token of each row. The taps of all tokens must have arrived.
 
         Returns:
             `torch.LongTensor` of shape `(batch, 1)`: The new tokens. They are also appended to
             `tokens`.
 
         Raises:
-            HandoffError: If the taps of the last token are missing. Also if received taps, keys or
+            HandoffError: If the taps of the last token are missing, or if received taps, keys or
                 values are so large that the logits are not finite.
         """
         if self.relay.length < self.tokens.shape[1]:

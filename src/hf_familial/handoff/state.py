@@ -309,7 +309,7 @@ def _is_floating(tensor: torch.Tensor) -> bool:
 
 
 def _is_quantized(name: str) -> bool:
-    """Return whether a tensor is quantised. Recurrent states are not, as errors would add up."""
+    """Return whether a tensor is quantised. Recurrent states are not, because errors add up."""
     return name.startswith(TAPS) or name.rpartition(".")[2] in BY_POSITION
 
 

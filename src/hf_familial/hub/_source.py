@@ -94,7 +94,7 @@ class Source:
             return None
 
     def cached(self) -> Source | None:
-        """Return the copy of the repository in the local cache, or `None`."""
+        """Return the repository as a folder of the local cache, or `None` if it is not there."""
         try:
             found = snapshot_download(self.name, revision=self.revision, local_files_only=True)
         except LocalEntryNotFoundError:

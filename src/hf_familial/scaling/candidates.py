@@ -326,7 +326,7 @@ class _Uses:
 def groups_of(candidates: Sequence[Candidate]) -> tuple[list[list[Candidate]], list[str]]:
     """Group the candidates whose losses can be compared.
 
-    Returns the groups, and one sentence for each pair that cannot be compared. There are no
+    Return the groups, and one sentence for each pair that cannot be compared. There are no
     sentences if there is only one group.
     """
     groups: list[list[Candidate]] = []

@@ -289,7 +289,7 @@ def settings_of(columns: Mapping[str, np.ndarray], variables: tuple[str, ...]) -
 def best_of_each(
     columns: Mapping[str, np.ndarray], variables: tuple[str, ...], loss: np.ndarray
 ) -> np.ndarray:
-    """Return which rows have the least loss among the rows with the same setting.
+    """Return a mask of the rows with the least loss among the rows with the same setting.
 
     The first of equal losses counts. The loss is NaN if a run diverged. Rules for the learning
     rate and batch size are fitted to these rows only.

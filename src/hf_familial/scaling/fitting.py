@@ -292,7 +292,7 @@ def _starts(problem: Problem, settings: Settings) -> tuple[int, np.ndarray]:
 
 
 def _agreeing(problem: Problem, found: Found, best: int, share: float) -> np.ndarray:
-    """Return which starts ended within a share of the best objective, or fit exactly."""
+    """Return a mask of the starts that ended within `share` of the best objective."""
     return found.value <= np.maximum(found.value[best] * (1 + share), problem.nothing(1e-9))
 
 

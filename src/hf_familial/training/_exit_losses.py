@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import nested_gather
 
 
 class ExitLosses:
-    """Sums of the losses of each exit since the last log, and the steps that they come from."""
+    """Sums of the losses of each exit since the last log, and the optimiser steps in each sum."""
 
     def __init__(self, num_exits: int) -> None:
         self._sums: list[Any] = [0.0] * num_exits

@@ -35,7 +35,7 @@ class PassMeter:
     def add(
         self, model: FamilialModel, inputs: dict[str, Any], exit_idx: int | None, learns: bool
     ) -> None:
-        """Count one pass: up to `exit_idx`, or to all exits if it is `None`."""
+        """Count one pass up to `exit_idx`, or to all exits if it is `None`."""
         ids = main_input(inputs)
         rows, length = ids.shape
         cache_of = inputs.get("past_key_values")
@@ -68,7 +68,7 @@ class PassMeter:
 
 
 def _whole_row(config: FamilialConfig, exit_idx: int | None, length: int) -> float:
-    """Return the forward FLOPs per token of one row, up to an exit or to all."""
+    """Return the forward FLOPs per token of one row, up to one exit or to all exits."""
     flops = forward_flops(config, length)
     return (flops.all_exits if exit_idx is None else flops.member(exit_idx)).total / length
 

@@ -126,7 +126,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
 
         Args:
             max_exit (`int`, *optional*): Index of the deepest exit to load. Tensors and files of
-                deeper exits are neither read nor downloaded. Needs the package `hf_familial`.
+                deeper exits are neither read nor downloaded. This needs the package `hf_familial`.
 
         Raises:
             IndexError: If the family has no exit `max_exit`.
@@ -156,7 +156,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
         Args:
             by_segment (`bool`, *optional*): Whether to write each segment into files of its own, so
                 that a shallow member loads without the others. Defaults to `True` from 100 MB of
-                weights on. Needs the package. Adapters, variants, distributed checkpoints and
+                weights on. This needs the package. Adapters, variants, distributed checkpoints and
                 quantised models are never split.
         """
         save = super().save_pretrained

@@ -348,12 +348,12 @@ class RelayStats:
 
     @property
     def acceptance(self) -> float:
-        """`float`: Share of the verified drafts that were accepted. 0 without drafts."""
+        """`float`: Share of the verified drafts that were accepted. It is 0 without drafts."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
     @property
     def tokens_per_round(self) -> float:
-        """`float`: New tokens of a row per verifying pass. 1 without drafts."""
+        """`float`: New tokens of a row per verifying pass. It is 1 without drafts."""
         return self.token_exits.shape[1] / max(1, self.rounds)
 
     @property

@@ -191,7 +191,7 @@ class RelayCache:
         return self._states[i][:, -last:]
 
     def crop(self, count: int) -> None:
-        """Remove the last `count` positions from all layers. Needs `rollback=True`."""
+        """Remove the last `count` positions from all layers. This needs `rollback=True`."""
         length = self.length - count
         for i, branch in enumerate(self._branches):
             crop(self.runner(i, i).layers, self._done[i] - length)

@@ -46,7 +46,7 @@ class Variable:
     levels: int = 3
 
     def lawful(self, values: np.ndarray) -> np.ndarray:
-        """Return which values are valid, as booleans. NaN and infinity are never valid."""
+        """Return a mask of the valid values. NaN and infinity are never valid."""
         above = values > self.minimum if self.open_minimum else values >= self.minimum
         return above & (values < self.maximum) & np.isfinite(values)
 

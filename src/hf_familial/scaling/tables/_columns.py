@@ -91,7 +91,7 @@ class Row:
 
 
 def chosen(columns: Any, labels: Callable[[str], Sequence[Any]], condition: str) -> list[bool]:
-    """Return which rows meet a condition such as `"D > 1e9 and seed == 0"`."""
+    """Return a mask of the rows that meet a condition such as `"D > 1e9 and seed == 0"`."""
     parts = re.split(r"\s+(?:and|&&)\s+", condition.strip())
     met = [_met(list(columns), labels, part) for part in parts]
     return [all(of_row) for of_row in zip(*met, strict=True)]
