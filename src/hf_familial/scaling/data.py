@@ -239,7 +239,7 @@ class RunTable:
         )
 
     def _single(self, duplicates: Duplicates, named: bool) -> RunTable:
-        """Return the rows without exact copies."""
+        """Keep, drop, merge or reject rows that are exact copies, see `read`."""
         if duplicates == "keep" or len(self) < 2:
             return self
         # without named runs, rows with the same numbers are copies

@@ -186,7 +186,7 @@ def proportional(law: Law, data: RunTable) -> str:
             if abs(slope - 1) < 0.02:
                 ratio = float(np.exp(np.mean(y - x)))
                 return f"`{second}` is proportional to `{first}` (about {ratio:.3g} times it)"
-            return f"`{second}` goes as `{first}`^{slope:.3g}"
+            return f"`{second}` is proportional to `{first}`^{slope:.3g}"
     return ""
 
 

@@ -182,7 +182,7 @@ class EachExitMixin(_Base):
         return [*found, (reference, reference.config.resolve_exit(named))]
 
     def _check_batch(self, inputs: Any) -> None:
-        """Raise if a batch has old log-probabilities, because they belong to one exit only."""
+        """Raise under `DataParallel`, or if a batch has old log-probabilities of one exit only."""
         if self.args.n_gpu > 1:
             raise ValueError(
                 "a multi-exit trainer does not support `nn.DataParallel`: start the script with "

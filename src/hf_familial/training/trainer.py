@@ -289,7 +289,7 @@ class MultiExitTrainer(EachExitMixin):
         super().create_model_card(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the values. Add `exit_<k>_loss` if they contain a training `loss`."""
+        """Log the values. To a training `loss`, add `exit_<k>_loss` and the FLOPs of callbacks."""
         if "loss" in logs:
             logs |= self._exit_losses.means(self.args.parallel_mode)
         if "loss" in logs:
@@ -333,7 +333,7 @@ class MultiExitTrainer(EachExitMixin):
             self.args = given
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, and add `<prefix>_exit_<k>_loss` of every exit to the metrics."""
+        """Evaluate. The metrics have `<prefix>_exit_<k>_loss` and their mean `<prefix>_loss`."""
         self._evaluated = []
         output = super().evaluation_loop(*args, **kwargs)
         if self._evaluated:

@@ -342,7 +342,7 @@ class Accelerator:
         """
 
     def decoder(self, decoder: Any) -> Any:
-        """Return a decoder that replaces the one of a relay policy and may use its parts."""
+        """Return the decoder to use instead of a relay policy's `decoder`."""
         return decoder
 
     def flops(self, relay: Any, rows: int, tokens: int) -> tuple[float | None, float | None]:
