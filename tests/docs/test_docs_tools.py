@@ -188,3 +188,17 @@ def test_formulas_become_mathml():
     assert "&#x0003C;" in made
     block = hooks.MATH.sub(hooks.as_mathml, r'<div class="arithmatex">\[x\]</div>')
     assert 'display="block"' in block
+
+
+def test_only_blocks_of_prose_wrap():
+    start = '<div class="highlight"><pre><span></span><code>'
+    for text, wraps in [
+        ("`exits` must be 1 or more.\nGot 0.", True),
+        ("    indented", True),
+        ("depth   loss\n   20   4.84", False),
+        ("│ 20 │", False),
+        ('<span class="kn">import</span> this', False),
+    ]:
+        html = hooks.TEXT_BLOCK.sub(hooks.as_words, f"{start}{text}</code></pre></div>")
+        assert ('class="words highlight"' in html) is wraps
+        assert html.replace("words ", "") == f"{start}{text}</code></pre></div>"
