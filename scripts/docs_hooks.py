@@ -165,16 +165,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace formulas by MathML, which browsers can draw, and papers by links. Mark prose blocks."""
+    """Replace formulas by MathML and papers by links, and mark blocks of prose."""
     if page.file.src_uri.startswith(f"{SOURCE}/"):
         return html
     return TEXT_BLOCK.sub(as_words, PAPER.sub(as_paper, MATH.sub(as_mathml, html)))
 
 
 def as_words(match: re.Match[str]) -> str:
-    """Return a block of text, with the class `words` unless it has columns, which must not wrap."""
-    text = re.sub(r"<[^>]*>", "", match[2])
-    return match[0] if COLUMNS.search(text) else f'<div class="words {match[1]}{match[2]}'
+    """Return a block of text with the class `columns` if it has some, else `words`."""
+    kind = "columns" if COLUMNS.search(re.sub(r"<[^>]*>", "", match[2])) else "words"
+    return f'<div class="{kind} {match[1]}{match[2]}'
 
 
 def as_mathml(match: re.Match[str]) -> str:

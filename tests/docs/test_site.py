@@ -36,7 +36,8 @@ for (const page of pages) {
         c => c.scrollWidth > c.clientWidth + 1 && (
           inside.getComputedStyle(c).overflowX != "auto" || c.closest(".words"))).length,
       folded: [...frame.contentDocument.querySelectorAll("article pre > code")].filter(
-        c => inside.getComputedStyle(c).whiteSpace != "pre" && !c.closest(".words")).length,
+        c => inside.getComputedStyle(c).whiteSpace != "pre" && !c.closest(
+          width < 960 ? ".words" : ".words, .columns")).length,
       pairs: seen.filter(i => /#only-/.test(i.src)).length,
       ground: inside.getComputedStyle(frame.contentDocument.body).backgroundColor,
       outside: inside.performance.getEntriesByType("resource").map(e => e.name).filter(
