@@ -530,7 +530,7 @@ def test_one_line_cannot_be_split(tmp_path: Path, text: str) -> None:
 def test_copies_cannot_be_split(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "copies.jsonl", ["same\ntext"] * 2)
     args = DataArguments(train_files=[str(path)], cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(EmptyCorpusError, match="got 2, all held out"):
+    with pytest.raises(EmptyCorpusError, match="2 documents, and all would be held out"):
         load_corpus(args)
 
 

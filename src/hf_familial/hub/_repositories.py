@@ -36,7 +36,7 @@ TITLE, DESCRIPTION = 60, 150
 
 @dataclass(frozen=True)
 class Hub:
-    """The Hub, seen with one token. Failed requests are repeated if they may succeed later."""
+    """The Hub, accessed with one token. Failed requests are repeated if they may succeed later."""
 
     api: HfApi
     retry: Retry | None

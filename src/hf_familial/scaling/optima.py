@@ -118,7 +118,7 @@ def best(
         )
     missing = tuple(n for n in law.variable_names if n not in ("N", "D", *given))
     if missing:
-        raise MissingColumnError(f"`{law.name}` also needs {list(missing)}.", missing)
+        raise MissingColumnError(f"`{law.name}` also needs values of {list(missing)}.", missing)
     closed = powers(law, values, **given) if flops is None else None
     if closed is not None:
         N, D = closed.optimum(C)

@@ -90,7 +90,7 @@ def named(setting: Mapping[str, float]) -> str:
 
 
 def rows_of(analysis: Analysis, setting: Mapping[str, float]) -> np.ndarray:
-    """Return which rows have a setting, as booleans of shape (rows,)."""
+    """Return a mask of the rows with the values of a setting, shape (rows,)."""
     keep = np.ones(len(analysis.fit.data), bool)
     for name, value in setting.items():
         keep &= analysis.fit.data.columns[name] == value
