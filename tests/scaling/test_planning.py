@@ -425,7 +425,7 @@ def test_a_loss_below_the_floor_is_no_question_of_budget():
     steep = PublishedFit(FAMILIAL, {**TRUTH, "alpha": 0.2, "beta": 0.6, "E": 1.8})
     with pytest.raises(ScalingError, match="loss of 1.7: the law predicts at least 1.8, E is 1.8."):
         plan(steep, loss=1.7)
-    with pytest.raises(NoMinimumError, match="falls to the edge"):
+    with pytest.raises(NoMinimumError, match="still falls at the edge"):
         plan(steep, C=1e38)
     floor = 1.8 + 406.4 * 4e9**-0.2
     tight = Limits(memory=8e9)
@@ -444,5 +444,5 @@ def test_a_plan_is_for_a_budget_or_for_a_loss(asked, got):
 
 def test_a_law_without_a_valley_is_refused():
     rising = {**DENSE, "alpha": 1e-4, "A": 1e-3}
-    with pytest.raises(NoMinimumError, match="falls to the edge"):
+    with pytest.raises(NoMinimumError, match="still falls at the edge"):
         best(HOFFMANN, rising, 1e21, six_nd)

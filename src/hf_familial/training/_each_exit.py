@@ -108,13 +108,13 @@ class EachExitMixin(_Base):
             yield
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run a training step of the trainer class. One exit generates in it."""
+        """Run a training step of the trainer class. If it generates texts, one exit does so."""
         self.model.train()
         with self._exit_outside_loss():
             return super().training_step(*args, **kwargs)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Run an evaluation step of the trainer class. One exit generates in it."""
+        """Run an evaluation step of the trainer class. If it generates texts, one exit does so."""
         with self._exit_outside_loss():
             return super().prediction_step(*args, **kwargs)
 
@@ -220,7 +220,7 @@ class _Bookkeeping:
 
     @contextlib.contextmanager
     def of(self, exit_idx: int) -> Iterator[None]:
-        """Record the loss of one exit."""
+        """Record the metrics of one exit, while the `with` block computes its loss."""
         vars(self._trainer).update(self._counters)
         before = {(id(d), name): (values, len(values)) for d, name, values in self._lists()}
         yield

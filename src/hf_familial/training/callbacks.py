@@ -201,7 +201,7 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         self._counted, self._open = False, False
 
     def state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint saves. Old checkpoints need these names."""
+        """Return the state for a checkpoint. The names match those in older checkpoints."""
         names = ("path", "run_id", "data", "seq_length", "code_version")
         kept: dict[str, Any] = {"_name": self._name, "_wall_before": self._wall()}
         if self._counted and self._counts is not None:

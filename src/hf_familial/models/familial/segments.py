@@ -107,7 +107,7 @@ def _install_hooks(backbone: Any) -> bool:
 
 
 class SegmentRunner:
-    """A segment on a cache that runs many times. It builds its views only once."""
+    """A segment with its cache, for many runs. It builds its views only once."""
 
     def __init__(self, decoder: HostDecoder, segment: Segment, cache: Cache) -> None:
         self.decoder, self.segment = decoder, segment
