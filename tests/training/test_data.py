@@ -480,7 +480,7 @@ def test_file_errors(tmp_path: Path) -> None:
         ("absent.txt", FileNotFoundError, "absent.txt"),
         ("a.xyz", UnknownFileTypeError, "'a.xyz'"),
         ("latin.txt", DataError, "must be UTF-8, got .*latin.txt"),
-        ("broken.jsonl", DataError, "broken.jsonl are damaged: JSON parse error"),
+        ("broken.jsonl", DataError, "could not be read: JSON parse error"),
         ("empty.jsonl", EmptyCorpusError, "but these are empty: .*empty.jsonl"),
         ("empty", EmptyCorpusError, "must contain text, jsonl or parquet files"),
     ]:
@@ -530,7 +530,7 @@ def test_one_line_cannot_be_split(tmp_path: Path, text: str) -> None:
 def test_copies_cannot_be_split(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "copies.jsonl", ["same\ntext"] * 2)
     args = DataArguments(train_files=[str(path)], cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(EmptyCorpusError, match="got 2, all held out"):
+    with pytest.raises(EmptyCorpusError, match="2 documents, and all would be held out"):
         load_corpus(args)
 
 

@@ -187,8 +187,8 @@ def _split_by_keys(
     kept = [index for index, fraction in enumerate(fractions) if fraction > bar]
     if not kept:
         raise EmptyCorpusError(
-            "The corpus must have different documents to be split into train and eval, got "
-            f"{len(held_out)}, all held out. Pass other documents, `eval_files` or an eval split."
+            f"The corpus has {len(held_out)} documents, and all would be held out for evaluation. "
+            "Pass more or other documents, `eval_files` or an eval split."
         )
     return documents.select(kept), documents.select(held_out)
 
@@ -313,9 +313,8 @@ def _read_format(name: str, paths: list[str], args: DataArguments) -> Documents:
         # datasets wraps the errors of a reader; the original message is clearer
         if isinstance(error.__cause__, DataError):
             raise error.__cause__ from None
-        raise DataError(
-            f"The {name} files {', '.join(paths)} are damaged: {error.__cause__ or error}"
-        ) from error
+        reason = error.__cause__ or error
+        raise DataError(f"The {name} files {paths} could not be read: {reason}") from error
     return _as_documents(table, args.text_column, f"the {name} files")
 
 
@@ -377,8 +376,8 @@ def _chat_hint(columns: Iterable[str]) -> str:
     if CHAT_COLUMNS.isdisjoint(columns):
         return ""
     return (
-        " To train on chats, store `tokenizer.apply_chat_template(chat, tokenize=False)` in a "
-        "column `text`, or use `multi_exit(SFTTrainer)`."
+        " To train on chats, use `multi_exit(SFTTrainer)`. Text columns are read as plain text, "
+        "so special tokens such as `<|im_start|>` in them would be split."
     )
 
 

@@ -36,8 +36,8 @@ def load_or_train_tokenizer(corpus: Corpus, args: DataArguments) -> PreTrainedTo
 
     Returns:
         `transformers.PreTrainedTokenizerBase`: Tokenizer with an `eos_token`. A trained tokenizer
-        also has a `bos_token`, which is the same token, and a padding token. A very small corpus
-        gives fewer than `vocab_size` tokens.
+        also has a `bos_token`, which is the same token, and a padding token. With a very
+        small corpus it has fewer than `vocab_size` tokens.
 
     Raises:
         TokenizerError: If a folder has no tokenizer, or if the tokenizer has no `eos_token`.
@@ -132,7 +132,7 @@ def _sample(documents: Documents, seed: int) -> list[str]:
     sample = list(_first_bytes(shuffled, SAMPLE_BYTES))
     if not any(sample):
         raise EmptyCorpusError(
-            "The tokenizer needs text to be trained on, got an empty train split."
+            "The train split must have text to train the tokenizer on, got none."
         )
     return sample
 
