@@ -166,8 +166,8 @@ plot_losses(history, config.exits, tokens_per_step, Path("losses.png"))
 # `save_members` will write it next to the checkpoint, where `hf-familial describe` and the model
 # cards find it.
 #
-# The loss per token and the perplexity depend on the tokenizer. *Bits per byte* is the loss per
-# byte of text, so use it to compare models with different vocabularies.
+# The loss per token and the perplexity depend on the tokenizer. *Bits per byte* is the loss in
+# bits per byte of text, so use it to compare models with different vocabularies.
 
 # %%
 rows = member_rows(model, trainer.evaluate(), 128, data.eval_bytes_per_token)

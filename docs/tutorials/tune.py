@@ -25,7 +25,7 @@
 #
 # Each measure has two columns, before and after the training. *Loss* is in nats per token.
 # *Agreement* is the share of tokens where an exit would choose the same next token as the deepest
-# exit. *Bits/byte* is the loss per byte of text.
+# exit. *Bits/byte* is the loss in bits per byte of text.
 #
 # This is a trial of 30 steps of 256 tokens, which takes a few minutes on a CPU. For better exits
 # use more steps, and leave out `--max_train_bytes` and `--max_eval_tokens`.
