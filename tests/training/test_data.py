@@ -473,6 +473,7 @@ def test_file_errors(tmp_path: Path) -> None:
     (tmp_path / "a.xyz").write_text("text")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": ')
+    (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}')
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "empty").mkdir()
     cache_dir = str(tmp_path / "cache")
@@ -482,6 +483,7 @@ def test_file_errors(tmp_path: Path) -> None:
         ("latin.txt", DataError, "must be UTF-8, got .*latin.txt"),
         ("broken.jsonl", DataError, "could not be read: JSON parse error"),
         ("empty.jsonl", EmptyCorpusError, "but these are empty: .*empty.jsonl"),
+        ("chats.jsonl", TextColumnError, r"use `multi_exit\(SFTTrainer\)`"),
         ("empty", EmptyCorpusError, "must contain text, jsonl or parquet files"),
     ]:
         args = DataArguments(train_files=[str(tmp_path / name)], cache_dir=cache_dir)
