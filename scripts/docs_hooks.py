@@ -54,6 +54,13 @@ search:
 LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^ *(`{3,}|~{3,})")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S)
+# a block of code without colours, so a text
+TEXT_BLOCK = re.compile(
+    r'<div class="(highlight">(?:<span class="filename">[^<]*</span>)?<pre>'
+    r"<span></span><code>)((?:(?!<span class|</code>).)*</code>)",
+    re.S,
+)
+COLUMNS = re.compile(r"\S {2,}\S|[│┃]")
 # an element that stays unchanged, or a paper outside of one
 PAPER = re.compile(r"<(a|code|pre|script|svg)\b.*?</\1>|\barXiv[: ](\d{4}\.\d{4,5})", re.S)
 
@@ -158,10 +165,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace formulas by MathML, which browsers can draw, and papers by links."""
+    """Replace formulas by MathML and papers by links, and mark blocks of prose."""
     if page.file.src_uri.startswith(f"{SOURCE}/"):
         return html
-    return PAPER.sub(as_paper, MATH.sub(as_mathml, html))
+    return TEXT_BLOCK.sub(as_words, PAPER.sub(as_paper, MATH.sub(as_mathml, html)))
+
+
+def as_words(match: re.Match[str]) -> str:
+    """Return a block of text with the class `columns` if it has some, else `words`."""
+    kind = "columns" if COLUMNS.search(re.sub(r"<[^>]*>", "", match[2])) else "words"
+    return f'<div class="{kind} {match[1]}{match[2]}'
 
 
 def as_mathml(match: re.Match[str]) -> str:

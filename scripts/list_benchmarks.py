@@ -120,8 +120,9 @@ WORDS: Mapping[str, Words] = {
     ),
     "multi_exit_loss": Words(
         sentences="One training step of a Llama with 8 layers of width 384 on 1,024 tokens. Step "
-        "times are divided by the time of the dense model's step and by the ratio of their FLOPs. "
-        "A value of 1 means that extra exits take as much extra time as their FLOPs predict.",
+        "times are divided by the time of the dense model's step (one exit) and by the ratio of "
+        "their FLOPs. A value of 1 means that extra exits take as much extra time as their FLOPs "
+        "predict.",
         goals={
             "step_G{}_V{}": "step time over dense, per FLOP; G = {}, vocabulary {}",
             "over_torch_G{}_V{}": "step time over PyTorch's chunked loss; G = {}, vocabulary {}",

@@ -51,10 +51,10 @@ from hf_familial.scaling.report import (
 # ordinary model, must be included for comparison. All granularities of a size share one backbone,
 # so a family differs from its ordinary model by its exits only.
 #
-# A *rule* sets the learning rate and the batch size. Rules matter: with bad learning rates, a
-# study measures the learning rates. `Measured` interpolates a table of your own settings. The two
-# rows here are a guess. A real study would search for them first. The default, `StepLaw`, is for
-# models from 60 million parameters.
+# A *rule* sets the learning rate and the batch size of each run. The rule matters. With bad
+# learning rates, the losses show the effect of the learning rates, not of the sizes. `Measured`
+# interpolates a table of your own settings. The two rows here are a guess. A real study would
+# search for them first. The default, `StepLaw`, is for models from 60 million parameters.
 
 # %%
 design = hff.IsoFlopDesign(
@@ -91,7 +91,7 @@ print_runs(design)
 # - **6ND** is the error of the usual rule C = 6ND. These models are so small that their heads and
 #   attention are much of the work. The error grows with the number of exits.
 # - The lines below the table show whether a budget has sizes below and above the expected best
-#   size. A minimum at the smallest or largest size is not measured.
+#   size. If the lowest loss is at the smallest or largest size, the true minimum may lie outside.
 #
 # The command `hf-familial sweep plan design.yaml` prints the same table. It also measures your
 # machine and estimates the time.
@@ -176,15 +176,15 @@ for sentence in (*runs.notes, *analysis.warnings):
     print("-", sentence)
 
 # %% [markdown]
-# The warnings are the result. Runs this few and this small cannot separate E from the other
-# terms. They also show no effect of G that is larger than their noise. An interval of gamma that
-# contains 0 means that you need more runs. It does not mean that exits are free. A real study has
-# more budgets, more sizes, several seeds and tuned learning rates.
+# These warnings are the main result. 30 runs of this size cannot separate E from the other terms.
+# They also show no effect of G that is larger than their noise. An interval of gamma that
+# contains 0 means that you need more runs. It does not mean that exits cost nothing. A real study
+# has more budgets, more sizes, several seeds and tuned learning rates.
 #
 # ## Plan the next run
 #
-# The fitted law answers what the best run is for a budget of four times the largest one. For a
-# family of two exits, `plan` returns the best size, the number of tokens and the loss.
+# Use the fitted law to plan a run with four times the largest budget. For a family of two exits,
+# `plan` returns the best size, the number of tokens and the loss.
 # `HeadFlops` counts the FLOPs of a run: 6ND plus the heads that N does not contain. N counts all
 # parameters here, so it contains one head. Widths are about eight times the depth.
 

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Pretrain a family
 #
-# Train four language models in one run. The model is a small decoder with an exit after 2, 4, 6
-# and 8 layers. This takes about a minute on one CPU core and downloads nothing. The text is the
-# source code of Python's standard library. `make pretrain` in a clone does the same with one
-# command and a larger model.
+# Train four language models in one run. The model is a small decoder that can stop after 2, 4, 6
+# and 8 layers, its *exits*. This takes about a minute on one CPU core and downloads nothing. The
+# text is the source code of Python's standard library. `make pretrain` in a clone does the same
+# with one command and a larger model.
 
 # %%
 import math
@@ -36,8 +36,8 @@ from hf_familial.training import (
 # into blocks of equal length. Without a name of a data set or file it uses the standard library.
 # It holds out some files for evaluation.
 #
-# Every position has a target, without padding. `labels` equal `input_ids`, because the
-# model shifts them.
+# The blocks have no padding, so every token but the first of a block is a target. `labels` equal
+# `input_ids`: the model itself compares each position with the next token.
 
 # %%
 set_seed(0)
@@ -89,9 +89,9 @@ model = hff.FamilialForCausalLM(config)
 print(f"{model.num_parameters():,} parameters, exits at depths {config.exits}")
 
 # %% [markdown]
-# One forward pass computes all exits. `loss` is the mean over the exits. Before training, each
-# exit has the loss of a random guess, which is the logarithm of the vocabulary size in nats per
-# token.
+# One forward pass computes all exits. `loss` is the mean over the exits. The losses are in nats
+# per token. Before training, each exit has about the loss of a random guess, which is the
+# logarithm of the vocabulary size.
 
 # %%
 batch = torch.tensor(data.eval[:4]["input_ids"])
@@ -99,7 +99,7 @@ with torch.no_grad():
     output = model(batch, labels=batch)
     shallow = model(batch, exit_idx=0)  # runs 2 of the 8 layers
 print("loss of every exit", [round(x, 2) for x in output.exit_losses.tolist()])
-print("of knowing nothing", round(math.log(len(tokenizer)), 2))
+print("of a random guess", round(math.log(len(tokenizer)), 2))
 print("input", tuple(batch.shape), "-> logits of exit 0", tuple(shallow.logits.shape))
 
 # %% [markdown]
@@ -148,9 +148,9 @@ print(f"{result.metrics['total_flos']:.3g} FLOPs for {tokens:,} tokens")
 
 # %% [markdown]
 # Each line is an evaluation on the held-out files, the shallowest exit first. At first all exits
-# improve together, because what is easy to learn needs few layers. Then the shallowest exit falls
-# behind, and the curves separate. In the picture the evaluations (dots) are above the training
-# losses (lines), because the held-out files are harder.
+# improve together, because the first things to learn are easy and need few layers. Then the
+# shallowest exit improves more slowly, and the curves separate. In the picture the evaluations
+# (dots) are above the training losses (lines), because the held-out files are harder.
 
 # %%
 tokens_per_step = 4 * 128
@@ -166,8 +166,8 @@ plot_losses(history, config.exits, tokens_per_step, Path("losses.png"))
 # `save_members` will write it next to the checkpoint, where `hf-familial describe` and the model
 # cards find it.
 #
-# Perplexity depends on the tokenizer. *Bits per byte* does not, so use it to compare models with
-# different vocabularies.
+# The loss per token and the perplexity depend on the tokenizer. *Bits per byte* is the loss in
+# bits per byte of text, so use it to compare models with different vocabularies.
 
 # %%
 rows = member_rows(model, trainer.evaluate(), 128, data.eval_bytes_per_token)
@@ -175,14 +175,14 @@ print_members(rows)
 
 # %% [markdown]
 # The shallowest member runs a quarter of the layers. The column *eval loss* shows how much
-# quality that costs. All members contain the same embedding, so small members shrink less than
-# their layers.
+# quality that costs. Every member contains the whole embedding. So the shallowest member has more
+# than a quarter of the parameters.
 #
 # ## Save and load
 #
 # The checkpoint is an ordinary folder of Transformers, and `AutoModelForCausalLM` loads it. It
-# also contains its own code, for machines without this package. Training switched the cache off,
-# so switch it on before you save.
+# also contains the code of the model, for machines without this package. Training switched the KV
+# cache off, so switch it on before you save.
 
 # %%
 model.config.use_cache = True

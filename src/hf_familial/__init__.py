@@ -1,4 +1,4 @@
-"""Familial models: one training run gives several language models of different depth.
+"""Familial models: one training run produces several language models of different depth.
 
 A family is a decoder of Transformers with several exits on one backbone. Each exit is a language
 model of its own, called a member.

@@ -128,7 +128,7 @@ class Fields:
         return [(field.name, self._check_of(hints[field.name])) for field in fields(cls)]
 
     def _check_of(self, hint: Any) -> Check:
-        """Return the check of an annotation. Files may have a hundred thousand rows."""
+        """Build the check for values of an annotation, once for all rows of a file."""
         if hint in self.checks:
             return self.checks[hint]
         inner = typing.get_args(hint)

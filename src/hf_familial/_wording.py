@@ -50,7 +50,7 @@ def significant(value: float, digits: int = 4) -> str:
 def estimate(value: float, low: float, high: float) -> tuple[str, str]:
     """Format a value and its confidence interval: `("0.3473", "[0.319, 0.376]")`.
 
-    A narrower interval gives more digits.
+    The number of digits increases if the interval is narrow.
     """
     if math.isinf(low) or math.isinf(high):
         ends = (significant(x) if math.isfinite(x) else "∞" if x > 0 else "−∞" for x in (low, high))

@@ -52,7 +52,7 @@ class PackageExtension(Extension):
         save_checkpoint(save, model, folder, *args, **kwargs)
 
     def gathered(self, head: Any, read: Callable[..., Any]) -> Callable[..., Any] | None:
-        """Return `read` wrapped so that it gathers the weight of a head that FSDP2 shards."""
+        """Return a function that gathers a head sharded by FSDP2 and calls `read`."""
         from .models.sharded_heads import gather_head
 
         return gather_head(head, read)

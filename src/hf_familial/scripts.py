@@ -223,7 +223,7 @@ def naming(what: str) -> Iterator[None]:
 
 @contextmanager
 def loading(option: str, place: str) -> Iterator[None]:
-    """Check the name of a model before it is loaded, and name it in errors of loading.
+    """Check that a model can exist, and add its name to each `OSError` of the `with` block.
 
     Raises:
         OSError: If there is no such folder or repository.

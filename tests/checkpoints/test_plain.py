@@ -7,7 +7,7 @@ import pytest
 import torch
 from backbones import tiny_config, tiny_model
 from reference import logits, tiny_family, token_ids
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_familial import FamilialConfig, FamilialForCausalLM
 from hf_familial.checkpoints import plain_config, plain_tensors
@@ -21,7 +21,7 @@ from hf_familial.checkpoints.cuts import (
     find_layout,
     truncated_config,
 )
-from hf_familial.checkpoints.plain import FILE_NAMES
+from hf_familial.checkpoints.plain import FILE_NAMES, add_old_names
 from hf_familial.checkpoints.safetensors_file import read_header
 from hf_familial.errors import CutError
 from hf_familial.hub import export_exit
@@ -227,3 +227,27 @@ def test_the_deepest_member_has_the_names_of_the_hosts_own_files(model_type, tmp
     export_exit(tmp_path / "family", -1, tmp_path / "out")
     found, right = (read_header(tmp_path / n / "model.safetensors") for n in ("out", "host"))
     assert found.keys() == right.keys()
+
+
+def flat_rope(config):
+    """Return the rotary settings of a config that has one set for all layers, else `None`."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return rope if "rope_theta" in rope else None
+
+
+LONG_ROPE = {"phi3", "phi4_multimodal", "phimoe"}  # these reject other kinds of scaling
+WITH_ROPE = [t for t in sorted(VERIFIED - LONG_ROPE) if flat_rope(tiny_config(t)) is not None]
+
+
+@pytest.mark.parametrize("model_type", WITH_ROPE)
+def test_a_member_reloads_with_the_rotary_settings_of_the_backbone(model_type, tmp_path):
+    """Fields for Transformers 4 must not change what Transformers 5 reads."""
+    config = tiny_config(model_type)
+    usual = type(config)().rope_parameters or {}
+    theta = usual.get("rope_theta", config.rope_parameters["rope_theta"])
+    scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": theta}
+    config.rope_parameters = dict(config.rope_parameters) | scaled
+    config.save_pretrained(tmp_path)
+    add_old_names(config, tmp_path)
+    found = AutoConfig.from_pretrained(tmp_path)
+    assert flat_rope(found) == config.rope_parameters

@@ -283,7 +283,7 @@ def test_a_plan_takes_the_vocabulary_of_the_runs(cli, tmp_path, undrawn):
         (("fit", "RUNS", "--where", "g == 1"), "no column 'g' .* Did you mean 'G'"),
         (("fit", "RUNS", "--where", "G == 3"), "has no row where G == 3"),
         (("fit", "RUNS", "--unit", "N=lots"), "'lots' is not a unit of N. Write it like"),
-        (("fit", "RUNS", "--unit", "Q=1"), "`--unit Q` needs a variable"),
+        (("fit", "RUNS", "--unit", "Q=1"), "`--unit` must name one of the variables"),
         (("fit", "RUNS", "--runs-are", "many"), "checkpoints or independent, got 'many'"),
         (
             ("fit", "RUNS", "--law", "familial:G=4"),

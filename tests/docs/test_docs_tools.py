@@ -188,3 +188,16 @@ def test_formulas_become_mathml():
     assert "&#x0003C;" in made
     block = hooks.MATH.sub(hooks.as_mathml, r'<div class="arithmatex">\[x\]</div>')
     assert 'display="block"' in block
+
+
+def test_only_blocks_of_prose_wrap():
+    start = '<div class="highlight"><pre><span></span><code>'
+    for text, kind in [
+        ("`exits` must be 1 or more.\nGot 0.", "words "),
+        ("    indented", "words "),
+        ("depth   loss\n   20   4.84", "columns "),
+        ("│ 20 │", "columns "),
+        ('<span class="kn">import</span> this', ""),
+    ]:
+        html = hooks.TEXT_BLOCK.sub(hooks.as_words, f"{start}{text}</code></pre></div>")
+        assert html == f"{start.replace('high', f'{kind}high')}{text}</code></pre></div>"

@@ -33,7 +33,11 @@ for (const page of pages) {
       client: root.clientWidth, scroll: root.scrollWidth, text: root.innerText.length,
       broken: seen.filter(i => i.complete && !i.naturalWidth).map(i => i.src),
       cut: [...frame.contentDocument.querySelectorAll("article pre > code")].filter(
-        c => c.scrollWidth > c.clientWidth + 1).length,
+        c => c.scrollWidth > c.clientWidth + 1 && (
+          inside.getComputedStyle(c).overflowX != "auto" || c.closest(".words"))).length,
+      folded: [...frame.contentDocument.querySelectorAll("article pre > code")].filter(
+        c => inside.getComputedStyle(c).whiteSpace != "pre" && !c.closest(
+          width < 960 ? ".words" : ".words, .columns")).length,
       pairs: seen.filter(i => /#only-/.test(i.src)).length,
       ground: inside.getComputedStyle(frame.contentDocument.body).backgroundColor,
       outside: inside.performance.getEntriesByType("resource").map(e => e.name).filter(
@@ -183,7 +187,9 @@ def test_the_pages_in_a_browser(site, pages, tmp_path, width, theme):
         n: (f["scroll"], f["client"]) for n, f in found.items() if f["scroll"] > f["client"]
     } == {}
     assert [n for n, f in found.items() if f["text"] < 200] == []
+    # code and columns scroll, prose wraps
     assert {n: f["cut"] for n, f in found.items() if f["cut"]} == {}
+    assert {n: f["folded"] for n, f in found.items() if f["folded"]} == {}
     assert [f["broken"] for f in found.values() if f["broken"]] == []
     assert [f["outside"] for f in found.values() if f["outside"]] == []
     grounds = {max(map(int, re.findall(r"\d+", f["ground"])[:3])) for f in found.values()}

@@ -283,7 +283,7 @@ def test_fewer_bytes_per_token_and_what_they_lose(dtype, taps, keys_and_values, 
     [
         ("gemma4_text", "every layer has its own embedding"),
         ("openai-gpt", "it does not use a cache"),
-        ("recurrent_gemma", "its layers keep a part of the text in themselves"),
+        ("recurrent_gemma", "its layers store a part of the text outside the cache"),
     ],
 )
 def test_hosts_that_cannot_be_handed_over_are_refused(model_type, reason):
@@ -362,7 +362,7 @@ def test_messages_out_of_turn_are_refused():
     with pytest.raises(HandoffError, match="only the taps of columns 6 to 6, got columns 0 to 6"):
         text.take(first)
     tokens = text.step()
-    with pytest.raises(HandoffError, match="taps of 6 columns are here, of 7"):
+    with pytest.raises(HandoffError, match="taps of 6 columns have arrived, but the text has 7"):
         text.step()
     shallow.take(tokens)
     second = shallow.state("split")

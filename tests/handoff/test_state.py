@@ -267,7 +267,7 @@ def resealed(change):
         ),
         (
             lambda t, w: w["layers"].update({"0": ["DynamicLayer", 6]}),
-            "processed 6 positions, of 5",
+            "processed at most 5 positions, got 6",
         ),
         (lambda t, w: w["layers"].update({"00": ["X", 0]}), "'00' is not the index"),
         (lambda t, w: w["layers"].pop("0"), "unknown tensor 'layers.0.keys'"),
@@ -280,7 +280,7 @@ def test_a_state_that_does_not_fit_together_is_refused(change, message):
 
 def test_more_positions_pending_than_columns_are_refused():
     taps = {1: torch.zeros(2, 3, 8), 2: torch.zeros(2, 3, 8)}
-    with pytest.raises(HandoffError, match="6 positions are pending, of 5 columns"):
+    with pytest.raises(HandoffError, match="at most 5 positions can be pending, got 6"):
         tiny_state(taps=taps)
     kept = tiny_state(taps={1: taps[1], 2: taps[2][:, :2]})
     assert_same(HandoffState.from_bytes(kept.to_bytes()), kept)

@@ -328,7 +328,7 @@ def test_a_relay_is_exact_up_to_the_length_at_which_angles_change_and_refused_pa
         found = family.relay_generate(ids, relay=relay, **asked)
         assert torch.equal(found, family.generate(ids, **asked))
         asked["max_new_tokens"] = 8
-        with pytest.raises(ValueError, match="must not cross 20"):
+        with pytest.raises(ValueError, match="cannot cross 20"):
             family.relay_generate(ids, relay=relay, **asked)
 
 
@@ -343,7 +343,7 @@ def test_a_relay_cache_is_not_fed_past_that_length():
     cache = RelayCache(family, (0, -1))
     cache.feed(ids[:, :16])
     cache.feed(ids[:, 16:20])
-    with pytest.raises(ValueError, match="must not cross 20"):
+    with pytest.raises(ValueError, match="cannot cross 20"):
         cache.feed(ids[:, 20:21])
 
 
@@ -352,7 +352,7 @@ def test_the_device_of_a_handover_stops_at_that_length():
     text = DeviceSide(family, depth=1).start(ids)
     right = family.generate(ids, max_new_tokens=4, do_sample=False)
     assert torch.equal(text.answer(4), right)
-    with pytest.raises(ValueError, match="must not cross 20"):
+    with pytest.raises(ValueError, match="cannot cross 20"):
         text.answer(2)
 
 

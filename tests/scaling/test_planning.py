@@ -416,22 +416,22 @@ def test_wrong_limits(limits):
 
 def test_missing_variables_are_named():
     law = get_law("hossain")
-    with pytest.raises(MissingColumnError, match=r"also needs \['S'\]"):
+    with pytest.raises(MissingColumnError, match=r"also needs values of \['S'\]"):
         plan(PublishedFit.published(law), C=1e20)
 
 
 def test_a_loss_below_the_floor_is_no_question_of_budget():
     """Also where the best size of an endless budget is beyond those looked at."""
     steep = PublishedFit(FAMILIAL, {**TRUTH, "alpha": 0.2, "beta": 0.6, "E": 1.8})
-    with pytest.raises(
-        ScalingError, match="loss of 1.7: the law leaves 1.8 at any size, E is 1.8."
-    ):
+    with pytest.raises(ScalingError, match="loss of 1.7: the law predicts at least 1.8, E is 1.8."):
         plan(steep, loss=1.7)
-    with pytest.raises(NoMinimumError, match="falls to the edge"):
+    with pytest.raises(NoMinimumError, match="still falls at the edge"):
         plan(steep, C=1e38)
     floor = 1.8 + 406.4 * 4e9**-0.2
     tight = Limits(memory=8e9)
-    with pytest.raises(ScalingError, match=f"within the limits: the law leaves {floor:.4g}"):
+    with pytest.raises(
+        ScalingError, match=f"within the limits: the law predicts at least {floor:.4g}"
+    ):
         plan(steep, loss=floor - 0.1, limits=tight)
     assert plan(steep, loss=floor + 0.1, limits=tight).loss.value == pytest.approx(floor + 0.1)
 
@@ -444,5 +444,5 @@ def test_a_plan_is_for_a_budget_or_for_a_loss(asked, got):
 
 def test_a_law_without_a_valley_is_refused():
     rising = {**DENSE, "alpha": 1e-4, "A": 1e-3}
-    with pytest.raises(NoMinimumError, match="falls to the edge"):
+    with pytest.raises(NoMinimumError, match="still falls at the edge"):
         best(HOFFMANN, rising, 1e21, six_nd)

@@ -473,6 +473,7 @@ def test_file_errors(tmp_path: Path) -> None:
     (tmp_path / "a.xyz").write_text("text")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": ')
+    (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}')
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "empty").mkdir()
     cache_dir = str(tmp_path / "cache")
@@ -480,8 +481,9 @@ def test_file_errors(tmp_path: Path) -> None:
         ("absent.txt", FileNotFoundError, "absent.txt"),
         ("a.xyz", UnknownFileTypeError, "'a.xyz'"),
         ("latin.txt", DataError, "must be UTF-8, got .*latin.txt"),
-        ("broken.jsonl", DataError, "broken.jsonl"),
-        ("empty.jsonl", EmptyCorpusError, "must contain documents, got empty .*empty.jsonl"),
+        ("broken.jsonl", DataError, "could not be read: JSON parse error"),
+        ("empty.jsonl", EmptyCorpusError, "but these are empty: .*empty.jsonl"),
+        ("chats.jsonl", TextColumnError, r"use `multi_exit\(SFTTrainer\)`"),
         ("empty", EmptyCorpusError, "must contain text, jsonl or parquet files"),
     ]:
         args = DataArguments(train_files=[str(tmp_path / name)], cache_dir=cache_dir)
@@ -530,7 +532,7 @@ def test_one_line_cannot_be_split(tmp_path: Path, text: str) -> None:
 def test_copies_cannot_be_split(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "copies.jsonl", ["same\ntext"] * 2)
     args = DataArguments(train_files=[str(path)], cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(EmptyCorpusError, match="got 2, all held out"):
+    with pytest.raises(EmptyCorpusError, match="2 documents, and all would be held out"):
         load_corpus(args)
 
 

@@ -66,7 +66,7 @@ def splits_by_segment(nbytes: int, by_segment: bool | None = None) -> bool:
 def may_split(model: Any, options: Mapping[str, Any], by_segment: bool | None) -> bool:
     """Return whether to save a model by segment.
 
-    Quantisation, adapters, distributed checkpoints, variants and uploads exclude this.
+    Quantised, distributed, small or headless models, adapters, variants and uploads exclude this.
     """
     if getattr(model, "hf_quantizer", None) is not None:
         return False  # the quantiser must name all weights in one call
@@ -221,7 +221,7 @@ def _replace(folder: Path, aside: Path, variant: str | None) -> None:
 
 
 def code_files(folder: Path) -> set[str]:
-    """Return the names of the Python files in a folder that the family there runs."""
+    """Return the names of the Python files that the family in a folder runs."""
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         paths = fields["auto_map"].values() if fields["model_type"] == "familial" else ()

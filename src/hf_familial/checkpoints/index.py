@@ -88,7 +88,7 @@ def weight_files(name: str, folder: Path, fetch: Callable[[list[str]], Path]) ->
 
 
 def write_index(folder: Path, files: Mapping[str, str], metadata: Mapping[str, Any]) -> None:
-    """Write the index of a sharded checkpoint. `files` is the file of each tensor by name."""
+    """Write the index of a sharded checkpoint. `files` maps tensor names to file names."""
     index = {"metadata": dict(metadata), "weight_map": dict(files)}
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     (folder / INDEX).write_text(text, encoding="utf-8")
@@ -102,7 +102,7 @@ def shard_name(number: int, count: int) -> str:
 def plan_shards(
     groups: Iterable[Sequence[TensorCopy]], max_shard_size: int | str
 ) -> dict[str, list[TensorCopy]]:
-    """Return the tensors of each weight file. No file has tensors of two groups."""
+    """Split groups of tensors into weight files. Each file has tensors of one group only."""
     shards: list[list[TensorCopy]] = []
     for group in groups:
         by_name = {copy.name: copy for copy in group}

@@ -137,6 +137,9 @@ def add_old_names(config: Any, folder: Path) -> None:
     scaling = {n: value for n, value in rope.items() if n not in names}
     if scaling != {n: value for n, value in usual.items() if n not in names}:
         fields["rope_scaling"] = scaling
+        # Transformers 5 then ignores `rope_parameters`, and its own default of `rope_theta` may
+        # differ from that of the class
+        fields |= {n: rope[n] for n in names if rope.get(n) is not None}
     if fields:
         path = folder / "config.json"
         fields |= json.loads(path.read_text(encoding="utf-8"))

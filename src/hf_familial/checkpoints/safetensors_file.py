@@ -89,7 +89,7 @@ def parse_header(
     Args:
         read (`Callable[[int], bytes]`): A function that returns the next n bytes, as `file.read`.
         size (`int`): The size of the whole file in bytes.
-        limits ([`Limits`], *optional*): The limits that the header must keep.
+        limits ([`Limits`], *optional*): The limits that the header must not exceed.
 
     Returns:
         `tuple[Any, dict[str, TensorEntry]]`: The value of `__metadata__`, which is not checked, and
@@ -233,7 +233,7 @@ def write_file(path: Path, copies: Sequence[TensorCopy]) -> int:
 
 
 def _runs(copies: Sequence[TensorCopy]) -> list[list[TensorCopy]]:
-    """Group copies that are also adjacent in their source. A converted copy is its own group."""
+    """Group copies that are adjacent in one source file. A converted copy is alone in its group."""
     runs: list[list[TensorCopy]] = []
     end: tuple[Path, int] | None = None
     for copy in copies:

@@ -204,6 +204,8 @@ def check_family(path_or_repo: str, revision: str | None = None) -> None:
     if revision is None:
         check_model_place("PATH_OR_REPO", path_or_repo)
     if not folder.is_dir():
+        if "/" in path_or_repo and folder.parent.is_dir():
+            return  # the Hub client warns about such a name
         typer.echo(f"Folder {path_or_repo} does not exist. Searching on the Hub.", err=True)
         return
     if not (folder / "config.json").is_file():

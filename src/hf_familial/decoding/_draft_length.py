@@ -44,8 +44,9 @@ PLAIN, WATCHED, DRAFTED = "plain", "watched", "drafted"
 class Acceptance:
     """The share of accepted drafts, by the confidence of the draft exit.
 
-    A class without observations uses an assumed rate. This rate is scaled by the ratio of accepted
-    to expected drafts over all classes. So the estimate for an untrained but confident exit falls
+    Confidences are divided into `BUCKETS` classes of equal width. A class without observations uses
+    an assumed rate. This rate is scaled by the ratio of accepted to expected drafts over all
+    classes. So the estimate for an untrained but confident exit falls
     after few drafts.
     """
 
@@ -194,7 +195,7 @@ class DraftLength:
             self._pause()
 
     def goes_on(self, confidence: float) -> bool:
-        """Return whether to draft one more token. Not used with a fixed length."""
+        """Return whether to draft one more token, if the length is not fixed."""
         self._confidences.append(confidence)
         if not self._spent and len(self._confidences) > FIRST_DRAFTS:
             return False

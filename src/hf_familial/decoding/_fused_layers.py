@@ -207,7 +207,7 @@ def is_rms_norm(norm: Any) -> bool:
 
 
 def is_linear(linear: Any) -> bool:
-    """Return whether a module is an `nn.Linear` on a CPU or CUDA device."""
+    """Return whether a module is an `nn.Linear` with a supported device and dtype."""
     return (
         type(linear) is nn.Linear
         and linear.weight.device.type in ("cpu", "cuda")

@@ -62,7 +62,7 @@ class GrowingLayer(DynamicLayer):
             super().crop(tokens_to_remove)
 
     def _in_place(self) -> bool:
-        """Return whether `keys` and `values` are still the views that this layer made."""
+        """Return whether `keys` and `values` are still the views that this layer created."""
         return self.is_initialized and self.keys is self._views[0] and self.values is self._views[1]
 
     def _has_room(self, length: int) -> bool:
@@ -72,7 +72,7 @@ class GrowingLayer(DynamicLayer):
         return length <= keys.shape[-2] and writable and self._in_place()
 
     def _grow(self, length: int) -> None:
-        """Copy keys and values to new buffers with room for `length` tokens and at least double."""
+        """Copy keys and values to buffers for `length` tokens, at least twice as large."""
         held = self.keys.shape[2]
         room = max(ROOM, length, 2 * held)
         self._show(_roomier(self.keys, room), _roomier(self.values, room), held)

@@ -172,7 +172,7 @@ class LearnedDecoder(SpeculativeDecoder):
         return lap
 
     def run_draft(self, inputs: dict[str, Any]) -> None:
-        """Run new tokens to the draft exit. Record the time if there is one token."""
+        """Run new tokens to the draft exit. Record the time if it is a single token."""
         before = self.cache.length
         self._lap()
         super().run_draft(inputs)

@@ -33,7 +33,7 @@ class ModelAccelerator(Accelerator):
         self._learned_of: int | None = None  # stamp of the weights that `draft_lengths` belongs to
 
     def cache(self, cache: Any) -> Any:
-        """Return the cache with full-attention layers that grow by doubling."""
+        """Replace full-attention layers of a cache by ones that grow by doubling, and return it."""
         return growing(cache)
 
     def prepare(self, relay: Any, fused_weights: bool | None) -> None:

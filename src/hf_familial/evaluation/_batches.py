@@ -1,4 +1,4 @@
-"""Batches of tensors with labels, made from the rows of a dataset."""
+"""Batches of tensors with labels, created from the rows of a dataset."""
 
 from __future__ import annotations
 

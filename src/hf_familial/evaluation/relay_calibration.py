@@ -159,7 +159,7 @@ def _gather(
 
 
 def _costs(model: FamilialForCausalLM, seq_length: int) -> Costs:
-    """Return the FLOPs of a layer and of each exit's private layers and head, by measurement."""
+    """Measure the FLOPs of one layer, and of each exit's private layers and head."""
     depths = tuple(model.config.exits)
     whole = [measure_flops_per_token(model, k, seq_length) for k in range(len(depths))]
     head = model.head(-1)

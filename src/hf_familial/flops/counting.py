@@ -36,7 +36,7 @@ def _conv_backward_flops(
     out_shape: Any = None,
     **kwargs: Any,
 ) -> int:
-    """Return the forward FLOPs for each computed gradient. Torch's formula ignores the groups."""
+    """Count the forward FLOPs once per computed gradient. Torch's formula ignores the groups."""
     transposed, output_mask = args[4], args[7]
     forward = conv_flop_count(list(x), list(weight), list(grad_out), transposed)
     return forward * sum(output_mask[:2])

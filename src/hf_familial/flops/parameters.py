@@ -105,7 +105,7 @@ def count_family(model_or_config: FamilialForCausalLM | FamilialConfig) -> dict[
 
 
 def member_parameters(model: FamilialForCausalLM, exit_idx: int) -> Iterator[nn.Parameter]:
-    """Iterate over the parameters of one member, head included. Each comes once."""
+    """Iterate over the parameters of one member, head included, each once."""
     parts = (model.model.member_view(exit_idx), model.head(exit_idx))
     return iter({p: None for part in parts for p in part.parameters()})
 
@@ -195,7 +195,7 @@ def _outer(family: FamilialForCausalLM, exits: Iterable[int]) -> set[int]:
 
 
 def active_shares(family: FamilialForCausalLM) -> dict[int, tuple[nn.Parameter, float]]:
-    """Return each parameter by `id()`, with the share that one token uses.
+    """Return each parameter and the share of it that one token uses, by `id()`.
 
     The share is below 1 only for routed experts.
     """

@@ -206,7 +206,7 @@ def _run(family: FamilialForCausalLM, seq_length: int) -> int:
 
 
 def _estimate(config: FamilialConfig, seq_length: int, train: str | LoraConfig) -> int:
-    """Estimate the FLOPs of one sequence: the forward pass, and as much for each gradient."""
+    """Estimate the FLOPs of one sequence. Each gradient costs as much as the forward pass."""
     forward = estimated(fake_model(config), seq_length, 0)
     if train == "all":
         return 3 * forward.all_exits.total

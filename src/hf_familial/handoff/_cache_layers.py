@@ -144,8 +144,8 @@ def probe_layers(model: Any, start: int, stop: int) -> dict[int, LayerState]:
     between the two.
 
     Raises:
-        ValueError: If the two results differ, because then the layers keep a part of the text
-            outside the cache. Also if the model is in training mode.
+        ValueError: If the two results differ, because then the layers store a part of the text
+            outside the cache, or if the model is in training mode.
     """
     if model.training:
         raise ValueError("the model is in training mode. Call `model.eval()` before a hand-off.")
@@ -166,8 +166,8 @@ def probe_layers(model: Any, start: int, stop: int) -> dict[int, LayerState]:
     allowed = SAME.get(found.dtype, ROUNDED) * expected.abs().max()
     if not bool((found - expected).abs().max() <= allowed):
         raise ValueError(
-            f"`{model.config.text_config.model_type}` does not support hand-offs: its layers keep "
-            "a part of the text in themselves, not in the cache."
+            f"`{model.config.text_config.model_type}` does not support hand-offs: its layers store "
+            "a part of the text outside the cache."
         )
     return state
 

@@ -186,20 +186,20 @@ class ServerText(HandoffText):
 
     @torch.no_grad()
     def step(self) -> torch.Tensor:
-        """Choose the next token of each row. The taps of all tokens so far must be here.
+        """Choose the next token of each row. The taps of all tokens must have arrived.
 
         Returns:
             `torch.LongTensor` of shape `(batch, 1)`: The new tokens. They are also appended to
             `tokens`.
 
         Raises:
-            HandoffError: If the taps of the last token are missing. Also if received taps, keys or
+            HandoffError: If the taps of the last token are missing, or if received taps, keys or
                 values are so large that the logits are not finite.
         """
         if self.relay.length < self.tokens.shape[1]:
             raise HandoffError(
-                f"taps of {self.relay.length} columns are here, of {self.tokens.shape[1]}. Call "
-                "`take` with those of the last token first."
+                f"taps of {self.relay.length} columns have arrived, but the text has "
+                f"{self.tokens.shape[1]}. First call `take` with the taps of the last token."
             )
         self.relay.catch_up(-1)
         logits = self.relay.logits(-1)[:, -1]
@@ -323,8 +323,8 @@ class ServerText(HandoffText):
         found = {depth: (tuple(tap.shape), tap.dtype) for depth, tap in state.taps.items()}
         if found != {side.depth: (shape, backbone.dtype)}:
             raise HandoffError(
-                f"expected taps at depth {side.depth}, {backbone.dtype} of shape {shape}, got "
-                f"{found}."
+                f"expected taps at depth {side.depth} with shape and dtype "
+                f"{(shape, backbone.dtype)}, got {found}."
             )
         check_length({}, int(state.position_ids.max()), side.model.config)
         vocab = side.model.config.vocab_size
@@ -338,7 +338,7 @@ class UpperCache(RelayCache):
 
     def __init__(self, model: Any, exit_idx: int) -> None:
         super().__init__(model, [exit_idx, -1])
-        self._branches[0] = None  # the first exit gives no logits, so its private layers do not run
+        self._branches[0] = None  # its private layers do not run, because it needs no logits
 
     def push(
         self, taps: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None

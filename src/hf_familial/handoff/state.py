@@ -265,7 +265,7 @@ class HandoffState:
             )
             check_finite(f"the taps at depth {depth}", tap)
         pending = sum(tap.shape[1] for tap in self.taps.values())
-        _require(pending <= columns, f"{pending} positions are pending, of {columns} columns.")
+        _require(pending <= columns, f"at most {columns} positions can be pending, got {pending}.")
 
     def _check_layers(self) -> None:
         """Check the layers as far as possible without the model. See `check_against_model`."""
@@ -277,7 +277,7 @@ class HandoffState:
         for slot, layer in self.layers.items():
             _require(
                 0 <= layer.seen <= columns,
-                f"layer {slot} has processed {layer.seen} positions, of {columns}.",
+                f"layer {slot} can have processed at most {columns} positions, got {layer.seen}.",
             )
             for name, tensor in layer.tensors.items():
                 what = f"`{name:.60}` of layer {slot}"
@@ -309,7 +309,7 @@ def _is_floating(tensor: torch.Tensor) -> bool:
 
 
 def _is_quantized(name: str) -> bool:
-    """Return whether a tensor is quantised. Recurrent states are not, as errors would add up."""
+    """Return whether a tensor is quantised. Recurrent states are not, because errors add up."""
     return name.startswith(TAPS) or name.rpartition(".")[2] in BY_POSITION
 
 
@@ -332,7 +332,7 @@ def _floats(words: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> di
 
 
 def _grouped(found: Mapping[str, torch.Tensor], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return taps by depth and layers by slot, from tensors by their names in the message."""
+    """Sort the tensors of a message into taps by depth and layers by slot."""
     taps: dict[int, torch.Tensor] = {}
     parts: dict[int, dict[str, torch.Tensor]] = {_index(slot): {} for slot in kinds}
     for name, tensor in found.items():

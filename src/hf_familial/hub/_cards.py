@@ -47,12 +47,12 @@ class RepoRevision:
 
     @property
     def name(self) -> str:
-        """The name in messages: `user/name`, or `user/name@branch`."""
+        """The name for messages: `user/name`, or `user/name@branch`."""
         return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
 
     @property
     def link(self) -> str:
-        """A link in Markdown."""
+        """The Markdown link to the repository or branch."""
         if self.revision is None:
             return f"[{self.repo_id}](https://huggingface.co/{self.repo_id})"
         url = f"https://huggingface.co/{self.repo_id}/tree/{self.revision}"
@@ -60,7 +60,7 @@ class RepoRevision:
 
     @property
     def title(self) -> str:
-        """The name in headings, without the user."""
+        """The name for headings, without the user."""
         name = self.repo_id.split("/")[-1]
         return f"{name} ({self.revision})" if self.revision else name
 
@@ -115,7 +115,7 @@ def family_card(
 
 
 def index_card(family: FamilyDescription, provenance: Provenance, repo_id: str) -> ModelCard:
-    """Return the card of a repository whose branches have members and whose main is empty."""
+    """Return the card of a repository with an empty main branch and members on other branches."""
     example = next(iter(provenance.members.values()))
     repo, base = RepoRevision(repo_id), provenance.base_model
     return _card("index", family, provenance, repo, example, base, [])

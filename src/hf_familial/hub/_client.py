@@ -118,7 +118,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _asked_wait(error: Exception) -> float | None:
-    """Return the seconds that the Hub requests to wait, or `None`."""
+    """Return the waiting time that the Hub requests, in seconds, or `None`."""
     if not isinstance(error, HfHubHTTPError):
         return None
     after = error.response.headers.get("Retry-After", "").strip()

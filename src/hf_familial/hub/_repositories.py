@@ -36,7 +36,7 @@ TITLE, DESCRIPTION = 60, 150
 
 @dataclass(frozen=True)
 class Hub:
-    """The Hub, seen with one token. Failed requests are repeated if they may succeed later."""
+    """The Hub, accessed with one token. Failed requests are repeated if they may succeed later."""
 
     api: HfApi
     retry: Retry | None
@@ -50,7 +50,7 @@ class Hub:
         return f"{request('look up the user', self.api.whoami, self.retry)['name']}/{repo_id}"
 
     def source(self, repo: RepoRevision) -> Source:
-        """Return a repository or branch as a checkpoint to read."""
+        """Return the [`Source`] that reads a repository or branch."""
         token, endpoint = self.api.token, self.api.endpoint
         return Source(repo.repo_id, None, repo.revision, token, endpoint, self.retry)
 

@@ -54,7 +54,7 @@ class Source:
 
     @property
     def called(self) -> str:
-        """The name in messages."""
+        """The name of the checkpoint in messages."""
         how = " (there is no folder with this name, so it must be a repository on the Hub)"
         return f"`{self.name}`{how if self.guessed else ''}"
 
@@ -94,7 +94,7 @@ class Source:
             return None
 
     def cached(self) -> Source | None:
-        """Return the copy of the repository in the local cache, or `None`."""
+        """Return the repository as a folder of the local cache, or `None` if it is not there."""
         try:
             found = snapshot_download(self.name, revision=self.revision, local_files_only=True)
         except LocalEntryNotFoundError:
@@ -172,7 +172,7 @@ class Source:
 def find_source(
     path_or_repo: str | os.PathLike[str] | Source, *, local_files_only: bool = False, **where: Any
 ) -> Source:
-    """Return the folder or the Hub repository that `path_or_repo` means."""
+    """Return the folder or the Hub repository that `path_or_repo` names."""
     if isinstance(path_or_repo, Source):
         return path_or_repo
     if not isinstance(path_or_repo, (str, os.PathLike)):

@@ -132,8 +132,8 @@ def export_exit(
             such as a Llama, which Transformers loads without this package. `"familial"` writes a
             smaller family whose deepest exit is `exit_idx`.
         dtype (`str` or `torch.dtype`, *optional*): Dtype to convert the floating-point weights to.
-            Like `from_pretrained(dtype=...)`, it leaves those weights in float32 that the model
-            class keeps in float32. Defaults to no conversion.
+            Weights that the model class keeps in float32 stay in float32, as with
+            `from_pretrained(dtype=...)`. Defaults to no conversion.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Maximum size of a file of
             weights, as a number of bytes or as text like `"5GB"`.
         by_segment (`bool`, *optional*): Whether a smaller family gets separate files for each

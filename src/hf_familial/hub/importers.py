@@ -1,6 +1,6 @@
 """Importers of checkpoints from other projects with early exits.
 
-In a Ruyi checkpoint, each early exit has its own decoder layer and norm, and mostly its own head.
+In a Ruyi checkpoint, each early exit has its own decoder layer and norm, and usually its own head.
 This matches a family with `num_exit_layers=1`, so the import only renames tensors. A LayerSkip
 checkpoint is an ordinary Llama whose final norm and head can read the output of any layer.
 """

@@ -103,13 +103,13 @@ class SweepDisplay:
             self._say(f"{self.summary()}: {runs}")
 
     def ended(self, plan: RunPlan, record: RunRecord) -> None:
-        """Print a run that ended."""
+        """Print the result of a run that ended."""
         self.flops.put(plan, plan.steps)
         self.ended_runs += 1
         self._drop(plan, f"{self.ended_runs}/{self.runs} {_name(plan)} {_outcome(record)}")
 
     def failed(self, plan: RunPlan, failure: Failure, again: bool) -> None:
-        """Print a run that failed. `again` is true if the sweep tries the run again."""
+        """Print the error of a run. `again` is true if the sweep tries the run again."""
         self.given_up += not again
         then = "will be tried again" if again else "will not be tried again"
         self._drop(plan, f"{_name(plan)} failed and {then}: {failure.message}")

@@ -91,7 +91,7 @@ class Workspace:
                     return 0
 
     def finish(self, keep_model: bool) -> None:
-        """Copy the results of the run to the sweep's folder, with the record last."""
+        """Copy the results of the run to the sweep's folder if it is not local, the record last."""
         if self.folder.local:
             return
         if keep_model:

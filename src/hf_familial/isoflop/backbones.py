@@ -77,7 +77,7 @@ class BackboneTemplate:
                     )
 
     def width(self, depth: int) -> int:
-        """Return the width for a depth, from `aspect`."""
+        """Return `aspect * depth`, rounded to a multiple of `multiple`."""
         return self._rounded(self.aspect * depth)
 
     def config_fields(
@@ -121,7 +121,7 @@ class BackboneTemplate:
         """Return the width and depth whose number of parameters is nearest to `size`.
 
         `count(width, depth)` returns a number of parameters. The two depths around `size` follow
-        from `aspect`. For each of them, the width changes by `multiple` while that comes nearer.
+        from `aspect`. For each of them, the width changes in steps of `multiple`.
         Raise `DesignError` if no backbone is large enough, or if the nearest one differs from
         `size` by more than a factor of 2.
         """

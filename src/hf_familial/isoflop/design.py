@@ -55,7 +55,7 @@ class IsoFlopDesign:
         num_exit_layers (`int`): Private layers of each early exit.
         exit_norm (`str`): `"own"` or `"shared"`, as in [`FamilialConfig`].
         exit_head (`str`): `"shared"` or `"own"`, as in [`FamilialConfig`].
-        seeds (`tuple[int, ...]`): Seeds. Each seed gives one run.
+        seeds (`tuple[int, ...]`): Seeds. The design has one run for each.
         rule (`Fixed`, `StepLaw` or `Measured`): Rule for the learning rate and the batch. In a
             file, it is a mapping whose `kind` is `fixed`, `step_law` or `measured`.
         counting (`str`): Convention for counting N: the name of a field of

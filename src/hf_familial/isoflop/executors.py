@@ -60,7 +60,7 @@ class LocalExecutor:
         log_dir (`str` or `os.PathLike`, *optional*): Folder for the standard error of the workers.
             By default, it is discarded.
         processes (`int`, *optional*, defaults to 1): Processes that share one run. Each worker gets
-            as many accelerators.
+            one accelerator per process.
 
     Example:
         >>> Sweep(design, "sweep", LocalExecutor(workers=2, threads=1)).run()

@@ -148,7 +148,7 @@ class ExpectedLaw:
         check_positive(self, "A", "alpha", "B", "beta")
 
     def reducible(self, N: float, D: float) -> float:
-        """Return the expected loss above E, in nats per token. G would only scale it."""
+        """Return the expected loss above E in nats per token, without the constant factor of G."""
         return self.A * N**-self.alpha + self.B * D**-self.beta
 
     def optimum(self, budget: float) -> tuple[float, float]:

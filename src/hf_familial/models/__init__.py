@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Any:
 
 
 def is_family_config(x: Any) -> bool:
-    """Return whether `x` is the config of a family, also if its class is from a checkpoint."""
+    """Return whether `x` is the config of a family, even if its class is from a checkpoint."""
     return isinstance(x, PreTrainedConfig) and x.model_type == "familial"
 
 

@@ -115,14 +115,14 @@ def verify_backbone(
 
     The function splits the layers into two segments and runs five checks on random tokens:
 
-    - `logits`: The final norm, the head and the known logit operations give the model's logits.
-    - `taps`: The first segment with the final norm gives the same as that norm on the hidden
+    - `logits`: The final norm, the head and the known logit operations compute the model's logits.
+    - `taps`: The first segment with the final norm computes the same as that norm on the hidden
       states of the whole model at that depth.
-    - `steps`: The first segment gives the same token by token with a cache as without one.
-    - `segments`: The second segment, run on the output of the first, gives the whole model's
+    - `steps`: The first segment computes the same token by token with a cache as without one.
+    - `segments`: The second segment, run on the output of the first, computes the whole model's
       output.
-    - `relay`: The same with one cache. The first segment runs token by token, the second in chunks
-      of pending positions.
+    - `relay`: As `segments`, but with one cache. The first segment runs token by token, the second
+      in chunks of pending positions.
 
     Args:
         model (`PreTrainedModel`): A causal LM with weights. It does not change.
@@ -213,7 +213,7 @@ def as_host(family: Any) -> PreTrainedModel:
 
 
 class _Probe:
-    """The five checks. Each method returns its largest relative difference."""
+    """The five checks of a backbone. Each method returns the largest relative difference."""
 
     def __init__(self, model: PreTrainedModel, backbone: Any, depth: int) -> None:
         self.model, self.backbone, self.depth = model, backbone, depth
@@ -306,7 +306,7 @@ def _positions(values: torch.Tensor) -> torch.Tensor:
 
 
 def _difference(found: torch.Tensor, right: torch.Tensor) -> float:
-    """Return the largest difference divided by the largest right value."""
+    """Return the largest difference divided by the largest correct value."""
     if found.shape != right.shape:
         raise ValueError(f"shape {tuple(found.shape)} instead of {tuple(right.shape)}")
     difference = (found.float() - right.float()).abs().max() / right.float().abs().max()

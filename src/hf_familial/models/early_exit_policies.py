@@ -61,7 +61,7 @@ def confidence(logits: torch.Tensor, measure: str) -> torch.Tensor:
 
 
 class EarlyExitRelay(RelayPolicy):
-    """The base class of policies in which each token comes from the first exit that may write it.
+    """The base class of policies in which the first exit that may write a token writes it.
 
     A subclass defines `exits` and `leaves`. Override `new_state` to store something between tokens.
 
@@ -79,7 +79,7 @@ class EarlyExitRelay(RelayPolicy):
         return EarlyExitDecoder(self, cache, text)
 
     def new_state(self, batch_size: int) -> Any:
-        """Return the `state` that `reads` and `leaves` get, for a new batch of texts."""
+        """Return the `state` that is passed to `reads` and `leaves`, for a new batch of texts."""
         return None
 
     def reads(self, exit_idx: int, state: Any) -> bool:
@@ -92,7 +92,7 @@ class EarlyExitRelay(RelayPolicy):
         return True
 
     def leaves(self, exit_idx: int, logits: torch.Tensor, state: Any) -> torch.Tensor:
-        """Return which rows take their next token from this exit.
+        """Return a mask of the rows that get their next token from this exit.
 
         Args:
             exit_idx (`int`): Index of the exit, 0 or more.
@@ -108,7 +108,7 @@ class EarlyExitRelay(RelayPolicy):
 
 
 class EarlyExitDecoder(RelayDecoder):
-    """A decoder that writes each token from the first exit at which the policy lets it leave."""
+    """A decoder that writes each token from the first exit at which the policy allows it."""
 
     def __init__(self, relay: EarlyExitRelay, cache: RelayCache, text: Any) -> None:
         super().__init__(cache, text)
@@ -202,7 +202,7 @@ class HandoffRelay(EarlyExitRelay):
     """The policy in which a shallow exit starts the text and a deep exit completes it.
 
     Each row switches once, by its own confidence or by length, and never switches back. Both exits
-    run in one process. [`DeviceSide`] and [`server_side`] do a hand-off between processes.
+    run in one process. [`DeviceSide`] and [`server_side`] run a hand-off between processes.
 
     Args:
         from_exit (`int`, *optional*, defaults to 0): Shallow exit.

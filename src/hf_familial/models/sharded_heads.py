@@ -10,7 +10,7 @@ from torch import nn
 
 
 def gather_head(head: Any, read: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Return `read` wrapped so that FSDP2 gathers the weight of a sharded head during the call.
+    """Return a function that gathers a head sharded by FSDP2 and calls `read`.
 
     Pass tensors by position, because FSDP2 adds its gradient hooks only to these. The result is
     `None` if the head is sharded in another way or has other hooks.

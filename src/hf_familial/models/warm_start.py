@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from .familial.configuration_familial import evenly_spaced_exits
 from .zero3 import gathered, is_partitioned, partition
 
 
+# arguments of `from_backbone` that users misspell
+OPTIONS = ("exits", "num_exits", "exit_norm", "exit_head", "num_exit_layers")
 # attributes that a quantiser of Transformers sets on a model
 QUANTISED = set(
     "hf_quantizer is_quantized quantization_method is_loaded_in_4bit is_loaded_in_8bit".split()
@@ -28,6 +31,9 @@ SKIPPED = ("modules_to_not_convert", "llm_int8_skip_modules")
 
 def load_host(backbone: Any, **kwargs: Any) -> PreTrainedModel:
     """Load the causal LM, or return it if it is a model already. Raise if it has no head."""
+    for name in kwargs:
+        if close := get_close_matches(name, OPTIONS, 1, 0.8):
+            raise TypeError(f"`from_backbone` has no argument `{name}`. Did you mean `{close[0]}`?")
     if isinstance(backbone, PreTrainedModel):
         if kwargs:
             raise TypeError(

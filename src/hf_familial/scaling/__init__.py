@@ -5,8 +5,8 @@ for a familial model, the number of exits G. C is the training compute in FLOPs 
 values have confidence intervals.
 
 These modules need numpy and scipy only. Reports also need matplotlib and jinja2. In Python, `import
-hf_familial.scaling` first imports the package `hf_familial`, which loads torch and transformers
-and so takes some seconds. The commands `hf-familial fit` and `hf-familial plan` skip that import.
+hf_familial.scaling` first imports the package `hf_familial`. This loads torch and transformers,
+which takes some seconds. The commands `hf-familial fit` and `hf-familial plan` skip that import.
 """
 
 from ..errors import (

@@ -49,7 +49,7 @@ def is_missing(value: Any) -> bool:
 
 
 def marks_of(texts: Iterable[str]) -> Marks:
-    """Return the decimal mark of a table, judged by the cells that allow one reading only."""
+    """Return the decimal mark of a table, from the cells that can be read in one way only."""
     found = set()
     for text in texts:
         plain = text.strip()

@@ -119,7 +119,7 @@ class Loss:
     delta: float  # infinite for least squares
 
     def value(self, residual: np.ndarray) -> np.ndarray:
-        """Return the function of every residual, in the same shape."""
+        """Return Huber's function of every residual, in the same shape."""
         size = np.abs(residual)
         if np.isinf(self.delta):
             return 0.5 * size * size
@@ -172,12 +172,12 @@ class Problem:
         return int(self.target.shape[-1])
 
     def nothing(self, share: float = 1e-15) -> np.ndarray:
-        """Return the objective below which a fit is exact: every residual a `share` of the loss."""
+        """Return the objective for residuals of `share` of the loss. A fit below it is exact."""
         scale = 1.0 if self.loss.logs else float(np.abs(self.target).max())
         return self.weight.sum(-1) * self.loss.value(np.array(share * scale))
 
     def residual(self, points: np.ndarray) -> np.ndarray:
-        """Return predicted minus measured, (points, rows). NaN where the law is undefined."""
+        """Return predicted minus measured, (points, rows), or NaN where the law is undefined."""
         predicted = value_of(self.law.evaluate(self.x, self.space.parameters(points)))
         with np.errstate(invalid="ignore", divide="ignore"):
             result = (np.log(predicted) if self.loss.logs else predicted) - self.target

@@ -87,7 +87,7 @@ def corrected(problem: Problem, points: np.ndarray, pulls: np.ndarray) -> np.nda
 
 
 def _linear(problem: Problem, p: Namespace, count: int) -> dict[str, np.ndarray]:
-    """Return the free linear parameters, each (points, 1). NaN where the law is undefined."""
+    """Return the free linear parameters, each (points, 1), or NaN where the law is undefined."""
     law, space, rows = problem.law, problem.space, problem.rows
     loss = np.exp(problem.target) if problem.loss.logs else problem.target
     with np.errstate(all="ignore"):

@@ -254,7 +254,7 @@ def _coefficients(candidate: Candidate, seed: int, notes: list[str]) -> Mapping[
 
 
 def _error(option: Option) -> float:
-    """Return the standard deviation of the error of a law's log loss, for an option's runs."""
+    """Return the standard deviation of a law's error in the log loss, for the runs of an option."""
     candidate, source = option.candidate, option.candidate.source
     error = UNKNOWN if candidate.error is None else candidate.error
     if isinstance(source, Fit):

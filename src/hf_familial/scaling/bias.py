@@ -28,7 +28,7 @@ class Bias:
     N: tuple[float, ...]  # relative error of N* at each budget: 0.05 is 5% too many parameters
     D: tuple[float, ...]  # relative error of D* at each budget
     N_exponent: float  # error of the exponent of N* as a power of C
-    surface: dict[str, float]  # coefficients of Hoffmann's law that made the losses
+    surface: dict[str, float]  # coefficients of Hoffmann's law that the losses follow
 
 
 def parabola_bias(

@@ -23,7 +23,7 @@ Kind = Literal["dense", "sparse", "familial"]
 
 # kind -> architectures in a law's domain that cover it
 KINSHIP = {"dense": {"dense"}, "sparse": {"sparse", "moe"}, "familial": {"familial"}}
-# variables that a candidate must not give, because they are computed or given elsewhere
+# variables that a candidate must not set, because they are computed or set elsewhere
 ELSEWHERE = {
     "G": "leave G out, because there is one exit for each size of `memory`",
     "N": "leave N out, because the planner finds it",
@@ -221,7 +221,7 @@ def uneven(candidate: Candidate, run: Run) -> bool:
 
 
 def _groupings(memory: tuple[float, ...]) -> Iterator[list[tuple[float, ...]]]:
-    """Yield the ways to split the sorted devices into neighbouring groups that share a model."""
+    """Yield the ways to split devices, sorted by memory, into groups with one model each."""
     count = len(memory)
     ways = range(2 ** (count - 1)) if count <= MOST_DEVICES else (0, 2 ** (count - 1) - 1)
     for way in ways:
@@ -326,7 +326,7 @@ class _Uses:
 def groups_of(candidates: Sequence[Candidate]) -> tuple[list[list[Candidate]], list[str]]:
     """Group the candidates whose losses can be compared.
 
-    Returns the groups, and one sentence for each pair that cannot be compared. There are no
+    Return the groups, and one sentence for each pair that cannot be compared. There are no
     sentences if there is only one group.
     """
     groups: list[list[Candidate]] = []

@@ -239,7 +239,7 @@ class RunTable:
         )
 
     def _single(self, duplicates: Duplicates, named: bool) -> RunTable:
-        """Return the rows without exact copies."""
+        """Keep, drop, merge or reject rows that are exact copies, see `read`."""
         if duplicates == "keep" or len(self) < 2:
             return self
         # without named runs, rows with the same numbers are copies
@@ -289,7 +289,7 @@ def settings_of(columns: Mapping[str, np.ndarray], variables: tuple[str, ...]) -
 def best_of_each(
     columns: Mapping[str, np.ndarray], variables: tuple[str, ...], loss: np.ndarray
 ) -> np.ndarray:
-    """Return which rows have the least loss among the rows with the same setting.
+    """Return a mask of the rows with the least loss among the rows with the same setting.
 
     The first of equal losses counts. The loss is NaN if a run diverged. Rules for the learning
     rate and batch size are fitted to these rows only.

@@ -45,7 +45,7 @@ def _of_search(fit: Fit) -> Iterator[str]:
         yield (
             "Some coefficients ended on their bounds: "
             f"{some(f'`{name}` = {fit.values[name]:.4g}' for name in fit.bounds_hit)}. A value "
-            "beyond the bound would fit better. All intervals assume that the coefficient is there."
+            "beyond the bound would fit better. All intervals assume the bound as its value."
         )
     if fit.starts > 1 and fit.agreement < AGREE:
         yield (

@@ -186,7 +186,7 @@ def proportional(law: Law, data: RunTable) -> str:
             if abs(slope - 1) < 0.02:
                 ratio = float(np.exp(np.mean(y - x)))
                 return f"`{second}` is proportional to `{first}` (about {ratio:.3g} times it)"
-            return f"`{second}` goes as `{first}`^{slope:.3g}"
+            return f"`{second}` is proportional to `{first}`^{slope:.3g}"
     return ""
 
 
@@ -292,7 +292,7 @@ def _starts(problem: Problem, settings: Settings) -> tuple[int, np.ndarray]:
 
 
 def _agreeing(problem: Problem, found: Found, best: int, share: float) -> np.ndarray:
-    """Return which starts ended within a share of the best objective, or fit exactly."""
+    """Return a mask of the starts that ended within `share` of the best objective."""
     return found.value <= np.maximum(found.value[best] * (1 + share), problem.nothing(1e-9))
 
 

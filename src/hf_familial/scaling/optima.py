@@ -43,8 +43,8 @@ class Powers:
 def powers(law: Law, values: Mapping[str, Any], **given: Any) -> Powers | None:
     """Return the powers of N and D in a law, or `None` if it does not have this form.
 
-    It does not if a term depends on both N and D, is not a power, or rises with N or D. The
-    function evaluates the terms at a few N and D, so it also works for a law that a user wrote.
+    A law has another form if a term depends on both N and D, is not a power, or rises with N or D.
+    The function evaluates the terms at a few N and D, so it also works for a law that a user wrote.
 
     Args:
         law ([`Law`]): A law.
@@ -118,7 +118,7 @@ def best(
         )
     missing = tuple(n for n in law.variable_names if n not in ("N", "D", *given))
     if missing:
-        raise MissingColumnError(f"`{law.name}` also needs {list(missing)}.", missing)
+        raise MissingColumnError(f"`{law.name}` also needs values of {list(missing)}.", missing)
     closed = powers(law, values, **given) if flops is None else None
     if closed is not None:
         N, D = closed.optimum(C)
@@ -211,7 +211,7 @@ class _Search:
         if np.any((at == 0) | (at == GRID - 1)):
             raise NoMinimumError(
                 f"`{self.law.name}` has no best size at {np.max(self.C):.3g} FLOPs, because its "
-                f"loss falls to the edge of the search ({SEARCH[0]:.0e} to {SEARCH[1]:.0e} "
+                f"loss still falls at the edge of the search ({SEARCH[0]:.0e} to {SEARCH[1]:.0e} "
                 "parameters).",
                 float(np.max(self.C)),
             )

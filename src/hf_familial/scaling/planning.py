@@ -16,7 +16,7 @@ from .prediction import NEAR, Estimator, Source, outside, warn_of
 from .quantities import compute_for, granularity_compute, loss_at, optimal
 
 
-BOUNDLESS = 1e100  # parameters or tokens so many that their term of the loss vanishes
+BOUNDLESS = 1e100  # number of parameters or tokens at which their term of the loss vanishes
 ASKED: tuple[Literal["N", "D", "loss"], ...] = ("N", "D", "loss")
 
 
@@ -254,7 +254,7 @@ class _Question:
         return tuple(self.estimator(optimal(self.law, C, of, self.paid, **more)) for of in ASKED)
 
     def simple(self, C: float) -> dict[str, float]:
-        """Return N, D and the loss at C = 6ND without limits."""
+        """Return the best N, D and loss under C = 6ND, without limits."""
         N, D = best(self.law, self.values, C, **self.given)
         loss = self.law.predict(self.values, **self.given, N=N, D=D)
         return {"N": float(N), "D": float(D), "loss": float(loss)}
@@ -289,8 +289,8 @@ class _Question:
             within = " within the limits" if any(map(math.isfinite, self.edges.values())) else ""
             known = f", E is {self.values['E']:.4g}" if "E" in self.values else ""
             raise ScalingError(
-                f"No budget reaches a loss of {loss}{within}: the law leaves {floor:.4g} at any "
-                f"size{known}. Ask for a larger loss."
+                f"No budget reaches a loss of {loss}{within}: the law predicts at least "
+                f"{floor:.4g}{known}. Pass a larger loss."
             )
         return C
 

@@ -86,7 +86,7 @@ class DerivedQuantity:
     unit: str = "1"
 
     def scaled(self, values: Mapping[str, Any]) -> np.ndarray:
-        """Return the number, or its logarithm if `scale` is `"log"`. NaN where it is undefined."""
+        """Return the number, or its logarithm if `scale` is `"log"`. Undefined numbers are NaN."""
         with np.errstate(all="ignore"):
             number = np.asarray(self.of(values), float)
             return np.log(number) if self.scale == "log" else number

@@ -50,7 +50,7 @@ class Bootstrap:
         return len(next(iter(self.values.values())))
 
     def cloud(self, quantity: DerivedQuantity) -> np.ndarray:
-        """Return a quantity in every replicate, shape (draws,). NaN where it is undefined."""
+        """Return a quantity in every replicate, shape (draws,). Undefined numbers are NaN."""
         scaled = np.broadcast_to(quantity.scaled(self.values), (len(self),))
         return np.exp(scaled) if quantity.scale == "log" else np.array(scaled)
 

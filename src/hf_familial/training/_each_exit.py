@@ -1,4 +1,4 @@
-"""Any trainer's own loss, computed once for each exit of a family."""
+"""A mix-in that computes a trainer's own loss once for each exit of a family."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import nn
 from transformers import Trainer
 
 from ..models import is_family
-from ._pass_flops import PassMeter
 from ._shared_passes import ActiveExit, GradientSum, SharedPasses, active, touch_all
 from .schedules import exit_weights
 
@@ -36,19 +35,19 @@ class MultiExitOptions:
 
 
 class EachExitMixin(_Base):
-    """The part of a multi-exit trainer that runs the trainer's own `compute_loss` by exit."""
+    """The part of a multi-exit trainer that runs the trainer's own `compute_loss` once per exit."""
 
     multi_exit_options = MultiExitOptions()
-    _meter: PassMeter | None = None
+    _meter: Any = None  # a [`PassMeter`] once the trainer is built
 
     def _family(self) -> Any:
-        """Return the family inside adapters and wrappers; raise `TypeError` if there is none."""
+        """Return the family inside adapters and wrappers. Raise `TypeError` if there is none."""
         model: Any = self.accelerator.unwrap_model(self.model)
         family = model.get_base_model() if hasattr(model, "get_base_model") else model
         if not is_family(family):
             raise TypeError(
-                f"a multi-exit trainer needs a FamilialForCausalLM, got a {type(family).__name__}. "
-                "`FamilialForCausalLM.from_backbone(model, exits=[...])` makes one."
+                f"A multi-exit trainer needs a FamilialForCausalLM, got a {type(family).__name__}. "
+                "Create one with `FamilialForCausalLM.from_backbone(model, exits=[...])`."
             )
         return family
 
@@ -77,12 +76,12 @@ class EachExitMixin(_Base):
         return self.multi_exit_options.exits == "sample"
 
     def _step_weights(self) -> tuple[float, ...]:
-        """Return the weight of each exit in the loss of this optimiser step; they sum to 1."""
+        """Return the weight of each exit in the loss of this optimiser step. The sum is 1."""
         given = self.multi_exit_options.exit_weights
         return exit_weights(given, self._family().config.exits)
 
     def _drawn_exit(self) -> int:
-        """Draw an exit by weight: one for an optimiser step, or for the steps of one generation."""
+        """Draw an exit by weight, once per optimiser step or once for all steps of a generation."""
         args: Any = self.args
         generated = getattr(args, "steps_per_generation", None) or 1
         generated *= getattr(args, "num_iterations", None) or 1
@@ -93,7 +92,7 @@ class EachExitMixin(_Base):
 
     @contextlib.contextmanager
     def _exit_outside_loss(self) -> Iterator[None]:
-        """Run what precedes a loss, such as generation, with the drawn or the named exit."""
+        """Run code outside the loss, such as generation, with one exit."""
         if self._has_host_loss():  # the host generates nothing
             yield
             return
@@ -109,23 +108,23 @@ class EachExitMixin(_Base):
             yield
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run the step of the host, in which generation uses the named exit."""
+        """Run a training step of the trainer class. If it generates texts, one exit does so."""
         self.model.train()
         with self._exit_outside_loss():
             return super().training_step(*args, **kwargs)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the step of the host, in which generation uses the named exit."""
+        """Run an evaluation step of the trainer class. If it generates texts, one exit does so."""
         with self._exit_outside_loss():
             return super().prediction_step(*args, **kwargs)
 
     def _loss_by_exit(
         self, compute: Callable[..., Any], model: nn.Module, inputs: Any, wants_outputs: bool
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], Any]:
-        """Run `compute(model, inputs)` with each exit as the model's exit.
+        """Run `compute(model, inputs)` once per exit. Calls of the model in it run that exit.
 
         Returns:
-            The loss to train on, of shape `()`; the loss of each exit that ran, detached; and the
+            The loss to train on, of shape `()`, the detached loss of each exit that ran, and the
             outputs of the deepest of them, or `None`.
         """
         family = self._family()
@@ -138,7 +137,7 @@ class EachExitMixin(_Base):
             model = self.accelerator.unwrap_model(model)
         count = family.config.num_exits
         weights = self._step_weights() if training else [1 / count] * count
-        books, total = _Books(self), GradientSum(self._loss_scale())
+        records, total = _Bookkeeping(self), GradientSum(self._loss_scale())
         losses, outputs = {}, None
         with contextlib.ExitStack() as stack:
             shared = [SharedPasses(self._meter) for _ in self._exits_of_models(0)]
@@ -147,7 +146,7 @@ class EachExitMixin(_Base):
             for k, weight in enumerate(weights):
                 for passes, (_, named) in zip(shared, self._exits_of_models(k), strict=True):
                     passes.start(named)
-                with books.of(k):
+                with records.of(k):
                     result = compute(model, _copied(inputs))
                 loss, outputs = result if wants_outputs else (result, None)
                 losses[k] = loss.detach()
@@ -160,7 +159,7 @@ class EachExitMixin(_Base):
         self, compute: Callable[..., Any], model: nn.Module, inputs: Any, wants_outputs: bool
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], Any]:
         k = self._drawn_exit()
-        with self._running(k), _Books(self).of(k):
+        with self._running(k), _Bookkeeping(self).of(k):
             result = compute(model, _copied(inputs))
         loss, outputs = result if wants_outputs else (result, None)
         # each parameter gets a gradient, as in the expectation over draws; DDP waits for all
@@ -186,7 +185,7 @@ class EachExitMixin(_Base):
         return [*found, (reference, reference.config.resolve_exit(named))]
 
     def _check_batch(self, inputs: Any) -> None:
-        """Raise if a batch holds old log-probabilities, which are of one exit only."""
+        """Raise under `DataParallel`, or if a batch has old log-probabilities of one exit only."""
         if self.args.n_gpu > 1:
             raise ValueError(
                 "a multi-exit trainer does not support `nn.DataParallel`: start the script with "
@@ -207,11 +206,11 @@ class EachExitMixin(_Base):
 
 
 def _copied(inputs: Any) -> Any:
-    """Return a shallow copy: a trainer may change the batch that it is given."""
+    """Return a shallow copy of a batch, because a trainer may change the batch."""
     return dict(inputs) if isinstance(inputs, Mapping) else inputs
 
 
-class _Books:
+class _Bookkeeping:
     """The counters and lists of metrics that a trainer changes while it computes a loss.
 
     Counters that are attributes of the trainer count a batch once. Numbers that the loss of an exit
@@ -224,7 +223,7 @@ class _Books:
 
     @contextlib.contextmanager
     def of(self, exit_idx: int) -> Iterator[None]:
-        """Record the loss of one exit."""
+        """Record the metrics of one exit, while the `with` block computes its loss."""
         vars(self._trainer).update(self._counters)
         before = {(id(d), name): (values, len(values)) for d, name, values in self._lists()}
         yield
@@ -232,7 +231,7 @@ class _Books:
             kept, length = before.get((id(metrics), name), (values, 0))
             if name.startswith("exit_") or not all(_is_number(v) for v in values):
                 continue
-            if kept is not values:  # a counter, set anew each time
+            if kept is not values:  # a counter, replaced each time
                 for k in range(exit_idx):
                     metrics.pop(f"exit_{k}_{name}", None)
             elif len(values) > length:
@@ -240,8 +239,12 @@ class _Books:
 
     def _lists(self) -> Iterator[tuple[dict[str, Any], str, list[Any]]]:
         stack = [value for value in vars(self._trainer).values() if isinstance(value, dict)]
+        seen: set[int] = set()  # a dictionary may contain itself
         while stack:
             holder = stack.pop()
+            if id(holder) in seen:
+                continue
+            seen.add(id(holder))
             for name, value in holder.items():
                 if isinstance(value, dict):
                     stack.append(value)

@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import nested_gather
 
 
 class ExitLosses:
-    """Sums of the losses of each exit since the last log, and the steps that they come from."""
+    """Sums of the losses of each exit since the last log, and the optimiser steps in each sum."""
 
     def __init__(self, num_exits: int) -> None:
         self._sums: list[Any] = [0.0] * num_exits
@@ -24,7 +24,7 @@ class ExitLosses:
             self._steps[k].add(state.global_step)
 
     def means(self, parallel_mode: Any) -> dict[str, float]:
-        """Return `exit_<k>_loss`, a mean over steps and processes, and start anew.
+        """Return `exit_<k>_loss`, a mean over steps and processes, and reset the sums.
 
         An exit that no step has drawn has no entry.
         """

@@ -1,4 +1,4 @@
-"""A trainer class of any library, made to train every exit of a family."""
+"""The function `multi_exit`, with which any trainer class trains every exit of a family."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def multi_exit(
 ) -> type[Any]:
     """Return a subclass of a trainer class that trains every exit of a family.
 
-    The loss stays that of the trainer class. With `exits="all"` the backbone runs once for a batch,
-    and the loss is computed for one exit after the other from its own hidden states. The gradient
-    is the weighted sum over the exits. Metrics that the trainer collects while it computes its loss
-    are also logged by exit, for example as `exit_0_mean_token_accuracy`.
+    The subclass keeps the loss of the trainer class. With `exits="all"` the backbone runs once for
+    a batch. Then the loss is computed for one exit after the other, from the exit's hidden states.
+    The gradient is the weighted sum over the exits. Metrics that the trainer collects while it
+    computes its loss are also logged by exit, for example as `exit_0_mean_token_accuracy`.
 
     With `exits="sample"` each optimiser step draws one exit, with its weight as probability, and
     runs the layers below that exit only. The expected gradient is the same. A trainer that
@@ -37,7 +37,7 @@ def multi_exit(
             `DPOTrainer` or `GRPOTrainer`.
         exits (`str`, *optional*, defaults to `"all"`): `"all"` or `"sample"`.
         exit_weights (`str` or `Sequence[float]`, *optional*, defaults to `"uniform"`): Weight of
-            each exit's loss; see [`exit_weights`]. If the arguments are
+            each exit's loss, see [`exit_weights`]. If the arguments are
             [`FamilialTrainingArguments`], set the weights there.
         generation_exit (`int`, *optional*, defaults to -1): Exit that generates texts in
             reinforcement learning when `exits="all"`.
@@ -46,7 +46,7 @@ def multi_exit(
             come from this exit, or from the deepest one.
 
     Returns:
-        `type`: The subclass. Its constructor takes the arguments of `trainer_class`.
+        `type`: The subclass. Its constructor accepts the arguments of `trainer_class`.
 
     Raises:
         TypeError: If `trainer_class` is not a subclass of [`~transformers.Trainer`].
@@ -57,18 +57,20 @@ def multi_exit(
         >>> trainer = multi_exit(SFTTrainer)(model=model, args=args, train_dataset=dataset)
     """
     if not (isinstance(trainer_class, type) and issubclass(trainer_class, Trainer)):
+        got = getattr(trainer_class, "__name__", f"an object of {type(trainer_class).__name__}")
         raise TypeError(
             "`trainer_class` must be a subclass of `transformers.Trainer`, such as "
-            f"`trl.SFTTrainer`, got {trainer_class!r}. Pass the class, not a trainer."
+            f"`trl.SFTTrainer`, got {got}. Pass the class itself."
         )
     weights = exit_weights if isinstance(exit_weights, str) else tuple(exit_weights)
     options = MultiExitOptions(exits, weights, generation_exit, reference_exit)
-    return _subclass(trainer_class, options)
+    kind: Any = trainer_class
+    return _subclass(kind, options)
 
 
 @functools.cache
 def _subclass(trainer_class: type[Any], options: MultiExitOptions) -> type[Any]:
-    bases = (trainer_class,)
+    bases: tuple[type[Any], ...] = (trainer_class,)
     if not issubclass(trainer_class, MultiExitTrainer):
         bases = (MultiExitTrainer, trainer_class)
     members = {

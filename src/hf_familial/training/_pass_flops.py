@@ -18,8 +18,8 @@ LENGTHS = (16, 32)  # tokens; FLOPs per token are linear in the length
 class PassMeter:
     """A counter of the FLOPs and tokens that a trainer's families run between two steps.
 
-    A pass that learns costs what `training_flops_per_token` says. Every other pass costs its
-    forward FLOPs, with attention as a quadratic in the length, estimated from two lengths.
+    A pass that learns costs the FLOPs of `training_flops_per_token`. Every other pass costs its
+    forward FLOPs. They are estimated from two lengths, with attention quadratic in the length.
     """
 
     def __init__(self, learning: Any) -> None:
@@ -35,7 +35,7 @@ class PassMeter:
     def add(
         self, model: FamilialModel, inputs: dict[str, Any], exit_idx: int | None, learns: bool
     ) -> None:
-        """Count one pass: up to `exit_idx`, or to all exits if it is `None`."""
+        """Count one pass up to `exit_idx`, or to all exits if it is `None`."""
         ids = main_input(inputs)
         rows, length = ids.shape
         cache_of = inputs.get("past_key_values")
@@ -51,7 +51,7 @@ class PassMeter:
         self._tokens.append(count_tokens(inputs))
 
     def take(self) -> tuple[float, list[torch.Tensor]]:
-        """Return the FLOPs and the token counts of the passes that learn, and start anew."""
+        """Return the FLOPs of all passes and the token counts of those that learn. Reset both."""
         taken = self._flops, self._tokens
         self.clear()
         return taken
@@ -68,7 +68,7 @@ class PassMeter:
 
 
 def _whole_row(config: FamilialConfig, exit_idx: int | None, length: int) -> float:
-    """Return the forward FLOPs per token of one row, up to an exit or to all."""
+    """Return the forward FLOPs per token of one row, up to one exit or to all exits."""
     flops = forward_flops(config, length)
     return (flops.all_exits if exit_idx is None else flops.member(exit_idx)).total / length
 

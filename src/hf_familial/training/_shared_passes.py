@@ -15,7 +15,7 @@ from ._pass_flops import PassMeter
 
 @dataclass(frozen=True)
 class ActiveExit:
-    """One exit that runs every call of a family that names no exit."""
+    """The exit that calls of a family without `exit_idx` run."""
 
     exit_idx: int
     meter: PassMeter | None = None
@@ -32,7 +32,7 @@ class ActiveExit:
 
 
 def _head(family: Any, exit_idx: int) -> torch.nn.Module:
-    """Return the head of an exit, whose weight a trainer reads; raise if an adapter changes it."""
+    """Return the head of an exit. Raise if an adapter changes the head."""
     head = family.head(exit_idx)
     if hasattr(head, "base_layer"):
         raise ValueError(
@@ -44,7 +44,7 @@ def _head(family: Any, exit_idx: int) -> torch.nn.Module:
 
 @contextmanager
 def active(model: FamilialModel, runner: Any) -> Iterator[None]:
-    """Make `runner`, such as an [`ActiveExit`], run the calls that name no exit."""
+    """Make `runner`, such as an [`ActiveExit`], run all calls without `exit_idx`."""
     before = model.active_exit
     model.active_exit = runner
     try:
@@ -59,7 +59,7 @@ class SharedPasses:
 
     The loss of the first exit runs them. The loss of every further exit makes the same calls, in
     the same order, and reads its own hidden states from the passes that are stored. Each exit reads
-    detached copies, so that the graph of its loss ends there; `leaves` maps them to the tensors of
+    detached copies, so that the graph of its loss ends there. `leaves` maps them to the tensors of
     the pass. A call with a KV cache, or with other inputs than the first exit's, is run directly.
     """
 
@@ -132,7 +132,7 @@ class GradientSum:
     """The gradients of several losses, computed one after the other and summed.
 
     A loss is freed before the next one is computed. `carried` then returns the sum of the losses as
-    one tensor, whose `backward` passes the gradients on: hooks of DDP or FSDP see one backward.
+    one tensor. Its `backward` passes the gradients on, so hooks of DDP or FSDP see one backward.
     `scale` multiplies the losses while gradients are computed, so that float16 does not underflow.
     """
 
@@ -148,7 +148,7 @@ class GradientSum:
         weight: float,
         leaves: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
     ) -> None:
-        """Add `weight` times a loss of shape `()`; gradients of `leaves` go to their originals."""
+        """Add `weight` times a loss of shape `()`. Gradients of `leaves` go to their originals."""
         self.value = self.value + weight * loss.detach()
         if not loss.requires_grad or not weight:
             return
@@ -171,7 +171,7 @@ class GradientSum:
 
 
 def touch_all(loss: torch.Tensor, parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
-    """Return a loss whose backward gives a gradient of zero to the parameters it does not reach."""
+    """Return the loss, changed so that parameters it does not reach get gradients of zero."""
     reached = {id(tensor) for tensor in leaf_tensors(loss)}
     rest = [p for p in parameters if p.requires_grad and id(p) not in reached]
     if not rest:

@@ -110,7 +110,7 @@ class FamilialTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     def schedule(self, depths: list[int], total_steps: int) -> ExitSchedule:
-        """Return the schedule of the exits at `depths` (layers) in a run of `total_steps`."""
+        """Return the weights of exits at `depths` (layers) for each of `total_steps` steps."""
         weights = exit_weights(self._scheme(), depths)
         return ExitSchedule(weights, self.exit_schedule, total_steps, self.exit_schedule_fraction)
 
@@ -121,7 +121,7 @@ class FamilialTrainingArguments(TrainingArguments):
         return scheme if named else _numbers(scheme)
 
     def distillation(self) -> Distillation | None:
-        """Return the distillation from the deepest exit, or `None` if its weight is 0."""
+        """Return the settings of the distillation, or `None` if its weight is 0."""
         if not self.distillation_weight:
             return None
         return Distillation(self.distillation_weight, self.distillation_temperature)

@@ -24,7 +24,7 @@ def flops_per_token(
 ) -> float:
     """Return the training FLOPs per token.
 
-    A model's frozen parameters need no gradients. A config counts as a model without them.
+    For a model, gradients of frozen parameters do not count. For a config, all are trained.
     """
     train = "all" if is_family_config(model_or_config) else what_learns(model_or_config)
     return training_flops_per_token(model_or_config, seq_length, train).per_token

@@ -201,7 +201,7 @@ class RunRecordCallback(TrainerCallback, ExportableState):
         self._counted, self._open = False, False
 
     def state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint saves. Old checkpoints need these names."""
+        """Return the state for a checkpoint. The names match those in older checkpoints."""
         names = ("path", "run_id", "data", "seq_length", "code_version")
         kept: dict[str, Any] = {"_name": self._name, "_wall_before": self._wall()}
         if self._counted and self._counts is not None:
@@ -311,7 +311,7 @@ class ExitProgressCallback(ProgressCallback):
     """The progress bar of `Trainer` with the latest losses. Evaluations are lines above it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Create the bar."""
+        """Create the progress bar."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.bar_format = BAR
@@ -341,9 +341,9 @@ class ExitProgressCallback(ProgressCallback):
 def fitting(logs: dict[str, Any], room: int | None) -> str:
     """Return the losses in the longest form that fits into `room` columns.
 
-    Four exits give `loss 3.141, exits 3.512 3.204 3.011 2.837` if there is room. They give
-    `exits 3.51 3.20 3.01 2.84` in 25 columns and `exits 3.51..2.84` in 16. The loss of the deepest
-    exit is always shown.
+    The longest form is `loss 3.141, exits 3.512 3.204 3.011 2.837`. In 25 columns the form is
+    `exits 3.51 3.20 3.01 2.84`, and in 16 columns it is `exits 3.51..2.84`. The loss of the
+    deepest exit is always shown.
     """
     exact, short = _losses(logs, "exit"), _losses(logs, "exit", 2)
     if not exact:

@@ -33,7 +33,7 @@ def _inherit(name: str, default: object, host: Any = TrainingArguments) -> Any:
 
 @dataclass
 class PretrainingData(DataArguments):
-    """Data arguments whose defaults give a broad evaluation that takes seconds."""
+    """Data arguments with defaults for an evaluation of many documents that takes seconds."""
 
     eval_fraction: float = _inherit("eval_fraction", 0.05, DataArguments)
     max_eval_tokens: int | None = _inherit("max_eval_tokens", 131_072, DataArguments)

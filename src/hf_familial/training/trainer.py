@@ -183,7 +183,7 @@ class MultiExitTrainer(EachExitMixin):
         return inputs, count_targets(inputs)
 
     def _step_weights(self) -> tuple[float, ...]:
-        """Return the weight of each exit in the loss of this optimiser step; they sum to 1."""
+        """Return the weight of each exit in the loss of this optimiser step. The sum is 1."""
         if not isinstance(self.args, FamilialTrainingArguments):
             return super()._step_weights()
         schedule = self.args.schedule(self.model.config.exits, self.state.max_steps)
@@ -234,7 +234,7 @@ class MultiExitTrainer(EachExitMixin):
             for callback in self._callbacks(RunRecordCallback):
                 try:
                     callback.on_failure(self.args, self.state)
-                except OSError as second:  # on a full disk both fail, and the first says where
+                except OSError as second:  # a full disk makes both writes fail
                     error.add_note(f"The row of runs.jsonl could not be written either: {second}")
             raise
 
@@ -310,7 +310,7 @@ class MultiExitTrainer(EachExitMixin):
         super().create_model_card(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the values, and add `exit_<k>_loss` wherever there is a training `loss`."""
+        """Log the values. To a training `loss`, add `exit_<k>_loss` and the FLOPs of callbacks."""
         if "loss" in logs:
             logs |= self._exit_losses.means(self.args.parallel_mode)
         if "loss" in logs:
@@ -319,9 +319,9 @@ class MultiExitTrainer(EachExitMixin):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint, after deleting the state of an older run in the same folder.
+        """Delete the trainer state of an older run in the checkpoint's folder, then save.
 
-        If saving is interrupted, nobody can resume from new weights and an old state.
+        An interrupted save then never combines new weights with an old state.
         """
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
@@ -334,12 +334,12 @@ class MultiExitTrainer(EachExitMixin):
         return [c for c in self.callback_handler.callbacks if isinstance(c, kind)]
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a dataloader that reads every row, whatever `dataloader_drop_last` is."""
+        """Return a dataloader that reads every row, even with `dataloader_drop_last=True`."""
         with self._dropping_no_row():
             return super().get_eval_dataloader(*args, **kwargs)
 
     def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a dataloader that reads every row, whatever `dataloader_drop_last` is."""
+        """Return a dataloader that reads every row, even with `dataloader_drop_last=True`."""
         with self._dropping_no_row():
             return super().get_test_dataloader(*args, **kwargs)
 
@@ -354,7 +354,7 @@ class MultiExitTrainer(EachExitMixin):
             self.args = given
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, and add `<prefix>_exit_<k>_loss` of every exit to the metrics."""
+        """Evaluate. The metrics have `<prefix>_exit_<k>_loss` and their mean `<prefix>_loss`."""
         self._evaluated = []
         output = super().evaluation_loop(*args, **kwargs)
         if self._evaluated:

@@ -133,7 +133,7 @@ def unsupported_backbone(model_type: str, reason: str) -> ValueError:
 
 
 def host_row(config: Any) -> HostRow:
-    """Return the row of a host, given its config."""
+    """Return the entry of a host in `HOSTS`, or the defaults."""
     return HOSTS.get(config.model_type, HostRow())
 
 
@@ -179,15 +179,15 @@ class LogitTransform:
         return self.tokens(logits)
 
     def hidden(self, states: torch.Tensor) -> torch.Tensor:
-        """Apply `hidden_divisor` to hidden states, or in the backward pass to their gradients."""
+        """Divide hidden states, or their gradients in the backward pass, by `hidden_divisor`."""
         return states if self.hidden_divisor is None else states / self.hidden_divisor
 
     def tokens(self, logits: torch.Tensor) -> torch.Tensor:
-        """Drop the columns that are not tokens."""
+        """Return the logits without those of vocabulary padding."""
         return logits if self.vocab_size is None else logits[..., : self.vocab_size]
 
     def logits_(self, logits: torch.Tensor) -> torch.Tensor:
-        """Turn float32 outputs of the head into logits, in place. Return the token columns."""
+        """Apply the steps after the head to its float32 outputs, in place, and return `tokens`."""
         if self.multiplier is not None:
             logits.mul_(self.multiplier)
         if self.divisor is not None:

@@ -272,7 +272,7 @@ class FamilialConfig(PreTrainedConfig):
         return len(self.exits)
 
     def resolve_exit(self, exit_idx: int | None = None) -> int:
-        """Return an exit index between 0 and G - 1. `None` stands for `default_exit`."""
+        """Return an exit index between 0 and G - 1. `None` means `default_exit`."""
         if exit_idx is None:
             exit_idx = self.default_exit
         if not is_int(exit_idx):
@@ -343,7 +343,7 @@ class Accelerator:
         """
 
     def decoder(self, decoder: Any) -> Any:
-        """Return a decoder that replaces the one of a relay policy and may use its parts."""
+        """Return the decoder to use instead of a relay policy's `decoder`."""
         return decoder
 
     def flops(self, relay: Any, rows: int, tokens: int) -> tuple[float | None, float | None]:
@@ -352,10 +352,10 @@ class Accelerator:
 
 
 class Extension:
-    """The features that the package adds to a family. The bodies here run without the package.
+    """The features that the package adds to a family. This base class runs without the package.
 
-    Without it, the loss of sharded heads or of a compiled model keeps all logits in memory. Relays
-    lack fused weights, chains, learned draft lengths and FLOPs.
+    Here the loss of sharded heads or of a compiled model keeps all logits in memory. Relays lack
+    fused weights, chains, learned draft lengths and FLOPs.
     """
 
     def warm_start(self, cls: Any, backbone: Any, loading: Any, **fields: Any) -> Any:
@@ -380,7 +380,7 @@ class Extension:
         save(folder, *args, **kwargs)
 
     def gathered(self, head: Any, read: Callable[..., Any]) -> Callable[..., Any] | None:
-        """Return `read` wrapped so that it gathers the weight of a sharded head, or `None`."""
+        """Return a function that gathers a sharded head and calls `read`, else `None`."""
         return None
 
     def compiled_loss(self) -> Callable[..., Any] | None:

@@ -69,7 +69,7 @@ def _is_plain(head: Any) -> bool:
 
 
 def _gathered(heads: Sequence[nn.Module], read: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Return `read` wrapped to gather sharded heads, or `None` if a head cannot be gathered."""
+    """Return a function that gathers sharded heads and calls `read`, or `None` if it cannot."""
     for head in dict.fromkeys(heads):
         gathered = read if _is_plain(head) else _extension().gathered(head, read)
         if gathered is None:
@@ -108,10 +108,10 @@ def multi_exit_loss(
     head (4 * V * H bytes) stay in memory until `backward`. G is the number of exits, T that of
     targets, H the width. Complete logits and their gradients would take 8 * G * T * V bytes.
 
-    `exits` are by index, shallowest first. `loss_function` is for exits with complete logits. The
-    other arguments are those of [`FamilialForCausalLM.forward`]. Default weights are 1/G, as in
-    arXiv:2512.23407. The results are the weighted sum, of shape `()`, and the detached losses, of
-    shape `(len(exits),)`, both in nats per token.
+    `exits` has exit indices as keys, shallowest first. `loss_function` computes the loss of exits
+    with complete logits. The other arguments are those of [`FamilialForCausalLM.forward`]. Default
+    weights are 1/G, as in arXiv:2512.23407. The results are the weighted sum, shape `()`, and the
+    detached losses, shape `(len(exits),)`, both in nats per token.
     """
     shifted = kwargs.get("shift_labels")
     name, given = ("labels", labels) if shifted is None else ("shift_labels", shifted)
@@ -170,7 +170,7 @@ def _targets(
     ignore_index: int = IGNORE_INDEX,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return flat targets, the divisor of their summed losses, and `ignore_index`."""
+    """Return flat targets, the number that divides the summed losses, and `ignore_index`."""
     if shift_labels is None:
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     targets = shift_labels.reshape(-1)
@@ -383,7 +383,7 @@ class _Rows:
         return torch.stack((loss.sum(), objective.sum()))
 
     def distil(self, logits: torch.Tensor, loss: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        """Add the divergence from the deepest exit to loss and slope. That exit must call first."""
+        """Add the divergence from the deepest exit to loss and slope. Run that exit first."""
         how = self.plan.distillation
         if how is None:
             return loss

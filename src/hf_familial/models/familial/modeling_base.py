@@ -122,11 +122,11 @@ class FamilialPreTrainedModel(PreTrainedModel):
         max_exit: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a family. All arguments of Transformers work, and one more.
+        """Load a family. `max_exit` is added to the arguments of Transformers.
 
         Args:
             max_exit (`int`, *optional*): Index of the deepest exit to load. Tensors and files of
-                deeper exits are neither read nor downloaded. Needs the package `hf_familial`.
+                deeper exits are neither read nor downloaded. This needs the package `hf_familial`.
 
         Raises:
             IndexError: If the family has no exit `max_exit`.
@@ -148,7 +148,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
         by_segment: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save the family. All arguments of Transformers work, and one more.
+        """Save the family. `by_segment` is added to the arguments of Transformers.
 
         With the package `hf_familial`, an older checkpoint in the folder stays usable until the new
         one is complete.
@@ -156,7 +156,7 @@ class FamilialPreTrainedModel(PreTrainedModel):
         Args:
             by_segment (`bool`, *optional*): Whether to write each segment into files of its own, so
                 that a shallow member loads without the others. Defaults to `True` from 100 MB of
-                weights on. Needs the package. Adapters, variants, distributed checkpoints and
+                weights on. This needs the package. Adapters, variants, distributed checkpoints and
                 quantised models are never split.
         """
         save = super().save_pretrained
@@ -181,7 +181,7 @@ class FamilialModel(FamilialPreTrainedModel):
     """A backbone with early exits and without heads. `AutoModel` loads it."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^exit_heads\."]
-    active_exit: Any = None  # runs the calls that name no exit, while a multi-exit loss is computed
+    active_exit: Any = None  # runs calls without `exit_idx` while a multi-exit loss is computed
 
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
@@ -371,7 +371,7 @@ class FamilialModel(FamilialPreTrainedModel):
 
     @property
     def decoder(self) -> HostDecoder:
-        """[`HostDecoder`]: The backbone, and the places of its layers and its norm."""
+        """[`HostDecoder`]: The backbone, wrapped to run segments of its layers."""
         return HostDecoder(self.backbone, self.spec)
 
     @property

@@ -38,7 +38,7 @@ class FamilialCausalLMOutput(MoeCausalLMOutputWithPast):
         logits (`torch.Tensor` of shape `(batch, seq, vocab)`): Logits of the exit that ran.
         exit_losses (`torch.Tensor` of shape `(G,)`): Cross entropy of each exit in nats per token,
             without gradients. The shape is `(1,)` if `exit_idx` was passed.
-        exit_logits (`tuple[torch.Tensor, ...]`): Logits of all exits, shallowest first. Only with
+        exit_logits (`tuple[torch.Tensor, ...]`): Logits of all exits, shallowest first, if
             `output_exits=True`.
     """
 

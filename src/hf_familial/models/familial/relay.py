@@ -286,7 +286,7 @@ def check_healing(config: Any, generation_config: Any, exit_idx: int) -> None:
 
 
 def processors_with_memory(processors: Iterable[Any]) -> list[str]:
-    """Return the names of processors that may have state (not `STATELESS` and not marked so)."""
+    """Return the names of processors whose result may depend on earlier calls."""
     prefix, names = logits_process.PrefixConstrainedLogitsProcessor, []
     for one in processors:
         one = one._prefix_allowed_tokens_fn if type(one) is prefix else one
@@ -299,7 +299,7 @@ def processors_with_memory(processors: Iterable[Any]) -> list[str]:
 
 
 def guided_at(processors: Iterable[Any], model: Any, exit_idx: int) -> LogitsProcessorList:
-    """Return the processors with the model of classifier-free guidance bound to one exit."""
+    """Return the processors, with classifier-free guidance set to run one exit."""
     found = LogitsProcessorList()
     for one in processors:
         guide = type(one) is logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor
@@ -348,12 +348,12 @@ class RelayStats:
 
     @property
     def acceptance(self) -> float:
-        """`float`: Share of the verified drafts that were accepted. 0 without drafts."""
+        """`float`: Share of the verified drafts that were accepted. It is 0 without drafts."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
     @property
     def tokens_per_round(self) -> float:
-        """`float`: New tokens of a row per verifying pass. 1 without drafts."""
+        """`float`: New tokens of a row per verifying pass. It is 1 without drafts."""
         return self.token_exits.shape[1] / max(1, self.rounds)
 
     @property

@@ -190,7 +190,7 @@ class RelayCache:
         return self._states[i][:, -last:]
 
     def crop(self, count: int) -> None:
-        """Remove the last `count` positions from all layers. Needs `rollback=True`."""
+        """Remove the last `count` positions from all layers. This needs `rollback=True`."""
         length = self.length - count
         for i, branch in enumerate(self._branches):
             crop(self.runner(i, i).layers, self._done[i] - length)
@@ -374,7 +374,7 @@ def check_cache(cache: Any) -> None:
 
 
 def check_positions(config: Any, seen: int, ran: int) -> None:
-    """Raise if a text of `seen` positions may grow to `ran`, past a change of position angles."""
+    """Raise if a text may grow from `seen` to `ran` positions across a change of rotary angles."""
     # The angles depend on the longest position of a pass, and relay passes differ from `generate`.
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
@@ -391,7 +391,7 @@ def check_positions(config: Any, seen: int, ran: int) -> None:
                 continue  # all positions have the angles of a long text
         if ran > min(lengths):
             raise ValueError(
-                f"The prompt has {seen} tokens and the text may grow to {ran + 1}. In a relay it "
-                f"must not cross {min(lengths)}, where `{config.model_type}` changes its `{name}` "
-                "angles. Use a smaller `max_new_tokens`, or call `generate(exit_idx=...)`."
+                f"The prompt has {seen} tokens and the text may grow to {ran + 1}. A relay "
+                f"cannot cross {min(lengths)}, where the rotary angles of `{config.model_type}` "
+                f"({name}) change. Use a smaller `max_new_tokens`, or `generate(exit_idx=...)`."
             )

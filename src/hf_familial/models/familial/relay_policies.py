@@ -68,7 +68,7 @@ class RelayPolicy:
         raise NotImplementedError
 
     def decoder(self, cache: RelayCache, text: Any) -> RelayDecoder:
-        """Build the decoder of one `relay_generate` call. `cache` covers the exits above."""
+        """Build the decoder of one `relay_generate` call. `cache` has the exits of `exits`."""
         return RelayDecoder(cache, text)
 
 
@@ -288,7 +288,7 @@ class SpeculativeDecoder(RelayDecoder):
 
 
 def check_chain(exits: Sequence[int], num_exits: int) -> tuple[int, ...]:
-    """Return a policy's exits as indices of 0 or more. Raise if the family does not have them."""
+    """Return a policy's exits as indices of 0 or more. Raise if they are unknown or unordered."""
     for k in exits:
         if not -num_exits <= k < num_exits:
             raise IndexError(

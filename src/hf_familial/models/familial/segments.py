@@ -1,4 +1,4 @@
-"""Segments of the backbone, which run as views of the backbone and of the cache."""
+"""Segments, and the shallow copies (views) of backbone and cache that run them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Segment:
 
 
 class HostDecoder:
-    """A backbone with the places of its layers and its norm."""
+    """A backbone whose list of layers and final norm have been found."""
 
     def __init__(self, module: Any, spec: BackboneSpec | None = None) -> None:
         self.module, self.config = module, module.config
@@ -41,7 +41,7 @@ class HostDecoder:
         return nn.Identity() if self.spec.norm is None else getattr(self.owner, self.spec.norm)
 
     def run(self, segment: Segment, past_key_values: Cache | None = None, **inputs: Any) -> Any:
-        """Run one segment through the backbone's forward, on its slots of the family's cache.
+        """Run one segment through the backbone's forward, with its slots of the family's cache.
 
         A segment with `start > 0` needs the tap `(batch, seq, hidden)` as `inputs_embeds`.
         """
@@ -71,7 +71,7 @@ class HostDecoder:
             _install_hooks(self.module)
 
     def hook_private(self, segment: Segment, inputs: dict[str, Any]) -> None:
-        """Install the same hooks once on private layers, if the inputs need them."""
+        """Install the hooks of `hook` once on private layers, if the inputs need them."""
         first: Any = segment.layers[0]
         asked = any(value for name, value in inputs.items() if name.startswith("output_"))
         if asked and not getattr(first, "_output_capturing_hooks_installed", False):
@@ -107,7 +107,7 @@ def _install_hooks(backbone: Any) -> bool:
 
 
 class SegmentRunner:
-    """A segment on a cache that runs many times. It builds its views only once."""
+    """A segment with its cache, for many runs. It builds its views only once."""
 
     def __init__(self, decoder: HostDecoder, segment: Segment, cache: Cache) -> None:
         self.decoder, self.segment = decoder, segment

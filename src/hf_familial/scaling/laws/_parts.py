@@ -42,7 +42,7 @@ FEW_EXPONENTS = (0.08, 0.15, 0.25, 0.35, 0.5, 0.7, 1.0)
 
 
 def floor(name: str = "E") -> Parameter:
-    """Return the irreducible loss: a linear parameter that is 0 or more."""
+    """Build the parameter of the irreducible loss. It is linear, and 0 or more."""
     return Parameter(name, name, "irreducible loss, nats per token", (0.0, math.inf))
 
 
@@ -52,7 +52,7 @@ def factor(
     meaning: str = "weight of its term",
     starts: tuple[float, ...] = (),
 ) -> Parameter:
-    """Return a positive weight of a column. The search moves its logarithm."""
+    """Build the parameter of a positive column weight. The search moves its logarithm."""
     return Parameter(name, symbol or name, meaning, (0.0, math.inf), starts, "log")
 
 
@@ -63,7 +63,7 @@ def exponent(
     starts: tuple[float, ...] = EXPONENTS,
     bounds: tuple[float, float] = (0.0, 5.0),
 ) -> Parameter:
-    """Return an exponent, with bounds of 0 and 5 by default."""
+    """Build the parameter of an exponent, by default between 0 and 5."""
     return Parameter(name, symbol or f"\\{name}", meaning, bounds, starts)
 
 

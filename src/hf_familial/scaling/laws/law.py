@@ -46,7 +46,7 @@ class Variable:
     levels: int = 3
 
     def lawful(self, values: np.ndarray) -> np.ndarray:
-        """Return which values are valid, as booleans. NaN and infinity are never valid."""
+        """Return a mask of the valid values. NaN and infinity are never valid."""
         above = values > self.minimum if self.open_minimum else values >= self.minimum
         return above & (values < self.maximum) & np.isfinite(values)
 
@@ -169,7 +169,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Outer:
-    """The function that turns the sum of a law's terms into the loss, if they differ.
+    """The function from the sum of a law's terms to the loss. Without it the sum is the loss.
 
     Attributes:
         apply (`Callable`): `apply(total, x, p)` returns the loss for a sum of terms.
@@ -263,7 +263,7 @@ class Law:
         raise ScalingError(f"`{self.name}` has parameters {list(self.names)}, not {name!r}.")
 
     def terms(self, x: Namespace, p: Namespace) -> list[Any]:
-        """Return every column times its weight. `x` and `p` contain arrays or `Dual`s."""
+        """Return the terms of the law, each a column times its weight, from arrays or `Dual`s."""
         columns = self.columns(x, p)
         return [
             self.weight(parameter.name, p) * column
@@ -287,7 +287,7 @@ class Law:
 
         Args:
             values (`Mapping[str, float]`): Every parameter by name. Arrays broadcast with the
-                variables. Values of shape (draws, 1) and rows of shape (rows,) give (draws, rows).
+                variables. Shapes (draws, 1) and (rows,) result in (draws, rows).
             variables (`float` or array): Every variable by name, in its unit.
 
         Returns:
@@ -324,7 +324,7 @@ class Law:
         absent = [name for name in self.names if name not in values]
         if absent:
             raise ScalingError(
-                f"`values` of `{self.name}` must give {list(self.names)}, missing: {absent}."
+                f"`values` of `{self.name}` must contain {list(self.names)}, missing: {absent}."
             )
         x = {name: np.asarray(variables[name], np.float64) for name in self.variable_names}
         p = {name: np.asarray(values[name], np.float64) for name in self.names}

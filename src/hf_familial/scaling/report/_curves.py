@@ -20,7 +20,7 @@ from .analysis import Analysis
 MOST_BUDGETS, MOST_SETTINGS, LEAST_SIZES = 9, 6, 3
 CURVE_POINTS, PENALTY_POINTS = 60, 17
 SAME = 1.25  # ratio of computes up to which runs without gaps count as one budget
-# variables that raise the loss of an exit or a family, and the value at which they do not
+# variables that raise the loss of an exit or a family, and the value that has no effect
 COSTS = {"G": 1.0, "U": 0.0, "V": 0.0}
 
 
@@ -90,7 +90,7 @@ def named(setting: Mapping[str, float]) -> str:
 
 
 def rows_of(analysis: Analysis, setting: Mapping[str, float]) -> np.ndarray:
-    """Return which rows have a setting, as booleans of shape (rows,)."""
+    """Return a mask of the rows with the values of a setting, shape (rows,)."""
     keep = np.ones(len(analysis.fit.data), bool)
     for name, value in setting.items():
         keep &= analysis.fit.data.columns[name] == value
@@ -172,7 +172,7 @@ class Penalty:
 
 
 def penalty(analysis: Analysis, name: str) -> Penalty:
-    """Compute the ratios of losses with and without the effect of a variable of `COSTS`."""
+    """Compute how much G, U or V raises each loss, as a ratio to the loss without its effect."""
     law, data, values = analysis.fit.law, analysis.fit.data, analysis.fit.values
     rows = {variable: data.columns[variable] for variable in law.variable_names}
     none = COSTS[name]

@@ -65,7 +65,7 @@ def dots(axes: Axes, x: np.ndarray, y: np.ndarray, most: int = MAX_POINTS, **loo
 
 
 def log_axis(axes: Axes, which: str, kind: str = "count") -> None:
-    """Make an axis that has data logarithmic, with few ticks. See `tick` for `kind`."""
+    """Make an axis logarithmic, with few ticks. Call it after drawing. See `tick` for `kind`."""
     axis = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}scale")("log")
     low, high = sorted(getattr(axes, f"get_{which}lim")())

@@ -48,7 +48,7 @@ class DataSource:
         columns (`Mapping[str, str]`): Column of every variable, or the formula that computed it.
         rows (`int`): Number of rows in the file.
         used (`int`): Number of these rows that could be fitted.
-        observed (`int`): Number of rows made from the used ones. For a branch law, each exit is a
+        observed (`int`): Number of rows created from them. For a branch law, each exit is a
             row.
         notes (`tuple[str, ...]`): Sentences on data that were left out, converted or computed.
         facts ([`Facts`]): Facts about the runs: vocabulary, data, and how N and C were counted.

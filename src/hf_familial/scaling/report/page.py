@@ -202,7 +202,7 @@ def _coefficients(analysis: Analysis) -> Table:
 
 
 def _runs(analysis: Analysis) -> Table:
-    """Return the table of the fitted rows."""
+    """Return the table of the fitted rows, at most `MOST_ROWS` of them."""
     data, predicted = analysis.fit.data, analysis.fit.fitted()
     names = [n for n in ("C", *analysis.fit.law.variable_names) if n in data.columns]
     words: dict[str, Any] = {"C": scientific, "N": count, "D": count}

@@ -91,7 +91,7 @@ class Row:
 
 
 def chosen(columns: Any, labels: Callable[[str], Sequence[Any]], condition: str) -> list[bool]:
-    """Return which rows meet a condition such as `"D > 1e9 and seed == 0"`."""
+    """Return a mask of the rows that meet a condition such as `"D > 1e9 and seed == 0"`."""
     parts = re.split(r"\s+(?:and|&&)\s+", condition.strip())
     met = [_met(list(columns), labels, part) for part in parts]
     return [all(of_row) for of_row in zip(*met, strict=True)]
@@ -164,7 +164,7 @@ class Selection:
         unknown = sorted(set(choice.units) - set(self.values))
         if unknown:
             raise TableError(
-                f"`--unit {unknown[0]}` needs a variable of the table. It has {some(self.values)}."
+                f"`--unit` must name one of the variables {some(self.values)}, got {unknown[0]!r}."
             )
         for name in table.columns:
             if plain(name) in EPOCHS and "D_unique" not in self.values:

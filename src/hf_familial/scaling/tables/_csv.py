@@ -97,7 +97,7 @@ class Grid:
     def _joined(
         self, lines: Sequence[tuple[int, str]], place: int, width: int
     ) -> tuple[list[str], int] | None:
-        """Return the cells of a row with a quoted cell of several lines, and the next index."""
+        """Join lines while a quoted cell is open. Return the cells and the next index."""
         text = lines[place - 1][1]
         for end in range(place, min(place + LONGEST, len(lines))):
             text += "\n" + lines[end][1]
@@ -107,7 +107,7 @@ class Grid:
         return None
 
     def split_whole(self, text: str) -> list[str]:
-        """Return the cells of a row that spans several lines."""
+        """Return the cells of a row of several lines, or no cells if it is not one row."""
         try:
             rows = list(csv.reader(text.splitlines(True), **self.options))
         except csv.Error:
@@ -126,7 +126,7 @@ class Grid:
 
 
 def _numbered(text: str) -> tuple[str, list[tuple[int, str]]]:
-    """Return the delimiter of a `sep=` line of Excel (else `""`), and the numbered other lines.
+    """Return the delimiter of a `sep=` line of Excel, else `""`, and all other lines with numbers.
 
     Blank lines are left out.
     """

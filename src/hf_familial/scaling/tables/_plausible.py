@@ -34,7 +34,7 @@ UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs"}
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of runs that a file contains."""
+    """The columns N, D, C and G of the runs in a file."""
 
     columns: Mapping[str, np.ndarray]  # those of N, D and C that the file has, (rows,)
     active: np.ndarray | None  # parameters that process each token, (rows,)

@@ -138,7 +138,7 @@ def check_runs_are(word: str) -> None:
 
 
 def last_of_each(labels: Sequence[str], tokens: np.ndarray, parts: Sequence[int]) -> np.ndarray:
-    """Return which rows have the most tokens of their run and exit."""
+    """Return a mask of the rows with the most tokens of their run and exit."""
     last: dict[tuple[str, int], int] = {}
     for i, key in enumerate(zip(labels, parts, strict=True)):
         old = last.get(key)

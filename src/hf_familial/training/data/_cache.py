@@ -33,8 +33,8 @@ def first_process_first() -> Iterator[None]:
     """Run the `with` block in the first process of each machine, then in the other processes.
 
     Every process must enter the block. If the first process raises, the others continue, so a bad
-    argument raises in each process. With accelerate's `local_main_process_first` it would be a
-    deadlock.
+    argument raises in each process. With accelerate's `local_main_process_first` the others would
+    wait for ever.
     """
     # A single process needs no `PartialState`. It would choose the device before the user does.
     if get_int_from_env(WORLD_SIZE_VARIABLES, 1) == 1:

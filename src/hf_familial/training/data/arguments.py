@@ -67,6 +67,9 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         """Check the values before anything is read or written."""
+        for name in ("train_files", "eval_files"):
+            if isinstance(value := getattr(self, name), str):
+                raise DataError(f"`{name}` must be a list of paths, got the string {value!r}.")
         if not 0 < self.eval_fraction < 1:
             raise DataError(
                 f"`eval_fraction` must be more than 0 and less than 1, got {self.eval_fraction}."

@@ -33,6 +33,7 @@ Documents: TypeAlias = Dataset | IterableDataset
 
 TEXT_FEATURES = Features({"text": Value("string")})
 TABLE_FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+CHAT_COLUMNS = frozenset({"messages", "conversations", "conversation", "chat"})
 TEXT_SUFFIXES = frozenset(
     ".txt .text .md .rst .tex .html .css .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .js .ts "
     ".jl .r .rb .lua .sh .sql".split()
@@ -186,8 +187,8 @@ def _split_by_keys(
     kept = [index for index, fraction in enumerate(fractions) if fraction > bar]
     if not kept:
         raise EmptyCorpusError(
-            "The corpus must have different documents to be split into train and eval, got "
-            f"{len(held_out)}, all held out. Pass other documents, `eval_files` or an eval split."
+            f"The corpus has {len(held_out)} documents, and all would be held out for evaluation. "
+            "Pass more or other documents, `eval_files` or an eval split."
         )
     return documents.select(kept), documents.select(held_out)
 
@@ -306,13 +307,14 @@ def _read_format(name: str, paths: list[str], args: DataArguments) -> Documents:
         )
     except StopIteration:
         raise EmptyCorpusError(
-            f"The {name} files must contain documents, got empty {paths}."
+            f"The {name} files must contain documents, but these are empty: {', '.join(paths)}."
         ) from None
     except DatasetGenerationError as error:
         # datasets wraps the errors of a reader; the original message is clearer
         if isinstance(error.__cause__, DataError):
             raise error.__cause__ from None
-        raise DataError(f"The {name} files {paths} could not be read.") from error
+        reason = error.__cause__ or error
+        raise DataError(f"The {name} files {paths} could not be read: {reason}") from error
     return _as_documents(table, args.text_column, f"the {name} files")
 
 
@@ -353,7 +355,7 @@ def _as_documents(dataset: Documents, text_column: str, origin: str) -> Document
     types = _column_types(dataset, origin)
     if text_column not in types:
         close = get_close_matches(text_column, list(types), 1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = f" Did you mean {close[0]!r}?" if close else _chat_hint(types)
         raise TextColumnError(
             f"`text_column` must name a column of {origin}, got {text_column!r}. "
             f"The columns are {sorted(types)}.{hint}"
@@ -361,12 +363,22 @@ def _as_documents(dataset: Documents, text_column: str, origin: str) -> Document
     if types[text_column] not in {"str", "string", "large_string", "null"}:
         raise TextColumnError(
             f"`text_column` must contain strings, got {text_column!r} of {origin}, "
-            f"which contains {types[text_column]}."
+            f"which contains {types[text_column]}.{_chat_hint(types)}"
         )
     dataset = dataset.select_columns([text_column])
     if text_column != "text":
         dataset = dataset.rename_column(text_column, "text")
     return dataset.cast(TEXT_FEATURES) if dataset.features != TEXT_FEATURES else dataset
+
+
+def _chat_hint(columns: Iterable[str]) -> str:
+    """Return what to do with chats, if a column has a usual name of chats."""
+    if CHAT_COLUMNS.isdisjoint(columns):
+        return ""
+    return (
+        " To train on chats, use `multi_exit(SFTTrainer)`. Text columns are read as plain text, "
+        "so special tokens such as `<|im_start|>` in them would be split."
+    )
 
 
 def _column_types(dataset: Documents, origin: str) -> dict[str, str]:

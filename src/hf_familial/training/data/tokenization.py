@@ -36,11 +36,11 @@ def load_or_train_tokenizer(corpus: Corpus, args: DataArguments) -> PreTrainedTo
 
     Returns:
         `transformers.PreTrainedTokenizerBase`: Tokenizer with an `eos_token`. A trained tokenizer
-        also has a `bos_token`, which is the same token, and a padding token. A very small corpus
-        gives fewer than `vocab_size` tokens.
+        also has a `bos_token`, which is the same token, and a padding token. With a very
+        small corpus it has fewer than `vocab_size` tokens.
 
     Raises:
-        TokenizerError: If the tokenizer has no `eos_token`.
+        TokenizerError: If a folder has no tokenizer, or if the tokenizer has no `eos_token`.
         EmptyCorpusError: If there is no text to train on.
 
     Example:
@@ -48,7 +48,7 @@ def load_or_train_tokenizer(corpus: Corpus, args: DataArguments) -> PreTrainedTo
     """
     if args.tokenizer_name is not None:
         with first_process_first():
-            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+            tokenizer = _load(args.tokenizer_name)
         check_end_of_text(tokenizer)
         return tokenizer
     sample = _sample(corpus.train, args.tokenizer_seed)
@@ -59,6 +59,18 @@ def load_or_train_tokenizer(corpus: Corpus, args: DataArguments) -> PreTrainedTo
         _train(sample, args.vocab_size).save_pretrained(temporary)
 
     return PreTrainedTokenizerFast.from_pretrained(cached_folder(folder, build))
+
+
+def _load(name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (ValueError, OSError) as error:
+        if not Path(name).is_dir() or any(Path(name).glob("*token*")):
+            raise
+        raise TokenizerError(
+            f"`tokenizer_name` must be a folder with a tokenizer, but `{name}` has no tokenizer "
+            f"files. Run `tokenizer.save_pretrained({name!r})`, or pass another `tokenizer_name`."
+        ) from error
 
 
 def check_end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -120,7 +132,7 @@ def _sample(documents: Documents, seed: int) -> list[str]:
     sample = list(_first_bytes(shuffled, SAMPLE_BYTES))
     if not any(sample):
         raise EmptyCorpusError(
-            "The tokenizer needs text to be trained on, got an empty train split."
+            "The train split must have text to train the tokenizer on, got none."
         )
     return sample
 

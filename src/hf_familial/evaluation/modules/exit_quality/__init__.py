@@ -1,1 +1,1 @@
-"""All measures of all exits, as a module of the `evaluate` library."""
+"""Quality and cost of all exits, as a module of the `evaluate` library."""

@@ -1,4 +1,4 @@
-"""All measures of all exits of a family, as a measurement of the `evaluate` library."""
+"""Quality and cost of all exits of a family, as a measurement of the `evaluate` library."""
 
 from typing import Any
 
