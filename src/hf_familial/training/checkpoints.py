@@ -9,7 +9,10 @@ import re
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.utils import CONFIG_NAME
+
+from ..models.familial import FamilialConfig
 
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,37 @@ def last_complete_checkpoint(folder: str | os.PathLike[str]) -> str | None:
             TRAINER_STATE_NAME,
         )
     return None
+
+
+def checkpoint_to_resume(given: str | bool, folder: str, config: FamilialConfig) -> str | bool:
+    """Return a checked checkpoint. `given=True` means the newest complete one in `folder`.
+
+    Raises:
+        ValueError: If the checkpoint has other exits, because `Trainer` would load it, or if the
+            folder has incomplete checkpoints only.
+    """
+    checkpoint = given
+    if checkpoint is True and Path(folder).is_dir():
+        checkpoint = last_complete_checkpoint(folder) or True
+        damaged = get_last_checkpoint(folder)
+        if checkpoint is True and damaged is not None:
+            raise ValueError(
+                "`resume_from_checkpoint=True` needs a complete checkpoint, but the folder "
+                f"`{folder}` has only incomplete ones, such as `{Path(damaged).name}`. Delete "
+                "them and start a new training."
+            )
+    if checkpoint is True or not (Path(checkpoint) / CONFIG_NAME).is_file():
+        return checkpoint  # `Trainer` reports a missing checkpoint; adapters alone have no config
+    stored = FamilialConfig.from_pretrained(checkpoint)
+    for name in ("exits", "num_exit_layers", "exit_norm", "exit_head"):
+        before, now = getattr(stored, name), getattr(config, name)
+        if before != now:
+            raise ValueError(
+                f"`resume_from_checkpoint` ({checkpoint}) has the `{name}` {before!r}, but "
+                f"this model has {now!r}. Resume with a model like that of the checkpoint, or "
+                "load its weights and start a new training."
+            )
+    return checkpoint
 
 
 def _has_state(checkpoint: Path) -> bool:
