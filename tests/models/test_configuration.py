@@ -8,7 +8,15 @@ import torch
 from backbones import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, BartConfig, Gemma3Config, GPT2Config, LlamaConfig
+from support import family_of
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BartConfig,
+    Gemma3Config,
+    GPT2Config,
+    LlamaConfig,
+)
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
 from hf_familial.models.familial.configuration_familial import check_exits
@@ -230,9 +238,9 @@ def test_round_trips_are_equal(fields, tmp_path):
 def test_fields_can_be_changed_while_loading(tmp_path):
     config().save_pretrained(tmp_path)
     loaded, unused = FamilialConfig.from_pretrained(
-        tmp_path, exits=[2, 4], default_exit=0, unheard_of=1, return_unused_kwargs=True
+        tmp_path, default_exit=0, vocab_size=70, unheard_of=1, return_unused_kwargs=True
     )
-    assert (loaded.exits, loaded.default_exit, unused) == ([2, 4], 0, {"unheard_of": 1})
+    assert (loaded.default_exit, loaded.vocab_size, unused) == (0, 70, {"unheard_of": 1})
 
 
 @pytest.mark.parametrize(
@@ -365,3 +373,20 @@ def test_a_misspelt_field_or_value_names_the_nearest(fields, near):
         FamilialConfig(**fields)
     assert near in str(raised.value)
     assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"exits": [2, 4]}, {"exit_norm": "shared"}, {"exit_head": "own"}, {"num_exit_layers": 2}],
+)
+def test_fields_that_name_weights_cannot_change_when_a_family_loads(fields, tmp_path):
+    """The weights of an exit would silently become those of an exit at another depth."""
+    family = family_of(exits=(1, 3, 4), num_exit_layers=1)
+    family.save_pretrained(tmp_path)
+    (name,) = fields
+    with pytest.raises(ValueError, match=f"`{name}` of a saved family is .* and cannot change"):
+        FamilialForCausalLM.from_pretrained(tmp_path, **fields)
+    with pytest.raises(ValueError, match="cannot change"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, **fields)
+    same = {name: getattr(family.config, name)}
+    assert FamilialForCausalLM.from_pretrained(tmp_path, **same).config.exits == [1, 3, 4]

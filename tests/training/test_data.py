@@ -618,3 +618,20 @@ def test_places_are_checked_before_anything_is_read(
     with pytest.raises((OSError, DataError)) as raised:
         prepare_data(DataArguments(**{name: placed(value) for name, value in fields.items()}))
     assert placed(said) in str(raised.value)
+
+
+def test_text_with_a_special_token_is_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "<|endoftext|>words of a chat " * 40
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(text)
+    args = DataArguments(
+        train_files=[str(tmp_path)], cache_dir=str(tmp_path / "cache"), vocab_size=300, seq_length=8
+    )
+    with caplog.at_level("WARNING", logger="hf_familial"):
+        prepare_data(args)
+    warned = [r.getMessage() for r in caplog.records if "special token" in r.getMessage()]
+    assert warned
+    assert "`<|endoftext|>`" in warned[0]
+    assert len(warned) <= 2  # one for each split

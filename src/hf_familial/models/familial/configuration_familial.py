@@ -35,6 +35,7 @@ TRANSFORMERS = "5.23"
 # The limit protects against configs from untrusted sources, because every layer takes time to
 # build. Private layers count too. The deepest decoders of Transformers have about 130 layers.
 MAX_LAYERS = 4096
+SHAPE = ("exits", "exit_norm", "exit_head", "num_exit_layers")  # fields that name weights
 
 # A process without this package loads a checkpoint by these names if `trust_remote_code=True`.
 AUTO_MAP = {
@@ -99,8 +100,7 @@ def check_text_fields(text_config: Mapping[str, Any]) -> None:
     kind: Any = CONFIG_MAPPING[text_config["model_type"]]
     name = kind.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for field in {name, "num_hidden_layers"}:
-        count = text_config.get(field, 0)
-        if is_int(count) and count > MAX_LAYERS:
+        if is_int(count := text_config.get(field, 0)) and count > MAX_LAYERS:
             raise ValueError(f"`{field}` must be {MAX_LAYERS} or less, got {count}.")
 
 
@@ -192,7 +192,7 @@ class FamilialConfig(PreTrainedConfig):
         if isinstance(self.text_config, dict):
             check_text_fields(self.text_config)
         for name in kwargs:
-            own = ("exits", "exit_norm", "exit_head", "num_exit_layers", "default_exit")
+            own = (*SHAPE, "default_exit")
             near = ["exits"] if name == "num_exits" else get_close_matches(name, own, 1, 0.75)
             if near:
                 raise ValueError(f"`{name}` is not a config field. Did you mean `{near[0]}`?")
@@ -273,8 +273,7 @@ class FamilialConfig(PreTrainedConfig):
 
     def resolve_exit(self, exit_idx: int | None = None) -> int:
         """Return an exit index between 0 and G - 1. `None` means `default_exit`."""
-        if exit_idx is None:
-            exit_idx = self.default_exit
+        exit_idx = self.default_exit if exit_idx is None else exit_idx
         if not is_int(exit_idx):
             raise TypeError(f"`exit_idx` must be an integer, got {exit_idx!r}.")
         if not -self.num_exits <= exit_idx < self.num_exits:
@@ -287,12 +286,15 @@ class FamilialConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a config from its fields. Raise `ValueError` if they have another `model_type`."""
-        model_type = config_dict.get("model_type", cls.model_type)
-        if model_type != cls.model_type:
+        if (model_type := config_dict.get("model_type", cls.model_type)) != cls.model_type:
             raise ValueError(
                 f"The checkpoint is a `{model_type}`, not a family. Call "
                 "`FamilialForCausalLM.from_backbone` to turn it into a family."
             )
+        for name in [n for n in SHAPE if n in config_dict and n in kwargs]:
+            if kwargs[name] != config_dict[name]:
+                what = f"`{name}` of a saved family is {config_dict[name]!r} and cannot change"
+                raise ValueError(f"{what}, got {kwargs[name]!r}.")
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

@@ -109,15 +109,13 @@ def relay_decode(
         streamer.end()
     if not generation_config.return_dict_in_generate:
         return text.input_ids
-    # before `to_plain`, whose passes are not part of the relay
-    stats = _stats(cache, text, decoder, time.perf_counter() - began)
-    whole = exits[-1] == model.config.num_exits - 1
     return RelayOutput(
+        # first, because `to_plain` runs passes that are not part of the relay
+        relay_stats=_stats(cache, text, decoder, time.perf_counter() - began),
         sequences=text.input_ids,
         scores=None if text.scores is None else tuple(text.scores),
         logits=None if text.logits is None else tuple(text.logits),
-        past_key_values=cache.to_plain() if whole else None,
-        relay_stats=stats,
+        past_key_values=cache.to_plain() if exits[-1] == model.config.num_exits - 1 else None,
     )
 
 

@@ -1,6 +1,7 @@
 """The tokenizer of a corpus: a pretrained one, or a byte-level BPE trained on the corpus."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ._cache import cached_folder, first_process_first, resolve_cache_dir
 from .arguments import DataArguments
 from .corpus import Corpus, Documents, iter_texts
 
+
+logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
@@ -86,15 +89,34 @@ def check_end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
     """Return a function that turns texts into token ids without special tokens."""
-    if tokenizer.is_fast:
-        backend = plain_backend(tokenizer)
+    special = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    backend = plain_backend(tokenizer) if tokenizer.is_fast else None
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        _warn_of_special(texts, special)
+        if backend is None:
+            return tokenizer(
+                texts, add_special_tokens=False, split_special_tokens=True, verbose=False
+            )["input_ids"]
         # a third faster than calling the tokenizer, which also builds masks and offsets
-        return lambda texts: [
-            encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)
-        ]
-    return lambda texts: tokenizer(
-        texts, add_special_tokens=False, split_special_tokens=True, verbose=False
-    )["input_ids"]
+        found = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    return encode
+
+
+def _warn_of_special(texts: list[str], special: list[str]) -> None:
+    """Log a warning at the first text that contains a special token, then empty `special`."""
+    found = next((token for token in special for text in texts if token in text), None)
+    if found is None:
+        return
+    special.clear()
+    logger.warning(
+        "The text contains `%s`, which is a special token of the tokenizer. It is read as plain "
+        "text and split into several tokens. To train on chats, pass them to "
+        "`multi_exit(SFTTrainer)`, which applies the chat template.",
+        found,
+    )
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
