@@ -38,7 +38,6 @@ CASES = [
     ("zero2", "own", "logits"),
     ("zero3", "own", "familial"),
     ("fsdp2", "tied", "familial"),
-    ("fsdp2", "own", "logits"),
 ]
 EACH = [
     pytest.param(*case, marks=needs_deepspeed if case[0].startswith("zero") else ())

@@ -79,7 +79,13 @@ class MultiExitTrainer(EachExitMixin):
             # without a gradient would keep that of an earlier step
             raise ValueError(
                 'DeepSpeed ZeRO-3 works neither with `exits="sample"` nor with a trainer that has '
-                f"a loss of its own, got {type(self).__name__}. Use ZeRO-2, FSDP2 or DDP."
+                f"a loss of its own, got {type(self).__name__}. Use ZeRO-2 or DDP."
+            )
+        if self.is_fsdp_enabled and not self._draws() and not self._has_host_loss():
+            # FSDP frees weights after the backward pass of the first exit
+            raise ValueError(
+                "FSDP cannot train every exit with a trainer that has a loss of its own, got "
+                f"{type(self).__name__}. Use DDP or DeepSpeed ZeRO-2."
             )
         if not isinstance(self.args, FamilialTrainingArguments):
             return
