@@ -45,7 +45,6 @@ import torch
 from rich.panel import Panel
 from rich.text import Text
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_familial import FamilialConfig, FamilialForCausalLM, evenly_spaced_exits
 from hf_familial.isoflop.yaml_file import read_yaml
@@ -57,6 +56,7 @@ from hf_familial.training import (
     PackedData,
     PretrainingArguments,
     PretrainingData,
+    last_complete_checkpoint,
     member_rows,
     plot_losses,
     prepare_data,
@@ -227,13 +227,15 @@ def load_backbone(args: ModelArguments) -> FamilialForCausalLM:
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
-    """Return the checkpoint to resume from. `last` is the newest one in the output folder."""
+    """Return the checkpoint to resume from. `last` is the newest complete one of the output."""
     checkpoint = args.resume_from_checkpoint
     if checkpoint in ("last", "true", "True"):
         folder = Path(args.output_dir)
-        checkpoint = get_last_checkpoint(args.output_dir) if folder.is_dir() else None
+        checkpoint = last_complete_checkpoint(folder)
         if checkpoint is None:
-            raise ValueError(f"`--resume_from_checkpoint`: folder `{folder}` has no checkpoint.")
+            raise ValueError(
+                f"`--resume_from_checkpoint`: folder `{folder}` has no complete checkpoint."
+            )
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise ValueError(f"`--resume_from_checkpoint`: folder `{checkpoint}` does not exist.")
     return checkpoint

@@ -282,7 +282,7 @@ def test_a_configuration_file(run: Any, tmp_path: Path, suffix: str) -> None:
         ({"exit_norm": "other"}, "`exit_norm` must be one of own, shared, got 'other'"),
         ({"model_type": "nonesuch"}, "nonesuch"),
         ({"model_type": "t5"}, "decoder"),
-        ({"resume_from_checkpoint": "last"}, "folder `.*` has no checkpoint"),
+        ({"resume_from_checkpoint": "last"}, "folder `.*` has no complete checkpoint"),
         ({"resume_from_checkpoint": "absent"}, "folder `absent` does not exist"),
         ({"seq_length": 1}, "`seq_length` must be at least 2, got 1"),
         ({"backbone": "./absent"}, "absent"),

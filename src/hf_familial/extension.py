@@ -7,6 +7,7 @@ package is installed. Nothing else imports it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from .models.familial.configuration_familial import SEAM, Accelerator, Extension
@@ -31,6 +32,12 @@ class PackageExtension(Extension):
         from .models.backbone_verification import check_family
 
         check_family(model)
+
+    def construction(self, model: Any) -> AbstractContextManager[None]:
+        """Return a context in which DeepSpeed ZeRO-3 partitions no module of a new model."""
+        from .models.zero3 import construction
+
+        return construction(model)
 
     def load_cut(self, load: Any, name: Any, max_exit: int, *args: Any, **kwargs: Any) -> Any:
         """Load the members up to one exit."""

@@ -1,11 +1,14 @@
 """Checkpoints of a run, in a folder in which an older run of another family left its own."""
 
+import shutil
+
 import pytest
 import torch
 from reference import stir, tiny_family
 from test_trainer import trainer_of
 
 from hf_familial import FamilialForCausalLM
+from hf_familial.training import last_complete_checkpoint
 
 
 SAVED = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
@@ -43,3 +46,20 @@ def test_a_checkpoint_cut_off_is_not_resumed_with_an_older_runs_state(where, tmp
     again = trainer_of(tmp_path, tiny_family("llama", [1, 3, 4]), **SAVED)
     with pytest.raises(FileNotFoundError, match="trainer_state"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_resuming_skips_an_incomplete_checkpoint(tmp_path, caplog):
+    """A process that is killed while it saves leaves a checkpoint without a readable state."""
+    trainer_of(tmp_path, max_steps=3, save_strategy="steps", save_steps=1).train()
+    (tmp_path / "checkpoint-3/trainer_state.json").unlink()
+    cut = tmp_path / "checkpoint-2/trainer_state.json"
+    cut.write_text(cut.read_text()[:100])
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    assert "checkpoint-3 is incomplete" in caplog.text
+    resumed = trainer_of(tmp_path, max_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    shutil.rmtree(tmp_path / "checkpoint-1")
+    assert last_complete_checkpoint(tmp_path) is None
+    with pytest.raises(ValueError, match="has only incomplete ones, such as `checkpoint-3`"):
+        trainer_of(tmp_path, max_steps=4).train(resume_from_checkpoint=True)

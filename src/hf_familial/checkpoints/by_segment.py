@@ -130,6 +130,8 @@ def save_checkpoint(
     if adapters or kwargs.get("distributed_checkpoint"):
         save(folder, **kwargs)  # files of other formats, which Transformers handles
         return
+    if kwargs.get("state_dict"):
+        kwargs["state_dict"] = _without_ties(model, kwargs["state_dict"])
     folder = Path(folder)
     here = model.should_save_on_this_rank(kwargs.get("is_main_process", True))
     if kwargs.get("push_to_hub"):
@@ -143,6 +145,20 @@ def save_checkpoint(
     else:
         write(folder, **kwargs)  # writes nothing here, but joins collective operations
     model.barrier_after_gathered_checkpoint_save(getattr(model.config, "distributed_config", None))
+
+
+def _without_ties(model: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights without the second name of a tied weight.
+
+    Transformers finds ties by memory address, but DeepSpeed passes clones of all weights.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    second = set()
+    for name, first in model.all_tied_weights_keys.items():
+        both = name in weights and first in weights and name in parameters
+        if both and parameters[name] is parameters.get(first):
+            second.add(name)
+    return {name: weight for name, weight in weights.items() if name not in second}
 
 
 @contextmanager

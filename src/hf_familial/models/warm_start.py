@@ -16,6 +16,7 @@ from . import is_family_config
 from .backbone_verification import check_unverified, decoder_of
 from .familial.backbones import can_tie, unsupported_backbone
 from .familial.configuration_familial import evenly_spaced_exits
+from .zero3 import gathered, is_partitioned, partition
 
 
 # arguments of `from_backbone` that users misspell
@@ -85,9 +86,16 @@ def family_of(
         family = cls(config)
     model = family.model
     model.backbone = decoder_of(host)
-    model.exits = model.build_exits(keep=True)
     family.lm_head = host.get_output_embeddings()
-    family.exit_heads = family.build_exit_heads(keep=True)
+    partitioned = any(map(is_partitioned, host.parameters()))
+    copied = [model.decoder.norm, family.lm_head]
+    if config.num_exit_layers:
+        copied += model.decoder.layers
+    with gathered(copied):
+        model.exits = model.build_exits(keep=True)
+        family.exit_heads = family.build_exit_heads(keep=True)
+    if partitioned:
+        partition(family)
     if host.can_generate():
         family.generation_config = copy.deepcopy(host.generation_config)
         if not model.spec.cache:

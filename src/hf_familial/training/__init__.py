@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         FlopCounterCallback,
         RunRecordCallback,
     )
+    from .checkpoints import last_complete_checkpoint
     from .data import DataArguments, PackedData, prepare_data
     from .pretraining import PretrainingArguments, PretrainingData, pretrain
     from .report import MemberRow, member_rows, plot_losses, print_members, save_members
@@ -26,6 +27,7 @@ _MODULES = {
     ".args": "FamilialTrainingArguments",
     ".budget": "flops_per_step steps_for_budget",
     ".callbacks": "ExitProgressCallback FlopBudgetCallback FlopCounterCallback RunRecordCallback",
+    ".checkpoints": "last_complete_checkpoint",
     ".data": "DataArguments PackedData prepare_data",
     "._multi_exit": "multi_exit",
     ".pretraining": "PretrainingArguments PretrainingData pretrain",
@@ -51,6 +53,7 @@ __all__ = [
     "RunRecordCallback",
     "exit_weights",
     "flops_per_step",
+    "last_complete_checkpoint",
     "lora_targets",
     "member_rows",
     "multi_exit",

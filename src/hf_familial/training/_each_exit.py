@@ -132,6 +132,9 @@ class EachExitMixin(_Base):
         training = family.training and torch.is_grad_enabled()
         if self._draws() and training:
             return self._drawn_loss(compute, model, inputs, wants_outputs)
+        if self.is_deepspeed_enabled:
+            # its engine would count the backward pass of each exit as one of a micro-batch
+            model = self.accelerator.unwrap_model(model)
         count = family.config.num_exits
         weights = self._step_weights() if training else [1 / count] * count
         records, total = _Bookkeeping(self), GradientSum(self._loss_scale())

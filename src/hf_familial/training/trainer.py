@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import find_batch_size
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, get_last_checkpoint
-from transformers.utils import CONFIG_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from ..flops import prepare_training_flops
-from ..models.familial import FamilialConfig
 from ..models.familial.losses import IGNORE_INDEX
 from ._each_exit import EachExitMixin
 from ._exit_losses import ExitLosses
@@ -33,6 +32,7 @@ from .callbacks import (
     FlopCounterCallback,
     RunRecordCallback,
 )
+from .checkpoints import checkpoint_to_resume
 from .run_record import TokenCounts, add_counts, count_targets, count_tokens, main_input
 from .tuning import what_learns
 
@@ -74,6 +74,13 @@ class MultiExitTrainer(EachExitMixin):
         if self._host_computes_loss():
             check_label_smoothing(self.args)
         self._step_weights()  # one weight for each exit
+        if is_deepspeed_zero3_enabled() and (self._draws() or not self._has_host_loss()):
+            # its weights are partitioned again before the summed gradients arrive, and a parameter
+            # without a gradient would keep that of an earlier step
+            raise ValueError(
+                'DeepSpeed ZeRO-3 works neither with `exits="sample"` nor with a trainer that has '
+                f"a loss of its own, got {type(self).__name__}. Use ZeRO-2, FSDP2 or DDP."
+            )
         if not isinstance(self.args, FamilialTrainingArguments):
             return
         if given != "uniform":
@@ -200,8 +207,13 @@ class MultiExitTrainer(EachExitMixin):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Train like `Trainer.train`. A checkpoint to resume from must have the same exits."""
-        self._check_resumed(resume_from_checkpoint)
+        """Train like `Trainer.train`. A checkpoint to resume from must have the same exits.
+
+        `resume_from_checkpoint=True` means the newest complete checkpoint in `output_dir`.
+        """
+        if resume_from_checkpoint:
+            given, folder = resume_from_checkpoint, self.args.output_dir
+            resume_from_checkpoint = checkpoint_to_resume(given, folder, self.model.config)
         self._exit_losses.clear()
         self._meter.clear()
         self._tokens.clear()
@@ -222,23 +234,6 @@ class MultiExitTrainer(EachExitMixin):
                 except OSError as second:  # a full disk makes both writes fail
                     error.add_note(f"The row of runs.jsonl could not be written either: {second}")
             raise
-
-    def _check_resumed(self, checkpoint: str | bool | None) -> None:
-        """Raise `ValueError` if a checkpoint has other exits, because `Trainer` would load it."""
-        if checkpoint is True:
-            folder = self.args.output_dir
-            checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-        if not checkpoint or not (Path(checkpoint) / CONFIG_NAME).is_file():
-            return  # `Trainer` reports a missing checkpoint; adapters alone have no config
-        stored, config = FamilialConfig.from_pretrained(checkpoint), self.model.config
-        for name in ("exits", "num_exit_layers", "exit_norm", "exit_head"):
-            before, now = getattr(stored, name), getattr(config, name)
-            if before != now:
-                raise ValueError(
-                    f"`resume_from_checkpoint` ({checkpoint}) has the `{name}` {before!r}, but "
-                    f"this model has {now!r}. Resume with a model like that of the checkpoint, or "
-                    "load its weights and start a new training."
-                )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, and the losses of the last evaluation in `trainer_state.json`."""

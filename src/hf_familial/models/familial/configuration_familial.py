@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -321,7 +322,7 @@ def check_transformers() -> None:
 # --- The files of this folder run without the package. If it is installed, it adds features. ------
 
 PACKAGE = "hf_familial"
-SEAM = 2  # increased with every change of a signature in `Extension` or `Accelerator`
+SEAM = 3  # increased with every change of a signature in `Extension` or `Accelerator`
 
 
 class Accelerator:
@@ -365,6 +366,10 @@ class Extension:
 
     def check_backbone(self, model: Any) -> None:
         """Raise if a backbone of an unknown type fails the numeric checks."""
+
+    def construction(self, model: Any) -> AbstractContextManager[None]:
+        """Return a context in which a model builds its modules from whole parameters."""
+        return nullcontext()
 
     def load_cut(self, load: Any, name: Any, max_exit: int, *args: Any, **kwargs: Any) -> Any:
         """Load the members up to one exit with `load`, the `from_pretrained` of Transformers."""

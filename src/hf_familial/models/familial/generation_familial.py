@@ -54,8 +54,7 @@ class FamilialGenerationMixin(GenerationMixin):
             model_kwargs.setdefault("exit_idx", config.exit_idx)
         # a backbone without a cache must run the whole text in each step
         config.use_cache = config.use_cache and bool(self.model.spec.cache)
-        exit_idx = self.model.resolve_exit(model_kwargs.get("exit_idx"))
-        check_healing(self.config, config, exit_idx)
+        check_healing(self.config, config, self.model.resolve_exit(model_kwargs.get("exit_idx")))
         return config, model_kwargs
 
     def _supports_default_dynamic_cache(self) -> bool:

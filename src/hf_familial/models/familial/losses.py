@@ -134,9 +134,9 @@ def multi_exit_loss(
     traced = torch.compiler.is_compiling()
     plain = loss_function is ForCausalLMLoss and (not traced or _has_traceable_loss())
     # distillation computes all exits together in chunks, even if the forward returns their logits
-    teaches = distillation is not None and len(exits) > 1
-    chunked = [k for k, e in exits.items() if plain and e.linear and (teaches or e.logits is None)]
-    if teaches and len(chunked) < len(exits):
+    taught = distillation if len(exits) > 1 else None
+    chunked = [k for k, e in exits.items() if plain and e.linear and (taught or e.logits is None)]
+    if taught and len(chunked) < len(exits):
         raise ValueError(
             "`distillation` needs unquantised linear heads with their full weight in each process, "
             "and the default loss function of Transformers. Pass `distillation=None`."
@@ -154,9 +154,8 @@ def multi_exit_loss(
 
         def read(*hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             cross_entropy = _traceable_loss if traced else linear_cross_entropy
-            counted = [weights[k] for k in chunked], transform, ignore_index
-            taught = distillation if teaches else None
-            return cross_entropy(hidden_states, heads, targets, denominator, *counted, taught)
+            options = [weights[k] for k in chunked], transform, ignore_index, taught
+            return cross_entropy(hidden_states, heads, targets, denominator, *options)
 
         whole: Any = _gathered(heads, read)
         loss, found = whole(*(exits[k].hidden_states.flatten(0, -2) for k in chunked))

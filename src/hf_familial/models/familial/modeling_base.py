@@ -187,16 +187,18 @@ class FamilialModel(FamilialPreTrainedModel):
         super().__init__(config)
         config.check()  # a field may have changed since the config was created
         # pass the default dtype, not that of `text_config`, because heads and exits have it too
-        self.backbone = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
-        self.spec = find_backbone_spec(self.backbone)
-        self.frozen = False
-        if config.num_exit_layers and self.spec.host.whole:
-            reason = f"`num_exit_layers` must be 0, got {config.num_exit_layers}, because "
-            kind = config.text_config.model_type
-            raise unsupported_backbone(kind, reason + self.spec.host.whole)
-        self.exits = self.build_exits(keep=False)
-        self.gradient_checkpointing = False
-        self.post_init()
+        dtype = torch.get_default_dtype()
+        with extension().construction(self):
+            self.backbone = AutoModel.from_config(config.text_config, dtype=dtype)
+            self.spec = find_backbone_spec(self.backbone)
+            self.frozen = False
+            if config.num_exit_layers and self.spec.host.whole:
+                reason = f"`num_exit_layers` must be 0, got {config.num_exit_layers}, because "
+                kind = config.text_config.model_type
+                raise unsupported_backbone(kind, reason + self.spec.host.whole)
+            self.exits = self.build_exits(keep=False)
+            self.gradient_checkpointing = False
+            self.post_init()
 
     def build_exits(self, keep: bool) -> nn.ModuleList:
         """Build the early exits. With `keep=False`, `post_init` draws new weights for them."""

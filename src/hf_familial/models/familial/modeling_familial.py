@@ -74,17 +74,17 @@ class FamilialForCausalLM(FamilialPreTrainedModel, FamilialGenerationMixin):
 
     def __init__(self, config: FamilialConfig) -> None:
         super().__init__(config)
-        self.model = FamilialModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = build_head(config.text_config)
-        self.exit_heads = self.build_exit_heads(keep=False)
-        embedding = self.get_input_embeddings()
-        name = next(n for n, m in self.named_modules() if m is embedding)
-        tied = {"lm_head.weight": f"{name}.weight"}
-        self._tied_weights_keys = tied if can_tie(config.text_config) else {}
-        if not self.model.spec.cache:
-            self.generation_config.use_cache = False
-        self.post_init()
+        with extension().construction(self):
+            self.model = FamilialModel(config)
+            self.vocab_size = config.vocab_size
+            self.lm_head = build_head(config.text_config)
+            self.exit_heads = self.build_exit_heads(keep=False)
+            name = next(n for n, m in self.named_modules() if m is self.get_input_embeddings())
+            tied = {"lm_head.weight": f"{name}.weight"}
+            self._tied_weights_keys = tied if can_tie(config.text_config) else {}
+            if not self.model.spec.cache:
+                self.generation_config.use_cache = False
+            self.post_init()
         extension().check_backbone(self)
 
     @classmethod

@@ -152,8 +152,7 @@ class RelayCache:
         entry = {"inputs_embeds" if input_ids is None else "input_ids": given}
         at_once = whole and self._done[0] == self._done[-1] and not any(self._branches)
         self._run(0, len(self.exits) - 1 if at_once else 0, new, **entry)
-        pending = self.length - self._done[-1]
-        if whole or pending > self.prompt_end - self.first + self.max_pending:
+        if whole or self.length - self._done[-1] > self.prompt_end - self.first + self.max_pending:
             self.catch_up(self.exits[-1])
 
     def catch_up(self, exit_idx: int) -> None:
@@ -256,8 +255,7 @@ class RelayCache:
     def runner(self, first: int, last: int) -> SegmentRunner:
         """Return the pass through the segments `first` to `last`, by the backbone's own layers."""
         if (first, last) not in self._runners:
-            members = self.model.model.members
-            segment = members.segment(self.depths[first], self.depths[last + 1])
+            segment = self.model.model.members.segment(self.depths[first], self.depths[last + 1])
             self._runners[first, last] = self._segment_runner(segment)
         return self._runners[first, last]
 
@@ -305,8 +303,7 @@ class Columns:
         if mask is None and seen is not None:
             mask = seen.new_ones((batch, new))
         if mask is not None and mask.shape[1] == new:
-            seen = mask.new_ones((batch, length)) if seen is None else seen
-            mask = torch.cat((seen, mask), 1)
+            mask = torch.cat((mask.new_ones((batch, length)) if seen is None else seen, mask), 1)
         self.attention_mask = mask
         self._length += new
 

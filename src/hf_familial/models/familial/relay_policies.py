@@ -233,8 +233,7 @@ class SpeculativeDecoder(RelayDecoder):
         count = drafts.tokens.shape[1]
         columns = count + drafts.ran
         self.run_check(exit_idx)
-        logits = self.cache.logits(exit_idx, last=columns).float()
-        scores = logits
+        scores = logits = self.cache.logits(exit_idx, last=columns).float()
         if self.text.processors:  # they need the text before each column
             before = [drafts.ids[:, : drafts.start + i] for i in range(columns)]
             processed = [self.text.process(ids, logits[:, i]) for i, ids in enumerate(before)]
@@ -253,8 +252,7 @@ class SpeculativeDecoder(RelayDecoder):
     ) -> tuple[torch.Tensor, int, torch.Tensor]:
         """Return the tokens, how many drafts every row accepts, and a mask of accepted drafts."""
         # every row keeps as many drafts as the row with the fewest, so that lengths stay equal
-        drafted, columns = drafts.tokens, scores.shape[1]
-        count = drafted.shape[1]
+        drafted, columns, count = drafts.tokens, scores.shape[1], drafts.tokens.shape[1]
         if not self.text.do_sample:
             targets = scores.argmax(-1)
             right = (drafted == targets[:, :count]).cumprod(1).bool()
