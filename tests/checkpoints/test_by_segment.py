@@ -245,7 +245,7 @@ def test_headless(tied, tmp_path):
 
 def test_errors(tmp_path):
     family_of().save_pretrained(tmp_path / "family")
-    with pytest.raises(IndexError, match="`exit_idx` 3"):
+    with pytest.raises(IndexError, match="`exit_idx` must be between -3 and 2, got 3"):
         FamilialForCausalLM.from_pretrained(tmp_path / "family", max_exit=3)
     with pytest.raises(TypeError, match="integer"):
         FamilialForCausalLM.from_pretrained(tmp_path / "family", max_exit="0")

@@ -624,7 +624,7 @@ def test_text_with_a_special_token_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = "<|endoftext|>words of a chat " * 40
-    for name in ("a", "b"):
+    for name in "abcdefghij":
         (tmp_path / f"{name}.txt").write_text(text)
     args = DataArguments(
         train_files=[str(tmp_path)], cache_dir=str(tmp_path / "cache"), vocab_size=300, seq_length=8
