@@ -623,9 +623,8 @@ def test_places_are_checked_before_anything_is_read(
 def test_text_with_a_special_token_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = "<|endoftext|>words of a chat " * 40
     for name in "abcdefghij":
-        (tmp_path / f"{name}.txt").write_text(text)
+        (tmp_path / f"{name}.txt").write_text(f"<|endoftext|>words of chat {name} " * 40)
     args = DataArguments(
         train_files=[str(tmp_path)], cache_dir=str(tmp_path / "cache"), vocab_size=300, seq_length=8
     )
