@@ -94,6 +94,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], Any, Any]] = {
     "kto": (_stable("KTO"), {}, RATED, dict),
     "grpo": (_stable("GRPO"), {**GENERATED, "beta": 0.0}, PROMPTS, "reward"),
     "grpo_reference": (_stable("GRPO"), {**GENERATED, "beta": 0.1}, PROMPTS, "reward"),
+    "rloo": (_stable("RLOO"), {**GENERATED, "beta": 0.1}, PROMPTS, "reward"),
     "distillation": (_stable("Distillation"), {"max_completion_length": 6}, PROMPTS, "teacher"),
     "orpo": (_experimental("ORPO"), {}, PAIRS, dict),
     "cpo": (_experimental("CPO"), {}, PAIRS, dict),
@@ -128,9 +129,19 @@ def make_trainer(name: str, folder: Path, place: Path, model: Any = None, **opti
     )
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_gradients_are_the_mean_over_exits(name: str, folder: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(name, folder, tmp_path, wrap=hff.multi_exit)
+DRAWN = ["rloo", "grpo", "sft", "dpo"]
+
+
+@pytest.mark.parametrize(
+    ("name", "exits"), [(n, "all") for n in CASES if n != "rloo"] + [(n, "sample") for n in DRAWN]
+)
+def test_gradients_are_the_mean_over_exits(
+    name: str, exits: str, folder: Path, tmp_path: Path
+) -> None:
+    """With `exits="sample"`, they are those of the drawn exit."""
+    trainer = make_trainer(
+        name, folder, tmp_path, wrap=lambda base: hff.multi_exit(base, exits=exits)
+    )
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
@@ -150,8 +161,15 @@ def test_gradients_are_the_mean_over_exits(name: str, folder: Path, tmp_path: Pa
         return make_trainer(name, folder, tmp_path, model=model)
 
     family = hff.FamilialForCausalLM.from_pretrained(folder)
-    right = gradients_by_exit(plain, gradients_of, family, [1 / G] * G)
+    weights = [1 / G] * G
+    if exits == "sample":
+        weights = [float(k == trainer._drawn_exit()) for k in range(G)]
+    right = gradients_by_exit(plain, gradients_of, family, weights)
     found = gradients_of(trainer)
+    if exits == "sample":  # parameters that the exit does not reach have a gradient of zero
+        right |= {n: torch.zeros_like(g) for n, g in found.items() if n not in right}
+        assert_close(found, right)
+        return
     assert_close(found, right)
     moved = {
         part for n in found for part in ("exits.0", "exits.1", "backbone.layers.3") if part in n

@@ -65,7 +65,7 @@ def checkpoint_to_resume(given: str | bool, folder: str, config: FamilialConfig)
                 f"`{folder}` has only incomplete ones, such as `{Path(damaged).name}`. Delete "
                 "them and start a new training."
             )
-    if checkpoint is True or not (Path(checkpoint) / CONFIG_NAME).is_file():
+    if isinstance(checkpoint, bool) or not (Path(checkpoint) / CONFIG_NAME).is_file():
         return checkpoint  # `Trainer` reports a missing checkpoint; adapters alone have no config
     stored = FamilialConfig.from_pretrained(checkpoint)
     for name in ("exits", "num_exit_layers", "exit_norm", "exit_head"):
