@@ -22,6 +22,7 @@ ALSO = {
     "test_examples": {"scripts"},
     "test_examples_set": {"scripts"},
     "test_foreign_configs": {"warm_start"},
+    "test_launched": {"zero3"},
     "test_laws": {"familial", "sparse"},
     "test_modules": {"exit_agreement", "exit_quality", "expected_calibration_error"},
     "test_plain": {"family_files"},

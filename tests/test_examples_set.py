@@ -77,7 +77,7 @@ EXAMPLES = {
             ("--exits 2,4,9", 1, "got [2, 4, 9]"),
             ("--exits=2,4,9", 1, "got [2, 4, 9]"),
             ("--exits 2, 4, 9", 1, "got [2, 4, 9]"),
-            ("--model_type quen3", 1, "did you mean qwen3"),
+            ("--model_type quen3", 1, "Did you mean qwen3"),
             ("--model_type bert", 1, "`bert` cannot be the backbone"),
             ("--hidden_size 30", 1, "not a multiple"),
             ("--exit_weights unifrom", 1, "Did you mean 'uniform'?"),

@@ -773,7 +773,7 @@ def test_the_example(hub, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_path(str(path), run_name="__main__")
     shown = capsys.readouterr().out
-    assert "the deepest that fits: exit 2" in shown
+    assert "The deepest member that fits is exit 2." in shown
     assert set(hub.repos) == {"me/fam", NAMES[0], NAMES[2]}
     hub.log.clear()
     monkeypatch.setattr(sys, "argv", [*words, "--dry_run", "True"])
