@@ -203,6 +203,28 @@ WORDS: Mapping[str, Words] = {
             ),
         ),
     ),
+    "multi_exit": Words(
+        sentences="Each row is a training step of one Llama with 8 layers and a vocabulary of "
+        "32,768, in a process of its own. `SFTTrainer` is trl's, with the loss that it has by "
+        "default. The last row is the loss of the family itself.",
+        goals={
+            "mib_all_over_one": "memory of `multi_exit(SFTTrainer)` with 4 exits over one exit",
+            "seconds_all_over_passes": "time of 4 exits over 4 plain steps, one for each exit",
+        },
+        tables=(
+            Table(
+                "One training step of 1,024 tokens:",
+                {
+                    "`SFTTrainer`, deepest exit only": "one",
+                    "`multi_exit(SFTTrainer)`, 4 exits": "all",
+                    "the same with `exits=\"sample\"`": "sample",
+                    "4 plain steps, one for each exit": "passes",
+                    "`FamilialTrainer`, 4 exits": "familial",
+                },
+                {"s": "seconds_{}", "peak MiB": "mib_{}"},
+            ),
+        ),
+    ),
     "sweep": Words(
         sentences="The 30 runs of `examples/isoflop.yaml` with two workers of one thread each. The "
         "first row counts all the time of the sweep: starting workers, data, evaluations and "
