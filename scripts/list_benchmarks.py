@@ -217,7 +217,7 @@ WORDS: Mapping[str, Words] = {
                 {
                     "`SFTTrainer`, deepest exit only": "one",
                     "`multi_exit(SFTTrainer)`, 4 exits": "all",
-                    "the same with `exits=\"sample\"`": "sample",
+                    'the same with `exits="sample"`': "sample",
                     "4 plain steps, one for each exit": "passes",
                     "`FamilialTrainer`, 4 exits": "familial",
                 },
