@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from transformers.utils import CONFIG_NAME
 
 from ..models.familial import FamilialConfig
+from ..models.familial.configuration_familial import SHAPE
 
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def checkpoint_to_resume(given: str | bool, folder: str, config: FamilialConfig)
     if isinstance(checkpoint, bool) or not (Path(checkpoint) / CONFIG_NAME).is_file():
         return checkpoint  # `Trainer` reports a missing checkpoint; adapters alone have no config
     stored = FamilialConfig.from_pretrained(checkpoint)
-    for name in ("exits", "num_exit_layers", "exit_norm", "exit_head"):
+    for name in SHAPE:
         before, now = getattr(stored, name), getattr(config, name)
         if before != now:
             raise ValueError(
