@@ -326,6 +326,17 @@ def test_flops_are_those_of_the_passes(tmp_path: Path) -> None:
     assert first.state.total_flos < 0.5 * plain.state.total_flos
 
 
+def test_flops_of_a_training_leave_out_its_evaluations(tmp_path: Path) -> None:
+    totals = []
+    for given in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
+        trainer = trainer_of(
+            hff.multi_exit(ReadsLogits), tmp_path, family_of(), max_steps=3, **given
+        )
+        trainer.train()
+        totals.append(trainer.state.total_flos)
+    assert totals[0] == totals[1] > 0
+
+
 def test_plain_use_of_one_exit_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.get_logger("hf_familial.models.familial.modeling_base")
     logger.warning_once.cache_clear()  # type: ignore[attr-defined]

@@ -60,7 +60,7 @@ class ExitPredictions:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """One setting of the thresholds, with its quality and cost on held-out texts.
+    """A setting of the thresholds, with its quality and cost on held-out texts.
 
     Attributes:
         thresholds (`dict[int, float]`): The confidence threshold by exit index. Exits without an

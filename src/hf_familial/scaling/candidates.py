@@ -156,7 +156,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Option:
-    """One way to use a candidate on all devices, such as one model for all of them."""
+    """A way to use a candidate on all devices, such as one model for all of them."""
 
     name: str  # the candidate and the way, such as "dense, one for all"
     candidate: Candidate  # the candidate

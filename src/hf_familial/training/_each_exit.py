@@ -110,6 +110,7 @@ class EachExitMixin(_Base):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run a training step of the trainer class. If it generates texts, one exit does so."""
         self.model.train()
+        self._meter.clear()  # passes of an evaluation do not belong to the training
         with self._exit_outside_loss():
             return super().training_step(*args, **kwargs)
 

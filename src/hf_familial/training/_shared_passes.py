@@ -27,19 +27,15 @@ class ActiveExit:
         return model.forward(**inputs, exit_idx=self.exit_idx)
 
     def head(self, family: Any) -> torch.nn.Module:
-        """Return the head of the exit."""
-        return _head(family, self.exit_idx)
-
-
-def _head(family: Any, exit_idx: int) -> torch.nn.Module:
-    """Return the head of an exit. Raise if an adapter changes the head."""
-    head = family.head(exit_idx)
-    if hasattr(head, "base_layer"):
-        raise ValueError(
-            "The trainer reads the weight of each output head, so an adapter on `exit_heads` would "
-            'never learn. Add `exclude_modules=r".*exit_heads.*"` to the config of the adapter.'
-        )
-    return head
+        """Return the head of the exit. Raise if an adapter changes the head."""
+        head = family.head(self.exit_idx)
+        if hasattr(head, "base_layer"):
+            raise ValueError(
+                "The trainer reads the weight of each output head, so an adapter on `exit_heads` "
+                'would never learn. Add `exclude_modules=r".*exit_heads.*"` to the config of the '
+                "adapter."
+            )
+        return head
 
 
 @contextmanager
@@ -76,13 +72,16 @@ class SharedPasses:
 
     def head(self, family: Any) -> torch.nn.Module:
         """Return the head of the exit."""
-        return _head(family, self.exit_idx)
+        return self._direct().head(family)
+
+    def _direct(self) -> ActiveExit:
+        return ActiveExit(self.exit_idx, self.meter)
 
     @torch.compiler.disable
     def run(self, model: FamilialModel, inputs: dict[str, Any]) -> Any:
         """Return the output of a call for the exit, from a stored pass if there is one."""
         if inputs.get("past_key_values") is not None or inputs.get("use_cache"):
-            return ActiveExit(self.exit_idx, self.meter).run(model, inputs)
+            return self._direct().run(model, inputs)
         index, graph = self._next, torch.is_grad_enabled()
         self._next += 1
         if index == len(self._passes):
@@ -92,7 +91,7 @@ class SharedPasses:
             self._passes.append((inputs, graph, output))
         stored, had_graph, output = self._passes[index]
         if graph is not had_graph or not _same(inputs, stored):
-            return ActiveExit(self.exit_idx, self.meter).run(model, inputs)
+            return self._direct().run(model, inputs)
         fields = dict(output) | {"last_hidden_state": output.exit_hidden_states[self.exit_idx]}
         del fields["exit_hidden_states"]
         return FamilialModelOutput(**self._detached(fields))

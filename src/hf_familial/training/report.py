@@ -23,7 +23,7 @@ from ..models.familial import FamilialForCausalLM
 
 @dataclass(frozen=True)
 class MemberRow:
-    """One row of the table of members."""
+    """A row of the table of members."""
 
     exit_idx: int  # exit at which the member ends
     depth: int  # backbone layers below the exit
